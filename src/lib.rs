@@ -1,0 +1,3 @@
+pub mod dtype;
+pub mod error;
+pub use error::{Error, Result};
