@@ -1,3 +1,7 @@
+pub mod backend;
+pub mod cpu;
 pub mod dtype;
 pub mod error;
+pub mod graph;
+pub mod ops;
 pub use error::{Error, Result};

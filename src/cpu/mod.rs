@@ -1,0 +1,3 @@
+//! What CPU kernels are built from.
+
+pub mod par;
