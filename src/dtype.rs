@@ -26,8 +26,7 @@ pub enum DType {
 }
 
 impl DType {
-    pub const ALL: [DType; 7] =
-        [DType::F32, DType::BF16, DType::F16, DType::I32, DType::U32, DType::Nf4, DType::Nf4Dq];
+    pub const ALL: [DType; 7] = [DType::F32, DType::BF16, DType::F16, DType::I32, DType::U32, DType::Nf4, DType::Nf4Dq];
 
     pub fn name(self) -> &'static str {
         match self {

@@ -9,55 +9,27 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The operating system refused a file.
     #[error("{}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     /// A file is not what its format says.
     #[error("{}: found {found}, expected {expected}", path.display())]
-    File {
-        path: PathBuf,
-        found: String,
-        expected: String,
-    },
+    File { path: PathBuf, found: String, expected: String },
     /// A setting (flag, TOML key, adapter_config.json field) makes no sense.
     #[error("{key}: found {found}, expected {expected}")]
-    Config {
-        key: String,
-        found: String,
-        expected: String,
-    },
+    Config { key: String, found: String, expected: String },
     /// An op was given operands it is not defined for.
     #[error("op {op} at {site}: {found}")]
-    Graph {
-        op: &'static str,
-        site: String,
-        found: String,
-    },
+    Graph { op: &'static str, site: String, found: String },
     /// The backward graph would pass through an op that has no gradient.
     #[error(
         "op {op} at {site} has no gradient for its input {input}, which {parameter} needs: freeze {parameter}, or give the op a rule"
     )]
-    NoGradient {
-        op: &'static str,
-        site: String,
-        input: usize,
-        parameter: String,
-    },
+    NoGradient { op: &'static str, site: String, input: usize, parameter: String },
     /// The run needs more memory than there is; raised before anything is allocated.
     #[error("{needed} bytes are needed and {available} are there: {hint}")]
-    Memory {
-        needed: u64,
-        available: u64,
-        hint: String,
-    },
+    Memory { needed: u64, available: u64, hint: String },
     /// A device refused work.
     #[error("device {device}: {found}; {hint}")]
-    Device {
-        device: String,
-        found: String,
-        hint: String,
-    },
+    Device { device: String, found: String, hint: String },
     /// Understood, but not offered.
     #[error("{what} is not supported: {hint}")]
     Unsupported { what: String, hint: String },
