@@ -4,5 +4,7 @@ pub mod dtype;
 pub mod error;
 pub mod exec;
 pub mod graph;
+mod nearest;
 pub mod ops;
+pub mod peft;
 pub use error::{Error, Result};
