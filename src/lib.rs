@@ -1,4 +1,5 @@
 pub mod backend;
+pub mod config;
 pub mod cpu;
 pub mod dtype;
 pub mod error;
