@@ -1,3 +1,4 @@
+pub mod autograd;
 pub mod backend;
 pub mod config;
 pub mod cpu;
@@ -5,7 +6,14 @@ pub mod dtype;
 pub mod error;
 pub mod exec;
 pub mod graph;
+pub mod models;
 mod nearest;
+pub mod nn;
 pub mod ops;
 pub mod peft;
+pub mod plan;
+pub mod quant;
+pub mod train;
+pub mod weights;
+
 pub use error::{Error, Result};
