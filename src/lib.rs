@@ -1,5 +1,10 @@
+pub mod backend;
+pub mod cpu;
 pub mod dtype;
 pub mod error;
+pub mod exec;
+pub mod graph;
+pub mod ops;
 pub mod quant;
 pub mod weights;
 pub use error::{Error, Result};

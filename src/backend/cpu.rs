@@ -1,0 +1,161 @@
+//! The CPU as a device: memory is this process's, a launch is a function call.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
+use crate::dtype::ALIGN;
+use crate::error::{Error, Result};
+
+/// One aligned allocation.
+struct Block {
+    ptr: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: the block owns its memory; access goes through the backend, which is borrowed for it.
+unsafe impl Send for Block {}
+
+impl Block {
+    fn new(bytes: usize) -> Option<Block> {
+        let layout = Layout::from_size_align(bytes.max(1), ALIGN).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let ptr = unsafe { alloc_zeroed(layout) };
+        (!ptr.is_null()).then_some(Block { ptr, layout })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: `ptr` came from `alloc_zeroed` with this layout and is freed once.
+        unsafe { dealloc(self.ptr, self.layout) }
+    }
+}
+
+type Call = (HostFn, Vec<HostSlice>);
+
+pub struct Cpu {
+    caps: Caps,
+    blocks: Vec<Option<Block>>,
+    recordings: Vec<Option<Vec<Call>>>,
+    bytes: u64,
+}
+
+impl Cpu {
+    pub fn new() -> Cpu {
+        let caps = Caps {
+            device: format!("cpu ({} threads)", rayon::current_num_threads()),
+            target: Target::Host,
+            max_binding: u64::MAX,
+            max_buffer: u64::MAX,
+            max_groups: u32::MAX,
+            workgroup_memory: 0,
+            max_invocations: 0,
+            max_bindings: u32::MAX,
+            f16: false,
+            subgroup: None,
+            software: false,
+        };
+        Cpu { caps, blocks: Vec::new(), recordings: Vec::new(), bytes: 0 }
+    }
+
+    fn resolve(&self, slice: Slice) -> Result<HostSlice> {
+        let block = self.blocks.get(slice.buffer.0 as usize).and_then(|b| b.as_ref());
+        match block {
+            Some(b) if slice.offset + slice.bytes <= b.layout.size() as u64 => Ok(HostSlice {
+                // SAFETY: the range lies within the block, checked on the line above.
+                ptr: unsafe { b.ptr.add(slice.offset as usize) },
+                bytes: slice.bytes as usize,
+            }),
+            _ => {
+                Err(Error::device("cpu", format!("{slice:?} is not within an allocation"), "this is a bug in the plan"))
+            }
+        }
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Cpu::new()
+    }
+}
+
+impl Backend for Cpu {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&mut self, bytes: u64) -> Result<Buffer> {
+        let block = usize::try_from(bytes).ok().and_then(Block::new).ok_or_else(|| Error::Memory {
+            needed: bytes,
+            available: 0,
+            hint: "the system refused the allocation; use a smaller model, --quantize nf4, or fewer --micro-tokens"
+                .into(),
+        })?;
+        self.bytes += bytes;
+        self.blocks.push(Some(block));
+        Ok(Buffer(self.blocks.len() as u32 - 1))
+    }
+
+    fn free(&mut self, buffer: Buffer) {
+        if let Some(block) = self.blocks[buffer.0 as usize].take() {
+            self.bytes -= block.layout.size() as u64;
+        }
+    }
+
+    fn memory(&self) -> u64 {
+        self.bytes
+    }
+
+    fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
+        let to = self.resolve(Slice { bytes: src.len() as u64, ..dst })?;
+        // SAFETY: `to` lies in an allocation of ours and `src` is borrowed elsewhere, so they cannot overlap.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.ptr, src.len()) };
+        Ok(())
+    }
+
+    fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()> {
+        let from = self.resolve(Slice { bytes: dst.len() as u64, ..src })?;
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::copy_nonoverlapping(from.ptr, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    fn copy(&mut self, dst: Slice, src: Slice) -> Result<()> {
+        let (to, from) = (self.resolve(dst)?, self.resolve(src)?);
+        // SAFETY: both ranges lie in allocations of ours; `copy` allows them to overlap.
+        unsafe { std::ptr::copy(from.ptr, to.ptr, from.bytes.min(to.bytes)) };
+        Ok(())
+    }
+
+    fn record(&mut self, launches: &[Launch]) -> Result<Recording> {
+        let mut calls = Vec::with_capacity(launches.len());
+        for launch in launches {
+            let Kernel::Host(f) = &launch.kernel else {
+                return Err(Error::device(
+                    "cpu",
+                    format!("{} is no CPU kernel", launch.name),
+                    "this is a bug in the lowering",
+                ));
+            };
+            let args = launch.args.iter().map(|&s| self.resolve(s)).collect::<Result<Vec<_>>>()?;
+            calls.push((f.clone(), args));
+        }
+        self.recordings.push(Some(calls));
+        Ok(Recording(self.recordings.len() as u32 - 1))
+    }
+
+    fn replay(&mut self, recording: Recording) -> Result<()> {
+        for (f, args) in self.recordings[recording.0 as usize].iter().flatten() {
+            f(args);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, recording: Recording) {
+        self.recordings[recording.0 as usize] = None;
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! What a device must be able to do: a dozen verbs about bytes and launches. A backend knows no ops, no graphs and
+//! no models; what it launches was lowered from the op table by `exec`.
+
+pub mod cpu;
+pub mod null;
+pub mod wgpu;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+
+/// What kind of kernel a device takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Functions of this process, on the CPU.
+    Host,
+    /// WGSL.
+    Wgsl,
+    /// Nothing is computed.
+    Null,
+}
+
+/// What the planner and the lowerings may count on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caps {
+    pub device: String,
+    pub target: Target,
+    /// Largest range that can be bound to a kernel, in bytes.
+    pub max_binding: u64,
+    /// Largest single allocation, in bytes.
+    pub max_buffer: u64,
+    /// Largest number of workgroups along one axis.
+    pub max_groups: u32,
+    /// Bytes of memory a workgroup shares.
+    pub workgroup_memory: u32,
+    /// Largest number of invocations in a workgroup.
+    pub max_invocations: u32,
+    /// Storage buffers one kernel may bind.
+    pub max_bindings: u32,
+    pub f16: bool,
+    /// Smallest and largest subgroup, if subgroup operations are there at all.
+    pub subgroup: Option<(u32, u32)>,
+    /// A CPU that pretends to be a GPU.
+    pub software: bool,
+}
+
+/// An allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Buffer(pub u32);
+
+/// A range of an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slice {
+    pub buffer: Buffer,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// A range of this process's memory that a CPU kernel may touch.
+#[derive(Clone, Copy, Debug)]
+pub struct HostSlice {
+    pub ptr: *mut u8,
+    pub bytes: usize,
+}
+
+// SAFETY: it is an address and a length; the planner decides which kernel may touch which range when, and
+// dereferencing it is unsafe in its own right.
+unsafe impl Send for HostSlice {}
+// SAFETY: as above.
+unsafe impl Sync for HostSlice {}
+
+pub type HostFn = Arc<dyn Fn(&[HostSlice]) + Send + Sync>;
+
+/// What is launched.
+#[derive(Clone)]
+pub enum Kernel {
+    Host(HostFn),
+    Wgsl {
+        /// Names the text in the table that `build.rs` made (`crate::backend::wgpu::shader`).
+        shader: &'static str,
+        defines: Vec<&'static str>,
+        entry: &'static str,
+        constants: Vec<(&'static str, f64)>,
+        grid: [u32; 3],
+    },
+    /// For the null backend.
+    Nothing,
+}
+
+#[derive(Clone)]
+pub struct Launch {
+    /// Op and site, for profiles and errors.
+    pub name: String,
+    pub kernel: Kernel,
+    pub args: Vec<Slice>,
+    /// The parameter block, as words.
+    pub params: Vec<u32>,
+    pub flops: u64,
+}
+
+/// A recorded list of launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Recording(pub u32);
+
+/// A device.
+pub trait Backend: Send {
+    fn caps(&self) -> &Caps;
+    /// `bytes` of zeros, aligned to [`crate::dtype::ALIGN`].
+    fn alloc(&mut self, bytes: u64) -> Result<Buffer>;
+    fn free(&mut self, buffer: Buffer);
+    /// Bytes now allocated through `alloc`.
+    fn memory(&self) -> u64;
+    fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()>;
+    /// Waits for the work that writes `src`.
+    fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()>;
+    fn copy(&mut self, dst: Slice, src: Slice) -> Result<()>;
+    /// Compiles and binds a list of launches once, so that replaying it allocates nothing.
+    fn record(&mut self, launches: &[Launch]) -> Result<Recording>;
+    /// Runs a recorded list in order, behind everything submitted before.
+    fn replay(&mut self, recording: Recording) -> Result<()>;
+    fn forget(&mut self, recording: Recording);
+    /// Waits for all submitted work; an error of the device surfaces here at the latest.
+    fn sync(&mut self) -> Result<()>;
+}

@@ -1,0 +1,1 @@
+//! Any Vulkan, Metal or DX12 GPU.

@@ -1,0 +1,4 @@
+//! What CPU kernels are built from.
+
+pub mod math;
+pub mod par;

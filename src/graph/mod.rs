@@ -1,0 +1,221 @@
+//! The graph: a flat list of typed nodes in the order they run; a value is an index.
+//!
+//! One graph is one training step, in two phases. [`Phase::MICRO`] runs once for each micro-batch (forward,
+//! backward, gradients added up); [`Phase::UPDATE`] runs once at the end (norm, clipping, optimizer). Generation has
+//! two phases as well, over the same weights and cache: many tokens at once, then one at a time.
+//! A graph knows shapes and dependencies. It knows no addresses, no devices and no models.
+
+mod print;
+mod verify;
+
+use crate::dtype::Ty;
+use crate::error::{Error, Result};
+use crate::ops::{Attr, Grad, OpDef};
+
+pub use verify::verify;
+
+/// A value of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Val(pub u32);
+
+impl Val {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a leaf is for. It decides how long the value lives and under which head the account lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// A weight of the base model that does not change.
+    Frozen,
+    /// A trainable tensor.
+    Param,
+    /// The sum of a parameter's gradients over the micro-batches of a step.
+    Grad,
+    /// State of the optimizer.
+    Optim,
+    /// Written by the host before a micro-batch or a step, and scalars that the host reads back.
+    Io,
+    /// Keys and values of earlier tokens.
+    Cache,
+}
+
+impl Class {
+    pub const ALL: [Class; 6] = [Class::Frozen, Class::Param, Class::Grad, Class::Optim, Class::Io, Class::Cache];
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Def {
+    /// It is there before the graph runs, and stays.
+    Leaf(Class),
+    /// Output `out` of node `node`.
+    Node { node: usize, out: usize },
+    /// The elements of `of` from `start` on, under another shape; no memory of its own.
+    View { of: Val, start: usize },
+}
+
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub name: String,
+    pub ty: Ty,
+    pub def: Def,
+    /// A trainable tensor reaches it.
+    pub needs_grad: bool,
+}
+
+/// A part of a graph that runs as a whole. Phases stand one behind the other in the list of nodes and share leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Phase(pub usize);
+
+impl Phase {
+    pub const MICRO: Phase = Phase(0);
+    pub const UPDATE: Phase = Phase(1);
+    pub const PREFILL: Phase = Phase(0);
+    pub const DECODE: Phase = Phase(1);
+    pub const COUNT: usize = 2;
+}
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub op: &'static OpDef,
+    pub attr: Attr,
+    pub ins: Vec<Val>,
+    pub outs: Vec<Val>,
+    /// For each output: the leaf (or view of one) whose storage it overwrites. This is how state changes.
+    pub into: Vec<Option<Val>>,
+    pub phase: Phase,
+    /// Which part of the model it belongs to, for printing and errors: `layers.3.mlp.up_proj`.
+    pub site: String,
+}
+
+#[derive(Debug)]
+pub struct Graph {
+    pub values: Vec<Value>,
+    pub nodes: Vec<Node>,
+    /// Phase and site that new nodes get.
+    pub phase: Phase,
+    pub site: String,
+}
+
+impl Default for Graph {
+    fn default() -> Self {
+        Graph { values: Vec::new(), nodes: Vec::new(), phase: Phase::MICRO, site: String::new() }
+    }
+}
+
+impl Graph {
+    pub fn new() -> Graph {
+        Graph::default()
+    }
+
+    pub fn value(&self, v: Val) -> &Value {
+        &self.values[v.index()]
+    }
+    pub fn ty(&self, v: Val) -> &Ty {
+        &self.value(v).ty
+    }
+    pub fn shape(&self, v: Val) -> &[usize] {
+        &self.ty(v).shape
+    }
+    pub fn needs_grad(&self, v: Val) -> bool {
+        self.value(v).needs_grad
+    }
+
+    fn push(&mut self, name: String, ty: Ty, def: Def, needs_grad: bool) -> Val {
+        self.values.push(Value { name, ty, def, needs_grad });
+        Val(self.values.len() as u32 - 1)
+    }
+
+    pub fn leaf(&mut self, class: Class, name: impl Into<String>, ty: Ty) -> Val {
+        self.push(name.into(), ty, Def::Leaf(class), class == Class::Param)
+    }
+
+    /// `of` under another shape of as many elements.
+    pub fn reshape(&mut self, of: Val, shape: &[usize]) -> Result<Val> {
+        let ty = Ty::new(self.ty(of).dtype, shape);
+        if ty.len() != self.ty(of).len() {
+            return Err(self.refuse("reshape", format!("{} has not as many elements as {ty}", self.ty(of))));
+        }
+        let (name, needs_grad) = (self.value(of).name.clone(), self.needs_grad(of));
+        Ok(self.push(name, ty, Def::View { of, start: 0 }, needs_grad))
+    }
+
+    /// Lays `members` (leaves of one class, all f32) out one behind the other, each on a boundary that every
+    /// backend can bind, and returns the whole as one flat leaf: optimizers and norms then need one launch
+    /// for all of them. The gaps stay zero.
+    pub fn gather(&mut self, class: Class, name: &str, members: &[Val]) -> Val {
+        let lane = crate::dtype::ALIGN / 4;
+        let total = members.iter().map(|&m| self.ty(m).len().next_multiple_of(lane)).sum();
+        let flat = self.leaf(class, name, Ty::f32(&[total]));
+        let mut start = 0;
+        for &m in members {
+            let value = &mut self.values[m.index()];
+            value.def = Def::View { of: flat, start };
+            start += value.ty.len().next_multiple_of(lane);
+        }
+        flat
+    }
+
+    /// The leaf or node output whose storage `v` lies in, and how many elements into it.
+    pub fn root(&self, mut v: Val) -> (Val, usize) {
+        let mut offset = 0;
+        while let Def::View { of, start } = self.value(v).def {
+            offset += start;
+            v = of;
+        }
+        (v, offset)
+    }
+
+    pub fn refuse(&self, op: &'static str, found: String) -> Error {
+        Error::Graph { op, site: self.site.clone(), found }
+    }
+
+    /// Appends a node and returns its outputs.
+    pub fn node(&mut self, op: &'static OpDef, attr: Attr, ins: &[Val]) -> Result<Vec<Val>> {
+        self.node_into(op, attr, ins, &[])
+    }
+
+    /// The same; output `i` overwrites the storage of `into[i]`.
+    pub fn node_into(&mut self, op: &'static OpDef, attr: Attr, ins: &[Val], into: &[Option<Val>]) -> Result<Vec<Val>> {
+        let tys: Vec<Ty> = ins.iter().map(|&v| self.ty(v).clone()).collect();
+        let out_tys = (op.infer)(&attr, &tys).map_err(|found| self.refuse(op.name, found))?;
+        let needs_grad = !matches!(op.grad, Grad::Stop) && ins.iter().any(|&v| self.needs_grad(v));
+        let node = self.nodes.len();
+        let mut outs = Vec::with_capacity(out_tys.len());
+        let mut targets = Vec::with_capacity(out_tys.len());
+        for (out, ty) in out_tys.into_iter().enumerate() {
+            let target = into.get(out).copied().flatten();
+            if let Some(t) = target
+                && self.ty(t).bytes() != ty.bytes()
+            {
+                return Err(self.refuse(op.name, format!("{ty} cannot overwrite {}", self.ty(t))));
+            }
+            let name = match out {
+                0 => format!("{}:{}", self.site, op.name),
+                _ => format!("{}:{}.{out}", self.site, op.name),
+            };
+            outs.push(self.push(name, ty, Def::Node { node, out }, needs_grad));
+            targets.push(target);
+        }
+        self.nodes.push(Node {
+            op,
+            attr,
+            ins: ins.to_vec(),
+            outs: outs.clone(),
+            into: targets,
+            phase: self.phase,
+            site: self.site.clone(),
+        });
+        Ok(outs)
+    }
+
+    /// Runs `f` with `site` as the site of the nodes it adds.
+    pub fn at<T>(&mut self, site: impl Into<String>, f: impl FnOnce(&mut Graph) -> T) -> T {
+        let outer = std::mem::replace(&mut self.site, site.into());
+        let result = f(self);
+        self.site = outer;
+        result
+    }
+}

@@ -1,0 +1,71 @@
+//! What must hold of every graph, whoever made it.
+
+use super::{Def, Graph, Val};
+use crate::error::{Error, Result};
+
+/// Checks that every operand is defined before it is used, that phases are in order, that types are what the op's
+/// row says, and that state is not read after it was overwritten.
+pub fn verify(g: &Graph) -> Result<()> {
+    let mut defined = vec![false; g.values.len()];
+    for (i, value) in g.values.iter().enumerate() {
+        match value.def {
+            Def::Leaf(_) => defined[i] = true,
+            Def::View { of, start } => {
+                if of.index() >= g.values.len() || start + value.ty.len() > g.ty(of).len() {
+                    return Err(fail(g, "view", format!("{} reaches beyond what it views", value.name)));
+                }
+            }
+            Def::Node { node, out } => {
+                if g.nodes.get(node).and_then(|n| n.outs.get(out)) != Some(&Val(i as u32)) {
+                    return Err(fail(g, "graph", format!("{} is not the output it says", value.name)));
+                }
+            }
+        }
+    }
+    // Element ranges of leaves that were overwritten so far, with the value that now lives there.
+    let mut written: Vec<(Val, std::ops::Range<usize>, Val)> = Vec::new();
+    let mut phase = super::Phase::MICRO;
+    for node in &g.nodes {
+        let error = |found: String| Error::Graph { op: node.op.name, site: node.site.clone(), found };
+        if node.phase < phase {
+            return Err(error("a node of an earlier phase stands behind one of a later".into()));
+        }
+        if node.phase > phase {
+            // What the earlier phase wrote is state that this one reads.
+            written.clear();
+            phase = node.phase;
+        }
+        for &v in &node.ins {
+            let (root, start) = g.root(v);
+            if !defined[root.index()] {
+                return Err(error(format!("{} is used before it is defined", g.value(v).name)));
+            }
+            let range = start..start + g.ty(v).len();
+            if let Some((.., by)) =
+                written.iter().find(|(r, w, _)| *r == root && w.start < range.end && range.start < w.end)
+            {
+                return Err(error(format!("{} was overwritten by {}", g.value(v).name, g.value(*by).name)));
+            }
+        }
+        let tys: Vec<_> = node.ins.iter().map(|&v| g.ty(v).clone()).collect();
+        let outs = (node.op.infer)(&node.attr, &tys).map_err(error)?;
+        if outs.len() != node.outs.len() || outs.iter().zip(&node.outs).any(|(t, &o)| t != g.ty(o)) {
+            return Err(error("its outputs are not of the types its row gives".into()));
+        }
+        for (&out, target) in node.outs.iter().zip(&node.into) {
+            defined[out.index()] = true;
+            if let Some(t) = *target {
+                let (root, start) = g.root(t);
+                if !matches!(g.value(root).def, Def::Leaf(_)) {
+                    return Err(error(format!("{} is no state to overwrite", g.value(t).name)));
+                }
+                written.push((root, start..start + g.ty(t).len(), out));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn fail(g: &Graph, op: &'static str, found: String) -> Error {
+    Error::Graph { op, site: g.site.clone(), found }
+}

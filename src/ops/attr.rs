@@ -1,0 +1,98 @@
+//! What an op is told besides its operands, fixed when the graph is built.
+
+/// The attributes of a node, one variant an op family.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attr {
+    None,
+    /// An optional last operand is added to the result (GEMM's beta = 1); the result may take its storage.
+    Acc(bool),
+    Embed {
+        scale: f32,
+    },
+    Linear(Linear),
+    Matmul(Matmul),
+    Norm(Norm),
+    Rope(Rope),
+    Attention(Attention),
+    Act(Act),
+    Dropout(Dropout),
+    Loss(Loss),
+    Nf4 {
+        double: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Linear {
+    pub bias: bool,
+    pub lora: Option<Lora>,
+}
+
+/// The low-rank part of a linear layer: `scale · dropout(x) Aᵀ Bᵀ`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lora {
+    pub scale: f32,
+    /// None: no dropout, and no random-number operand.
+    pub dropout: Option<Dropout>,
+}
+
+/// Each element is kept with probability 1−p and divided by 1−p. `site` tells the layers' random streams apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    pub p: f32,
+    pub site: u32,
+}
+
+/// `C = alpha · op(A) op(B) (+ acc)`, `op` a transpose where asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matmul {
+    pub ta: bool,
+    pub tb: bool,
+    pub alpha: f32,
+    pub acc: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    pub eps: f32,
+    /// Added to the weight: 1 in the Gemma family, 0 elsewhere.
+    pub offset: f32,
+    /// Backward only: the gradient that reaches `x` around the norm is added in.
+    pub acc: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    pub heads: usize,
+    pub head_dim: usize,
+    /// Rotate by the negative angle: the backward pass.
+    pub inverse: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    /// Query `t` sees keys up to `t` only (queries and keys are then the same tokens).
+    pub causal: bool,
+    /// Query `t` sees keys after `t − window` only.
+    pub window: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    Silu,
+    /// The tanh approximation (Hugging Face's `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// The exact form with erf (`gelu`).
+    Gelu,
+}
+
+/// Which gradients the loss computes along the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    pub grad_x: bool,
+    pub grad_w: bool,
+}

@@ -1,0 +1,116 @@
+//! How a CPU kernel sees its operands.
+//!
+//! Soundness rests on one contract, kept by the planner and checked by its tests: while a launch runs, its outputs
+//! and scratch overlap nothing, except that an output may lie exactly on an input with which the row's `in_place`
+//! pairs it. Such operands must be read and written through [`HostCall::map`] or raw pointers, never as slices.
+
+use bytemuck::Pod;
+
+use crate::backend::HostSlice;
+use crate::cpu::par;
+use crate::dtype::Ty;
+use crate::ops::Attr;
+
+pub type Host = fn(&HostCall);
+
+/// A launch on the CPU: attributes, types, and memory in the order outputs, inputs, scratch.
+pub struct HostCall<'a> {
+    pub attr: &'a Attr,
+    pub ins: &'a [Ty],
+    pub outs: &'a [Ty],
+    pub args: &'a [HostSlice],
+}
+
+/// A pointer that threads may share.
+#[derive(Clone, Copy)]
+pub struct Ptr<T>(pub *mut T);
+
+// SAFETY: only an address; each use says why it is sound.
+unsafe impl<T> Send for Ptr<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Ptr<T> {}
+
+impl<T> Ptr<T> {
+    /// The address `i` elements on. A method, so that closures capture the whole wrapper.
+    ///
+    /// # Safety
+    /// The element must lie in the same allocation.
+    pub unsafe fn add(self, i: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+}
+
+impl<'a> HostCall<'a> {
+    fn slice(&self, arg: usize) -> HostSlice {
+        self.args[arg]
+    }
+
+    /// Input `i` as stored.
+    pub fn input<T: Pod>(&self, i: usize) -> &'a [T] {
+        let s = self.slice(self.outs.len() + i);
+        // SAFETY: the range is a live allocation aligned to 256 bytes, any bytes are a valid `T: Pod`, and nothing
+        // writes it during the launch (module contract).
+        unsafe { std::slice::from_raw_parts(s.ptr.cast(), s.bytes / size_of::<T>()) }
+    }
+
+    /// Output `o`.
+    #[allow(clippy::mut_from_ref)] // each output is taken once by its kernel
+    pub fn output<T: Pod>(&self, o: usize) -> &'a mut [T] {
+        let s = self.slice(o);
+        // SAFETY: as for `input`; nothing else refers to it during the launch (module contract).
+        unsafe { std::slice::from_raw_parts_mut(s.ptr.cast(), s.bytes / size_of::<T>()) }
+    }
+
+    /// The scratch memory that the row's `workspace` asked for.
+    #[allow(clippy::mut_from_ref)] // taken once by its kernel
+    pub fn work<T: Pod>(&self) -> &'a mut [T] {
+        let s = self.slice(self.outs.len() + self.ins.len());
+        // SAFETY: as for `output`.
+        unsafe { std::slice::from_raw_parts_mut(s.ptr.cast(), s.bytes / size_of::<T>()) }
+    }
+
+    /// Output `out` holding the values of input `acc`, to be added to: copied there, unless it lies there already.
+    pub fn accumulator(&self, acc: usize, out: usize) -> &'a mut [f32] {
+        let (from, to) = (self.input_ptr::<f32>(acc), self.output_ptr::<f32>(out));
+        if from.0 != to.0 {
+            let n = self.outs[out].len();
+            par::ranges(n, 1 << 16, |r| {
+                // SAFETY: both operands hold n elements; they are not the same, so they do not overlap.
+                unsafe { std::ptr::copy_nonoverlapping(from.add(r.start), to.add(r.start), r.len()) }
+            });
+        }
+        self.output(out)
+    }
+
+    pub fn input_ptr<T>(&self, i: usize) -> Ptr<T> {
+        Ptr(self.slice(self.outs.len() + i).ptr.cast())
+    }
+
+    pub fn output_ptr<T>(&self, o: usize) -> Ptr<T> {
+        Ptr(self.slice(o).ptr.cast())
+    }
+
+    /// `out[i] = f([x0[i], x1[i], …])` over f32 operands of `out`'s length, in place or not.
+    pub fn map<const N: usize>(&self, out: usize, ins: [usize; N], f: impl Fn([f32; N]) -> f32 + Sync) {
+        let y = self.output_ptr::<f32>(out);
+        let xs = ins.map(|i| self.input_ptr::<f32>(i));
+        par::ranges(self.outs[out].len(), 1 << 14, |range| {
+            // Whole blocks are read before they are written, so that the loops vectorize even in place.
+            let mut block = [[0f32; 256]; N];
+            let mut result = [0f32; 256];
+            for start in range.clone().step_by(256) {
+                let n = (range.end - start).min(256);
+                for (b, x) in block.iter_mut().zip(xs) {
+                    // SAFETY: start + n ≤ the operands' length; ranges of different threads are disjoint.
+                    unsafe { std::ptr::copy_nonoverlapping(x.add(start), b.as_mut_ptr(), n) };
+                }
+                for i in 0..n {
+                    result[i] = f(std::array::from_fn(|k| block[k][i]));
+                }
+                // SAFETY: as above; `result` is a local.
+                unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), y.add(start), n) };
+            }
+        });
+    }
+}

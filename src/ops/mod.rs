@@ -1,0 +1,142 @@
+//! The op table: one row an op, and each fact about an op in its row only.
+//!
+//! The builder reads shapes from it, autograd the gradients, the planner what may share storage and what a launch
+//! costs, the executor the kernels; tests and benches walk it and list no ops of their own. A family has one stem:
+//! `src/ops/<family>.rs`, `shaders/<family>.wgsl`, `kernels/<family>.cu`.
+
+mod attr;
+mod host;
+mod tensor;
+
+pub mod attention;
+pub mod elementwise;
+pub mod embed;
+pub mod linear;
+pub mod loss;
+pub mod matmul;
+pub mod norm;
+pub mod optim;
+pub mod quant;
+pub mod rope;
+
+pub use attr::*;
+pub use host::{Host, HostCall};
+pub use tensor::{Fill, Sample, SampleIn, Tensor};
+
+use crate::backend::Caps;
+use crate::dtype::Ty;
+use crate::error::Result;
+use crate::graph::{Graph, Node, Val};
+
+/// Every op family.
+pub static FAMILIES: &[&[&OpDef]] = &[
+    embed::OPS,
+    linear::OPS,
+    matmul::OPS,
+    norm::OPS,
+    rope::OPS,
+    attention::OPS,
+    elementwise::OPS,
+    loss::OPS,
+    optim::OPS,
+    quant::OPS,
+];
+
+/// Every row.
+pub fn table() -> impl Iterator<Item = &'static OpDef> {
+    FAMILIES.iter().flat_map(|family| family.iter().copied())
+}
+
+/// A row of the table.
+pub struct OpDef {
+    pub name: &'static str,
+    /// Types of the outputs from the types of the inputs; the error says what is wrong with them.
+    pub infer: fn(&Attr, &[Ty]) -> Result<Vec<Ty>, String>,
+    /// The definition, in float64, written to be read. Every kernel is checked against it.
+    pub reference: fn(&Attr, &[Tensor]) -> Vec<Tensor>,
+    pub grad: Grad,
+    /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
+    pub in_place: &'static [(usize, usize)],
+    pub cost: fn(&Attr, &[Ty], &[Ty]) -> Cost,
+    /// Scratch bytes a launch needs beside its operands.
+    pub workspace: fn(&Attr, &[Ty], &Caps) -> u64,
+    /// The CPU kernel.
+    pub host: Host,
+    /// The WGSL launches.
+    pub wgsl: fn(&Lower) -> Result<Vec<Dispatch>>,
+    /// What tests and benches run it on; odd sizes among them.
+    pub samples: fn() -> Vec<Sample>,
+}
+
+impl std::fmt::Debug for OpDef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// What autograd finds in a row.
+#[derive(Clone, Copy)]
+pub enum Grad {
+    /// Given the node, the gradient of each output (None: nothing depends on it) and which inputs want one,
+    /// appends the backward nodes and returns the gradient of each input.
+    Rule(GradRule),
+    /// The result does not depend on its inputs in a way that is trained through.
+    Stop,
+    /// Not written: a backward graph through it is an error when it is built.
+    Missing,
+}
+
+pub type GradRule = fn(&mut Graph, &Node, &[Option<Val>], &[bool]) -> Result<Vec<Option<Val>>>;
+
+/// What a launch costs, for the planner, the split over submits, and tolerances.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    pub flops: u64,
+    /// Terms of the longest sum behind one element of the output: rounding errors grow with it.
+    pub terms: usize,
+}
+
+/// No scratch memory.
+pub fn no_workspace(_: &Attr, _: &[Ty], _: &Caps) -> u64 {
+    0
+}
+
+/// What a row's WGSL lowering knows.
+pub struct Lower<'a> {
+    pub attr: &'a Attr,
+    pub ins: &'a [Ty],
+    pub outs: &'a [Ty],
+    /// For each output: the input in whose storage it lies, if any. WebGPU forbids binding a range twice,
+    /// so such a pair is bound once.
+    pub shared: &'a [Option<usize>],
+    pub caps: &'a Caps,
+}
+
+/// One dispatch of a WGSL entry point.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dispatch {
+    /// File stem in `shaders/`.
+    pub shader: &'static str,
+    /// Symbols the shader text is preprocessed with (`#if NAME`), in the order its header declares them.
+    pub defines: Vec<&'static str>,
+    pub entry: &'static str,
+    /// Values of `override` constants.
+    pub constants: Vec<(&'static str, f64)>,
+    pub grid: [u32; 3],
+    /// What is bound to @group(0) @binding(0..).
+    pub args: Vec<Arg>,
+    /// The parameter block, bound as a uniform behind the last argument; at most 16 words.
+    pub params: Vec<u32>,
+    pub flops: u64,
+}
+
+/// Something to bind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arg {
+    Out(usize),
+    In(usize),
+    /// A range of bytes of the same.
+    OutPart(usize, std::ops::Range<u64>),
+    InPart(usize, std::ops::Range<u64>),
+    Work(std::ops::Range<u64>),
+}

@@ -1,0 +1,3 @@
+use crate::ops::OpDef;
+
+pub static OPS: &[&OpDef] = &[];

@@ -1,0 +1,90 @@
+//! Float64 tensors, on which the definitions are written, and the samples that tests feed to every kernel.
+
+use crate::dtype::Ty;
+use crate::ops::Attr;
+
+/// A dense float64 tensor. Integers are held exactly; quantized operands arrive decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub data: Vec<f64>,
+}
+
+impl Tensor {
+    pub fn new(shape: &[usize], data: Vec<f64>) -> Tensor {
+        debug_assert_eq!(shape.iter().product::<usize>(), data.len());
+        Tensor { shape: shape.to_vec(), data }
+    }
+    pub fn zeros(shape: &[usize]) -> Tensor {
+        Tensor::new(shape, vec![0.0; shape.iter().product()])
+    }
+    pub fn scalar(x: f64) -> Tensor {
+        Tensor::new(&[1], vec![x])
+    }
+    pub fn rows(&self) -> usize {
+        self.shape[..self.shape.len() - 1].iter().product()
+    }
+    pub fn cols(&self) -> usize {
+        self.shape[self.shape.len() - 1]
+    }
+    pub fn row(&self, r: usize) -> &[f64] {
+        &self.data[r * self.cols()..(r + 1) * self.cols()]
+    }
+    pub fn row_mut(&mut self, r: usize) -> &mut [f64] {
+        let c = self.cols();
+        &mut self.data[r * c..(r + 1) * c]
+    }
+    /// Element (r, c) of a matrix.
+    pub fn at(&self, r: usize, c: usize) -> f64 {
+        self.data[r * self.cols() + c]
+    }
+}
+
+/// Operands and attributes to run an op on.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// What is special about it, for messages.
+    pub name: &'static str,
+    pub attr: Attr,
+    pub ins: Vec<SampleIn>,
+}
+
+#[derive(Clone, Debug)]
+pub struct SampleIn {
+    pub ty: Ty,
+    pub fill: Fill,
+}
+
+#[derive(Clone, Debug)]
+pub enum Fill {
+    /// Normal with this standard deviation; quantized types hold such values, encoded.
+    Normal(f64),
+    /// Uniform in [lo, hi).
+    Uniform(f64, f64),
+    /// Just these.
+    Values(Vec<f64>),
+    /// The named output of the op's own forward definition, run on the earlier operands: the operands that a
+    /// backward op gets from its forward op (`lse`, `rstd`, `out`).
+    Derived(fn(&Attr, &[Tensor]) -> Tensor),
+}
+
+impl SampleIn {
+    pub fn normal(ty: Ty) -> SampleIn {
+        SampleIn { ty, fill: Fill::Normal(1.0) }
+    }
+    pub fn values(ty: Ty, values: Vec<f64>) -> SampleIn {
+        SampleIn { ty, fill: Fill::Values(values) }
+    }
+    pub fn derived(ty: Ty, f: fn(&Attr, &[Tensor]) -> Tensor) -> SampleIn {
+        SampleIn { ty, fill: Fill::Derived(f) }
+    }
+    pub fn uniform(ty: Ty, lo: f64, hi: f64) -> SampleIn {
+        SampleIn { ty, fill: Fill::Uniform(lo, hi) }
+    }
+}
+
+impl Sample {
+    pub fn new(name: &'static str, attr: Attr, ins: Vec<SampleIn>) -> Sample {
+        Sample { name, attr, ins }
+    }
+}
