@@ -2,9 +2,11 @@
 pub mod backend;
 // pub mod config;
 pub mod cpu;
+// pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod exec;
+// pub mod generate;
 pub mod graph;
 // pub mod models;
 // mod nearest;
