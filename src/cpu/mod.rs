@@ -2,3 +2,6 @@
 
 pub mod math;
 pub mod par;
+pub mod philox;
+pub mod gemm;
+pub mod weight;

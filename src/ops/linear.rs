@@ -6,7 +6,8 @@
 
 use crate::cpu::gemm::{Term, gemm};
 use crate::cpu::weight::weight;
-use crate::cpu::{par, philox};
+use crate::cpu::par;
+use crate::cpu::philox::Mask;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
@@ -227,9 +228,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 fn keep(d: Dropout, rng: &Tensor, x: &Tensor) -> Tensor {
     let rng = std::array::from_fn(|i| rng.data[i] as u32);
-    let mask = philox::Mask::new(rng, d.site, d.p);
-    let data = x.data.iter().enumerate().map(|(i, v)| if mask.keeps(i) { v * mask.factor() as f64 } else { 0.0 });
-    Tensor::new(&x.shape, data.collect())
+    let mask = Mask::new(rng, d);
+    Tensor::new(&x.shape, x.data.iter().enumerate().map(|(i, v)| v * mask.factor(i) as f64).collect())
 }
 
 /// With dyb = s·dy·B: dx as in [`LINEAR_DX`], dW = dyᵀ·x, dbias = Σ_t dy, dA = dybᵀ·x̃, dB = s·dyᵀ·xa.
@@ -285,7 +285,7 @@ fn host_linear(call: &HostCall) {
     let dropped: &[f32] = match o.dropout {
         Some((rng, d)) => {
             let to = call.work::<f32>();
-            drop_out(d, call.input(rng), x, to);
+            masked(d, call.input(rng), x, to, |to, x| *to = x);
             to
         }
         None => x,
@@ -309,27 +309,18 @@ fn host_linear_dx(call: &HostCall) {
     gemm(&[main], 0.0, None, dx, k);
     let grad = call.work::<f32>();
     gemm(&[low], 0.0, None, grad, k);
-    let mask = philox::Mask::new(random(call.input(rng)), d.site, d.p);
-    par::chunks(dx, 1 << 14, |piece, dx| {
-        let first = piece << 14;
-        for (i, v) in dx.iter_mut().enumerate() {
-            if mask.keeps(first + i) {
-                *v += grad[first + i] * mask.factor();
-            }
-        }
-    });
+    masked(d, call.input(rng), grad, dx, |dx, low| *dx += low);
 }
 
-fn random(words: &[u32]) -> [u32; 4] {
-    std::array::from_fn(|i| words[i])
-}
-
-fn drop_out(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32]) {
-    let mask = philox::Mask::new(random(rng), d.site, d.p);
-    par::chunks(to, 1 << 14, |piece, to| {
-        let first = piece << 14;
-        for (i, (v, x)) in to.iter_mut().zip(&x[first..]).enumerate() {
-            *v = if mask.keeps(first + i) { x * mask.factor() } else { 0.0 };
+/// `f(to[i], mask[i]·x[i])`
+fn masked(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32], f: impl Fn(&mut f32, f32) + Sync) {
+    let mask = Mask::new(std::array::from_fn(|i| rng[i]), d);
+    const PIECE: usize = 1 << 12;
+    par::chunks(to, PIECE, |piece, to| {
+        let mut factors = [0f32; PIECE];
+        mask.fill(piece * PIECE, &mut factors[..to.len()]);
+        for ((v, x), m) in to.iter_mut().zip(&x[piece * PIECE..]).zip(factors) {
+            f(v, x * m);
         }
     });
 }

@@ -1,11 +1,15 @@
 //! Methods: what is trained, and what is added to the model for it. One file a method, hooks at sites.
 
+pub mod config;
+pub mod files;
 pub mod full;
 pub mod lora;
 
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Nn, Role, Site};
+
+pub use config::{AdapterConfig, LoraSpec, Targets};
 
 /// A way to fine-tune. Every hook's default leaves the model as it is.
 pub trait Method {
