@@ -61,9 +61,7 @@ pub fn validate(text: &Text, defines: &[String]) -> Result<(), String> {
         let storage = module
             .global_variables
             .iter()
-            .filter(|(handle, v)| {
-                matches!(v.space, naga::AddressSpace::Storage { .. }) && !used[*handle].is_empty()
-            })
+            .filter(|(handle, v)| matches!(v.space, naga::AddressSpace::Storage { .. }) && !used[*handle].is_empty())
             .count();
         if storage > MAX_STORAGE {
             return Err(format!("{}: {} binds {storage} storage buffers, at most {MAX_STORAGE}", at(None), entry.name));

@@ -12,9 +12,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::matmul::mat;
-use crate::ops::{
-    Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor,
-};
+use crate::ops::{Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor};
 
 pub static OPS: &[&OpDef] = &[&LINEAR, &LINEAR_DX];
 

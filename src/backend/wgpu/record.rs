@@ -118,8 +118,7 @@ impl Pipelines {
                 let Some(text) = shader(stem, defines) else {
                     return Err(gpu.error(what(), "there is no such variant: declare it in the shader's header"));
                 };
-                let descriptor =
-                    ShaderModuleDescriptor { label: Some(stem), source: ShaderSource::Wgsl(text.into()) };
+                let descriptor = ShaderModuleDescriptor { label: Some(stem), source: ShaderSource::Wgsl(text.into()) };
                 let checks = ShaderRuntimeChecks { force_loop_bounding: false, ..ShaderRuntimeChecks::checked() };
                 let module = gpu
                     // SAFETY: the texts are this crate's own and every loop in them counts up to a bound; accesses
@@ -231,8 +230,7 @@ impl Wgpu {
                     }),
                 })
                 .collect();
-            let descriptor =
-                BindGroupDescriptor { label: Some(&launch.name), layout: &layout, entries: &entries };
+            let descriptor = BindGroupDescriptor { label: Some(&launch.name), layout: &layout, entries: &entries };
             let group = self
                 .gpu
                 .scoped(|| self.gpu.device.create_bind_group(&descriptor))
