@@ -5,9 +5,9 @@
 //! stored, so QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is this op on an NF4 weight.
 
 use crate::cpu::gemm::{Term, gemm};
-use crate::cpu::weight::weight;
 use crate::cpu::par;
 use crate::cpu::philox::Mask;
+use crate::cpu::weight::weight;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
