@@ -153,6 +153,32 @@ pub fn gelu_grad(x: f32) -> f32 {
     0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * INV_SQRT_2_PI * exp(-0.5 * x * x)
 }
 
+/// Σ aᵢ·bᵢ over the shorter length, in 16 partial sums that are added pairwise: the order is fixed.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    let mut sums = [0f32; LANES];
+    let (whole_a, whole_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    for (i, (x, y)) in whole_a.remainder().iter().zip(whole_b.remainder()).enumerate() {
+        sums[i] = x * y;
+    }
+    for (x, y) in whole_a.zip(whole_b) {
+        for i in 0..LANES {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
 /// Defines a function that applies a scalar one to each element of a slice.
 macro_rules! over_slices {
     ($($name:ident = $f:ident;)*) => {$(
@@ -253,6 +279,15 @@ mod tests {
             for (name, got, want) in cases {
                 assert!((got as f64 - want).abs() <= 2e-6, "{name}'({x}): {got} {want}");
             }
+        }
+    }
+
+    #[test]
+    fn dot_sums_every_length() {
+        for n in 0..100usize {
+            let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let want: usize = (0..n).map(|i| i * i).sum();
+            assert_eq!(dot(&a, &a), want as f32);
         }
     }
 

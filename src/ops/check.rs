@@ -33,14 +33,6 @@ pub fn matrix(what: &str, found: &Ty) -> Result<(usize, usize), String> {
     }
 }
 
-/// Length of a vector.
-pub fn vector(what: &str, found: &Ty) -> Result<usize, String> {
-    match found.shape[..] {
-        [n] => Ok(n),
-        _ => Err(format!("{what} is {found}, expected a vector")),
-    }
-}
-
 /// The four words that random numbers are drawn by.
 pub fn rng(found: &Ty) -> Result<(), String> {
     is("the random-number operand", found, &Ty::u32(&[4]))

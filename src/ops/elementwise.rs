@@ -32,8 +32,8 @@ pub static ADD: OpDef = OpDef {
     host: |call| call.map(0, [0, 1], |[a, b]| a + b),
     wgsl: |l| {
         Ok(match l.shared[0] {
-            Some(i) => elements(l, "add", vec!["ADD", "INPLACE"], &[Slot::Out(0), Slot::In(1 - i)], &[]),
-            None => elements(l, "add", vec!["ADD"], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
+            Some(i) => elements(l, &ADD, vec!["ADD", "INPLACE"], &[Slot::Out(0), Slot::In(1 - i)], &[]),
+            None => elements(l, &ADD, vec!["ADD"], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
         })
     },
     samples: || samples(SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
@@ -61,8 +61,8 @@ pub static SCALE: OpDef = OpDef {
     },
     wgsl: |l| {
         Ok(match l.shared[0] {
-            Some(_) => elements(l, "scale", vec!["SCALE", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &[]),
-            None => elements(l, "scale", vec!["SCALE"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &[]),
+            Some(_) => elements(l, &SCALE, vec!["SCALE", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &[]),
+            None => elements(l, &SCALE, vec!["SCALE"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &[]),
         })
     },
     samples: || {
@@ -98,9 +98,9 @@ pub static GATED_ACT: OpDef = OpDef {
     wgsl: |l| {
         let name = act_define(act(l.attr));
         Ok(match l.shared[0] {
-            Some(0) => elements(l, "gated_act", vec!["GATED", name, "INPLACE_GATE"], &[Slot::Out(0), Slot::In(1)], &[]),
-            Some(_) => elements(l, "gated_act", vec!["GATED", name, "INPLACE_UP"], &[Slot::Out(0), Slot::In(0)], &[]),
-            None => elements(l, "gated_act", vec!["GATED", name], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
+            Some(0) => elements(l, &GATED_ACT, vec!["GATED", name, "INPLACE_GATE"], &[Slot::Out(0), Slot::In(1)], &[]),
+            Some(_) => elements(l, &GATED_ACT, vec!["GATED", name, "INPLACE_UP"], &[Slot::Out(0), Slot::In(0)], &[]),
+            None => elements(l, &GATED_ACT, vec!["GATED", name], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
         })
     },
     samples: || act_samples(2),
@@ -147,7 +147,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
             Some(_) => defines.push("INPLACE_UP"),
             None => slots.push(Slot::In(2)),
         }
-        Ok(elements(l, "gated_act_bwd", defines, &slots, &[]))
+        Ok(elements(l, &GATED_ACT_BWD, defines, &slots, &[]))
     },
     samples: || act_samples(3),
 };
@@ -182,8 +182,8 @@ pub static DROPOUT: OpDef = OpDef {
         let (threshold, scale) = keep(drop(l.attr));
         let more = [drop(l.attr).site, threshold, scale.to_bits()];
         Ok(match l.shared[0] {
-            Some(_) => elements(l, "dropout", vec!["DROPOUT", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &more),
-            None => elements(l, "dropout", vec!["DROPOUT"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &more),
+            Some(_) => elements(l, &DROPOUT, vec!["DROPOUT", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &more),
+            None => elements(l, &DROPOUT, vec!["DROPOUT"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &more),
         })
     },
     samples: || {
@@ -438,9 +438,8 @@ const EACH: usize = 4;
 const WG: usize = 64;
 
 /// Dispatches over the elements of output 0. Parameters: their number, the index of the first, `more`.
-fn elements(l: &Lower, entry: &'static str, defines: Vec<&'static str>, slots: &[Slot], more: &[u32]) -> Vec<Dispatch> {
-    let total =
-        (crate::ops::table().find(|op| op.name == entry)).map_or(0, |op| (op.cost)(l.attr, l.ins, l.outs).flops);
+fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], more: &[u32]) -> Vec<Dispatch> {
+    let total = (op.cost)(l.attr, l.ins, l.outs).flops;
     let len = l.outs[0].len();
     let dispatch = |range: std::ops::Range<usize>| {
         let bind = |slot: &Slot| match slot {
@@ -451,7 +450,7 @@ fn elements(l: &Lower, entry: &'static str, defines: Vec<&'static str>, slots: &
         Dispatch {
             shader: "elementwise",
             defines: defines.clone(),
-            entry,
+            entry: op.name,
             constants: Vec::new(),
             grid: grid(range.len().div_ceil(WG * EACH), l.caps),
             args: slots.iter().map(bind).collect(),

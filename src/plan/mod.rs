@@ -34,7 +34,6 @@ pub struct Allocation {
     pub bytes: u64,
 }
 
-#[derive(Debug)]
 pub struct Plan {
     pub buffers: Vec<Allocation>,
     /// By value index: where a root (leaf or node output) lies.
