@@ -2,3 +2,5 @@
 
 pub mod math;
 pub mod par;
+pub mod simd;
+pub mod tile;
