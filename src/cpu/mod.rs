@@ -4,4 +4,5 @@ pub mod gemm;
 pub mod math;
 pub mod par;
 pub mod philox;
+pub mod tile;
 pub mod weight;
