@@ -71,6 +71,19 @@ impl<'a> HostCall<'a> {
         unsafe { std::slice::from_raw_parts_mut(s.ptr.cast(), s.bytes / size_of::<T>()) }
     }
 
+    /// Output `out` holding the values of input `acc`, to be added to: copied there, unless it lies there already.
+    pub fn accumulator(&self, acc: usize, out: usize) -> &'a mut [f32] {
+        let (from, to) = (self.input_ptr::<f32>(acc), self.output_ptr::<f32>(out));
+        if from.0 != to.0 {
+            let n = self.outs[out].len();
+            par::ranges(n, 1 << 16, |r| {
+                // SAFETY: both operands hold n elements; they are not the same, so they do not overlap.
+                unsafe { std::ptr::copy_nonoverlapping(from.add(r.start), to.add(r.start), r.len()) }
+            });
+        }
+        self.output(out)
+    }
+
     pub fn input_ptr<T>(&self, i: usize) -> Ptr<T> {
         Ptr(self.slice(self.outs.len() + i).ptr.cast())
     }
