@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Checkpoint;
-use crate::cpu::philox::philox4x32;
+use crate::cpu::philox::philox;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
@@ -131,7 +131,7 @@ fn draw(init: Init, n: usize, name: &str, seed: u64) -> Vec<f32> {
 fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
     // FNV-1a, to turn a name into a stream.
     let stream = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193));
-    philox4x32([seed as u32, (seed >> 32) as u32], [i as u32, (i >> 32) as u32, stream, 0x1417])
+    philox([i as u32, (i >> 32) as u32, stream, 0x1417], [seed as u32, (seed >> 32) as u32])
 }
 
 /// In [0, 1), 24 bits.
