@@ -122,3 +122,11 @@ pub trait Backend: Send {
     /// Waits for all submitted work; an error of the device surfaces here at the latest.
     fn sync(&mut self) -> Result<()>;
 }
+
+/// Bytes that recording `launches` allocates on a device with `caps`, for parameter blocks.
+pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
+    match caps.target {
+        Target::Wgsl => wgpu::params_bytes(launches),
+        Target::Host | Target::Null => 0,
+    }
+}

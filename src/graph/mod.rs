@@ -1,7 +1,8 @@
 //! The graph: a flat list of typed nodes in the order they run; a value is an index.
 //!
-//! One graph is one training step, in two phases. `Phase::Micro` runs once for each micro-batch (forward,
-//! backward, gradients added up); `Phase::Update` runs once at the end (norm, clipping, optimizer).
+//! One graph is one training step, in two phases. [`Phase::MICRO`] runs once for each micro-batch (forward,
+//! backward, gradients added up); [`Phase::UPDATE`] runs once at the end (norm, clipping, optimizer). Generation has
+//! two phases as well, over the same weights and cache: many tokens at once, then one at a time.
 //! A graph knows shapes and dependencies. It knows no addresses, no devices and no models.
 
 mod print;
@@ -64,10 +65,16 @@ pub struct Value {
     pub needs_grad: bool,
 }
 
+/// A part of a graph that runs as a whole. Phases stand one behind the other in the list of nodes and share leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    Micro,
-    Update,
+pub struct Phase(pub usize);
+
+impl Phase {
+    pub const MICRO: Phase = Phase(0);
+    pub const UPDATE: Phase = Phase(1);
+    pub const PREFILL: Phase = Phase(0);
+    pub const DECODE: Phase = Phase(1);
+    pub const COUNT: usize = 2;
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +101,7 @@ pub struct Graph {
 
 impl Default for Graph {
     fn default() -> Self {
-        Graph { values: Vec::new(), nodes: Vec::new(), phase: Phase::Micro, site: String::new() }
+        Graph { values: Vec::new(), nodes: Vec::new(), phase: Phase::MICRO, site: String::new() }
     }
 }
 

@@ -24,14 +24,14 @@ pub fn verify(g: &Graph) -> Result<()> {
     }
     // Element ranges of leaves that were overwritten so far, with the value that now lives there.
     let mut written: Vec<(Val, std::ops::Range<usize>, Val)> = Vec::new();
-    let mut phase = super::Phase::Micro;
+    let mut phase = super::Phase::MICRO;
     for node in &g.nodes {
         let error = |found: String| Error::Graph { op: node.op.name, site: node.site.clone(), found };
         if node.phase < phase {
-            return Err(error("a micro-batch node stands behind the update".into()));
+            return Err(error("a node of an earlier phase stands behind one of a later".into()));
         }
         if node.phase > phase {
-            // What the micro-batches wrote is state that the update reads.
+            // What the earlier phase wrote is state that this one reads.
             written.clear();
             phase = node.phase;
         }

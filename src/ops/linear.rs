@@ -1,3 +1,368 @@
-use crate::ops::OpDef;
+//! Linear layers over a weight stored in any format, with their low-rank part inside.
+//!
+//! `y = x Wᵀ + bias + s·(x̃ Aᵀ) Bᵀ = [x | s·x̃Aᵀ]·[W | B]ᵀ + bias` with `x̃ = dropout(x)`: the thin product `x̃Aᵀ` first,
+//! then a main loop that runs `rank` columns longer (Hu et al. 2021, arXiv:2106.09685). Quantization is how W is
+//! stored, so QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is this op on an NF4 weight.
 
-pub static OPS: &[&OpDef] = &[];
+use crate::cpu::gemm::{Term, gemm};
+use crate::cpu::weight::weight;
+use crate::cpu::par;
+use crate::cpu::philox::Mask;
+use crate::dtype::{DType, Ty};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Node, Val};
+use crate::ops::matmul::mat;
+use crate::ops::{Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor};
+
+pub static OPS: &[&OpDef] = &[&LINEAR, &LINEAR_DX];
+
+/// inputs: x F32[T,K], w [N,K], bias? F32[N], a? F32[R,K], b? F32[N,R], rng? U32[4];
+/// outputs: y F32[T,N] and, with a low-rank part, xa F32[T,R] = x̃ Aᵀ (kept for the gradient of B).
+pub static LINEAR: OpDef = OpDef {
+    name: "linear",
+    infer: |attr, ins| {
+        let s = spec(attr);
+        let o = Operands::of(s, false);
+        let (x, w) = check(ins, o.count, "x[T,K], w[N,K]")?;
+        let (t, n, k) = (x.shape[0], w.shape[0], w.shape[1]);
+        if x.shape[1] != k || o.bias.is_some_and(|i| ins[i] != Ty::f32(&[n])) {
+            return Err(format!("{ins:?}; the weight takes {k} features and gives {n}"));
+        }
+        let mut outs = vec![Ty::f32(&[t, n])];
+        if let Some((a, b)) = o.low_rank {
+            let r = ins[a].shape[0];
+            if ins[a] != Ty::f32(&[r, k]) || ins[b] != Ty::f32(&[n, r]) {
+                return Err(format!("low-rank factors {} and {} on a weight {w}", ins[a], ins[b]));
+            }
+            outs.push(Ty::f32(&[t, r]));
+        }
+        Ok(outs)
+    },
+    reference: reference_linear,
+    grad: Grad::Rule(grad_linear),
+    in_place: &[],
+    cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
+    workspace: |attr, ins, _| scratch(attr, &ins[0], &ins[1]),
+    host: host_linear,
+    wgsl: not_yet,
+    samples: || samples(false),
+};
+
+/// `dx = dy·W + mask∘(dyb·A)/(1−p)`, where `dyb = s·dy·B` was computed before.
+/// inputs: dy F32[T,N], w [N,K], dyb? F32[T,R], a? F32[R,K], rng? U32[4]; output: dx F32[T,K].
+pub static LINEAR_DX: OpDef = OpDef {
+    name: "linear_dx",
+    infer: |attr, ins| {
+        let o = Operands::of(spec(attr), true);
+        let (dy, w) = check(ins, o.count, "dy[T,N], w[N,K]")?;
+        let (t, n, k) = (dy.shape[0], w.shape[0], w.shape[1]);
+        if dy.shape[1] != n {
+            return Err(format!("{ins:?}; the weight gives {n} features"));
+        }
+        if let Some((dyb, a)) = o.low_rank {
+            let r = ins[a].shape[0];
+            if ins[a] != Ty::f32(&[r, k]) || ins[dyb] != Ty::f32(&[t, r]) {
+                return Err(format!("low-rank operands {} and {} on a weight {w}", ins[dyb], ins[a]));
+            }
+        }
+        Ok(vec![Ty::f32(&[t, k])])
+    },
+    reference: reference_linear_dx,
+    grad: Grad::Missing,
+    in_place: &[],
+    cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
+    workspace: |attr, ins, _| scratch(attr, &ins[0], &ins[1]),
+    host: host_linear_dx,
+    wgsl: not_yet,
+    samples: || samples(true),
+};
+
+impl Graph {
+    /// A linear layer; `low_rank` is (spec, A, B, random-number operand if it drops out).
+    pub fn linear(
+        &mut self,
+        x: Val,
+        w: Val,
+        bias: Option<Val>,
+        low_rank: Option<(Lora, Val, Val, Option<Val>)>,
+    ) -> Result<Val> {
+        let attr = Linear { bias: bias.is_some(), lora: low_rank.map(|l| l.0) };
+        let mut ins = vec![x, w];
+        ins.extend(bias);
+        if let Some((lora, a, b, rng)) = low_rank {
+            if lora.dropout.is_some() != rng.is_some() {
+                return Err(self.refuse("linear", "dropout and its random numbers go together".into()));
+            }
+            ins.extend([a, b]);
+            ins.extend(rng);
+        }
+        Ok(self.node(&LINEAR, Attr::Linear(attr), &ins)?[0])
+    }
+}
+
+fn spec(attr: &Attr) -> Linear {
+    match attr {
+        Attr::Linear(l) => *l,
+        _ => Linear::default(),
+    }
+}
+
+/// Where the optional operands stand.
+struct Operands {
+    bias: Option<usize>,
+    /// (a, b) of the forward op, (dyb, a) of the backward op.
+    low_rank: Option<(usize, usize)>,
+    /// The random-number operand and what is dropped.
+    dropout: Option<(usize, Dropout)>,
+    count: usize,
+}
+
+impl Operands {
+    fn of(s: Linear, backward: bool) -> Operands {
+        let mut count = 2;
+        let mut take = |n: usize| {
+            count += n;
+            count - n
+        };
+        let bias = (s.bias && !backward).then(|| take(1));
+        let low_rank = s.lora.map(|_| take(2)).map(|i| (i, i + 1));
+        let dropout = s.lora.and_then(|l| l.dropout).map(|d| (take(1), d));
+        Operands { bias, low_rank, dropout, count }
+    }
+}
+
+fn check<'a>(ins: &'a [Ty], count: usize, expected: &str) -> Result<(&'a Ty, &'a Ty), String> {
+    match ins {
+        [x, w, ..]
+            if ins.len() == count
+                && x.dtype == DType::F32
+                && x.shape.len() == 2
+                && w.shape.len() == 2
+                && (w.dtype.is_float() || w.dtype.is_quantized()) =>
+        {
+            Ok((x, w))
+        }
+        _ => Err(format!("{ins:?}; expected {count} operands, {expected}, …")),
+    }
+}
+
+fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
+    let s = spec(attr);
+    let (n, k) = (ins[1].shape[0], ins[1].shape[1]);
+    let r = match s.lora {
+        Some(_) => ins[2 + s.bias as usize..].iter().map(|ty| ty.shape[0].min(ty.cols())).min().unwrap_or(0),
+        None => 0,
+    };
+    Cost { flops: 2 * (t * (n * k + r * (n + k))) as u64, terms: n.max(k) + r + 1 }
+}
+
+/// With dropout: the dropped input (or its gradient) [T,K].
+fn scratch(attr: &Attr, x: &Ty, w: &Ty) -> u64 {
+    match spec(attr).lora.and_then(|l| l.dropout) {
+        Some(_) => (4 * x.shape[0] * w.shape[1]) as u64,
+        None => 0,
+    }
+}
+
+fn reference_linear(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let s = spec(attr);
+    let o = Operands::of(s, false);
+    let (x, w) = (&ins[0], &ins[1]);
+    let (t, n) = (x.rows(), w.rows());
+    let mut y = Tensor::zeros(&[t, n]);
+    for i in 0..t {
+        for j in 0..n {
+            y.data[i * n + j] = dot(x.row(i), w.row(j)) + o.bias.map_or(0.0, |b| ins[b].data[j]);
+        }
+    }
+    let (Some(lora), Some((a, b))) = (s.lora, o.low_rank) else { return vec![y] };
+    let (a, b) = (&ins[a], &ins[b]);
+    let dropped = match o.dropout {
+        Some((rng, d)) => keep(d, &ins[rng], x),
+        None => x.clone(),
+    };
+    let r = a.rows();
+    let mut xa = Tensor::zeros(&[t, r]);
+    for i in 0..t {
+        for p in 0..r {
+            xa.data[i * r + p] = dot(dropped.row(i), a.row(p));
+        }
+        for j in 0..n {
+            y.data[i * n + j] += lora.scale as f64 * dot(xa.row(i), b.row(j));
+        }
+    }
+    vec![y, xa]
+}
+
+fn reference_linear_dx(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let o = Operands::of(spec(attr), true);
+    let (dy, w) = (&ins[0], &ins[1]);
+    let product = |x: &Tensor, m: &Tensor| {
+        let (t, k) = (x.rows(), m.cols());
+        let mut y = Tensor::zeros(&[t, k]);
+        for i in 0..t {
+            for j in 0..m.rows() {
+                for c in 0..k {
+                    y.data[i * k + c] += x.at(i, j) * m.at(j, c);
+                }
+            }
+        }
+        y
+    };
+    let mut dx = product(dy, w);
+    if let Some((dyb, a)) = o.low_rank {
+        let mut low = product(&ins[dyb], &ins[a]);
+        if let Some((rng, d)) = o.dropout {
+            low = keep(d, &ins[rng], &low);
+        }
+        for (x, l) in dx.data.iter_mut().zip(&low.data) {
+            *x += l;
+        }
+    }
+    vec![dx]
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+fn keep(d: Dropout, rng: &Tensor, x: &Tensor) -> Tensor {
+    let rng = std::array::from_fn(|i| rng.data[i] as u32);
+    let mask = Mask::new(rng, d);
+    Tensor::new(&x.shape, x.data.iter().enumerate().map(|(i, v)| v * mask.factor(i) as f64).collect())
+}
+
+/// With dyb = s·dy·B: dx as in [`LINEAR_DX`], dW = dyᵀ·x, dbias = Σ_t dy, dA = dybᵀ·x̃, dB = s·dyᵀ·xa.
+fn grad_linear(g: &mut Graph, node: &Node, dys: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
+    let s = spec(&node.attr);
+    let o = Operands::of(s, false);
+    let mut grads = vec![None; node.ins.len()];
+    let Some(dy) = dys[0] else { return Ok(grads) };
+    let (x, w) = (node.ins[0], node.ins[1]);
+    let mut dx_ins = vec![dy, w];
+    if let (Some(lora), Some((ia, ib))) = (s.lora, o.low_rank) {
+        let (a, b) = (node.ins[ia], node.ins[ib]);
+        if wants[0] || wants[ia] {
+            let dyb = g.matmul(dy, false, b, false, lora.scale)?;
+            dx_ins.extend([dyb, a]);
+            if wants[ia] {
+                let dropped = match o.dropout {
+                    Some((rng, d)) => g.dropout(x, node.ins[rng], d)?,
+                    None => x,
+                };
+                grads[ia] = Some(g.matmul(dyb, true, dropped, false, 1.0)?);
+            }
+            dx_ins.extend(o.dropout.map(|(rng, _)| node.ins[rng]));
+        }
+        if wants[ib] {
+            grads[ib] = Some(g.matmul(dy, true, node.outs[1], false, lora.scale)?);
+        }
+    }
+    if wants[0] {
+        grads[0] = Some(g.node(&LINEAR_DX, Attr::Linear(Linear { bias: false, ..s }), &dx_ins)?[0]);
+    }
+    if wants[1] {
+        grads[1] = Some(g.matmul(dy, true, x, false, 1.0)?);
+    }
+    if let Some(bias) = o.bias
+        && wants[bias]
+    {
+        grads[bias] = Some(g.sum_rows(dy)?);
+    }
+    Ok(grads)
+}
+
+fn host_linear(call: &HostCall) {
+    let s = spec(call.attr);
+    let o = Operands::of(s, false);
+    let (t, n, k) = (call.ins[0].shape[0], call.ins[1].shape[0], call.ins[1].shape[1]);
+    let x = call.input::<f32>(0);
+    let main = Term { alpha: 1.0, a: mat(x, t, k, false), b: weight(call.input(1), &call.ins[1]).t() };
+    let bias = o.bias.map(|i| call.input::<f32>(i));
+    let y = call.output::<f32>(0);
+    let (Some(lora), Some((a, b))) = (s.lora, o.low_rank) else { return gemm(&[main], 0.0, bias, y, n) };
+    let r = call.ins[a].shape[0];
+    let dropped: &[f32] = match o.dropout {
+        Some((rng, d)) => {
+            let to = call.work::<f32>();
+            masked(d, call.input(rng), x, to, |to, x| *to = x);
+            to
+        }
+        None => x,
+    };
+    let xa = call.output::<f32>(1);
+    let down = Term { alpha: 1.0, a: mat(dropped, t, k, false), b: mat(call.input(a), r, k, true) };
+    gemm(&[down], 0.0, None, xa, r);
+    let up = Term { alpha: lora.scale, a: mat(xa, t, r, false), b: mat(call.input(b), n, r, true) };
+    gemm(&[main, up], 0.0, bias, y, n);
+}
+
+fn host_linear_dx(call: &HostCall) {
+    let o = Operands::of(spec(call.attr), true);
+    let (t, n, k) = (call.ins[0].shape[0], call.ins[1].shape[0], call.ins[1].shape[1]);
+    let dx = call.output::<f32>(0);
+    let main = Term { alpha: 1.0, a: mat(call.input(0), t, n, false), b: weight(call.input(1), &call.ins[1]) };
+    let Some((dyb, a)) = o.low_rank else { return gemm(&[main], 0.0, None, dx, k) };
+    let r = call.ins[a].shape[0];
+    let low = Term { alpha: 1.0, a: mat(call.input(dyb), t, r, false), b: mat(call.input(a), r, k, false) };
+    let Some((rng, d)) = o.dropout else { return gemm(&[main, low], 0.0, None, dx, k) };
+    gemm(&[main], 0.0, None, dx, k);
+    let grad = call.work::<f32>();
+    gemm(&[low], 0.0, None, grad, k);
+    masked(d, call.input(rng), grad, dx, |dx, low| *dx += low);
+}
+
+/// `f(to[i], mask[i]·x[i])`
+fn masked(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32], f: impl Fn(&mut f32, f32) + Sync) {
+    let mask = Mask::new(std::array::from_fn(|i| rng[i]), d);
+    const PIECE: usize = 1 << 12;
+    par::chunks(to, PIECE, |piece, to| {
+        let mut factors = [0f32; PIECE];
+        mask.fill(piece * PIECE, &mut factors[..to.len()]);
+        for ((v, x), m) in to.iter_mut().zip(&x[piece * PIECE..]).zip(factors) {
+            f(v, x * m);
+        }
+    });
+}
+
+pub(super) fn not_yet(_: &Lower) -> Result<Vec<Dispatch>> {
+    Err(Error::unsupported("this op on wgpu", "use --device cpu"))
+}
+
+fn samples(backward: bool) -> Vec<Sample> {
+    let mut all = Vec::new();
+    let plain = Linear::default();
+    let lora = |dropout| Linear { bias: false, lora: Some(Lora { scale: 2.0, dropout }) };
+    let dropout = Some(Dropout { p: 0.25, site: 3 });
+    let shapes = [
+        ("odd", 7, 33, 17, DType::F32, Linear { bias: true, lora: None }),
+        ("one token", 1, 65, 64, DType::F32, plain),
+        ("tiles", 65, 128, 96, DType::F32, plain),
+        ("low rank", 19, 48, 40, DType::F32, lora(None)),
+        ("low rank, bias, dropout", 9, 24, 40, DType::F32, Linear { bias: true, ..lora(dropout) }),
+        ("bf16", 5, 33, 31, DType::BF16, plain),
+        ("f16", 5, 33, 31, DType::F16, lora(None)),
+        ("nf4", 9, 40, 64, DType::Nf4, lora(None)),
+        ("nf4, blocks across rows", 3, 35, 30, DType::Nf4, plain),
+        ("nf4 double", 6, 64, 96, DType::Nf4Dq, lora(dropout)),
+        ("nf4 double, odd", 5, 7, 9, DType::Nf4Dq, Linear { bias: true, lora: None }),
+        ("nf4 one token", 1, 96, 128, DType::Nf4, lora(None)),
+    ];
+    for (name, t, n, k, dtype, mut s) in shapes {
+        let normal = |shape: &[usize]| SampleIn::normal(Ty::f32(shape));
+        let r = 5;
+        let mut ins = vec![normal(&[t, if backward { n } else { k }]), SampleIn::normal(Ty::new(dtype, &[n, k]))];
+        s.bias &= !backward;
+        if s.bias {
+            ins.push(normal(&[n]));
+        }
+        if let Some(l) = s.lora {
+            ins.extend(if backward { [normal(&[t, r]), normal(&[r, k])] } else { [normal(&[r, k]), normal(&[n, r])] });
+            if l.dropout.is_some() {
+                ins.push(SampleIn::values(Ty::u32(&[4]), vec![11.0, 7.0, 3.0, 1.0]));
+            }
+        }
+        all.push(Sample::new(name, Attr::Linear(s), ins));
+    }
+    all
+}

@@ -1,3 +1,212 @@
-use crate::ops::OpDef;
+//! Dense f32 products and column sums: the thin low-rank products and every weight gradient.
 
-pub static OPS: &[&OpDef] = &[];
+use crate::cpu::gemm::{Mat, Store, Term, gemm};
+use crate::cpu::par;
+use crate::dtype::{DType, Ty};
+use crate::error::Result;
+use crate::graph::{Graph, Node, Val};
+use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace};
+
+pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
+
+/// `C[m,n] = alpha · op(A)[m,k] · op(B)[k,n] (+ acc[m,n])`, all f32; `op` transposes where `ta`, `tb` say so.
+pub static MATMUL: OpDef = OpDef {
+    name: "matmul",
+    infer: infer_matmul,
+    reference: reference_matmul,
+    grad: Grad::Rule(grad_matmul),
+    in_place: &[(2, 0)],
+    cost: |attr, ins, _| {
+        let (m, n, k) = dims(matmul_attr(attr), ins);
+        Cost { flops: 2 * (m * n * k) as u64, terms: k + 1 }
+    },
+    workspace: no_workspace,
+    host: host_matmul,
+    wgsl: wgsl_matmul,
+    samples: samples_matmul,
+};
+
+/// `y[n] = Σ_t x[t,n] (+ acc[n])`: the gradient of a bias.
+pub static SUM_ROWS: OpDef = OpDef {
+    name: "sum_rows",
+    infer: |attr, ins| {
+        let acc = *attr == Attr::Acc(true);
+        match ins {
+            [x] if !acc && x.shape.len() == 2 && x.dtype == DType::F32 => Ok(vec![Ty::f32(&[x.cols()])]),
+            [x, c] if acc && x.shape.len() == 2 && x.dtype == DType::F32 && *c == Ty::f32(&[x.cols()]) => {
+                Ok(vec![c.clone()])
+            }
+            _ => Err(format!("{ins:?}; expected a matrix and, to accumulate, a row of its width")),
+        }
+    },
+    reference: |_, ins| {
+        let x = &ins[0];
+        let mut y = ins.get(1).cloned().unwrap_or_else(|| Tensor::zeros(&[x.cols()]));
+        for t in 0..x.rows() {
+            for (sum, v) in y.data.iter_mut().zip(x.row(t)) {
+                *sum += v;
+            }
+        }
+        vec![y]
+    },
+    grad: Grad::Missing,
+    in_place: &[(1, 0)],
+    cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: ins[0].rows() + 1 },
+    workspace: no_workspace,
+    host: host_sum_rows,
+    wgsl: wgsl_sum_rows,
+    samples: || {
+        let m = |t, n| SampleIn::normal(Ty::f32(&[t, n]));
+        vec![
+            Sample::new("odd", Attr::Acc(false), vec![m(7, 33)]),
+            Sample::new("one row", Attr::Acc(false), vec![m(1, 5)]),
+            Sample::new("tall, accumulating", Attr::Acc(true), vec![m(130, 65), SampleIn::normal(Ty::f32(&[65]))]),
+        ]
+    },
+};
+
+impl Graph {
+    /// `alpha · op(a) · op(b)`.
+    pub fn matmul(&mut self, a: Val, ta: bool, b: Val, tb: bool, alpha: f32) -> Result<Val> {
+        Ok(self.node(&MATMUL, Attr::Matmul(Matmul { ta, tb, alpha, acc: false }), &[a, b])?[0])
+    }
+
+    /// Column sums of a matrix.
+    pub fn sum_rows(&mut self, x: Val) -> Result<Val> {
+        Ok(self.node(&SUM_ROWS, Attr::Acc(false), &[x])?[0])
+    }
+}
+
+fn matmul_attr(attr: &Attr) -> Matmul {
+    match attr {
+        Attr::Matmul(m) => *m,
+        _ => Matmul { ta: false, tb: false, alpha: 1.0, acc: false },
+    }
+}
+
+/// (m, n, k)
+fn dims(m: Matmul, ins: &[Ty]) -> (usize, usize, usize) {
+    let (a, b) = (&ins[0].shape, &ins[1].shape);
+    let (rows, k) = if m.ta { (a[1], a[0]) } else { (a[0], a[1]) };
+    (rows, if m.tb { b[0] } else { b[1] }, k)
+}
+
+fn infer_matmul(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
+    let m = matmul_attr(attr);
+    let expected = if m.acc { 3 } else { 2 };
+    if ins.len() != expected || ins.iter().any(|t| t.shape.len() != 2 || t.dtype != DType::F32) {
+        return Err(format!("{ins:?}; expected {expected} f32 matrices"));
+    }
+    let (rows, n, k) = dims(m, ins);
+    let kb = if m.tb { ins[1].shape[1] } else { ins[1].shape[0] };
+    let c = Ty::f32(&[rows, n]);
+    if k != kb || ins.get(2).is_some_and(|acc| *acc != c) {
+        return Err(format!("shapes {:?}, {:?} with {m:?} do not fit", ins[0].shape, ins[1].shape));
+    }
+    Ok(vec![c])
+}
+
+fn reference_matmul(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let m = matmul_attr(attr);
+    let (a, b) = (&ins[0], &ins[1]);
+    let (rows, k) = if m.ta { (a.cols(), a.rows()) } else { (a.rows(), a.cols()) };
+    let n = if m.tb { b.rows() } else { b.cols() };
+    let mut c = ins.get(2).cloned().unwrap_or_else(|| Tensor::zeros(&[rows, n]));
+    for i in 0..rows {
+        for j in 0..n {
+            let mut sum = 0.0;
+            for p in 0..k {
+                let x = if m.ta { a.at(p, i) } else { a.at(i, p) };
+                let y = if m.tb { b.at(j, p) } else { b.at(p, j) };
+                sum += x * y;
+            }
+            c.data[i * n + j] += m.alpha as f64 * sum;
+        }
+    }
+    vec![c]
+}
+
+/// With C = α·op(A)·op(B): dA = α·dC·op(B)ᵀ and dB = α·op(A)ᵀ·dC, each transposed back where A or B was.
+fn grad_matmul(g: &mut Graph, node: &Node, dys: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
+    let m = matmul_attr(&node.attr);
+    let (a, b) = (node.ins[0], node.ins[1]);
+    let Some(dc) = dys[0] else { return Ok(vec![None; node.ins.len()]) };
+    let da = match (wants[0], m.ta) {
+        (false, _) => None,
+        (true, false) => Some(g.matmul(dc, false, b, !m.tb, m.alpha)?),
+        (true, true) => Some(g.matmul(b, m.tb, dc, true, m.alpha)?),
+    };
+    let db = match (wants[1], m.tb) {
+        (false, _) => None,
+        (true, false) => Some(g.matmul(a, !m.ta, dc, false, m.alpha)?),
+        (true, true) => Some(g.matmul(dc, true, a, m.ta, m.alpha)?),
+    };
+    let mut grads = vec![da, db];
+    if m.acc {
+        grads.push(wants[2].then_some(dc));
+    }
+    Ok(grads)
+}
+
+/// An f32 operand, transposed if `t`.
+pub fn mat(data: &[f32], rows: usize, cols: usize, t: bool) -> Mat<'_> {
+    let m = Mat::row_major(Store::F32(data), rows, cols);
+    if t { m.t() } else { m }
+}
+
+fn host_matmul(call: &HostCall) {
+    let m = matmul_attr(call.attr);
+    let (a, b) = (&call.ins[0], &call.ins[1]);
+    let c = if m.acc { call.accumulator(2, 0) } else { call.output::<f32>(0) };
+    let term = Term {
+        alpha: m.alpha,
+        a: mat(call.input(0), a.shape[0], a.shape[1], m.ta),
+        b: mat(call.input(1), b.shape[0], b.shape[1], m.tb),
+    };
+    gemm(&[term], if m.acc { 1.0 } else { 0.0 }, None, c, call.outs[0].cols());
+}
+
+fn host_sum_rows(call: &HostCall) {
+    let x = call.input::<f32>(0);
+    let n = call.ins[0].cols();
+    let y = match call.attr {
+        Attr::Acc(true) => call.accumulator(1, 0),
+        _ => {
+            let y = call.output::<f32>(0);
+            y.fill(0.0);
+            y
+        }
+    };
+    par::chunks(y, 256, |piece, sums| {
+        let first = piece * 256;
+        for row in x.chunks_exact(n) {
+            for (sum, v) in sums.iter_mut().zip(&row[first..]) {
+                *sum += v;
+            }
+        }
+    });
+}
+
+fn wgsl_matmul(l: &Lower) -> Result<Vec<Dispatch>> {
+    super::linear::not_yet(l)
+}
+
+fn wgsl_sum_rows(l: &Lower) -> Result<Vec<Dispatch>> {
+    super::linear::not_yet(l)
+}
+
+fn samples_matmul() -> Vec<Sample> {
+    let m = |r, c| SampleIn::normal(Ty::f32(&[r, c]));
+    let attr = |ta, tb, alpha, acc| Attr::Matmul(Matmul { ta, tb, alpha, acc });
+    vec![
+        Sample::new("plain", attr(false, false, 1.0, false), vec![m(3, 7), m(7, 5)]),
+        Sample::new("nt", attr(false, true, 0.5, false), vec![m(33, 17), m(65, 17)]),
+        Sample::new("tn", attr(true, false, 1.0, false), vec![m(17, 33), m(17, 9)]),
+        Sample::new("tt", attr(true, true, 2.0, false), vec![m(17, 3), m(9, 17)]),
+        Sample::new("accumulating", attr(true, false, 1.0, true), vec![m(31, 16), m(31, 65), m(16, 65)]),
+        Sample::new("one by one", attr(false, false, 1.0, false), vec![m(1, 1), m(1, 1)]),
+        Sample::new("thin n", attr(false, true, 1.0, false), vec![m(70, 100), m(4, 100)]),
+        Sample::new("thin k", attr(false, false, 2.0, true), vec![m(67, 4), m(4, 70), m(67, 70)]),
+        Sample::new("tiles", attr(false, true, 1.0, false), vec![m(128, 64), m(64, 64)]),
+    ]
+}

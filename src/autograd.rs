@@ -1,0 +1,122 @@
+//! Reverse-mode differentiation: graph in, graph out.
+//!
+//! One walk over the nodes, last to first. A node whose outputs have no gradient is passed over; so is a value that
+//! no trainable tensor reaches, which is why frozen weights cost nothing here. A gradient that is wanted and not
+//! given is an error, never a silent zero.
+
+use crate::error::{Error, Result};
+use crate::graph::{Class, Def, Graph, Val};
+use crate::ops::{Grad, OpDef, elementwise};
+
+/// Appends the nodes that compute the gradients of `wrt` (leaves) from the gradients `seeds` of some outputs:
+/// pairs (value, its gradient). A leaf that no seed depends on gets None.
+pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<Option<Val>>> {
+    let mut grads: Vec<Option<Val>> = vec![None; g.values.len()];
+    for &(v, dv) in seeds {
+        add(g, &mut grads, v, dv)?;
+    }
+    for index in (0..g.nodes.len()).rev() {
+        let node = g.nodes[index].clone();
+        let dys: Vec<Option<Val>> = node.outs.iter().map(|o| grads[o.index()]).collect();
+        let wants: Vec<bool> = node.ins.iter().map(|&v| g.needs_grad(v)).collect();
+        if dys.iter().all(Option::is_none) || !wants.contains(&true) {
+            continue;
+        }
+        let input = wants.iter().position(|w| *w).unwrap_or(0);
+        let Grad::Rule(rule) = node.op.grad else { return Err(missing(g, &node, input)) };
+        let gradients = g.at(node.site.clone(), |g| rule(g, &node, &dys, &wants))?;
+        for (i, &v) in node.ins.iter().enumerate() {
+            match gradients.get(i).copied().flatten() {
+                Some(dv) if wants[i] => g.at(node.site.clone(), |g| add(g, &mut grads, v, dv))?,
+                None if wants[i] => return Err(missing(g, &node, i)),
+                _ => {}
+            }
+        }
+    }
+    Ok(wrt.iter().map(|v| grads[v.index()]).collect())
+}
+
+/// Adds `grad` to the leaf `sum`, which keeps its place: how gradients add up over micro-batches.
+pub fn accumulate(g: &mut Graph, sum: Val, grad: Val) -> Result<()> {
+    if let Some(node) = fold(g, sum, grad) {
+        g.nodes[node].into[0] = Some(sum);
+        return Ok(());
+    }
+    g.node_into(&elementwise::ADD, crate::ops::Attr::None, &[sum, grad], &[Some(sum)]).map(drop)
+}
+
+/// Adds `dv` to the gradient of `v`, or of what `v` views.
+fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, v: Val, dv: Val) -> Result<()> {
+    let value = g.value(v);
+    if let Def::View { of, start: 0 } = value.def
+        && g.ty(of).len() == value.ty.len()
+        && !matches!(g.value(of).def, Def::Leaf(Class::Param))
+    {
+        let shape = g.shape(of).to_vec();
+        let dv = g.reshape(dv, &shape)?;
+        return add(g, grads, of, dv);
+    }
+    grads.resize(g.values.len().max(grads.len()), None);
+    grads[v.index()] = Some(match grads[v.index()] {
+        None => dv,
+        Some(sum) if fold(g, sum, dv).is_some() => dv,
+        Some(sum) => g.add(sum, dv)?,
+    });
+    Ok(())
+}
+
+/// GEMM's beta = 1: lets the node that computes `term` add `sum` itself, if its op can and nothing reads `term` yet.
+fn fold(g: &mut Graph, sum: Val, term: Val) -> Option<usize> {
+    let Def::Node { node, .. } = g.value(term).def else { return None };
+    let defined_before = match g.value(g.root(sum).0).def {
+        Def::Node { node: other, .. } => other < node,
+        _ => true,
+    };
+    let unread = g.nodes[node + 1..].iter().all(|n| n.ins.iter().all(|&i| g.root(i).0 != term));
+    let same = g.ty(sum) == g.ty(term);
+    let attr = g.nodes[node].attr.accumulating(g.nodes[node].op)?;
+    if !(defined_before && unread && same) {
+        return None;
+    }
+    g.nodes[node].attr = attr;
+    g.nodes[node].ins.push(sum);
+    Some(node)
+}
+
+fn missing(g: &Graph, node: &crate::graph::Node, input: usize) -> Error {
+    Error::NoGradient {
+        op: node.op.name,
+        site: node.site.clone(),
+        input,
+        parameter: trainable_behind(g, node.ins[input]).unwrap_or_else(|| g.value(node.ins[input]).name.clone()),
+    }
+}
+
+/// The name of a trainable leaf that reaches `v`.
+fn trainable_behind(g: &Graph, v: Val) -> Option<String> {
+    let (root, _) = g.root(v);
+    match g.value(root).def {
+        Def::Leaf(Class::Param) => Some(g.value(v).name.clone()),
+        Def::Node { node, .. } => {
+            let reached = g.nodes[node].ins.iter().find(|&&i| g.needs_grad(i))?;
+            trainable_behind(g, *reached)
+        }
+        _ => None,
+    }
+}
+
+/// Ops whose attributes can ask for one more, last operand that is added to the result.
+impl crate::ops::Attr {
+    fn accumulating(&self, op: &'static OpDef) -> Option<crate::ops::Attr> {
+        use crate::ops::Attr;
+        match self {
+            Attr::Matmul(m) if !m.acc => Some(Attr::Matmul(crate::ops::Matmul { acc: true, ..*m })),
+            Attr::Norm(n) if !n.acc && !matches!(op.grad, Grad::Rule(_)) => {
+                Some(Attr::Norm(crate::ops::Norm { acc: true, ..*n }))
+            }
+            Attr::EmbedGrad(e) if !e.acc => Some(Attr::EmbedGrad(crate::ops::EmbedGrad { acc: true, ..*e })),
+            Attr::Acc(false) => Some(Attr::Acc(true)),
+            _ => None,
+        }
+    }
+}

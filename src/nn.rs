@@ -1,0 +1,255 @@
+//! What model families are written with: named sites at which layers stand, and the weights they need.
+//!
+//! A family says which layer stands where; the method decides what is trained there. Neither knows the other.
+
+use std::collections::HashMap;
+
+use crate::dtype::{DType, Ty};
+use crate::error::Result;
+use crate::graph::{Class, Graph, Val};
+use crate::ops::{Act, Attention, Lora};
+use crate::peft::Method;
+
+/// What a weight does in the model. Methods choose by role or by name; storage formats by role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Embed,
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+    Norm,
+    Head,
+}
+
+impl Role {
+    /// The layers that `all-linear` means: every linear layer but the output head, as in Hugging Face PEFT.
+    pub fn is_block_linear(self) -> bool {
+        !matches!(self, Role::Embed | Role::Norm | Role::Head)
+    }
+}
+
+/// A place in the model: Hugging Face's module path and what stands there.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub path: String,
+    pub role: Role,
+}
+
+/// Where the first value of a tensor comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The tensor of this name in the base model's files.
+    Base { role: Role },
+    /// An adapter's tensor under this key in its file; else drawn as `init` says.
+    Adapter { init: Init },
+    /// Computed when the graph was built.
+    Data(Vec<f32>),
+}
+
+/// How a new tensor starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    Zeros,
+    /// Uniform in ±bound.
+    Uniform { bound: f32 },
+}
+
+/// A leaf that is filled before the first step.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    pub val: Val,
+    pub name: String,
+    pub source: Source,
+    pub trainable: bool,
+}
+
+/// The inputs of a micro-batch of T packed tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    /// Token ids, I32[T].
+    pub ids: Val,
+    /// Position of each token in its sequence, I32[T].
+    pub positions: Val,
+    /// First token of the sequence each token belongs to, and one past its last, I32[T,2] (from `cu_seqlens`).
+    pub bounds: Val,
+    /// Random-number key: seed (2 words), step, micro-batch; U32[4].
+    pub rng: Val,
+}
+
+/// Keys and values of earlier tokens, of a fixed capacity, for generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Cached {
+    pub capacity: usize,
+    /// The row of the cache each token goes to, I32[T]; −1: none.
+    pub slots: Val,
+}
+
+pub struct Nn<'a> {
+    pub g: Graph,
+    pub method: &'a dyn Method,
+    pub batch: Batch,
+    pub weights: Vec<Weight>,
+    /// Set when generating: attention then sees the cache.
+    pub cached: Option<Cached>,
+    /// Methods that drop out do so only in training.
+    pub training: bool,
+    storage: &'a dyn Fn(&str, Role) -> DType,
+    named: HashMap<String, Val>,
+    drops: u32,
+}
+
+impl<'a> Nn<'a> {
+    /// `storage` gives the format in which a frozen weight of a name and role is kept.
+    pub fn new(method: &'a dyn Method, storage: &'a dyn Fn(&str, Role) -> DType, tokens: usize) -> Nn<'a> {
+        let mut g = Graph::new();
+        let batch = inputs(&mut g, tokens);
+        Nn {
+            g,
+            method,
+            batch,
+            weights: Vec::new(),
+            cached: None,
+            training: true,
+            storage,
+            named: HashMap::new(),
+            drops: 0,
+        }
+    }
+
+    /// A weight of the base model, the same one if asked for again (tied weights).
+    pub fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let trainable = self.method.trains(name, role);
+        let val = match trainable {
+            true => self.g.leaf(Class::Param, name, Ty::f32(shape)),
+            false => {
+                // Vectors (norms, biases) are small and read at full precision everywhere.
+                let dtype = if shape.len() == 1 { DType::F32 } else { (self.storage)(name, role) };
+                self.g.leaf(Class::Frozen, name, Ty::new(dtype, shape))
+            }
+        };
+        self.keep(val, name, Source::Base { role }, trainable)
+    }
+
+    /// A new trainable tensor of a method, under its key in the adapter's file.
+    pub fn adapter(&mut self, key: &str, shape: &[usize], init: Init) -> Val {
+        if let Some(&val) = self.named.get(key) {
+            return val;
+        }
+        let val = self.g.leaf(Class::Param, key, Ty::f32(shape));
+        self.keep(val, key, Source::Adapter { init }, true)
+    }
+
+    /// A constant.
+    pub fn constant(&mut self, name: &str, shape: &[usize], data: impl FnOnce() -> Vec<f32>) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let val = self.g.leaf(Class::Frozen, name, Ty::f32(shape));
+        self.keep(val, name, Source::Data(data()), false)
+    }
+
+    fn keep(&mut self, val: Val, name: &str, source: Source, trainable: bool) -> Val {
+        self.named.insert(name.to_string(), val);
+        self.weights.push(Weight { val, name: name.to_string(), source, trainable });
+        val
+    }
+
+    /// A number that tells this dropout's random stream from the others'.
+    pub fn next_dropout(&mut self) -> u32 {
+        self.drops += 1;
+        self.drops
+    }
+
+    pub fn embed(&mut self, path: &str, vocab: usize, dim: usize, scale: f32) -> Result<Val> {
+        let table = self.weight(&format!("{path}.weight"), &[vocab, dim], Role::Embed);
+        self.g.site = path.to_string();
+        self.g.embed(self.batch.ids, table, scale)
+    }
+
+    /// `x Wᵀ (+ bias)`, as the method changes it.
+    pub fn linear(&mut self, path: &str, role: Role, x: Val, out: usize, bias: bool) -> Result<Val> {
+        let features = self.g.ty(x).cols();
+        let w = self.weight(&format!("{path}.weight"), &[out, features], role);
+        let bias = bias.then(|| self.weight(&format!("{path}.bias"), &[out], role));
+        self.g.site = path.to_string();
+        let site = Site { path: path.to_string(), role };
+        let method = self.method;
+        method.linear(self, &site, x, w, bias)
+    }
+
+    /// The linear layer itself, with a low-rank part if the method gives one.
+    pub fn plain_linear(&mut self, x: Val, w: Val, bias: Option<Val>, low_rank: Option<(Lora, Val, Val)>) -> Result<Val> {
+        let rng = self.batch.rng;
+        let low_rank = low_rank.map(|(lora, a, b)| (lora, a, b, lora.dropout.map(|_| rng)));
+        self.g.linear(x, w, bias, low_rank)
+    }
+
+    pub fn rms_norm(&mut self, path: &str, x: Val, eps: f32, offset: f32) -> Result<Val> {
+        let dim = self.g.ty(x).cols();
+        let w = self.weight(&format!("{path}.weight"), &[dim], Role::Norm);
+        self.g.site = path.to_string();
+        self.g.rms_norm(x, w, eps, offset)
+    }
+
+    /// The same over each head's part of a row.
+    pub fn head_norm(&mut self, path: &str, x: Val, head_dim: usize, eps: f32, offset: f32) -> Result<Val> {
+        let shape = self.g.shape(x).to_vec();
+        let heads = self.g.reshape(x, &[shape[0] * shape[1] / head_dim, head_dim])?;
+        let y = self.rms_norm(path, heads, eps, offset)?;
+        self.g.reshape(y, &shape)
+    }
+
+    /// Attention of each token over its own sequence, or, when generating, over the cache named after `path`.
+    pub fn attention(&mut self, path: &str, q: Val, k: Val, v: Val, spec: Attention) -> Result<Val> {
+        self.g.site = path.to_string();
+        let Some(cached) = self.cached else { return self.g.attention(q, k, v, self.batch.bounds, spec) };
+        let mut past = |name: &str, x: Val| -> Result<Val> {
+            let name = format!("{path}.{name}");
+            let width = self.g.ty(x).cols();
+            let cache = match self.named.get(&name) {
+                Some(&cache) => cache,
+                None => {
+                    let cache = self.g.leaf(Class::Cache, &name, Ty::f32(&[cached.capacity, width]));
+                    self.named.insert(name, cache);
+                    cache
+                }
+            };
+            self.g.cache_write(cache, x, cached.slots)
+        };
+        let (k, v) = (past("k_cache", k)?, past("v_cache", v)?);
+        // The bounds say which rows of the cache a token sees, causality and window included.
+        self.g.attention(q, k, v, self.batch.bounds, Attention { causal: false, window: None, ..spec })
+    }
+
+    /// `down(act(gate(x)) · up(x))`
+    pub fn gated_mlp(&mut self, path: &str, x: Val, inter: usize, act: Act, bias: bool) -> Result<Val> {
+        let dim = self.g.ty(x).cols();
+        let gate = self.linear(&format!("{path}.gate_proj"), Role::Gate, x, inter, bias)?;
+        let up = self.linear(&format!("{path}.up_proj"), Role::Up, x, inter, bias)?;
+        self.g.site = path.to_string();
+        let h = self.g.gated_act(gate, up, act)?;
+        self.linear(&format!("{path}.down_proj"), Role::Down, h, dim, bias)
+    }
+
+    pub fn add(&mut self, path: &str, a: Val, b: Val) -> Result<Val> {
+        self.g.site = path.to_string();
+        self.g.add(a, b)
+    }
+}
+
+/// The inputs of `tokens` packed tokens.
+pub fn inputs(g: &mut Graph, tokens: usize) -> Batch {
+    Batch {
+        ids: g.leaf(Class::Io, "input_ids", Ty::i32(&[tokens])),
+        positions: g.leaf(Class::Io, "positions", Ty::i32(&[tokens])),
+        bounds: g.leaf(Class::Io, "bounds", Ty::i32(&[tokens, 2])),
+        rng: g.leaf(Class::Io, "rng", Ty::u32(&[4])),
+    }
+}

@@ -1,0 +1,33 @@
+//! LoRA (Hu et al. 2021, arXiv:2106.09685): `y += s·B(A·dropout(x))` at the targeted linear layers, `s = α/r`, or
+//! `α/√r` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). A starts uniform in ±1/√in (Kaiming with a = √5, as in
+//! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows.
+
+use super::Method;
+use super::config::{AdapterConfig, LoraSpec};
+use super::files;
+use crate::error::Result;
+use crate::graph::Val;
+use crate::nn::{Init, Nn, Site};
+use crate::ops::{Dropout, Lora as LowRank};
+
+pub struct Lora {
+    pub config: AdapterConfig,
+}
+
+impl Method for Lora {
+    fn name(&self) -> &'static str {
+        "lora"
+    }
+
+    fn linear(&self, nn: &mut Nn, site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {
+        let Some(LoraSpec { rank, scale, dropout, .. }) = self.config.resolve(&site.path)? else {
+            return nn.plain_linear(x, w, bias, None);
+        };
+        let (out, features) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+        let bound = 1.0 / (features as f32).sqrt();
+        let a = nn.adapter(&files::lora_a(&site.path), &[rank, features], Init::Uniform { bound });
+        let b = nn.adapter(&files::lora_b(&site.path), &[out, rank], Init::Zeros);
+        let dropout = (nn.training && dropout > 0.0).then(|| Dropout { p: dropout, site: nn.next_dropout() });
+        nn.plain_linear(x, w, bias, Some((LowRank { scale, dropout }, a, b)))
+    }
+}

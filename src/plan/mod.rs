@@ -1,0 +1,175 @@
+//! The plan: where every value of a graph lies, and the account of it, before anything is allocated.
+//!
+//! Leaves lie class by class, one behind the other. Everything else lies in one arena: liveness gives each value an
+//! interval of nodes, a value that the op's row lets take over a dead input's storage does so, and intervals get
+//! offsets such that two that overlap in time never overlap in space. Shapes are fixed, so one plan serves every step.
+
+mod account;
+mod arena;
+mod liveness;
+mod lower;
+
+pub use account::Account;
+pub use lower::{Operands, lower};
+pub use liveness::{Interval, Storage};
+
+use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
+use crate::dtype::align;
+use crate::error::{Error, Result};
+use crate::graph::{Class, Def, Graph, Phase, Val};
+
+/// A place in one of the plan's buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index into [`Plan::buffers`].
+    pub buffer: usize,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// An allocation the plan asks for. `class` None is the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    pub class: Option<Class>,
+    pub bytes: u64,
+}
+
+pub struct Plan {
+    pub buffers: Vec<Allocation>,
+    /// By value index: where a root (leaf or node output) lies.
+    places: Vec<Option<Place>>,
+    /// By node index: its scratch memory.
+    work: Vec<Option<Place>>,
+    pub storages: Vec<Storage>,
+    /// What runs, phase by phase; a launch's buffers are indices into `buffers`.
+    pub launches: [Vec<Launch>; Phase::COUNT],
+    pub account: Account,
+}
+
+impl Plan {
+    /// Plans `g` for a device with `caps`.
+    pub fn new(g: &Graph, caps: &Caps) -> Result<Plan> {
+        Plan::with(g, caps, true)
+    }
+
+    /// The same; without `in_place` no value takes over another's storage, for tests.
+    pub fn with(g: &Graph, caps: &Caps, in_place: bool) -> Result<Plan> {
+        crate::graph::verify(g)?;
+        let mut buffers = Vec::new();
+        let mut places = vec![None; g.values.len()];
+        for class in Class::ALL {
+            place_leaves(g, class, caps, &mut buffers, &mut places)?;
+        }
+        let storages = liveness::storages(g, caps, in_place);
+        let offsets = arena::assign(&storages, segment(caps), caps)?;
+        let end = storages.iter().zip(&offsets).map(|(s, o)| o + s.bytes).max().unwrap_or(0);
+        let first = buffers.len();
+        let mut left = end;
+        while left > 0 {
+            let bytes = left.min(segment(caps));
+            buffers.push(Allocation { class: None, bytes });
+            left -= bytes;
+        }
+        let mut work = vec![None; g.nodes.len()];
+        for (storage, &offset) in storages.iter().zip(&offsets) {
+            let (buffer, offset) = (first + (offset / segment(caps)) as usize, offset % segment(caps));
+            for &v in &storage.values {
+                places[v.index()] = Some(Place { buffer, offset, bytes: g.ty(v).bytes() as u64 });
+            }
+            if let Some(node) = storage.work_of {
+                work[node] = Some(Place { buffer, offset, bytes: storage.bytes });
+            }
+        }
+        for node in &g.nodes {
+            for (&out, target) in node.outs.iter().zip(&node.into) {
+                if let Some(t) = *target {
+                    places[out.index()] = Some(view(g, &places, t)?);
+                }
+            }
+        }
+        let account = Account::new(g, &buffers, &storages, end);
+        let mut plan = Plan { buffers, places, work, storages, launches: Default::default(), account };
+        for (index, node) in g.nodes.iter().enumerate() {
+            let launches = plan.lower(g, index, caps)?;
+            plan.launches[node.phase.0].extend(launches);
+        }
+        plan.account.add("launch parameters", plan.launches.iter().map(|l| recording_bytes(l, caps)).sum());
+        Ok(plan)
+    }
+
+    fn lower(&self, g: &Graph, index: usize, caps: &Caps) -> Result<Vec<Launch>> {
+        let node = &g.nodes[index];
+        let slice = |p: Place| Slice { buffer: Buffer(p.buffer as u32), offset: p.offset, bytes: p.bytes };
+        let slices = |vals: &[Val]| vals.iter().map(|&v| Ok(slice(self.place(g, v)?))).collect::<Result<Vec<_>>>();
+        let at =
+            Operands { outs: slices(&node.outs)?, ins: slices(&node.ins)?, work: self.work[index].map(slice) };
+        let tys = |vals: &[Val]| vals.iter().map(|&v| g.ty(v).clone()).collect::<Vec<_>>();
+        lower(node.op, &node.site, &node.attr, &tys(&node.ins), &tys(&node.outs), &at, caps)
+    }
+
+    /// Where `v` lies.
+    pub fn place(&self, g: &Graph, v: Val) -> Result<Place> {
+        view(g, &self.places, v)
+    }
+
+    /// Where node `node`'s scratch memory lies.
+    pub fn work(&self, node: usize) -> Option<Place> {
+        self.work[node]
+    }
+}
+
+/// Arena and leaves are cut at multiples of this; nothing straddles a cut.
+fn segment(caps: &Caps) -> u64 {
+    (caps.max_buffer / crate::dtype::ALIGN as u64 * crate::dtype::ALIGN as u64).max(crate::dtype::ALIGN as u64)
+}
+
+/// A view lies within what it views; its start is a whole number of elements, so of bytes only for dense types.
+fn view(g: &Graph, places: &[Option<Place>], v: Val) -> Result<Place> {
+    let (root, start) = g.root(v);
+    let place = places[root.index()].ok_or_else(|| g.refuse("plan", format!("{} has no place", g.value(v).name)))?;
+    let ty = g.ty(v);
+    Ok(Place { offset: place.offset + ty.dtype.bytes(start) as u64, bytes: ty.bytes() as u64, ..place })
+}
+
+fn place_leaves(
+    g: &Graph,
+    class: Class,
+    caps: &Caps,
+    buffers: &mut Vec<Allocation>,
+    places: &mut [Option<Place>],
+) -> Result<()> {
+    let mut open: Option<usize> = None;
+    for (i, value) in g.values.iter().enumerate() {
+        if value.def != Def::Leaf(class) {
+            continue;
+        }
+        let bytes = value.ty.bytes() as u64;
+        let room = align(bytes as usize) as u64;
+        if room > segment(caps) {
+            return Err(too_large(&value.name, bytes, caps));
+        }
+        let buffer = match open {
+            Some(b) if buffers[b].bytes + room <= segment(caps) => b,
+            _ => {
+                buffers.push(Allocation { class: Some(class), bytes: 0 });
+                buffers.len() - 1
+            }
+        };
+        open = Some(buffer);
+        places[i] = Some(Place { buffer, offset: buffers[buffer].bytes, bytes });
+        buffers[buffer].bytes += room;
+    }
+    Ok(())
+}
+
+fn too_large(name: &str, bytes: u64, caps: &Caps) -> Error {
+    Error::Memory {
+        needed: bytes,
+        available: caps.max_buffer,
+        hint: format!(
+            "{name} is larger than the largest buffer of {}: quantize it (--quantize nf4), use fewer --micro-tokens, \
+             or another --device",
+            caps.device
+        ),
+    }
+}

@@ -1,0 +1,250 @@
+//! GGUF's block formats, to f32. Blocks lie along the last dimension; every multi-byte field is
+//! little-endian and a block's scales are f16. The formulas are those of ggml's `ggml-quants.c`,
+//! and the products and sums are rounded one by one as there, so the results are the same bits.
+
+use half::{bf16, f16};
+
+/// How a GGUF tensor is stored (`enum ggml_type`). Types that are not listed are not decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types, reason = "the names under which these formats are known")]
+pub enum GgmlType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+/// The most elements a block has.
+const LARGEST_BLOCK: usize = 256;
+
+impl GgmlType {
+    pub const ALL: [GgmlType; 11] = [
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q8_0,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
+    ];
+
+    /// The number that stands for the type in a file.
+    pub fn id(self) -> u32 {
+        match self {
+            GgmlType::F32 => 0,
+            GgmlType::F16 => 1,
+            GgmlType::Q4_0 => 2,
+            GgmlType::Q4_1 => 3,
+            GgmlType::Q5_0 => 6,
+            GgmlType::Q5_1 => 7,
+            GgmlType::Q8_0 => 8,
+            GgmlType::Q4_K => 12,
+            GgmlType::Q5_K => 13,
+            GgmlType::Q6_K => 14,
+            GgmlType::BF16 => 30,
+        }
+    }
+
+    pub fn from_id(id: u32) -> Option<GgmlType> {
+        Self::ALL.into_iter().find(|t| t.id() == id)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            GgmlType::F32 => "F32",
+            GgmlType::F16 => "F16",
+            GgmlType::BF16 => "BF16",
+            GgmlType::Q4_0 => "Q4_0",
+            GgmlType::Q4_1 => "Q4_1",
+            GgmlType::Q5_0 => "Q5_0",
+            GgmlType::Q5_1 => "Q5_1",
+            GgmlType::Q8_0 => "Q8_0",
+            GgmlType::Q4_K => "Q4_K",
+            GgmlType::Q5_K => "Q5_K",
+            GgmlType::Q6_K => "Q6_K",
+        }
+    }
+
+    /// Elements in a block.
+    pub fn block(self) -> usize {
+        match self {
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => 1,
+            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 => 32,
+            GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => LARGEST_BLOCK,
+        }
+    }
+
+    /// Bytes a block takes.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            GgmlType::F32 => 4,
+            GgmlType::F16 | GgmlType::BF16 => 2,
+            GgmlType::Q4_0 => 2 + 16,
+            GgmlType::Q4_1 => 2 + 2 + 16,
+            GgmlType::Q5_0 => 2 + 4 + 16,
+            GgmlType::Q5_1 => 2 + 2 + 4 + 16,
+            GgmlType::Q8_0 => 2 + 32,
+            GgmlType::Q4_K => 2 + 2 + 12 + 128,
+            GgmlType::Q5_K => 2 + 2 + 12 + 32 + 128,
+            GgmlType::Q6_K => 128 + 64 + 16 + 2,
+        }
+    }
+
+    /// Bytes of `n` elements; `None` if that is not a whole number of blocks (or overflows).
+    pub fn bytes(self, n: usize) -> Option<usize> {
+        if !n.is_multiple_of(self.block()) {
+            return None;
+        }
+        (n / self.block()).checked_mul(self.block_bytes())
+    }
+}
+
+/// Decodes whole blocks: `out` takes `bytes.len() / block_bytes * block` elements. What does not
+/// fill a block, on either side, is left alone.
+pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
+    match ty {
+        GgmlType::F32 => plain(bytes, out, f32::from_le_bytes),
+        GgmlType::F16 => plain(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        GgmlType::BF16 => plain(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+        GgmlType::Q4_0 => blocks(ty, bytes, out, q4_0),
+        GgmlType::Q4_1 => blocks(ty, bytes, out, q4_1),
+        GgmlType::Q5_0 => blocks(ty, bytes, out, q5_0),
+        GgmlType::Q5_1 => blocks(ty, bytes, out, q5_1),
+        GgmlType::Q8_0 => blocks(ty, bytes, out, q8_0),
+        GgmlType::Q4_K => blocks(ty, bytes, out, q4_k),
+        GgmlType::Q5_K => blocks(ty, bytes, out, q5_k),
+        GgmlType::Q6_K => blocks(ty, bytes, out, q6_k),
+    }
+}
+
+fn plain<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
+    for (o, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *o = decode(*b);
+    }
+}
+
+fn blocks(ty: GgmlType, bytes: &[u8], out: &mut [f32], decode: fn(&[u8], &mut [f32])) {
+    for (b, o) in bytes.chunks_exact(ty.block_bytes()).zip(out.chunks_exact_mut(ty.block())) {
+        decode(b, o);
+    }
+}
+
+fn half(b: &[u8]) -> f32 {
+    f16::from_le_bytes([b[0], b[1]]).to_f32()
+}
+
+/// `d: f16, qs: [u8; 16]`; `d (q - 8)`. Low nibbles are elements 0..16, high ones 16..32.
+fn q4_0(b: &[u8], o: &mut [f32]) {
+    let d = half(b);
+    for (j, &q) in b[2..18].iter().enumerate() {
+        o[j] = d * f32::from((q & 15) as i8 - 8);
+        o[j + 16] = d * f32::from((q >> 4) as i8 - 8);
+    }
+}
+
+/// `d: f16, m: f16, qs: [u8; 16]`; `d q + m`.
+fn q4_1(b: &[u8], o: &mut [f32]) {
+    let (d, m) = (half(b), half(&b[2..]));
+    for (j, &q) in b[4..20].iter().enumerate() {
+        o[j] = d * f32::from(q & 15) + m;
+        o[j + 16] = d * f32::from(q >> 4) + m;
+    }
+}
+
+/// The fifth bits of the block's elements, as two bytes' worth for element `j` and `j + 16`.
+fn fifth_bits(qh: u32, j: usize) -> (u8, u8) {
+    ((((qh >> j) & 1) << 4) as u8, (((qh >> (j + 16)) & 1) << 4) as u8)
+}
+
+/// `d: f16, qh: u32 (fifth bits), qs: [u8; 16]`; `d (q - 16)`.
+fn q5_0(b: &[u8], o: &mut [f32]) {
+    let (d, qh) = (half(b), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+    for (j, &q) in b[6..22].iter().enumerate() {
+        let (low, high) = fifth_bits(qh, j);
+        o[j] = d * f32::from((q & 15 | low) as i8 - 16);
+        o[j + 16] = d * f32::from((q >> 4 | high) as i8 - 16);
+    }
+}
+
+/// `d: f16, m: f16, qh: u32 (fifth bits), qs: [u8; 16]`; `d q + m`.
+fn q5_1(b: &[u8], o: &mut [f32]) {
+    let (d, m, qh) = (half(b), half(&b[2..]), u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
+    for (j, &q) in b[8..24].iter().enumerate() {
+        let (low, high) = fifth_bits(qh, j);
+        o[j] = d * f32::from(q & 15 | low) + m;
+        o[j + 16] = d * f32::from(q >> 4 | high) + m;
+    }
+}
+
+/// `d: f16, qs: [i8; 32]`; `q d`.
+fn q8_0(b: &[u8], o: &mut [f32]) {
+    let d = half(b);
+    for (o, &q) in o.iter_mut().zip(&b[2..34]) {
+        *o = f32::from(q as i8) * d;
+    }
+}
+
+/// The 6-bit scale and minimum of sub-block `j` of 8, from the 12 packed bytes: the first four
+/// have six plain bits, the last four get their upper two bits from the first four's bytes.
+fn scale_and_min(j: usize, s: &[u8]) -> (f32, f32) {
+    let (scale, min) = if j < 4 {
+        (s[j] & 63, s[j + 4] & 63)
+    } else {
+        (s[j + 4] & 15 | (s[j - 4] >> 6) << 4, s[j + 4] >> 4 | (s[j] >> 6) << 4)
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// `d: f16, dmin: f16, scales: [u8; 12], qs: [u8; 128]`; 8 sub-blocks of 32: `d s q - dmin m`.
+fn q4_k(b: &[u8], o: &mut [f32]) {
+    let (d, dmin, scales, qs) = (half(b), half(&b[2..]), &b[4..16], &b[16..144]);
+    for (j, o) in o.chunks_exact_mut(32).enumerate() {
+        let (scale, min) = scale_and_min(j, scales);
+        let (scale, min) = (d * scale, dmin * min);
+        // Two sub-blocks share 32 bytes: the even one has the low nibbles.
+        for (o, &q) in o.iter_mut().zip(&qs[32 * (j / 2)..]) {
+            *o = scale * f32::from(q >> (4 * (j % 2)) & 15) - min;
+        }
+    }
+}
+
+/// `d: f16, dmin: f16, scales: [u8; 12], qh: [u8; 32], qs: [u8; 128]`; as Q4_K, with sub-block
+/// `j`'s fifth bits in bit `j` of `qh`.
+fn q5_k(b: &[u8], o: &mut [f32]) {
+    let (d, dmin, scales, qh, qs) = (half(b), half(&b[2..]), &b[4..16], &b[16..48], &b[48..176]);
+    for (j, o) in o.chunks_exact_mut(32).enumerate() {
+        let (scale, min) = scale_and_min(j, scales);
+        let (scale, min) = (d * scale, dmin * min);
+        for ((o, &q), &h) in o.iter_mut().zip(&qs[32 * (j / 2)..]).zip(qh) {
+            *o = scale * f32::from(q >> (4 * (j % 2)) & 15 | (h >> j & 1) << 4) - min;
+        }
+    }
+}
+
+/// `ql: [u8; 128], qh: [u8; 64], scales: [i8; 16], d: f16`; 16 sub-blocks of 16: `d s (q - 32)`.
+/// Each half of 128 elements has 64 bytes of `ql` (its quarters of 32: two by low, two by high
+/// nibbles) and 32 bytes of `qh` (two bits a quarter).
+fn q6_k(b: &[u8], o: &mut [f32]) {
+    let (ql, qh, scales, d) = (&b[..128], &b[128..192], &b[192..208], half(&b[208..]));
+    for (j, o) in o.chunks_exact_mut(32).enumerate() {
+        let (part, quarter) = (j / 4, j % 4);
+        let low = &ql[64 * part + 32 * (quarter % 2)..];
+        let high = &qh[32 * part..];
+        for (i, o) in o.iter_mut().enumerate() {
+            let q = low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4;
+            let scale = d * f32::from(scales[2 * j + i / 16] as i8);
+            *o = scale * f32::from(q as i8 - 32);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Storage formats of a weight: how bytes become f32 and, for the formats we write, back.
+
+pub mod ggml;
+pub mod nf4;

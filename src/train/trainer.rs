@@ -1,0 +1,108 @@
+//! A planned, loaded model that trains: the engine's core as other programs use it.
+
+use crate::backend::Backend;
+use crate::data::pack::MicroBatch;
+use crate::error::Result;
+use crate::exec::Exec;
+use crate::graph::Phase;
+use crate::nn::Weight;
+use crate::plan::Plan;
+use crate::train::step::Step;
+
+/// AdamW's constants (Loshchilov and Hutter 2019, arXiv:1711.05101), and the norm gradients are clipped to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// 0: no clipping.
+    pub max_grad_norm: f64,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+    }
+}
+
+/// What a step reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean cross entropy of the step's trained tokens, in nats.
+    pub loss: f32,
+    /// Euclidean norm of the gradient before clipping.
+    pub grad_norm: f32,
+    /// Tokens of the step, padding not counted, and those of them that are trained.
+    pub tokens: usize,
+    pub trained: usize,
+}
+
+pub struct Trainer {
+    pub exec: Exec,
+    leaves: Leaves,
+    adamw: AdamW,
+    seed: u64,
+    /// Steps done.
+    pub steps: u64,
+}
+
+/// The leaves of a [`Step`] once its graph has gone into the executor.
+struct Leaves {
+    batch: crate::nn::Batch,
+    labels: crate::graph::Val,
+    inv_count: crate::graph::Val,
+    loss: crate::graph::Val,
+    sum_squares: crate::graph::Val,
+    hyper: crate::graph::Val,
+    weights: Vec<Weight>,
+}
+
+impl Trainer {
+    /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
+    pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, adamw: AdamW, seed: u64) -> Result<Trainer> {
+        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, weights } = step;
+        let exec = Exec::new(backend, graph, plan)?;
+        let leaves = Leaves { batch, labels, inv_count, loss, sum_squares, hyper, weights };
+        Ok(Trainer { exec, leaves, adamw, seed, steps: 0 })
+    }
+
+    pub fn weights(&self) -> &[Weight] {
+        &self.leaves.weights
+    }
+
+    /// One optimizer step at rate `lr` over micro-batches that were packed for this plan.
+    pub fn step(&mut self, micro: &[MicroBatch], lr: f64) -> Result<StepReport> {
+        let trained: usize = micro.iter().map(|m| m.trained).sum();
+        let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
+        self.exec.upload(self.leaves.inv_count, bytemuck::bytes_of(&inv))?;
+        self.exec.upload(self.leaves.loss, bytemuck::bytes_of(&0f32))?;
+        for (index, batch) in micro.iter().enumerate() {
+            let rng = [self.seed as u32, (self.seed >> 32) as u32, self.steps as u32, index as u32];
+            self.exec.upload(self.leaves.batch.rng, bytemuck::cast_slice(&rng))?;
+            self.exec.upload(self.leaves.batch.ids, bytemuck::cast_slice(&batch.ids))?;
+            self.exec.upload(self.leaves.batch.positions, bytemuck::cast_slice(&batch.positions))?;
+            self.exec.upload(self.leaves.batch.bounds, bytemuck::cast_slice(&batch.bounds))?;
+            self.exec.upload(self.leaves.labels, bytemuck::cast_slice(&batch.targets))?;
+            self.exec.run(Phase::MICRO)?;
+        }
+        let t = (self.steps + 1) as i32;
+        let AdamW { beta1, beta2, eps, weight_decay, max_grad_norm } = self.adamw;
+        let hyper =
+            [lr, beta1, beta2, eps, weight_decay, 1.0 - beta1.powi(t), 1.0 - beta2.powi(t), max_grad_norm].map(|x| x as f32);
+        self.exec.upload(self.leaves.hyper, bytemuck::cast_slice(&hyper))?;
+        self.exec.run(Phase::UPDATE)?;
+        self.steps += 1;
+        let loss = self.exec.download_f32(self.leaves.loss)?[0];
+        let grad_norm = self.exec.download_f32(self.leaves.sum_squares)?[0].sqrt();
+        Ok(StepReport { loss, grad_norm, tokens: micro.iter().map(|m| m.tokens).sum(), trained })
+    }
+
+    /// Every trainable tensor by name: shape and values.
+    pub fn trained(&mut self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+        let vals: Vec<_> = self.leaves.weights.iter().filter(|w| w.trainable).map(|w| (w.val, w.name.clone())).collect();
+        vals.into_iter()
+            .map(|(val, name)| Ok((name, self.exec.graph.shape(val).to_vec(), self.exec.download_f32(val)?)))
+            .collect()
+    }
+}

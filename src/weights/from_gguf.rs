@@ -1,0 +1,323 @@
+//! What llama.cpp's `convert_hf_to_gguf.py` did, undone: tensor names, the order of query and key
+//! rows, gemma's norms, and a config.json made from the metadata.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::gguf::{self, Gguf};
+use super::{Entry, Fix, Place, Storage, TensorInfo};
+use crate::dtype::DType;
+use crate::quant::ggml::{self, GgmlType};
+use crate::{Error, Result};
+
+/// A GGUF architecture we know the conventions of.
+struct Architecture {
+    name: &'static str,
+    /// The Hugging Face class, less `ForCausalLM`.
+    class: &'static str,
+    activation: &'static str,
+    /// Query and key rows are interleaved, for llama.cpp's rotary embedding of adjacent pairs.
+    permuted: bool,
+    /// Norm weights have 1 added.
+    norm_plus_one: bool,
+}
+
+const ARCHITECTURES: [Architecture; 4] = [
+    Architecture { name: "llama", class: "Llama", activation: "silu", permuted: true, norm_plus_one: false },
+    Architecture { name: "qwen2", class: "Qwen2", activation: "silu", permuted: false, norm_plus_one: false },
+    Architecture { name: "qwen3", class: "Qwen3", activation: "silu", permuted: false, norm_plus_one: false },
+    Architecture {
+        name: "gemma",
+        class: "Gemma",
+        activation: "gelu_pytorch_tanh",
+        permuted: false,
+        norm_plus_one: true,
+    },
+];
+
+/// Names outside of the blocks, GGUF's and Hugging Face's.
+const NAMES: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+
+/// Names in `blk.N.` and in `model.layers.N.`.
+const BLOCK_NAMES: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// The table of llama3's rotary frequency factors; it is in the config for us, no weight.
+const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
+
+/// A GGUF tensor name as Hugging Face has it; unknown ones stay as they are.
+fn hugging_face_name(name: &str) -> String {
+    let Some((stem, kind @ ("weight" | "bias"))) = name.rsplit_once('.') else { return name.into() };
+    if let Some((_, to)) = NAMES.iter().find(|(from, _)| *from == stem) {
+        return format!("{to}.{kind}");
+    }
+    let block = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    let Some((layer, part)) = block else { return name.into() };
+    match BLOCK_NAMES.iter().find(|(from, _)| *from == part) {
+        Some((_, to)) => format!("model.layers.{layer}.{to}.{kind}"),
+        None => name.into(),
+    }
+}
+
+/// Where Hugging Face's row `r` of a permuted matrix of `rows` lies. In each head of `d` rows,
+/// Hugging Face pairs row `i` with `i + d/2` for the rotary embedding and GGUF `2i` with `2i + 1`:
+/// row `j d/2 + i` is GGUF's row `2i + j`.
+pub(super) fn permuted_row(r: usize, rows: usize, heads: usize) -> usize {
+    let d = rows / heads;
+    let (head, within) = (r / d, r % d);
+    let (j, i) = (within / (d / 2), within % (d / 2));
+    head * d + 2 * i + j
+}
+
+/// The config and the tensors of a file.
+pub(super) fn read(gguf: &Gguf) -> Result<(Value, BTreeMap<String, Entry>)> {
+    if gguf.uint("split.count")?.is_some_and(|n| n > 1) {
+        return Err(Error::unsupported(
+            format!("{}: one part of a split GGUF", gguf.path().display()),
+            "merge the parts first (llama-gguf-split --merge)",
+        ));
+    }
+    let name = gguf.string("general.architecture")?.unwrap_or("none");
+    let Some(architecture) = ARCHITECTURES.iter().find(|a| a.name == name) else {
+        let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
+        return Err(Error::unsupported(
+            format!("{}: GGUF architecture {name}", gguf.path().display()),
+            format!("use one of {}, or the model's Hugging Face folder", known.join(", ")),
+        ));
+    };
+    let reader = Reader { gguf, architecture };
+    let heads = reader.required("attention.head_count")?;
+    let kv_heads = reader.uint("attention.head_count_kv")?.unwrap_or(heads);
+    let config = reader.config(heads, kv_heads)?;
+
+    let mut tensors = BTreeMap::new();
+    for tensor in gguf.tensors().filter(|t| t.name != ROPE_FREQUENCIES) {
+        let name = hugging_face_name(&tensor.name);
+        let fix = reader.fix(tensor, &name, heads, kv_heads)?;
+        let stored = match tensor.ty {
+            GgmlType::F32 => Storage::As(DType::F32),
+            GgmlType::F16 => Storage::As(DType::F16),
+            GgmlType::BF16 => Storage::As(DType::BF16),
+            other => Storage::Ggml(other),
+        };
+        let info = TensorInfo { shape: tensor.shape.clone(), stored };
+        let place = Place::Gguf { name: tensor.name.clone(), fix };
+        if tensors.insert(name.clone(), Entry { info, place }).is_some() {
+            return Err(Error::file(gguf.path(), format!("two tensors for {name}"), "one"));
+        }
+    }
+    Ok((config, tensors))
+}
+
+struct Reader<'a> {
+    gguf: &'a Gguf,
+    architecture: &'a Architecture,
+}
+
+impl Reader<'_> {
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture.name)
+    }
+
+    fn error(&self, found: impl Into<String>, expected: impl Into<String>) -> Error {
+        Error::file(self.gguf.path(), found, expected)
+    }
+
+    /// A number; per-layer arrays of them are of models that no family here describes.
+    fn uint(&self, key: &str) -> Result<Option<usize>> {
+        let key = self.key(key);
+        if matches!(self.gguf.get(&key), Some(gguf::Value::Array(_))) {
+            return Err(Error::unsupported(
+                format!("{}: {key} that differs by layer", self.gguf.path().display()),
+                "use a model whose layers are alike",
+            ));
+        }
+        let n = self.gguf.uint(&key)?;
+        n.map(|n| usize::try_from(n).map_err(|_| self.error(format!("{key} = {n}"), "a smaller number"))).transpose()
+    }
+
+    fn required(&self, key: &str) -> Result<usize> {
+        match self.uint(key)? {
+            Some(n) if n > 0 => Ok(n),
+            Some(_) => Err(self.error(format!("{} = 0", self.key(key)), "a positive number")),
+            None => Err(self.error(format!("no {}", self.key(key)), "a number under that key")),
+        }
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>> {
+        // What was an f32 is written with an f32's digits: 1e-5, not 9.99999974737875e-6.
+        let shortest = |x: f64| (x as f32).to_string().parse().unwrap_or(x);
+        Ok(self.gguf.float(&self.key(key))?.map(shortest))
+    }
+
+    fn fix(&self, tensor: &gguf::Tensor, name: &str, heads: usize, kv_heads: usize) -> Result<Fix> {
+        if self.architecture.norm_plus_one && name.ends_with("norm.weight") {
+            return Ok(Fix::PlusOne);
+        }
+        let heads = match name.rsplit_once('.').map_or("", |(module, _)| module) {
+            module if module.ends_with(".q_proj") => heads,
+            module if module.ends_with(".k_proj") => kv_heads,
+            _ => return Ok(Fix::None),
+        };
+        if !self.architecture.permuted {
+            return Ok(Fix::None);
+        }
+        let rows = tensor.shape.first().copied().unwrap_or(0);
+        if tensor.shape.len() > 2 || heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) {
+            return Err(self.error(
+                format!("{} of shape {:?} for {heads} heads", tensor.name, tensor.shape),
+                "an even number of rows for each head",
+            ));
+        }
+        Ok(Fix::Permuted { heads })
+    }
+
+    fn config(&self, heads: usize, kv_heads: usize) -> Result<Value> {
+        let (gguf, architecture) = (self.gguf, self.architecture);
+        if self.uint("expert_count")?.is_some_and(|n| n > 0) {
+            return Err(Error::unsupported(
+                format!("{}: a mixture of experts", gguf.path().display()),
+                "use a dense model",
+            ));
+        }
+        let embedding = gguf
+            .tensor("token_embd.weight")
+            .filter(|t| t.shape.len() == 2)
+            .ok_or_else(|| self.error("no matrix token_embd.weight", "a model with token embeddings"))?;
+        let hidden = self.required("embedding_length")?;
+        let head_dim = self.uint("attention.key_length")?.unwrap_or(hidden / heads);
+        let theta = self.float("rope.freq_base")?.unwrap_or(10_000.0);
+        let window = self.uint("attention.sliding_window")?.filter(|&w| w > 0);
+        // llama.cpp calls Mistral llama; only the window tells, and without one they are the same.
+        let (model_type, class) = match window {
+            Some(_) if architecture.name == "llama" => ("mistral", "Mistral"),
+            _ => (architecture.name, architecture.class),
+        };
+        let first_layer = |part: &str| gguf.tensor(&format!("blk.0.{part}.bias")).is_some();
+
+        let mut config = Map::new();
+        let mut set = |key: &str, value: Value| config.insert(key.into(), value);
+        set("architectures", json!([format!("{class}ForCausalLM")]));
+        set("model_type", json!(model_type));
+        set("hidden_size", json!(hidden));
+        set("intermediate_size", json!(self.required("feed_forward_length")?));
+        set("num_hidden_layers", json!(self.required("block_count")?));
+        set("num_attention_heads", json!(heads));
+        set("num_key_value_heads", json!(kv_heads));
+        set("head_dim", json!(head_dim));
+        set("hidden_act", json!(architecture.activation));
+        set("rms_norm_eps", json!(self.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6)));
+        set("rope_theta", json!(theta));
+        set("rope_scaling", self.rope_scaling(theta, head_dim)?);
+        set("max_position_embeddings", json!(self.required("context_length")?));
+        set("sliding_window", json!(window));
+        if architecture.name == "qwen2" || architecture.name == "qwen3" {
+            // Their configs carry a window that is off unless this says otherwise.
+            set("use_sliding_window", json!(window.is_some()));
+        }
+        set("vocab_size", json!(embedding.shape[0]));
+        set("tie_word_embeddings", json!(gguf.tensor("output.weight").is_none()));
+        set("attention_bias", json!(first_layer("attn_q")));
+        set("mlp_bias", json!(first_layer("ffn_up")));
+        for (key, id) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+            set(key, json!(gguf.uint(&format!("tokenizer.ggml.{id}_token_id"))?));
+        }
+        Ok(Value::Object(config))
+    }
+
+    fn rope_scaling(&self, theta: f64, head_dim: usize) -> Result<Value> {
+        if let Some(tensor) = self.gguf.tensor(ROPE_FREQUENCIES) {
+            let mut factors = vec![0.0; head_dim / 2];
+            if tensor.ty != GgmlType::F32 || tensor.shape != [factors.len()] {
+                return Err(self.error(
+                    format!("{ROPE_FREQUENCIES} of {} {:?}", tensor.ty.name(), tensor.shape),
+                    format!("{} F32", factors.len()),
+                ));
+            }
+            ggml::dequantize(tensor.ty, self.gguf.data(tensor), &mut factors);
+            return llama3_scaling(&factors, theta).ok_or_else(|| {
+                Error::unsupported(
+                    format!("{}: rotary frequency factors that are not llama3's", self.gguf.path().display()),
+                    "use the model's Hugging Face folder",
+                )
+            });
+        }
+        let kind = self.gguf.string(&self.key("rope.scaling.type"))?;
+        // rope.scale_linear is what files from before the scaling types have.
+        let legacy = self.float("rope.scale_linear")?;
+        let factor = self.float("rope.scaling.factor")?.or(legacy).unwrap_or(1.0);
+        match kind.unwrap_or(if legacy.is_some() { "linear" } else { "none" }) {
+            "none" => Ok(Value::Null),
+            "linear" if factor == 1.0 => Ok(Value::Null),
+            "linear" => Ok(json!({"rope_type": "linear", "factor": factor})),
+            "yarn" => {
+                let mut scaling = json!({"rope_type": "yarn", "factor": factor});
+                if let Some(length) = self.uint("rope.scaling.original_context_length")? {
+                    scaling["original_max_position_embeddings"] = json!(length);
+                }
+                if let Some(attention) = self.float("rope.scaling.attn_factor")? {
+                    scaling["attention_factor"] = json!(attention);
+                }
+                Ok(scaling)
+            }
+            other => Err(Error::unsupported(
+                format!("{}: rope scaling {other}", self.gguf.path().display()),
+                "use the model's Hugging Face folder",
+            )),
+        }
+    }
+}
+
+/// What a rotary frequency is divided by under llama3's scaling (transformers
+/// `_compute_llama3_parameters`): 1 for wavelengths below `length / high`, `factor` above
+/// `length / low`, and between them `1 / ((1 - s) / factor + s)` with
+/// `s = (length / wavelength - low) / (high - low)`.
+fn llama3_factor(frequency: f64, factor: f64, low: f64, high: f64, length: f64) -> f64 {
+    let wavelength = 2.0 * std::f64::consts::PI / frequency;
+    if wavelength < length / high {
+        1.0
+    } else if wavelength > length / low {
+        factor
+    } else {
+        let s = (length / wavelength - low) / (high - low);
+        1.0 / ((1.0 - s) / factor + s)
+    }
+}
+
+/// The llama3 scaling that gives these factors. A GGUF holds the factors only; of the parameters
+/// behind them the greatest is one, and Meta has only published the others as below, of which we
+/// also try other lengths.
+fn llama3_scaling(factors: &[f32], theta: f64) -> Option<Value> {
+    const LOW: f64 = 1.0;
+    const HIGH: f64 = 4.0;
+    let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));
+    let n = factors.len() as f64;
+    // 8192 first: it is what the models have, and short tables may fit several.
+    let length = [8192u32, 2048, 4096, 16384, 32768, 65536, 131072].into_iter().find(|&length| {
+        factors.iter().enumerate().all(|(i, &f)| {
+            let frequency = theta.powf(-(i as f64) / n);
+            let expected = llama3_factor(frequency, factor, LOW, HIGH, length.into());
+            (f64::from(f) / expected - 1.0).abs() < 1e-4
+        })
+    })?;
+    Some(json!({
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": LOW,
+        "high_freq_factor": HIGH,
+        "original_max_position_embeddings": length,
+    }))
+}

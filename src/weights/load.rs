@@ -1,0 +1,151 @@
+//! Filling the leaves of a graph: from a checkpoint, an adapter, or counter-based random numbers.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::Checkpoint;
+use crate::cpu::philox::philox;
+use crate::dtype::{DType, Ty};
+use crate::error::{Error, Result};
+use crate::exec::Exec;
+use crate::nn::{Init, Role, Source, Weight};
+use crate::peft::files::AdapterTensor;
+use crate::quant::nf4;
+
+/// Where first values come from.
+pub struct Sources<'a> {
+    /// None: the base model starts from random weights.
+    pub base: Option<&'a Checkpoint>,
+    /// Standard deviation of random base weights.
+    pub std: f32,
+    /// Tensors of an adapter to start from.
+    pub adapter: Option<&'a BTreeMap<String, AdapterTensor>>,
+    pub seed: u64,
+}
+
+/// Fills every leaf in `weights`; `progress(bytes done, of)` is called along the way.
+pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let total = weights.iter().map(|w| exec.graph.ty(w.val).bytes() as u64).sum();
+    let mut done = 0;
+    for weight in weights {
+        let ty = exec.graph.ty(weight.val).clone();
+        let bytes = first_value(weight, &ty, from)?;
+        exec.upload(weight.val, &bytes)?;
+        done += ty.bytes() as u64;
+        progress(done, total);
+    }
+    Ok(())
+}
+
+fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
+    let name = &weight.name;
+    match &weight.source {
+        Source::Data(data) => Ok(bytemuck::cast_slice(data).to_vec()),
+        Source::Adapter { init } => match from.adapter {
+            None => Ok(bytemuck::cast_slice(&draw(*init, ty.len(), name, from.seed)).to_vec()),
+            Some(tensors) => match tensors.get(name) {
+                Some(t) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
+                Some(t) => Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape))),
+                None => Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape))),
+            },
+        },
+        Source::Base { role } => match from.base {
+            None => encode(&fresh(*role, ty, name, from), ty),
+            Some(checkpoint) => read(checkpoint, name, ty),
+        },
+    }
+}
+
+/// The tensor `name` of a checkpoint in the format of `ty`.
+pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
+    match checkpoint.info(name) {
+        None => return Err(Error::file(checkpoint.path(), format!("no tensor {name}"), format!("one of shape {:?}", ty.shape))),
+        Some(info) if info.shape != ty.shape => {
+            return Err(Error::file(checkpoint.path(), format!("{name} of shape {:?}", info.shape), format!("{:?}", ty.shape)));
+        }
+        Some(_) => {}
+    }
+    if ty.dtype.is_quantized()
+        && let Some((dtype, bytes)) = checkpoint.nf4(name)?
+        && dtype == ty.dtype
+    {
+        return Ok(bytes);
+    }
+    let (rows, cols) = (ty.rows(), ty.cols());
+    let mut data = vec![0f32; ty.len()];
+    // Large tensors are decoded by many threads, a stretch of rows each.
+    let stretch = (1 << 18usize).div_ceil(cols.max(1)).max(1);
+    data.par_chunks_mut(stretch * cols.max(1)).enumerate().try_for_each(|(i, out)| {
+        let first = i * stretch;
+        checkpoint.read_rows(name, first..(first + stretch).min(rows), out)
+    })?;
+    encode(&data, ty)
+}
+
+/// `data` as a tensor of `ty` is stored.
+pub fn encode(data: &[f32], ty: &Ty) -> Result<Vec<u8>> {
+    let mut bytes = match ty.dtype {
+        DType::BF16 => data.par_iter().flat_map_iter(|&x| bf16::from_f32(x).to_ne_bytes()).collect(),
+        DType::F16 => data.par_iter().flat_map_iter(|&x| f16::from_f32(x).to_ne_bytes()).collect(),
+        DType::Nf4 | DType::Nf4Dq => nf4::quantize(data, ty.dtype == DType::Nf4Dq)?,
+        _ => bytemuck::cast_slice(data).to_vec(),
+    };
+    bytes.resize(ty.bytes(), 0);
+    Ok(bytes)
+}
+
+/// Random base weights as transformers draws them: normal for matrices, ones for norms, zeros for biases.
+fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources) -> Vec<f32> {
+    match (ty.shape.len(), role) {
+        (1, Role::Norm) => vec![1.0; ty.len()],
+        (1, _) => vec![0.0; ty.len()],
+        _ => {
+            let mut data = vec![0f32; ty.len()];
+            data.par_chunks_mut(4).enumerate().for_each(|(i, out)| {
+                let words = words(from.seed, name, i);
+                for (o, x) in out.iter_mut().zip(normals(words)) {
+                    *o = x * from.std;
+                }
+            });
+            data
+        }
+    }
+}
+
+fn draw(init: Init, n: usize, name: &str, seed: u64) -> Vec<f32> {
+    match init {
+        Init::Zeros => vec![0.0; n],
+        Init::Uniform { bound } => (0..n)
+            .map(|i| {
+                let word = words(seed, name, i / 4)[i % 4];
+                (unit(word) * 2.0 - 1.0) * bound
+            })
+            .collect(),
+    }
+}
+
+/// Four random words for elements 4i.. of the tensor `name`: the draw depends on nothing else, neither the order of
+/// tensors nor the number of threads.
+fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
+    // FNV-1a, to turn a name into a stream.
+    let stream = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193));
+    philox([i as u32, (i >> 32) as u32, stream, 0x1417], [seed as u32, (seed >> 32) as u32])
+}
+
+/// In [0, 1), 24 bits.
+fn unit(word: u32) -> f32 {
+    (word >> 8) as f32 / (1 << 24) as f32
+}
+
+/// Four standard normals (Box and Muller 1958).
+fn normals(words: [u32; 4]) -> [f32; 4] {
+    let pair = |a: u32, b: u32| {
+        let radius = (-2.0 * (1.0 - unit(a) as f64).ln()).sqrt();
+        let angle = std::f64::consts::TAU * unit(b) as f64;
+        [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]
+    };
+    let ([a, b], [c, d]) = (pair(words[0], words[1]), pair(words[2], words[3]));
+    [a, b, c, d]
+}

@@ -1,0 +1,176 @@
+//! safetensors files: `header:u64 {JSON} data`. Reading maps the file; writing streams it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+pub use safetensors::Dtype;
+use safetensors::SafeTensors;
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Result};
+
+/// An open file. Only its header has been read.
+pub struct SafetensorsFile {
+    path: PathBuf,
+    map: Mmap,
+    /// Where the data starts.
+    data: usize,
+    header: safetensors::tensor::Metadata,
+}
+
+/// One tensor of a file, as it is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
+}
+
+impl SafetensorsFile {
+    /// Maps the file and reads its header. The header's offsets are checked to tile the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<SafetensorsFile> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        // SAFETY: the mapping is read-only and private to this value. As with every mapped model
+        // file, it is sound only while nobody shortens or rewrites the file under us.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let (header_bytes, header) =
+            SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, e.to_string(), "a safetensors file"))?;
+        Ok(SafetensorsFile { path: path.into(), map, data: 8 + header_bytes, header })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tensor names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = self.header.offset_keys();
+        names.sort_unstable();
+        names
+    }
+
+    /// The file's `__metadata__`.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    pub fn get(&self, name: &str) -> Option<View<'_>> {
+        let info = self.header.info(name)?;
+        let (start, end) = info.data_offsets;
+        let bytes = self.map.get(self.data + start..self.data + end)?;
+        Some(View { dtype: info.dtype, shape: &info.shape, bytes })
+    }
+}
+
+/// One tensor to write.
+#[derive(Clone, Debug)]
+pub struct Tensor<'a> {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// Writes a file in one go; see [`write_safetensors_with`] for tensors that do not fit in memory.
+pub fn write_safetensors<'a>(
+    path: impl AsRef<Path>,
+    metadata: &BTreeMap<String, String>,
+    tensors: impl IntoIterator<Item = Tensor<'a>>,
+) -> Result<()> {
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    let infos = tensors.iter().map(|t| (t.name.clone(), t.dtype, t.shape.clone())).collect();
+    write_safetensors_with(path, metadata, infos, &mut |index, out| {
+        out.write_all(&tensors[index].bytes).map_err(|e| Error::io(&tensors[index].name, e))
+    })
+}
+
+/// Writes a file whose tensors are made one at a time: `fill(i, out)` writes the bytes of the
+/// `i`-th of `infos` (name, dtype, shape) and is called in the file's order: by falling alignment
+/// of the dtype, then by name, as the safetensors library sorts. The bytes go to a temporary file
+/// beside `path`, which is renamed at the end: there is never half a file at `path`.
+pub fn write_safetensors_with(
+    path: impl AsRef<Path>,
+    metadata: &BTreeMap<String, String>,
+    infos: Vec<(String, Dtype, Vec<usize>)>,
+    fill: &mut dyn FnMut(usize, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".tmp-{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let written = write_file(&temporary, metadata, infos, fill)
+        .and_then(|()| std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e)));
+    if written.is_err() {
+        // The error that matters is the first one; a leftover is only untidy.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_file(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    infos: Vec<(String, Dtype, Vec<usize>)>,
+    fill: &mut dyn FnMut(usize, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..infos.len()).collect();
+    order.sort_by(|&a, &b| infos[b].1.cmp(&infos[a].1).then_with(|| infos[a].0.cmp(&infos[b].0)));
+
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut sizes = Vec::with_capacity(infos.len());
+    let mut offset = 0usize;
+    for &i in &order {
+        let (name, dtype, shape) = &infos[i];
+        let bits = shape.iter().try_fold(dtype.bitsize(), |n, &d| n.checked_mul(d)).filter(|n| n.is_multiple_of(8));
+        let end = bits.and_then(|n| offset.checked_add(n / 8));
+        let end = end.ok_or_else(|| Error::file(path, format!("{name} {shape:?}"), "a whole number of bytes"))?;
+        // The dtype's name in the file is its variant's.
+        let info = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
+        if header.insert(name.clone(), info).is_some() {
+            return Err(Error::file(path, format!("two tensors named {name}"), "each name once"));
+        }
+        sizes.push(end - offset);
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let io = |e| Error::io(path, e);
+    let mut out = Counting { out: BufWriter::new(File::create(path).map_err(io)?), bytes: 0 };
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    out.write_all(&header).map_err(io)?;
+    for (&i, size) in order.iter().zip(sizes) {
+        out.bytes = 0;
+        fill(i, &mut out)?;
+        if out.bytes != size {
+            return Err(Error::file(path, format!("{} bytes for {}", out.bytes, infos[i].0), format!("{size} bytes")));
+        }
+    }
+    out.out.flush().map_err(io)?;
+    out.out.get_ref().sync_all().map_err(io)
+}
+
+/// Counts what a tensor's writer wrote.
+struct Counting {
+    out: BufWriter<File>,
+    bytes: usize,
+}
+
+impl Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.bytes += n;
+        Ok(n)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
