@@ -145,7 +145,7 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #end
     let t = m0 + tile_row(lid);
     let n = n0 + tile_col(lid);
-    store4(t + 0u, n, acc[0]);
+    store4(t, n, acc[0]);
     store4(t + 1u, n, acc[1]);
     store4(t + 2u, n, acc[2]);
     store4(t + 3u, n, acc[3]);
@@ -161,7 +161,6 @@ fn store4(t: u32, n: u32, v: vec4<f32>) {
     store(t, n + 1u, v.y);
     store(t, n + 2u, v.z);
     store(t, n + 3u, v.w);
-}
 }
 
 fn store(t: u32, n: u32, v: f32) {

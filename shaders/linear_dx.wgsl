@@ -178,7 +178,7 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let t = m0 + tile_row(lid);
     let c = c0 + tile_col(lid);
-    store4(t + 0u, c, acc[0]);
+    store4(t, c, acc[0]);
     store4(t + 1u, c, acc[1]);
     store4(t + 2u, c, acc[2]);
     store4(t + 3u, c, acc[3]);
@@ -194,7 +194,6 @@ fn store4(t: u32, c: u32, v: vec4<f32>) {
     store(t, c + 1u, v.y);
     store(t, c + 2u, v.z);
     store(t, c + 3u, v.w);
-}
 }
 
 fn store(t: u32, c: u32, v: f32) {

@@ -145,7 +145,7 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let n = n0 + tile_col(lid);
     let m = m0 + tile_row(lid);
-    store4(m + 0u, n, acc[0]);
+    store4(m, n, acc[0]);
     store4(m + 1u, n, acc[1]);
     store4(m + 2u, n, acc[2]);
     store4(m + 3u, n, acc[3]);
@@ -164,7 +164,6 @@ fn store4(m: u32, n: u32, v: vec4<f32>) {
     store(at + 1u, v.y * p.alpha, n + 1u < p.n);
     store(at + 2u, v.z * p.alpha, n + 2u < p.n);
     store(at + 3u, v.w * p.alpha, n + 3u < p.n);
-}
 }
 
 fn store(i: u32, v: f32, inside: bool) {

@@ -61,11 +61,7 @@ thread_local! {
 
 /// Lends `floats` floats of a buffer that only ever grows. The buffer is taken out of its cell
 /// meanwhile, so a product that starts on this thread inside `f` gets another one.
-fn with_buffer<T>(
-    key: &'static LocalKey<Cell<Vec<Line>>>,
-    floats: usize,
-    f: impl FnOnce(&mut [f32]) -> T,
-) -> T {
+fn with_buffer<T>(key: &'static LocalKey<Cell<Vec<Line>>>, floats: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
     let mut lines = key.take();
     if lines.len() * 16 < floats {
         lines.resize(floats.div_ceil(16), Line([0.0; 16]));
@@ -92,11 +88,7 @@ impl Out {
 }
 
 fn for_each(parallel: bool, n: usize, f: impl Fn(usize) + Send + Sync) {
-    if parallel && n > 1 {
-        (0..n).into_par_iter().with_max_len(1).for_each(f)
-    } else {
-        (0..n).for_each(f)
-    }
+    if parallel && n > 1 { (0..n).into_par_iter().with_max_len(1).for_each(f) } else { (0..n).for_each(f) }
 }
 
 /// How a product is cut; everything that touches the order of summation depends on K alone.
@@ -111,9 +103,15 @@ struct Plan {
     b_in_place: bool,
 }
 
+/// The k block `kc`: equal blocks of at most KC rows, in steps of eight.
+fn k_block(k: usize) -> usize {
+    let blocks = k.div_ceil(KC).max(1);
+    k.div_ceil(blocks).next_multiple_of(8).max(8)
+}
+
 impl Plan {
     fn new(m: usize, n: usize, k: usize, nr: usize, b_in_place: bool) -> Plan {
-        let kc = k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(8).max(8);
+        let kc = k_block(k);
         let width = n.next_multiple_of(nr);
         let (mut k_group, mut nc) = (k.next_multiple_of(kc).max(kc), width);
         if !b_in_place {
@@ -122,23 +120,11 @@ impl Plan {
             let limit = (PACK_FLOATS / k_group / nr * nr).clamp(nr, width);
             nc = width.div_ceil(width.div_ceil(limit)).next_multiple_of(nr);
         }
-        Plan {
-            m,
-            n,
-            k,
-            kc,
-            k_group,
-            nc,
-            b_in_place,
-        }
+        Plan { m, n, k, kc, k_group, nc, b_in_place }
     }
 
     fn packed_floats(&self) -> usize {
-        if self.b_in_place {
-            0
-        } else {
-            self.nc * self.k_group
-        }
+        if self.b_in_place { 0 } else { self.nc * self.k_group }
     }
 }
 
@@ -158,21 +144,13 @@ fn b_in_place<I: Isa>(t: &Term) -> bool {
 }
 
 /// The shares of the terms in rows `k0..k1` of the concatenated k axis: (term, from, to).
-fn shares<'t, 'a>(
-    terms: &'t [Term<'a>],
-    k0: usize,
-    k1: usize,
-) -> impl Iterator<Item = (&'t Term<'a>, usize, usize)> {
+fn shares<'t, 'a>(terms: &'t [Term<'a>], k0: usize, k1: usize) -> impl Iterator<Item = (&'t Term<'a>, usize, usize)> {
     terms
         .iter()
         .scan(0, move |base, t| {
             let start = *base;
             *base += t.b.rows;
-            Some((
-                t,
-                k0.max(start) - start,
-                k1.min(start + t.b.rows).max(start) - start,
-            ))
+            Some((t, k0.max(start) - start, k1.min(start + t.b.rows).max(start) - start))
         })
         .filter(|(_, from, to)| from < to)
 }
@@ -183,9 +161,10 @@ pub fn workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
     if m <= THIN_ROWS {
         return 4 * m * k;
     }
-    // 32 and 16 bound every instruction set's NR and MR.
-    let plan = Plan::new(m, n, k, 32, false);
-    4 * (plan.packed_floats() + threads * (m.min(MC) + 16) * plan.kc)
+    // 32 and 16 bound every instruction set's NR and MR; `Plan` keeps nc * k_group <= PACK_FLOATS.
+    let kc = k_block(k);
+    let packed = (n.next_multiple_of(32) * k.next_multiple_of(kc)).min(PACK_FLOATS);
+    4 * (packed + threads * (m.min(MC) + 16) * kc)
 }
 
 /// `C[m,n] = beta*C + sum of terms (+ bias)`, C row-major with rows `ldc` apart. With `beta` 0, C
@@ -209,15 +188,8 @@ enum Level {
 /// The detection macro caches what it finds, so this is a few loads.
 fn best_isa() -> Level {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c")
-    {
-        return if is_x86_feature_detected!("avx512f") {
-            Level::Avx512
-        } else {
-            Level::Avx2
-        };
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        return if is_x86_feature_detected!("avx512f") { Level::Avx512 } else { Level::Avx2 };
     }
     #[cfg(target_arch = "aarch64")]
     return Level::Neon;
@@ -226,14 +198,7 @@ fn best_isa() -> Level {
 }
 
 /// `level` must come from [`best_isa`] or lie below it.
-fn with_isa(
-    level: Level,
-    terms: &[Term],
-    beta: f32,
-    bias: Option<&[f32]>,
-    c: &mut [f32],
-    ldc: usize,
-) {
+fn with_isa(level: Level, terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
     match level {
         Level::Portable => product::<Portable>(terms, beta, bias, c, ldc),
         #[cfg(target_arch = "aarch64")]
@@ -249,10 +214,7 @@ fn product<I: Isa>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32
     assert!((1..=MAX_TERMS).contains(&terms.len()));
     let (m, n) = (terms[0].a.rows, terms[0].b.cols);
     for t in terms {
-        assert!(
-            t.a.rows == m && t.b.cols == n && t.a.cols == t.b.rows,
-            "shapes differ"
-        );
+        assert!(t.a.rows == m && t.b.cols == n && t.a.cols == t.b.rows, "shapes differ");
     }
     if m == 0 || n == 0 {
         return;
@@ -294,12 +256,7 @@ impl Epilogue<'_> {
     }
 }
 
-fn thin_product<I: Isa>(
-    terms: &[Term],
-    (m, n, k): (usize, usize, usize),
-    end: &Epilogue,
-    parallel: bool,
-) {
+fn thin_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
     with_buffer(&A_PANELS, m * k, |rows| {
         let mut rest = &mut *rows;
         for t in terms {
@@ -316,17 +273,9 @@ fn thin_product<I: Isa>(
                 }
             }
         }
-        let job = Thin {
-            terms,
-            rows: m,
-            a: rows,
-        };
+        let job = Thin { terms, rows: m, a: rows };
         // A column's sum never depends on its neighbours, so the width of a task is free.
-        let tasks = if parallel {
-            4 * rayon::current_num_threads()
-        } else {
-            1
-        };
+        let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
         let width = (n / tasks).clamp(16, RUN) / 16 * 16;
         for_each(parallel, n.div_ceil(width), |task| {
             let j0 = task * width;
@@ -344,11 +293,7 @@ fn thin_product<I: Isa>(
 
 fn blocked_product<I: Isa>(terms: &[Term], plan: &Plan, end: &Epilogue, parallel: bool) {
     // Enough tasks for threads that other programs slow down to be helped out.
-    let tasks = if parallel {
-        4 * rayon::current_num_threads()
-    } else {
-        1
-    };
+    let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
     with_buffer(&B_PANELS, plan.packed_floats(), |buffer| {
         for j0 in (0..plan.n).step_by(plan.nc) {
             let width = (plan.n - j0).min(plan.nc);
@@ -399,13 +344,7 @@ fn blocked_product<I: Isa>(terms: &[Term], plan: &Plan, end: &Epilogue, parallel
 }
 
 /// Packs rows `k0..k1` of columns `j0..n` into `dst`, as many panels as it holds.
-fn pack_b<I: Isa>(
-    terms: &[Term],
-    (k0, k1): (usize, usize),
-    (j0, n): (usize, usize),
-    dst: &mut [f32],
-    panel: usize,
-) {
+fn pack_b<I: Isa>(terms: &[Term], (k0, k1): (usize, usize), (j0, n): (usize, usize), dst: &mut [f32], panel: usize) {
     let mut done = 0;
     for (t, from, to) in shares(terms, k0, k1) {
         let src = Panels {
@@ -434,11 +373,7 @@ struct Block {
 impl Block {
     fn run<I: Isa>(&self, terms: &[Term], plan: &Plan, packed: &[f32], end: &Epilogue) {
         let (i0, i1) = self.rows;
-        let floats = if terms.iter().all(a_in_place::<I>) {
-            0
-        } else {
-            (i1 - i0).next_multiple_of(I::MR) * plan.kc
-        };
+        let floats = if terms.iter().all(a_in_place::<I>) { 0 } else { (i1 - i0).next_multiple_of(I::MR) * plan.kc };
         with_buffer(&A_PANELS, floats, |buffer| {
             for k0 in (self.k.0..self.k.1.max(self.k.0 + 1)).step_by(plan.kc) {
                 let k1 = (k0 + plan.kc).min(self.k.1);
@@ -501,13 +436,7 @@ impl Block {
     }
 
     /// One k block of the tile: every panel against every MR rows.
-    fn sweep<I: Isa>(
-        &self,
-        plan: &Plan,
-        end: &Epilogue,
-        (k0, k1): (usize, usize),
-        pieces: &[Piece],
-    ) {
+    fn sweep<I: Isa>(&self, plan: &Plan, end: &Epilogue, (k0, k1): (usize, usize), pieces: &[Piece]) {
         let (i0, i1) = self.rows;
         let beta = if k0 == 0 { end.beta } else { 1.0 };
         let bias = if k1 == plan.k { end.bias } else { None };
@@ -516,11 +445,7 @@ impl Block {
         for t in 0..heights * widths {
             // A deep panel stays in L1 while A goes by. With shallow ones, writing C is the work:
             // all of B stays in cache and C is written along its rows.
-            let (r, q) = if k1 - k0 > SHALLOW {
-                (t % heights, t / heights)
-            } else {
-                (t / widths, t % widths)
-            };
+            let (r, q) = if k1 - k0 > SHALLOW { (t % heights, t / heights) } else { (t / widths, t % widths) };
             let (i, q) = (i0 + r * I::MR, self.panels.0 + q);
             let j = self.j0 + q * I::NR;
             let w = (plan.n - j).min(I::NR);

@@ -10,8 +10,8 @@ mod liveness;
 mod lower;
 
 pub use account::Account;
-pub use lower::{Operands, lower};
 pub use liveness::{Interval, Storage};
+pub use lower::{Operands, lower};
 
 use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
@@ -101,8 +101,7 @@ impl Plan {
         let node = &g.nodes[index];
         let slice = |p: Place| Slice { buffer: Buffer(p.buffer as u32), offset: p.offset, bytes: p.bytes };
         let slices = |vals: &[Val]| vals.iter().map(|&v| Ok(slice(self.place(g, v)?))).collect::<Result<Vec<_>>>();
-        let at =
-            Operands { outs: slices(&node.outs)?, ins: slices(&node.ins)?, work: self.work[index].map(slice) };
+        let at = Operands { outs: slices(&node.outs)?, ins: slices(&node.ins)?, work: self.work[index].map(slice) };
         let tys = |vals: &[Val]| vals.iter().map(|&v| g.ty(v).clone()).collect::<Vec<_>>();
         lower(node.op, &node.site, &node.attr, &tys(&node.ins), &tys(&node.outs), &at, caps)
     }

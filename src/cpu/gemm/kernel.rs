@@ -35,16 +35,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    pub(super) const NONE: Piece = Piece {
-        a: std::ptr::null(),
-        row_step: 0,
-        rs: 0,
-        cs: 0,
-        b: std::ptr::null(),
-        panel_step: 0,
-        bs: 0,
-        k: 0,
-    };
+    pub(super) const NONE: Piece =
+        Piece { a: std::ptr::null(), row_step: 0, rs: 0, cs: 0, b: std::ptr::null(), panel_step: 0, bs: 0, k: 0 };
 }
 
 /// One call of the microkernel: `C = beta*C + A*B (+ bias)` over an R x NV*LANES tile.
@@ -116,11 +108,7 @@ unsafe fn pack<I: Isa, const PW: usize>(src: &Panels, dst: &mut [f32], panel: us
     }
     // Panel columns are runs along k (or, for a doubly strided view, runs of one element):
     // transpose them in squares of eight by eight.
-    let run = if src.k_stride == 1 {
-        RUN / PW / 8 * 8
-    } else {
-        1
-    };
+    let run = if src.k_stride == 1 { RUN / PW / 8 * 8 } else { 1 };
     for (q, j0) in (0..src.width).step_by(PW).enumerate() {
         let dst = &mut dst[q * panel..];
         let w = (src.width - j0).min(PW);
@@ -151,11 +139,7 @@ unsafe fn pack<I: Isa, const PW: usize>(src: &Panels, dst: &mut [f32], panel: us
             }
             for p in 0..len {
                 for j in if p < pq { jq } else { 0 }..PW {
-                    dst[p * PW + j] = if j < w {
-                        rows[j * stride + p] * src.scale
-                    } else {
-                        0.0
-                    };
+                    dst[p * PW + j] = if j < w { rows[j * stride + p] * src.scale } else { 0.0 };
                 }
             }
         }
@@ -165,11 +149,7 @@ unsafe fn pack<I: Isa, const PW: usize>(src: &Panels, dst: &mut [f32], panel: us
 /// `acc + a * b`, fused where the instruction set has it.
 #[inline(always)]
 fn mul_add<I: Isa>(a: f32, b: f32, acc: f32) -> f32 {
-    if I::FMA {
-        a.mul_add(b, acc)
-    } else {
-        acc + a * b
-    }
+    if I::FMA { a.mul_add(b, acc) } else { acc + a * b }
 }
 
 /// A product with few rows, `rows <= THIN_ROWS`.
@@ -223,15 +203,12 @@ unsafe fn thin<I: Isa>(job: &Thin, j0: usize, out: &mut [[f32; RUN]; THIN_ROWS],
             }
             continue;
         }
+        #[expect(clippy::needless_range_loop, reason = "j is a column of B and of every out row")]
         for j in 0..len {
             // B columns are runs along k: one dot product each, in L partial sums.
             let mut acc = [[0f32; L]; THIN_ROWS];
             let mut tail = [0f32; THIN_ROWS];
-            let (run, stride) = if b.row_stride == 1 {
-                (RUN, 1)
-            } else {
-                (1, b.row_stride)
-            };
+            let (run, stride) = if b.row_stride == 1 { (RUN, 1) } else { (1, b.row_stride) };
             for p in (0..k).step_by(run) {
                 let n = (k - p).min(run);
                 let start = p * stride + (j0 + j) * b.col_stride;
@@ -510,12 +487,7 @@ mod avx2 {
                 store.decode(start + head + n, &mut out[head + n..]);
                 let codes = &codes[(start + head) / 2..][..n / 2];
                 // SAFETY: the table holds two vectors of eight floats.
-                let (low, high) = unsafe {
-                    (
-                        _mm256_loadu_ps(NF4.as_ptr()),
-                        _mm256_loadu_ps(NF4.as_ptr().add(8)),
-                    )
-                };
+                let (low, high) = unsafe { (_mm256_loadu_ps(NF4.as_ptr()), _mm256_loadu_ps(NF4.as_ptr().add(8))) };
                 // Element order within the little-endian word: high nibble, then low, per byte.
                 let shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
                 let mut i = 0;
@@ -561,14 +533,8 @@ mod avx2 {
             }
         }
         for (q, r) in half.chunks_exact(4).enumerate() {
-            let (t0, t1) = (
-                _mm256_unpacklo_ps(r[0], r[1]),
-                _mm256_unpackhi_ps(r[0], r[1]),
-            );
-            let (t2, t3) = (
-                _mm256_unpacklo_ps(r[2], r[3]),
-                _mm256_unpackhi_ps(r[2], r[3]),
-            );
+            let (t0, t1) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+            let (t2, t3) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
             let columns = [
                 _mm256_shuffle_ps::<0x44>(t0, t2),
                 _mm256_shuffle_ps::<0xee>(t0, t2),

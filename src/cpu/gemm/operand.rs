@@ -45,21 +45,16 @@ impl Absmax<'_> {
     pub(super) fn get(&self, block: usize) -> f32 {
         match self {
             Absmax::F32(s) => s[block],
-            Absmax::Double {
-                codes,
-                map,
-                nested,
-                offset,
-            } => map[codes[block] as usize] * nested[block / NF4_NESTED_BLOCK] + offset,
+            Absmax::Double { codes, map, nested, offset } => {
+                map[codes[block] as usize] * nested[block / NF4_NESTED_BLOCK] + offset
+            }
         }
     }
 
     fn blocks(&self) -> usize {
         match self {
             Absmax::F32(s) => s.len(),
-            Absmax::Double { codes, nested, .. } => {
-                codes.len().min(nested.len() * NF4_NESTED_BLOCK)
-            }
+            Absmax::Double { codes, nested, .. } => codes.len().min(nested.len() * NF4_NESTED_BLOCK),
         }
     }
 }
@@ -124,30 +119,15 @@ pub struct Mat<'a> {
 
 impl<'a> Mat<'a> {
     /// Checks once that every element of the view lies inside `store`.
-    pub fn new(
-        store: Store<'a>,
-        rows: usize,
-        cols: usize,
-        row_stride: usize,
-        col_stride: usize,
-    ) -> Self {
+    pub fn new(store: Store<'a>, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
         if rows > 0 && cols > 0 {
             let last = (rows - 1)
                 .checked_mul(row_stride)
                 .zip((cols - 1).checked_mul(col_stride))
                 .and_then(|(r, c)| r.checked_add(c));
-            assert!(
-                last.is_some_and(|last| last < store.len()),
-                "matrix view exceeds its store"
-            );
+            assert!(last.is_some_and(|last| last < store.len()), "matrix view exceeds its store");
         }
-        Mat {
-            store,
-            rows,
-            cols,
-            row_stride,
-            col_stride,
-        }
+        Mat { store, rows, cols, row_stride, col_stride }
     }
 
     /// A contiguous row-major matrix.
@@ -157,13 +137,7 @@ impl<'a> Mat<'a> {
 
     /// The transposed view: `Mat::row_major(w, out, in).t()` is the B of `y = x * W^T`.
     pub fn t(self) -> Self {
-        Mat {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     pub(super) fn f32_data(&self) -> Option<&'a [f32]> {

@@ -6,17 +6,12 @@ struct Rng(u64);
 
 impl Rng {
     fn word(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         self.0 >> 33
     }
 
     fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n)
-            .map(|_| self.word() as f32 / (1u64 << 30) as f32 - 1.0)
-            .collect()
+        (0..n).map(|_| self.word() as f32 / (1u64 << 30) as f32 - 1.0).collect()
     }
 
     fn bytes(&mut self, n: usize) -> Vec<u8> {
@@ -57,31 +52,16 @@ impl Owned {
             Owned::F32(x) => Store::F32(x),
             Owned::Bf16(x) => Store::Bf16(x),
             Owned::F16(x) => Store::F16(x),
-            Owned::Nf4(codes, scales) => Store::Nf4 {
-                codes,
-                absmax: Absmax::F32(scales),
-            },
-            Owned::Nf4Double(codes, scales, map, nested) => Store::Nf4 {
-                codes,
-                absmax: Absmax::Double {
-                    codes: scales,
-                    map,
-                    nested,
-                    offset: 0.25,
-                },
-            },
+            Owned::Nf4(codes, scales) => Store::Nf4 { codes, absmax: Absmax::F32(scales) },
+            Owned::Nf4Double(codes, scales, map, nested) => {
+                Store::Nf4 { codes, absmax: Absmax::Double { codes: scales, map, nested, offset: 0.25 } }
+            }
         }
     }
 
     /// Element `i`, straight from the format's definition.
     fn get(&self, i: usize) -> f64 {
-        let nf4 = |codes: &[u8]| {
-            NF4[(if i % 2 == 0 {
-                codes[i / 2] >> 4
-            } else {
-                codes[i / 2] & 15
-            }) as usize] as f64
-        };
+        let nf4 = |codes: &[u8]| NF4[(if i % 2 == 0 { codes[i / 2] >> 4 } else { codes[i / 2] & 15 }) as usize] as f64;
         match self {
             Owned::F32(x) => x[i] as f64,
             Owned::Bf16(x) => x[i].to_f64(),
@@ -108,22 +88,11 @@ impl Operand {
         let ld = if t { rows } else { cols } + pad;
         let strides = if t { (1, ld) } else { (ld, 1) };
         let n = ld * if t { cols } else { rows };
-        Operand {
-            data: Owned::new(f, n, rng),
-            rows,
-            cols,
-            strides,
-        }
+        Operand { data: Owned::new(f, n, rng), rows, cols, strides }
     }
 
     fn mat(&self) -> Mat<'_> {
-        Mat::new(
-            self.data.store(),
-            self.rows,
-            self.cols,
-            self.strides.0,
-            self.strides.1,
-        )
+        Mat::new(self.data.store(), self.rows, self.cols, self.strides.0, self.strides.1)
     }
 
     fn get(&self, i: usize, j: usize) -> f64 {
@@ -147,19 +116,8 @@ fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng
     let (m, n) = (terms[0].1.rows, terms[0].2.cols);
     let ldc = n + 3;
     let bias = bias.then(|| rng.floats(n));
-    let c0 = if beta == 0.0 {
-        vec![f32::NAN; m * ldc]
-    } else {
-        rng.floats(m * ldc)
-    };
-    let views: Vec<Term> = terms
-        .iter()
-        .map(|(alpha, a, b)| Term {
-            alpha: *alpha,
-            a: a.mat(),
-            b: b.mat(),
-        })
-        .collect();
+    let c0 = if beta == 0.0 { vec![f32::NAN; m * ldc] } else { rng.floats(m * ldc) };
+    let views: Vec<Term> = terms.iter().map(|(alpha, a, b)| Term { alpha: *alpha, a: a.mat(), b: b.mat() }).collect();
     let mut want = vec![0f64; m * n];
     let mut size = vec![1f64; m * n];
     for i in 0..m {
@@ -191,10 +149,7 @@ fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng
                 );
             }
             let gap = i * ldc + n..((i + 1) * ldc).min(c.len());
-            assert!(
-                gap.clone().all(|x| c[x].to_bits() == c0[x].to_bits()),
-                "wrote past a row"
-            );
+            assert!(gap.clone().all(|x| c[x].to_bits() == c0[x].to_bits()), "wrote past a row");
         }
     }
 }
@@ -219,25 +174,13 @@ fn odd_sizes_and_transposes() {
 #[test]
 fn formats() {
     let mut rng = Rng(2);
-    for (m, k, n) in [
-        (1, 576, 70),
-        (3, 65, 33),
-        (4, 700, 40),
-        (6, 33, 32),
-        (17, 129, 65),
-        (40, 650, 96),
-    ] {
+    for (m, k, n) in [(1, 576, 70), (3, 65, 33), (4, 700, 40), (6, 33, 32), (17, 129, 65), (40, 650, 96)] {
         for f in 0..FORMATS * FORMATS {
             for t in 0..4 {
                 let pad = if t == 3 { 5 } else { 0 };
                 let a = Operand::new(f / FORMATS, m, k, t & 1 != 0, pad, &mut rng);
                 let b = Operand::new(f % FORMATS, k, n, t & 2 != 0, pad, &mut rng);
-                check(
-                    &[(0.5, a, b)],
-                    if t == 1 { 1.0 } else { 0.0 },
-                    t == 2,
-                    &mut rng,
-                );
+                check(&[(0.5, a, b)], if t == 1 { 1.0 } else { 0.0 }, t == 2, &mut rng);
             }
         }
     }
@@ -247,23 +190,13 @@ fn formats() {
 fn several_terms_beta_and_bias() {
     let mut rng = Rng(3);
     for (m, n) in [(1, 50), (4, 64), (5, 31), (16, 64), (200, 48), (350, 90)] {
-        for (beta, bias) in [
-            (0.0, false),
-            (1.0, false),
-            (0.0, true),
-            (1.0, true),
-            (-0.5, true),
-        ] {
+        for (beta, bias) in [(0.0, false), (1.0, false), (0.0, true), (1.0, true), (-0.5, true)] {
             for wide in [1.0, 2.0] {
                 let mut term = |alpha, k, f, t| {
                     let a = Operand::new(0, m, k, false, 0, &mut rng);
                     (alpha, a, Operand::new(f, k, n, t, 0, &mut rng))
                 };
-                let terms = [
-                    term(wide, 576, 4, true),
-                    term(2.0, 16, 0, true),
-                    term(wide, 9, 1, false),
-                ];
+                let terms = [term(wide, 576, 4, true), term(2.0, 16, 0, true), term(wide, 9, 1, false)];
                 check(&terms, beta, bias, &mut rng);
                 let mut term = |alpha, k| {
                     let a = Operand::new(0, m, k, false, 0, &mut rng);
@@ -296,13 +229,7 @@ fn empty_k_applies_the_epilogue() {
         let a = Mat::row_major(Store::F32(&[]), m, 0);
         let b = Mat::row_major(Store::F32(&[]), 0, 5);
         let mut c = vec![2.0; m * 5];
-        gemm(
-            &[Term { alpha: 1.0, a, b }],
-            0.5,
-            Some(&[1.0; 5]),
-            &mut c,
-            5,
-        );
+        gemm(&[Term { alpha: 1.0, a, b }], 0.5, Some(&[1.0; 5]), &mut c, 5);
         assert!(c.iter().all(|&x| x == 2.0));
     }
 }
@@ -322,25 +249,15 @@ fn bits_do_not_depend_on_threads() {
         let b = Operand::new(f, k, n, t, 0, &mut rng);
         for level in levels() {
             let run = |threads: usize| {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let mut c = vec![0f32; m * n];
-                let terms = [Term {
-                    alpha: 1.0,
-                    a: a.mat(),
-                    b: b.mat(),
-                }];
+                let terms = [Term { alpha: 1.0, a: a.mat(), b: b.mat() }];
                 pool.install(|| with_isa(level, &terms, 0.0, None, &mut c, n));
                 c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let one = run(1);
             for threads in [2, 3, 7] {
-                assert!(
-                    run(threads) == one,
-                    "{level:?} {m}x{k}x{n} on {threads} threads"
-                );
+                assert!(run(threads) == one, "{level:?} {m}x{k}x{n} on {threads} threads");
             }
         }
     }
