@@ -1,5 +1,6 @@
 //! The shader preprocessor: `#include "path"` (each file at most once), `#if A && !B`, `#else`, `#end`, and the
-//! `// variant: A B` lines that declare which sets of symbols a shader is compiled with.
+//! `// variant: A B` lines that declare which sets of symbols a shader is compiled with. `@binding(next)` is numbered in
+//! the order of the lines that stay, so that a variant without some operand has no gap.
 //!
 //! Every output line remembers the file and line it came from, so that an error of the WGSL compiler is reported
 //! where it was written.
@@ -28,6 +29,12 @@ pub fn preprocess(root: &Path, file: &str, defines: &[String], seen: &mut Vec<Pa
     let mut included = Vec::new();
     expand(root, file, defines, &mut included, &mut out)?;
     seen.extend(included);
+    let mut parts = out.text.split("@binding(next)");
+    let mut numbered = String::from(parts.next().unwrap_or_default());
+    for (i, part) in parts.enumerate() {
+        numbered.push_str(&format!("@binding({i}){part}"));
+    }
+    out.text = numbered;
     Ok(out)
 }
 

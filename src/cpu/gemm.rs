@@ -103,9 +103,15 @@ struct Plan {
     b_in_place: bool,
 }
 
+/// The k block `kc`: equal blocks of at most KC rows, in steps of eight.
+fn k_block(k: usize) -> usize {
+    let blocks = k.div_ceil(KC).max(1);
+    k.div_ceil(blocks).next_multiple_of(8).max(8)
+}
+
 impl Plan {
     fn new(m: usize, n: usize, k: usize, nr: usize, b_in_place: bool) -> Plan {
-        let kc = k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(8).max(8);
+        let kc = k_block(k);
         let width = n.next_multiple_of(nr);
         let (mut k_group, mut nc) = (k.next_multiple_of(kc).max(kc), width);
         if !b_in_place {
@@ -155,9 +161,10 @@ pub fn workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
     if m <= THIN_ROWS {
         return 4 * m * k;
     }
-    // 32 and 16 bound every instruction set's NR and MR.
-    let plan = Plan::new(m, n, k, 32, false);
-    4 * (plan.packed_floats() + threads * (m.min(MC) + 16) * plan.kc)
+    // 32 and 16 bound every instruction set's NR and MR; `Plan` keeps nc * k_group <= PACK_FLOATS.
+    let kc = k_block(k);
+    let packed = (n.next_multiple_of(32) * k.next_multiple_of(kc)).min(PACK_FLOATS);
+    4 * (packed + threads * (m.min(MC) + 16) * kc)
 }
 
 /// `C[m,n] = beta*C + sum of terms (+ bias)`, C row-major with rows `ldc` apart. With `beta` 0, C

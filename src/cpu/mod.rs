@@ -4,4 +4,6 @@ pub mod gemm;
 pub mod math;
 pub mod par;
 pub mod philox;
+pub mod simd;
+pub mod tile;
 pub mod weight;

@@ -2,14 +2,9 @@
 
 use half::{bf16, f16};
 
-use std::sync::LazyLock;
-
 use super::gemm::{Absmax, Mat, Store};
 use crate::dtype::{DType, Nf4Layout, Ty};
-use crate::quant::nf4;
-
-/// What the codes of a double-quantized absmax stand for.
-static DYNAMIC: LazyLock<[f32; 256]> = LazyLock::new(|| nf4::dynamic_map(true));
+use crate::quant::nf4::dynamic_map;
 
 /// The weight [rows, cols] that `bytes` hold.
 pub fn weight<'a>(bytes: &'a [u8], ty: &Ty) -> Mat<'a> {
@@ -23,7 +18,7 @@ pub fn weight<'a>(bytes: &'a [u8], ty: &Ty) -> Mat<'a> {
             let absmax = if double {
                 Absmax::Double {
                     codes: &bytes[l.absmax],
-                    map: &DYNAMIC,
+                    map: dynamic_map(),
                     nested: bytemuck::cast_slice(&bytes[l.nested]),
                     offset: bytemuck::pod_read_unaligned(&bytes[l.offset]),
                 }

@@ -4,13 +4,15 @@
 //! then a main loop that runs `rank` columns longer (Hu et al. 2021, arXiv:2106.09685). Quantization is how W is
 //! stored, so QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is this op on an NF4 weight.
 
+use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Term, gemm};
 use crate::cpu::par;
 use crate::cpu::philox::Mask;
 use crate::cpu::weight::weight;
 use crate::dtype::{DType, Ty};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
+use crate::ops::dense::{self, LowRank};
 use crate::ops::matmul::mat;
 use crate::ops::{Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor};
 
@@ -42,9 +44,9 @@ pub static LINEAR: OpDef = OpDef {
     grad: Grad::Rule(grad_linear),
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, _| scratch(attr, &ins[0], &ins[1]),
+    workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear,
-    wgsl: not_yet,
+    wgsl: wgsl_linear,
     samples: || samples(false),
 };
 
@@ -71,9 +73,9 @@ pub static LINEAR_DX: OpDef = OpDef {
     grad: Grad::Missing,
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, _| scratch(attr, &ins[0], &ins[1]),
+    workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear_dx,
-    wgsl: not_yet,
+    wgsl: wgsl_linear_dx,
     samples: || samples(true),
 };
 
@@ -156,11 +158,11 @@ fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
     Cost { flops: 2 * (t * (n * k + r * (n + k))) as u64, terms: n.max(k) + r + 1 }
 }
 
-/// With dropout: the dropped input (or its gradient) [T,K].
-fn scratch(attr: &Attr, x: &Ty, w: &Ty) -> u64 {
+/// With dropout, on the CPU (WGSL drops out while it loads): the dropped input (or its gradient) [T,K].
+fn scratch(attr: &Attr, x: &Ty, w: &Ty, caps: &Caps) -> u64 {
     match spec(attr).lora.and_then(|l| l.dropout) {
-        Some(_) => (4 * x.shape[0] * w.shape[1]) as u64,
-        None => 0,
+        Some(_) if caps.target != Target::Wgsl => (4 * x.shape[0] * w.shape[1]) as u64,
+        _ => 0,
     }
 }
 
@@ -325,8 +327,23 @@ fn masked(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32], f: impl Fn(&mut f3
     });
 }
 
-pub(super) fn not_yet(_: &Lower) -> Result<Vec<Dispatch>> {
-    Err(Error::unsupported("this op on wgpu", "use --device cpu"))
+fn wgsl_linear(l: &Lower) -> Result<Vec<Dispatch>> {
+    let s = spec(l.attr);
+    let o = Operands::of(s, false);
+    dense::linear(l, o.bias, low_rank(l, s, &o, 0))
+}
+
+fn wgsl_linear_dx(l: &Lower) -> Result<Vec<Dispatch>> {
+    let s = spec(l.attr);
+    let o = Operands::of(s, true);
+    dense::linear_dx(l, low_rank(l, s, &o, 1))
+}
+
+/// The low-rank operands for [`dense`]; dimension `axis` of the first of them is the rank.
+fn low_rank(l: &Lower, s: Linear, o: &Operands, axis: usize) -> Option<LowRank> {
+    let ((first, second), lora) = (o.low_rank?, s.lora?);
+    let dropout = o.dropout.map(|(rng, d)| (d, rng));
+    Some(LowRank { first, second, rank: l.ins[first].shape[axis], scale: lora.scale, dropout })
 }
 
 fn samples(backward: bool) -> Vec<Sample> {

@@ -5,6 +5,7 @@
 //! `src/ops/<family>.rs`, `shaders/<family>.wgsl`, `kernels/<family>.cu`.
 
 mod attr;
+mod dense;
 mod check;
 mod host;
 mod launch;

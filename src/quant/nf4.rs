@@ -4,8 +4,8 @@
 //! * A block is 64 consecutive elements of the flattened tensor; `absmax = max |x|`.
 //! * `v = x · (1 / absmax)`, and the code is the number of [`THRESHOLDS`] that `v` is above.
 //! * Decoding: `CODE[code] · absmax`.
-//! * Double quantization subtracts the mean of all absmax, then stores each as an index into the
-//!   signed [`dynamic_map`], scaled by the largest of its 256 neighbours:
+//! * Double quantization subtracts the mean of all absmax, then stores each as an index into
+//!   the [`dynamic_map`], scaled by the largest of its 256 neighbours:
 //!   `absmax = map[index] · nested + offset`.
 
 use std::ops::Range;
@@ -37,45 +37,43 @@ pub const THRESHOLDS: [f32; 15] = {
     t
 };
 
-/// bitsandbytes' 8-bit dynamic map (`create_dynamic_map`), ascending. Signed, decade `10^(i-6)` for
-/// `i` in `0..7` has `2^i` values and their negatives: the middles of as many equal parts of
-/// `[0.1, 1]`; unsigned it has `2^(i+1)` values. To these come 0 and 1.
-pub fn dynamic_map(signed: bool) -> [f32; 256] {
-    let mut values = Vec::with_capacity(256);
-    for i in 0..7u32 {
-        let parts = if signed { 1usize << i } else { 2usize << i };
-        // torch.linspace counts its first half from the start and its second from the end.
-        let (start, end) = (0.1f32, 1.0f32);
-        let step = (end - start) / parts as f32;
-        let boundary = |k: usize| match k < parts.div_ceil(2) {
-            true => step.mul_add(k as f32, start),
-            false => (-step).mul_add((parts - k) as f32, end),
-        };
-        let scale = 10f64.powi(i as i32 - 6) as f32;
-        for k in 0..parts {
-            let middle = (boundary(k) + boundary(k + 1)) / 2.0;
-            values.push(scale * middle);
-            if signed {
-                values.push(-scale * middle);
+/// bitsandbytes' signed 8-bit dynamic map (`create_dynamic_map`), ascending: for `i` in `0..7` the
+/// decade `10^(i-6)` has `2^i` values, the middles of as many equal parts of `[0.1, 1]`, and their
+/// negatives; to these come 0 and 1.
+pub fn dynamic_map() -> &'static [f32; 256] {
+    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
+        let mut map = [0.0; 256];
+        map[1] = 1.0;
+        let mut next = 2;
+        for i in 0..7 {
+            let parts = 1usize << i;
+            // torch.linspace counts its first half from the start and its second from the end.
+            let (start, end) = (0.1f32, 1.0f32);
+            let step = (end - start) / parts as f32;
+            let boundary = |k: usize| match k < parts.div_ceil(2) {
+                true => step.mul_add(k as f32, start),
+                false => (-step).mul_add((parts - k) as f32, end),
+            };
+            let scale = 10f64.powi(i - 6) as f32;
+            for k in 0..parts {
+                let middle = (boundary(k) + boundary(k + 1)) / 2.0;
+                map[next] = scale * middle;
+                map[next + 1] = -scale * middle;
+                next += 2;
             }
         }
-    }
-    values.extend([0.0, 1.0]);
-    values.sort_by(f32::total_cmp);
-    let mut map = [0.0; 256];
-    map.copy_from_slice(&values);
-    map
+        map.sort_by(f32::total_cmp);
+        map
+    });
+    &MAP
 }
-
-/// The map that absmax values are stored with.
-pub static SIGNED_MAP: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic_map(true));
 
 /// Entries of the table by which bitsandbytes' CPU code finds a value's nearest map entry.
 const LOOKUP: usize = 65536;
 
 /// `LOOKUP_TABLE[i]` is the index of the map entry nearest to `-1 + 2 i / 65535`, the lower of two.
 static LOOKUP_TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let map = &*SIGNED_MAP;
+    let map = dynamic_map();
     let mut index = 0;
     let entry = |i: usize| {
         let value = -1.0 + (2.0 * i as f32) / (LOOKUP - 1) as f32;
@@ -325,7 +323,7 @@ impl<'a> Nf4<'a> {
         match self.absmax {
             Absmax::Plain(absmax) => float(absmax, block),
             Absmax::Double { indices, nested, offset } => {
-                SIGNED_MAP[indices[block] as usize] * float(nested, block / NESTED_BLOCK) + offset
+                dynamic_map()[indices[block] as usize] * float(nested, block / NESTED_BLOCK) + offset
             }
         }
     }

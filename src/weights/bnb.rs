@@ -178,7 +178,7 @@ fn take_4bit(files: &[SafetensorsFile], at: &mut Places, name: &str, state: &str
             let n = blocks.div_ceil(Nf4Layout::NESTED_BLOCK);
             let nested = take(files, at, path, format!("{name}.nested_absmax"), floats(n), &format!("{n} F32"))?;
             let map = take(files, at, path, format!("{name}.nested_quant_map"), floats(256), "256 F32")?;
-            if !same_floats(&map, files, &*nf4::SIGNED_MAP) {
+            if !same_floats(&map, files, nf4::dynamic_map()) {
                 return Err(unsupported("scales by another map than the signed dynamic one".into()));
             }
             Some((nested, offset))

@@ -203,6 +203,7 @@ unsafe fn thin<I: Isa>(job: &Thin, j0: usize, out: &mut [[f32; RUN]; THIN_ROWS],
             }
             continue;
         }
+        #[expect(clippy::needless_range_loop, reason = "j is a column of B and of every out row")]
         for j in 0..len {
             // B columns are runs along k: one dot product each, in L partial sums.
             let mut acc = [[0f32; L]; THIN_ROWS];
