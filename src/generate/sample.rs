@@ -70,7 +70,11 @@ impl Sampling {
             candidates.sort_unstable_by(falling);
             let wanted = self.top_p * candidates.iter().map(|c| c.1).sum::<f64>();
             let mut sum = 0.0;
-            let kept = candidates.iter().take_while(|c| std::mem::replace(&mut sum, sum + c.1) < wanted).count();
+            let before = candidates.iter().map(|c| {
+                sum += c.1;
+                sum - c.1
+            });
+            let kept = before.take_while(|&mass| mass < wanted).count();
             candidates.truncate(kept.max(1));
         }
         // In the vocabulary's order, so that the draw does not depend on how the selection left them.
