@@ -4,6 +4,7 @@
 pub mod pack;
 pub mod reader;
 pub mod sampler;
+pub mod tokenizer;
 
 use crate::error::{Error, Result};
 pub use reader::is_tokenized;
