@@ -8,6 +8,13 @@ fn main() {
     std::fs::create_dir_all(c.out.as_ref().unwrap()).unwrap();
     let mut m = Metrics::create(c.out.as_ref().unwrap()).unwrap();
     let mut p = trimtab::train::progress::Progress::stderr();
-    let r = trimtab::train::run::run(&c, &mut |e: Event| { m.write(&e)?; p.show(&e); Ok(()) });
-    if let Err(e) = r { eprintln!("{e}"); std::process::exit(1) }
+    let r = trimtab::train::run::run(&c, &mut |e: Event| {
+        m.write(&e)?;
+        p.show(&e);
+        Ok(())
+    });
+    if let Err(e) = r {
+        eprintln!("{e}");
+        std::process::exit(1)
+    }
 }

@@ -15,16 +15,29 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The run begins: settings ([`crate::config::RunConfig::to_json`]), device, versions of what computes.
-    Run { config: serde_json::Value, device: String, versions: serde_json::Value },
+    Run {
+        config: serde_json::Value,
+        device: String,
+        versions: serde_json::Value,
+    },
     /// What will be allocated, before it is.
     Plan(Account),
     /// Bytes of weights read, and of how many.
-    Loading { done: u64, total: u64 },
+    Loading {
+        done: u64,
+        total: u64,
+    },
     Step(StepEvent),
     /// A text of the model; `when` says at which point of the run.
-    Sample { when: String, prompt: String, text: String },
+    Sample {
+        when: String,
+        prompt: String,
+        text: String,
+    },
     /// A file or folder was written.
-    Saved { path: PathBuf },
+    Saved {
+        path: PathBuf,
+    },
     /// Something the user should know.
     Note(String),
 }

@@ -166,7 +166,8 @@ pub fn table(account: &Account, device: &str) -> String {
     let names = account.rows.iter().map(|r| r.0.as_str()).chain([TOTAL]);
     let width = names.map(|n| n.chars().count()).max().unwrap_or(0);
     let digits = grouped(account.total).len();
-    let line = |name: &str, bytes: u64| format!("  {name:<width$}  {:>10}  {:>digits$}\n", human(bytes), grouped(bytes));
+    let line =
+        |name: &str, bytes: u64| format!("  {name:<width$}  {:>10}  {:>digits$}\n", human(bytes), grouped(bytes));
     let mut text = format!("memory on {}, in bytes\n", if device.is_empty() { "the device" } else { device });
     for (name, bytes) in &account.rows {
         text += &line(name, *bytes);

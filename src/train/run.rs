@@ -116,7 +116,10 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     }
     let positions = base.model(config.max_seq_len)?.max_positions();
     if data.longest() > positions {
-        on(Event::Note(format!("sequences of up to {} tokens; the base model was made for {positions}", data.longest())))?;
+        on(Event::Note(format!(
+            "sequences of up to {} tokens; the base model was made for {positions}",
+            data.longest()
+        )))?;
     }
     let mut sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
     let steps = match (config.steps, config.epochs) {
