@@ -1,5 +1,6 @@
 pub mod backend;
 pub mod cpu;
+pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod exec;

@@ -1,0 +1,3 @@
+//! From text to tokens.
+
+pub mod tokenizer;
