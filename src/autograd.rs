@@ -114,6 +114,7 @@ impl crate::ops::Attr {
             Attr::Norm(n) if !n.acc && !matches!(op.grad, Grad::Rule(_)) => {
                 Some(Attr::Norm(crate::ops::Norm { acc: true, ..*n }))
             }
+            Attr::EmbedGrad(e) if !e.acc => Some(Attr::EmbedGrad(crate::ops::EmbedGrad { acc: true, ..*e })),
             Attr::Acc(false) => Some(Attr::Acc(true)),
             _ => None,
         }

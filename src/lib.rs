@@ -1,11 +1,22 @@
+pub mod autograd;
 pub mod backend;
+pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod exec;
+pub mod generate;
 pub mod graph;
+pub mod models;
+mod nearest;
+pub mod nn;
 pub mod ops;
+pub mod peft;
+pub mod plan;
 pub mod quant;
+pub mod session;
+pub mod train;
 pub mod weights;
+
 pub use error::{Error, Result};

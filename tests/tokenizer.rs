@@ -99,7 +99,8 @@ fn sentence_piece_merges_by_score() {
     // What begins a sequence comes only when asked for.
     let with = tokenizer.encode("the", true).unwrap();
     assert_eq!(with, [vec![1], tokenizer.encode("the", false).unwrap()].concat());
-    assert_eq!((tokenizer.bos(), tokenizer.eos_ids()), (Some(1), &[2][..]));
+    assert_eq!((tokenizer.bos(), tokenizer.begins_with().unwrap()), (Some(1), Some(1)));
+    assert_eq!(tokenizer.eos_ids(), [2]);
     assert_eq!(tokenizer.chat_template(), Some("{{ messages }}"));
     let user = tokenizer.token_to_id("<|user|>").unwrap();
     assert!(tokenizer.encode("the<|user|>the", false).unwrap().contains(&user));
@@ -122,6 +123,7 @@ fn byte_level_merges_in_order() {
         assert_eq!(pieces(text), expected);
     }
     assert_eq!(tokenizer.bos().and_then(|id| tokenizer.id_to_token(id)).as_deref(), Some("<|im_start|>"));
+    assert_eq!(tokenizer.begins_with().unwrap(), None);
     let ends: Vec<_> = tokenizer.eos_ids().iter().map(|&id| tokenizer.id_to_token(id).unwrap()).collect();
     assert_eq!(ends, ["<|im_end|>"]);
     let ids = tokenizer.encode("<|im_start|>he<|im_end|>", false).unwrap();

@@ -122,3 +122,25 @@ pub trait Backend: Send {
     /// Waits for all submitted work; an error of the device surfaces here at the latest.
     fn sync(&mut self) -> Result<()>;
 }
+
+/// Bytes that recording `launches` allocates on a device with `caps`, for parameter blocks.
+pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
+    match caps.target {
+        Target::Wgsl => wgpu::params_bytes(launches),
+        Target::Host | Target::Null => 0,
+    }
+}
+
+/// Opens the device that the setting names. `Auto` takes a hardware GPU if there is one, else the CPU.
+pub fn open(device: &crate::config::Device) -> Result<Box<dyn Backend>> {
+    use crate::config::Device;
+    Ok(match device {
+        Device::Cpu => Box::new(cpu::Cpu::new()),
+        Device::Null => Box::new(null::Null::new()),
+        Device::Wgpu(index) => Box::new(wgpu::Wgpu::new(*index)?),
+        Device::Auto => match wgpu::choose(&wgpu::adapters()) {
+            Some(index) => Box::new(wgpu::Wgpu::new(Some(index))?),
+            None => Box::new(cpu::Cpu::new()),
+        },
+    })
+}

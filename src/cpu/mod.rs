@@ -1,4 +1,9 @@
 //! What CPU kernels are built from.
 
+pub mod gemm;
 pub mod math;
 pub mod par;
+pub mod philox;
+pub mod simd;
+pub mod tile;
+pub mod weight;

@@ -10,8 +10,8 @@ use crate::quant::nf4::dynamic_map;
 pub fn weight<'a>(bytes: &'a [u8], ty: &Ty) -> Mat<'a> {
     let n = ty.len();
     let store = match ty.dtype {
-        DType::BF16 => Store::Bf16(&bytemuck::cast_slice::<u8, bf16>(&bytes[..2 * n])),
-        DType::F16 => Store::F16(&bytemuck::cast_slice::<u8, f16>(&bytes[..2 * n])),
+        DType::BF16 => Store::Bf16(bytemuck::cast_slice::<u8, bf16>(&bytes[..2 * n])),
+        DType::F16 => Store::F16(bytemuck::cast_slice::<u8, f16>(&bytes[..2 * n])),
         DType::Nf4 | DType::Nf4Dq => {
             let double = ty.dtype == DType::Nf4Dq;
             let l = Nf4Layout::new(n, double);

@@ -9,6 +9,9 @@ pub enum Attr {
     Embed {
         scale: f32,
     },
+    EmbedGrad(EmbedGrad),
+    /// A constant factor.
+    Factor(Factor),
     Linear(Linear),
     Matmul(Matmul),
     Norm(Norm),
@@ -20,6 +23,21 @@ pub enum Attr {
     Nf4 {
         double: bool,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EmbedGrad {
+    pub scale: f32,
+    /// Rows of the table.
+    pub rows: usize,
+    pub acc: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factor {
+    pub factor: f32,
+    /// Backward only: an optional last operand is added to the result.
+    pub acc: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,3 +1,553 @@
-use crate::ops::OpDef;
+//! Ops that work element by element: sums, factors, gated activations, dropout.
 
-pub static OPS: &[&OpDef] = &[];
+use crate::cpu::philox::{Mask, keep};
+use crate::cpu::{math, par};
+use crate::dtype::Ty;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Node, Val};
+use crate::ops::launch::{bytes, flat, grid, rows};
+use crate::ops::{
+    Act, Arg, Attr, Cost, Dispatch, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
+    no_workspace,
+};
+
+pub static OPS: &[&OpDef] = &[&ADD, &SCALE, &GATED_ACT, &GATED_ACT_BWD, &DROPOUT, &ADD_ROW, &ADD_ROW_DV];
+
+/// `add` [a F32[..], b F32[..]] → a + b.
+pub static ADD: OpDef = OpDef {
+    name: "add",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::None, [a, b]) => {
+            check::float("a", a)?;
+            check::is("b", b, a)?;
+            Ok(vec![a.clone()])
+        }
+        _ => Err(check::refuse("a, b", attr, ins)),
+    },
+    reference: |_, ins| vec![zip(&ins[0], &ins[1], |a, b| a + b)],
+    grad: Grad::Rule(|_, _, grads, _| Ok(vec![grads[0], grads[0]])),
+    in_place: &[(0, 0), (1, 0)],
+    cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
+    workspace: no_workspace,
+    host: |call| call.map(0, [0, 1], |[a, b]| a + b),
+    wgsl: |l| {
+        Ok(match l.shared[0] {
+            Some(i) => elements(l, &ADD, vec!["ADD", "INPLACE"], &[Slot::Out(0), Slot::In(1 - i)], &[]),
+            None => elements(l, &ADD, vec!["ADD"], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
+        })
+    },
+    samples: || samples(SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
+};
+
+/// `scale` [x F32[..], s F32[1]] → x·s. There is no gradient with respect to `s`.
+pub static SCALE: OpDef = OpDef {
+    name: "scale",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::None, [x, s]) => {
+            check::float("x", x)?;
+            check::is("s", s, &Ty::f32(&[1]))?;
+            Ok(vec![x.clone()])
+        }
+        _ => Err(check::refuse("x, s", attr, ins)),
+    },
+    reference: |_, ins| vec![map(&ins[0], |x| x * ins[1].data[0])],
+    grad: Grad::Rule(scale_rule),
+    in_place: &[(0, 0)],
+    cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
+    workspace: no_workspace,
+    host: |call| {
+        let s = call.input::<f32>(1)[0];
+        call.map(0, [0], |[x]| x * s);
+    },
+    wgsl: |l| {
+        Ok(match l.shared[0] {
+            Some(_) => elements(l, &SCALE, vec!["SCALE", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &[]),
+            None => elements(l, &SCALE, vec!["SCALE"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &[]),
+        })
+    },
+    samples: || {
+        samples(SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
+    },
+};
+
+/// `gated_act` [gate F32[T,F], up F32[T,F]] → act(gate)·up.
+pub static GATED_ACT: OpDef = OpDef {
+    name: "gated_act",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Act(_), [gate, up]) => {
+            check::float("gate", gate)?;
+            check::is("up", up, gate)?;
+            Ok(vec![gate.clone()])
+        }
+        _ => Err(check::refuse("gate, up and Act", attr, ins)),
+    },
+    reference: |attr, ins| vec![zip(&ins[0], &ins[1], |g, u| act64(act(attr), g).0 * u)],
+    grad: Grad::Rule(|g, node, grads, _| {
+        let Some(dh) = grads[0] else { return Ok(vec![None, None]) };
+        let outs = g.node(&GATED_ACT_BWD, node.attr.clone(), &[dh, node.ins[0], node.ins[1]])?;
+        Ok(vec![Some(outs[0]), Some(outs[1])])
+    }),
+    in_place: &[(0, 0), (1, 0)],
+    cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
+    workspace: no_workspace,
+    host: |call| match act(call.attr) {
+        Act::Silu => call.map(0, [0, 1], |[g, u]| math::silu(g) * u),
+        Act::GeluTanh => call.map(0, [0, 1], |[g, u]| math::gelu_tanh(g) * u),
+        Act::Gelu => call.map(0, [0, 1], |[g, u]| math::gelu(g) * u),
+    },
+    wgsl: |l| {
+        let name = act_define(act(l.attr));
+        Ok(match l.shared[0] {
+            Some(0) => elements(l, &GATED_ACT, vec!["GATED", name, "INPLACE_GATE"], &[Slot::Out(0), Slot::In(1)], &[]),
+            Some(_) => elements(l, &GATED_ACT, vec!["GATED", name, "INPLACE_UP"], &[Slot::Out(0), Slot::In(0)], &[]),
+            None => elements(l, &GATED_ACT, vec!["GATED", name], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
+        })
+    },
+    samples: || act_samples(2),
+};
+
+/// `gated_act_bwd` [dh, gate, up F32[T,F]] → dgate = dh·up·act′(gate), dup = dh·act(gate).
+pub static GATED_ACT_BWD: OpDef = OpDef {
+    name: "gated_act_bwd",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Act(_), [dh, gate, up]) => {
+            check::float("gate", gate)?;
+            check::is("up", up, gate)?;
+            check::is("dh", dh, gate)?;
+            Ok(vec![gate.clone(), gate.clone()])
+        }
+        _ => Err(check::refuse("dh, gate, up and Act", attr, ins)),
+    },
+    reference: |attr, ins| {
+        let both = zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).1);
+        vec![zip(&both, &ins[2], |d, u| d * u), zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).0)]
+    },
+    grad: Grad::Missing,
+    in_place: &[(1, 0), (2, 1)],
+    cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
+    workspace: no_workspace,
+    host: |call| match act(call.attr) {
+        Act::Silu => call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| {
+            let s = math::sigmoid(g);
+            [dh * u * (s * (1.0 + g * (1.0 - s))), dh * (g * s)]
+        }),
+        Act::GeluTanh => {
+            call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| [dh * u * math::gelu_tanh_grad(g), dh * math::gelu_tanh(g)])
+        }
+        Act::Gelu => call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| [dh * u * math::gelu_grad(g), dh * math::gelu(g)]),
+    },
+    wgsl: |l| {
+        let mut defines = vec!["GATED_BWD", act_define(act(l.attr))];
+        let mut slots = vec![Slot::Out(0), Slot::Out(1), Slot::In(0)];
+        match l.shared[0] {
+            Some(_) => defines.push("INPLACE_GATE"),
+            None => slots.push(Slot::In(1)),
+        }
+        match l.shared[1] {
+            Some(_) => defines.push("INPLACE_UP"),
+            None => slots.push(Slot::In(2)),
+        }
+        Ok(elements(l, &GATED_ACT_BWD, defines, &slots, &[]))
+    },
+    samples: || act_samples(3),
+};
+
+/// `dropout` [x F32[..], rng U32[4]] → x·mask/(1−p). The mask is [`Mask`]'s, so the gradient is the same op on dy.
+pub static DROPOUT: OpDef = OpDef {
+    name: "dropout",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Dropout(d), [x, rng]) => {
+            check::float("x", x)?;
+            check::rng(rng)?;
+            check::dropout(d)?;
+            Ok(vec![x.clone()])
+        }
+        _ => Err(check::refuse("x, rng and Dropout", attr, ins)),
+    },
+    reference: |attr, ins| {
+        let mask = Mask::new(std::array::from_fn(|i| ins[1].data[i] as u32), drop(attr));
+        let mut y = ins[0].clone();
+        y.data.iter_mut().enumerate().for_each(|(i, y)| *y *= mask.factor(i) as f64);
+        vec![y]
+    },
+    grad: Grad::Rule(|g, node, grads, _| {
+        let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
+        Ok(vec![Some(g.dropout(dy, node.ins[1], drop(&node.attr))?), None])
+    }),
+    in_place: &[(0, 0)],
+    cost: |_, _, outs| Cost { flops: 20 * outs[0].len() as u64, terms: 1 },
+    workspace: no_workspace,
+    host: host_dropout,
+    wgsl: |l| {
+        let (threshold, scale) = keep(drop(l.attr));
+        let more = [drop(l.attr).site, threshold, scale.to_bits()];
+        Ok(match l.shared[0] {
+            Some(_) => elements(l, &DROPOUT, vec!["DROPOUT", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &more),
+            None => elements(l, &DROPOUT, vec!["DROPOUT"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &more),
+        })
+    },
+    samples: || {
+        samples(SIZES, |ty| {
+            let rng = SampleIn::values(Ty::u32(&[4]), vec![4_000_000_000.0, 17.0, 3.0, 1.0]);
+            (Attr::Dropout(Dropout { p: 0.3, site: 5 }), vec![SampleIn::normal(ty), rng])
+        })
+    },
+};
+
+/// `add_row` [x F32[T,N], v F32[N]] → x + f·v in each row.
+pub static ADD_ROW: OpDef = OpDef {
+    name: "add_row",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Factor(Factor { acc: false, .. }), [x, v]) => {
+            let (_, n) = check::matrix("x", x)?;
+            check::float("x", x)?;
+            check::is("v", v, &Ty::f32(&[n]))?;
+            Ok(vec![x.clone()])
+        }
+        _ => Err(check::refuse("x, v and Factor", attr, ins)),
+    },
+    reference: |attr, ins| {
+        let (n, f) = (ins[0].cols(), factor(attr).factor as f64);
+        let mut y = ins[0].clone();
+        y.data.iter_mut().enumerate().for_each(|(i, y)| *y += f * ins[1].data[i % n]);
+        vec![y]
+    },
+    grad: Grad::Rule(|g, node, grads, wants| {
+        let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
+        let dv = match wants[1] {
+            true => Some(g.node(&ADD_ROW_DV, node.attr.clone(), &[dy])?[0]),
+            false => None,
+        };
+        Ok(vec![Some(dy), dv])
+    }),
+    in_place: &[(0, 0)],
+    cost: |_, _, outs| Cost { flops: 2 * outs[0].len() as u64, terms: 1 },
+    workspace: no_workspace,
+    host: host_add_row,
+    wgsl: wgsl_add_row,
+    samples: || {
+        samples(MATRICES, |ty| {
+            let v = Ty::f32(&[ty.cols()]);
+            (Attr::Factor(Factor { factor: 0.5, acc: false }), vec![SampleIn::normal(ty), SampleIn::normal(v)])
+        })
+    },
+};
+
+/// `add_row_dv` [dy F32[T,N], acc? F32[N]] → f·Σ_t dy (+ acc).
+pub static ADD_ROW_DV: OpDef = OpDef {
+    name: "add_row_dv",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Factor(f), [dy, acc @ ..]) => {
+            let (_, n) = check::matrix("dy", dy)?;
+            check::float("dy", dy)?;
+            check::acc(f.acc, acc, &Ty::f32(&[n]))?;
+            Ok(vec![Ty::f32(&[n])])
+        }
+        _ => Err(check::refuse("dy and Factor", attr, ins)),
+    },
+    reference: |attr, ins| {
+        let mut y = match factor(attr).acc {
+            true => ins[1].clone(),
+            false => Tensor::zeros(&[ins[0].cols()]),
+        };
+        for t in 0..ins[0].rows() {
+            for (y, x) in y.data.iter_mut().zip(ins[0].row(t)) {
+                *y += factor(attr).factor as f64 * x;
+            }
+        }
+        vec![y]
+    },
+    grad: Grad::Missing,
+    in_place: &[(1, 0)],
+    cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() },
+    workspace: no_workspace,
+    host: host_add_row_dv,
+    wgsl: wgsl_add_row_dv,
+    samples: || {
+        let mut all = Vec::new();
+        for acc in [false, true] {
+            all.extend(samples(MATRICES, |ty| {
+                let v = Ty::f32(&[ty.cols()]);
+                let mut ins = vec![SampleIn::normal(ty)];
+                ins.extend(acc.then(|| SampleIn::normal(v)));
+                (Attr::Factor(Factor { factor: -1.5, acc }), ins)
+            }));
+        }
+        all
+    },
+};
+
+impl Graph {
+    /// a + b.
+    pub fn add(&mut self, a: Val, b: Val) -> Result<Val> {
+        Ok(self.node(&ADD, Attr::None, &[a, b])?[0])
+    }
+
+    /// x·s, `s` one number on the device.
+    pub fn scale(&mut self, x: Val, s: Val) -> Result<Val> {
+        Ok(self.node(&SCALE, Attr::None, &[x, s])?[0])
+    }
+
+    /// act(gate)·up.
+    pub fn gated_act(&mut self, gate: Val, up: Val, act: Act) -> Result<Val> {
+        Ok(self.node(&GATED_ACT, Attr::Act(act), &[gate, up])?[0])
+    }
+
+    /// Zeroes each element with probability p and divides the others by 1−p.
+    pub fn dropout(&mut self, x: Val, rng: Val, drop: Dropout) -> Result<Val> {
+        Ok(self.node(&DROPOUT, Attr::Dropout(drop), &[x, rng])?[0])
+    }
+
+    /// x + factor·v in each row.
+    pub fn add_row(&mut self, x: Val, v: Val, factor: f32) -> Result<Val> {
+        Ok(self.node(&ADD_ROW, Attr::Factor(Factor { factor, acc: false }), &[x, v])?[0])
+    }
+}
+
+fn scale_rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
+    if wants[1] {
+        let parameter = g.value(node.ins[1]).name.clone();
+        return Err(Error::NoGradient { op: node.op.name, site: node.site.clone(), input: 1, parameter });
+    }
+    match grads[0] {
+        Some(dy) => Ok(vec![Some(g.scale(dy, node.ins[1])?), None]),
+        None => Ok(vec![None, None]),
+    }
+}
+
+fn act(attr: &Attr) -> Act {
+    match attr {
+        Attr::Act(a) => *a,
+        _ => unreachable!("infer refused it"),
+    }
+}
+
+fn drop(attr: &Attr) -> Dropout {
+    match attr {
+        Attr::Dropout(d) => *d,
+        _ => unreachable!("infer refused it"),
+    }
+}
+
+fn factor(attr: &Attr) -> Factor {
+    match attr {
+        Attr::Factor(f) => *f,
+        _ => unreachable!("infer refused it"),
+    }
+}
+
+fn map(x: &Tensor, f: impl Fn(f64) -> f64) -> Tensor {
+    Tensor::new(&x.shape, x.data.iter().map(|&x| f(x)).collect())
+}
+
+fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f64, f64) -> f64) -> Tensor {
+    Tensor::new(&a.shape, a.data.iter().zip(&b.data).map(|(&a, &b)| f(a, b)).collect())
+}
+
+/// act(x) and act′(x).
+fn act64(act: Act, x: f64) -> (f64, f64) {
+    match act {
+        Act::Silu => {
+            let s = 1.0 / (1.0 + (-x).exp());
+            (x * s, s * (1.0 + x * (1.0 - s)))
+        }
+        Act::GeluTanh => {
+            let c = (2.0 / std::f64::consts::PI).sqrt();
+            let t = (c * (x + 0.044715 * x * x * x)).tanh();
+            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x))
+        }
+        Act::Gelu => {
+            let normal = 0.5 * (1.0 + erf64(x / std::f64::consts::SQRT_2));
+            (x * normal, normal + x * (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt())
+        }
+    }
+}
+
+/// erf(x) = 2/√π · e^(−x²) Σ_n 2ⁿ x^(2n+1) / (2n+1)!! : all terms have one sign, so nothing cancels.
+fn erf64(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum, mut n) = (x, x, 0);
+    while term.abs() > 1e-17 * sum.abs() {
+        n += 1;
+        term *= 2.0 * x * x / (2 * n + 1) as f64;
+        sum += term;
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}
+
+fn host_dropout(call: &HostCall) {
+    let words = call.input::<u32>(1);
+    let mask = Mask::new([words[0], words[1], words[2], words[3]], drop(call.attr));
+    let (x, y) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0));
+    par::ranges(call.outs[0].len(), 1 << 14, |range| {
+        let mut factors = [0f32; 256];
+        for start in range.clone().step_by(256) {
+            let f = &mut factors[..(range.end - start).min(256)];
+            mask.fill(start, f);
+            for (i, f) in f.iter().enumerate() {
+                // SAFETY: start + i lies in both operands; this thread alone writes it, after reading it.
+                unsafe { *y.add(start + i) = *x.add(start + i) * f };
+            }
+        }
+    });
+}
+
+fn host_add_row(call: &HostCall) {
+    let (n, f) = (call.ins[1].len(), factor(call.attr).factor);
+    let (x, y, v) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0), call.input::<f32>(1));
+    par::ranges(call.ins[0].rows(), (1usize << 14).div_ceil(n.max(1)), |rows| {
+        for t in rows {
+            for (i, v) in v.iter().enumerate() {
+                // SAFETY: t·n + i lies in both operands; this thread alone writes it, after reading it.
+                unsafe { *y.add(t * n + i) = *x.add(t * n + i) + f * v };
+            }
+        }
+    });
+}
+
+fn host_add_row_dv(call: &HostCall) {
+    let (n, Factor { factor: f, acc }) = (call.outs[0].len(), factor(call.attr));
+    let (dy, y) = (call.input::<f32>(0), call.output_ptr::<f32>(0));
+    let before = acc.then(|| call.input_ptr::<f32>(1));
+    par::ranges(n, 64, |columns| {
+        let mut sums = [0f32; 64];
+        let sums = &mut sums[..columns.len()];
+        for row in dy.chunks_exact(n) {
+            for (s, x) in sums.iter_mut().zip(&row[columns.clone()]) {
+                *s += x;
+            }
+        }
+        for (i, s) in columns.zip(sums) {
+            // SAFETY: i lies in both operands; this thread alone writes it, after reading it.
+            unsafe { *y.add(i) = f * *s + before.map_or(0.0, |b| *b.add(i)) };
+        }
+    });
+}
+
+/// How a WGSL kernel over elements binds an operand: in step with the elements, or whole.
+enum Slot {
+    Out(usize),
+    In(usize),
+    Whole(usize),
+}
+
+/// Elements that one invocation of `shaders/elementwise.wgsl` computes.
+const EACH: usize = 4;
+const WG: usize = 64;
+
+/// Dispatches over the elements of output 0. Parameters: their number, the index of the first, `more`.
+fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], more: &[u32]) -> Vec<Dispatch> {
+    let total = (op.cost)(l.attr, l.ins, l.outs).flops;
+    let len = l.outs[0].len();
+    let dispatch = |range: std::ops::Range<usize>| {
+        let bind = |slot: &Slot| match slot {
+            Slot::Out(i) => Arg::OutPart(*i, bytes(&range, 1)),
+            Slot::In(i) => Arg::InPart(*i, bytes(&range, 1)),
+            Slot::Whole(i) => Arg::In(*i),
+        };
+        Dispatch {
+            shader: "elementwise",
+            defines: defines.clone(),
+            entry: op.name,
+            constants: Vec::new(),
+            grid: grid(range.len().div_ceil(WG * EACH), l.caps),
+            args: slots.iter().map(bind).collect(),
+            params: [range.len() as u32, range.start as u32].into_iter().chain(more.iter().copied()).collect(),
+            flops: total / len.max(1) as u64 * range.len() as u64,
+        }
+    };
+    flat(len, l.caps).into_iter().map(dispatch).collect()
+}
+
+fn act_define(act: Act) -> &'static str {
+    match act {
+        Act::Silu => "SILU",
+        Act::GeluTanh => "GELU_TANH",
+        Act::Gelu => "GELU",
+    }
+}
+
+fn wgsl_add_row(l: &Lower) -> Result<Vec<Dispatch>> {
+    let (n, f) = (l.ins[1].len(), factor(l.attr).factor);
+    let dispatch = |range: std::ops::Range<usize>| {
+        let out = Arg::OutPart(0, bytes(&range, n));
+        let (defines, args) = match l.shared[0] {
+            Some(_) => (vec!["ADD_ROW", "INPLACE"], vec![out, Arg::In(1)]),
+            None => (vec!["ADD_ROW"], vec![out, Arg::InPart(0, bytes(&range, n)), Arg::In(1)]),
+        };
+        Dispatch {
+            shader: "elementwise",
+            defines,
+            entry: "add_row",
+            constants: Vec::new(),
+            grid: grid((range.len() * n).div_ceil(WG * EACH), l.caps),
+            args,
+            params: vec![(range.len() * n) as u32, 0, n as u32, f.to_bits()],
+            flops: 2 * (range.len() * n) as u64,
+        }
+    };
+    Ok(rows(l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect())
+}
+
+fn wgsl_add_row_dv(l: &Lower) -> Result<Vec<Dispatch>> {
+    let (n, Factor { factor: f, acc }) = (l.outs[0].len(), factor(l.attr));
+    let dispatch = |range: std::ops::Range<usize>| {
+        let (mut defines, mut args) = (vec!["ADD_ROW_DV"], vec![Arg::Out(0), Arg::InPart(0, bytes(&range, n))]);
+        // Later ranges of rows add to what the earlier ones wrote.
+        if range.start > 0 || (acc && l.shared[0].is_some()) {
+            defines.push("INPLACE");
+        } else if acc {
+            defines.push("ACC");
+            args.push(Arg::In(1));
+        }
+        Dispatch {
+            shader: "elementwise",
+            defines,
+            entry: "add_row_dv",
+            constants: Vec::new(),
+            // A workgroup sums 16 columns.
+            grid: grid(n.div_ceil(16), l.caps),
+            args,
+            params: vec![range.len() as u32, 0, n as u32, f.to_bits()],
+            flops: 2 * (range.len() * n) as u64,
+        }
+    };
+    Ok(rows(l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect())
+}
+
+const SIZES: &[(&str, &[usize])] = &[
+    ("one element", &[1, 1]),
+    ("odd", &[3, 7]),
+    ("a ragged tail", &[17, 33]),
+    ("beyond one block of threads", &[65, 257]),
+];
+const MATRICES: &[(&str, &[usize])] = &[
+    ("one element", &[1, 1]),
+    ("one row", &[1, 33]),
+    ("one column", &[65, 1]),
+    ("odd", &[7, 17]),
+    ("wide", &[33, 129]),
+];
+
+fn samples(shapes: &[(&'static str, &[usize])], make: impl Fn(Ty) -> (Attr, Vec<SampleIn>)) -> Vec<Sample> {
+    let sample = |(name, shape): &(&'static str, &[usize])| {
+        let (attr, ins) = make(Ty::f32(shape));
+        Sample::new(name, attr, ins)
+    };
+    shapes.iter().map(sample).collect()
+}
+
+fn act_samples(operands: usize) -> Vec<Sample> {
+    let mut all = Vec::new();
+    for act in [Act::Silu, Act::GeluTanh, Act::Gelu] {
+        all.extend(samples(SIZES, |ty| (Attr::Act(act), vec![SampleIn::normal(ty); operands])));
+        let values = vec![-100.0, -30.0, -12.0, -4.0, -0.5, 0.0, 1e-3, 0.7, 5.0, 11.0, 40.0, 100.0];
+        let ty = Ty::f32(&[1, values.len()]);
+        let mut ins = vec![SampleIn::normal(ty.clone()); operands];
+        ins[operands - 2] = SampleIn::values(ty, values);
+        all.push(Sample::new("far from zero", Attr::Act(act), ins));
+    }
+    all
+}

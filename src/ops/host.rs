@@ -7,6 +7,7 @@
 use bytemuck::Pod;
 
 use crate::backend::HostSlice;
+use crate::cpu::math::vectorized;
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::ops::Attr;
@@ -93,24 +94,41 @@ impl<'a> HostCall<'a> {
 
     /// `out[i] = f([x0[i], x1[i], …])` over f32 operands of `out`'s length, in place or not.
     pub fn map<const N: usize>(&self, out: usize, ins: [usize; N], f: impl Fn([f32; N]) -> f32 + Sync) {
-        let y = self.output_ptr::<f32>(out);
+        self.map_many([out], ins, |x| [f(x)]);
+    }
+
+    /// The same with several outputs: `[y0[i], …] = f([x0[i], …])`.
+    pub fn map_many<const N: usize, const M: usize>(
+        &self,
+        outs: [usize; M],
+        ins: [usize; N],
+        f: impl Fn([f32; N]) -> [f32; M] + Sync,
+    ) {
+        let ys = outs.map(|o| self.output_ptr::<f32>(o));
         let xs = ins.map(|i| self.input_ptr::<f32>(i));
-        par::ranges(self.outs[out].len(), 1 << 14, |range| {
-            // Whole blocks are read before they are written, so that the loops vectorize even in place.
-            let mut block = [[0f32; 256]; N];
-            let mut result = [0f32; 256];
-            for start in range.clone().step_by(256) {
-                let n = (range.end - start).min(256);
-                for (b, x) in block.iter_mut().zip(xs) {
-                    // SAFETY: start + n ≤ the operands' length; ranges of different threads are disjoint.
-                    unsafe { std::ptr::copy_nonoverlapping(x.add(start), b.as_mut_ptr(), n) };
+        par::ranges(self.outs[outs[0]].len(), 1 << 14, |range| {
+            vectorized(|| {
+                // Whole blocks are read before they are written, so that the loops vectorize even in place.
+                let mut block = [[0f32; 256]; N];
+                let mut result = [[0f32; 256]; M];
+                for start in range.clone().step_by(256) {
+                    let n = (range.end - start).min(256);
+                    for (b, x) in block.iter_mut().zip(xs) {
+                        // SAFETY: start + n ≤ the operands' length; ranges of different threads are disjoint.
+                        unsafe { std::ptr::copy_nonoverlapping(x.add(start), b.as_mut_ptr(), n) };
+                    }
+                    for i in 0..256 {
+                        let y = f(std::array::from_fn(|k| block[k][i]));
+                        for (r, y) in result.iter_mut().zip(y) {
+                            r[i] = y;
+                        }
+                    }
+                    for (r, y) in result.iter().zip(ys) {
+                        // SAFETY: as above; `result` is a local.
+                        unsafe { std::ptr::copy_nonoverlapping(r.as_ptr(), y.add(start), n) };
+                    }
                 }
-                for i in 0..n {
-                    result[i] = f(std::array::from_fn(|k| block[k][i]));
-                }
-                // SAFETY: as above; `result` is a local.
-                unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), y.add(start), n) };
-            }
+            });
         });
     }
 }

@@ -4,16 +4,17 @@
 //! then a main loop that runs `rank` columns longer (Hu et al. 2021, arXiv:2106.09685). Quantization is how W is
 //! stored, so QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is this op on an NF4 weight.
 
+use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Term, gemm};
+use crate::cpu::par;
+use crate::cpu::philox::Mask;
 use crate::cpu::weight::weight;
-use crate::cpu::{par, philox};
 use crate::dtype::{DType, Ty};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
+use crate::ops::dense::{self, LowRank};
 use crate::ops::matmul::mat;
-use crate::ops::{
-    Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor,
-};
+use crate::ops::{Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor};
 
 pub static OPS: &[&OpDef] = &[&LINEAR, &LINEAR_DX];
 
@@ -43,9 +44,9 @@ pub static LINEAR: OpDef = OpDef {
     grad: Grad::Rule(grad_linear),
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, _| scratch(attr, &ins[0], &ins[1]),
+    workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear,
-    wgsl: not_yet,
+    wgsl: wgsl_linear,
     samples: || samples(false),
 };
 
@@ -72,9 +73,9 @@ pub static LINEAR_DX: OpDef = OpDef {
     grad: Grad::Missing,
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, _| scratch(attr, &ins[0], &ins[1]),
+    workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear_dx,
-    wgsl: not_yet,
+    wgsl: wgsl_linear_dx,
     samples: || samples(true),
 };
 
@@ -157,11 +158,11 @@ fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
     Cost { flops: 2 * (t * (n * k + r * (n + k))) as u64, terms: n.max(k) + r + 1 }
 }
 
-/// With dropout: the dropped input (or its gradient) [T,K].
-fn scratch(attr: &Attr, x: &Ty, w: &Ty) -> u64 {
+/// With dropout, on the CPU (WGSL drops out while it loads): the dropped input (or its gradient) [T,K].
+fn scratch(attr: &Attr, x: &Ty, w: &Ty, caps: &Caps) -> u64 {
     match spec(attr).lora.and_then(|l| l.dropout) {
-        Some(_) => (4 * x.shape[0] * w.shape[1]) as u64,
-        None => 0,
+        Some(_) if caps.target != Target::Wgsl => (4 * x.shape[0] * w.shape[1]) as u64,
+        _ => 0,
     }
 }
 
@@ -229,9 +230,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 fn keep(d: Dropout, rng: &Tensor, x: &Tensor) -> Tensor {
     let rng = std::array::from_fn(|i| rng.data[i] as u32);
-    let mask = philox::Mask::new(rng, d.site, d.p);
-    let data = x.data.iter().enumerate().map(|(i, v)| if mask.keeps(i) { v * mask.factor() as f64 } else { 0.0 });
-    Tensor::new(&x.shape, data.collect())
+    let mask = Mask::new(rng, d);
+    Tensor::new(&x.shape, x.data.iter().enumerate().map(|(i, v)| v * mask.factor(i) as f64).collect())
 }
 
 /// With dyb = s·dy·B: dx as in [`LINEAR_DX`], dW = dyᵀ·x, dbias = Σ_t dy, dA = dybᵀ·x̃, dB = s·dyᵀ·xa.
@@ -287,7 +287,7 @@ fn host_linear(call: &HostCall) {
     let dropped: &[f32] = match o.dropout {
         Some((rng, d)) => {
             let to = call.work::<f32>();
-            drop_out(d, call.input(rng), x, to);
+            masked(d, call.input(rng), x, to, |to, x| *to = x);
             to
         }
         None => x,
@@ -311,33 +311,39 @@ fn host_linear_dx(call: &HostCall) {
     gemm(&[main], 0.0, None, dx, k);
     let grad = call.work::<f32>();
     gemm(&[low], 0.0, None, grad, k);
-    let mask = philox::Mask::new(random(call.input(rng)), d.site, d.p);
-    par::chunks(dx, 1 << 14, |piece, dx| {
-        let first = piece << 14;
-        for (i, v) in dx.iter_mut().enumerate() {
-            if mask.keeps(first + i) {
-                *v += grad[first + i] * mask.factor();
-            }
+    masked(d, call.input(rng), grad, dx, |dx, low| *dx += low);
+}
+
+/// `f(to[i], mask[i]·x[i])`
+fn masked(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32], f: impl Fn(&mut f32, f32) + Sync) {
+    let mask = Mask::new(std::array::from_fn(|i| rng[i]), d);
+    const PIECE: usize = 1 << 12;
+    par::chunks(to, PIECE, |piece, to| {
+        let mut factors = [0f32; PIECE];
+        mask.fill(piece * PIECE, &mut factors[..to.len()]);
+        for ((v, x), m) in to.iter_mut().zip(&x[piece * PIECE..]).zip(factors) {
+            f(v, x * m);
         }
     });
 }
 
-fn random(words: &[u32]) -> [u32; 4] {
-    std::array::from_fn(|i| words[i])
+fn wgsl_linear(l: &Lower) -> Result<Vec<Dispatch>> {
+    let s = spec(l.attr);
+    let o = Operands::of(s, false);
+    dense::linear(l, o.bias, low_rank(l, s, &o, 0))
 }
 
-fn drop_out(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32]) {
-    let mask = philox::Mask::new(random(rng), d.site, d.p);
-    par::chunks(to, 1 << 14, |piece, to| {
-        let first = piece << 14;
-        for (i, (v, x)) in to.iter_mut().zip(&x[first..]).enumerate() {
-            *v = if mask.keeps(first + i) { x * mask.factor() } else { 0.0 };
-        }
-    });
+fn wgsl_linear_dx(l: &Lower) -> Result<Vec<Dispatch>> {
+    let s = spec(l.attr);
+    let o = Operands::of(s, true);
+    dense::linear_dx(l, low_rank(l, s, &o, 1))
 }
 
-pub(super) fn not_yet(_: &Lower) -> Result<Vec<Dispatch>> {
-    Err(Error::unsupported("this op on wgpu", "use --device cpu"))
+/// The low-rank operands for [`dense`]; dimension `axis` of the first of them is the rank.
+fn low_rank(l: &Lower, s: Linear, o: &Operands, axis: usize) -> Option<LowRank> {
+    let ((first, second), lora) = (o.low_rank?, s.lora?);
+    let dropout = o.dropout.map(|(rng, d)| (d, rng));
+    Some(LowRank { first, second, rank: l.ins[first].shape[axis], scale: lora.scale, dropout })
 }
 
 fn samples(backward: bool) -> Vec<Sample> {

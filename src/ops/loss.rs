@@ -1,3 +1,350 @@
-use crate::ops::OpDef;
+//! The language model's head and its cross entropy in one op, which never holds the tokens × vocabulary logits.
+//!
+//! A block of trained tokens at a time: its logits into scratch memory, there turned into their own gradient
+//! (p − onehot), from there into the gradients of x and w. Forward and backward thus compute the logits once.
 
-pub static OPS: &[&OpDef] = &[];
+use crate::backend::{Caps, Target};
+use crate::cpu::gemm::{Mat, Store, Term, gemm};
+use crate::cpu::{math, par, weight::weight};
+use crate::dtype::{DType, Ty, align};
+use crate::error::Result;
+use crate::graph::{Graph, Val};
+use crate::ops::host::Ptr;
+use crate::ops::launch::grid;
+use crate::ops::quant::{weight_define, weight_parts};
+use crate::ops::{Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, OpDef, Sample, SampleIn, Tensor, check};
+
+pub static OPS: &[&OpDef] = &[&LINEAR_CROSS_ENTROPY];
+
+/// The label of a token that is not trained on.
+pub const IGNORE: i32 = -100;
+
+/// `linear_cross_entropy` [x F32[T,D], w (any weight type)[V,D], labels I32[T], inv F32[1]]
+/// → loss F32[1] = inv·Σ_t (logsumexp(x_t·Wᵀ) − x_t·W\[label_t\]) over the t with 0 ≤ label_t < V;
+/// with `grad_x` also dx F32[T,D], with `grad_w` also dw F32[V,D]: the gradients of that loss.
+pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
+    name: "linear_cross_entropy",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Loss(loss), [x, w, labels, inv]) => {
+            let ((t, d), (v, k)) = (check::matrix("x", x)?, check::matrix("w", w)?);
+            check::float("x", x)?;
+            check::is("labels", labels, &Ty::i32(&[t]))?;
+            check::is("inv", inv, &Ty::f32(&[1]))?;
+            if k != d || v == 0 || weight_define(w.dtype).is_none() {
+                return Err(format!("w is {w}, expected a weight of shape [vocabulary, {d}]"));
+            }
+            let mut outs = vec![Ty::f32(&[1])];
+            outs.extend(loss.grad_x.then(|| x.clone()));
+            outs.extend(loss.grad_w.then(|| Ty::f32(&[v, d])));
+            Ok(outs)
+        }
+        _ => Err(check::refuse("x, w, labels, inv and Loss", attr, ins)),
+    },
+    reference,
+    grad: Grad::Rule(|g, node, grads, wants| {
+        let (Some(dloss), Attr::Loss(loss)) = (grads[0], &node.attr) else { return Ok(vec![None; 4]) };
+        if (wants[0] && !loss.grad_x) || (wants[1] && !loss.grad_w) {
+            return Err(g.refuse(node.op.name, "it was built without the gradients that are now wanted".into()));
+        }
+        let dx = if wants[0] { Some(g.scale(node.outs[1], dloss)?) } else { None };
+        let dw = if wants[1] { Some(g.scale(node.outs[1 + loss.grad_x as usize], dloss)?) } else { None };
+        Ok(vec![dx, dw, None, None])
+    }),
+    in_place: &[],
+    cost: |attr, ins, _| {
+        let products = 1 + loss(attr).grad_x as u64 + loss(attr).grad_w as u64;
+        let flops = 2 * products * ins[0].len() as u64 * ins[1].rows() as u64;
+        Cost { flops, terms: ins[0].rows().max(ins[1].rows()) + ins[0].cols() }
+    },
+    workspace: |_, ins, caps| match caps.target {
+        Target::Wgsl => Scratch::new(ins, caps).bytes,
+        _ => 4 * HostScratch::new(ins).floats as u64,
+    },
+    host,
+    wgsl,
+    samples,
+};
+
+impl Graph {
+    /// The loss of packed tokens: inv·Σ cross entropies. What is needed of its gradients is computed on the way.
+    pub fn linear_cross_entropy(&mut self, x: Val, w: Val, labels: Val, inv: Val) -> Result<Val> {
+        let loss = Loss { grad_x: self.needs_grad(x), grad_w: self.needs_grad(w) };
+        Ok(self.node(&LINEAR_CROSS_ENTROPY, Attr::Loss(loss), &[x, w, labels, inv])?[0])
+    }
+}
+
+fn loss(attr: &Attr) -> Loss {
+    match attr {
+        Attr::Loss(l) => *l,
+        _ => unreachable!("infer refused it"),
+    }
+}
+
+fn reference(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let [x, w, labels, inv] = ins else { unreachable!("infer refused it") };
+    let (vocabulary, inv) = (w.rows(), inv.data[0]);
+    let (mut sum, mut dx, mut dw) = (0.0, Tensor::zeros(&x.shape), Tensor::zeros(&w.shape));
+    for t in 0..x.rows() {
+        let label = labels.data[t];
+        if !(0.0..vocabulary as f64).contains(&label) {
+            continue;
+        }
+        let dot = |v: usize| x.row(t).iter().zip(w.row(v)).map(|(x, w)| x * w).sum::<f64>();
+        let logits: Vec<f64> = (0..vocabulary).map(dot).collect();
+        let most = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+        let total: f64 = logits.iter().map(|l| (l - most).exp()).sum();
+        sum += most + total.ln() - logits[label as usize];
+        for (v, l) in logits.iter().enumerate() {
+            let p = (l - most).exp() / total;
+            let dlogit = inv * (p - if v == label as usize { 1.0 } else { 0.0 });
+            for k in 0..x.cols() {
+                dx.row_mut(t)[k] += dlogit * w.at(v, k);
+                dw.row_mut(v)[k] += dlogit * x.at(t, k);
+            }
+        }
+    }
+    let mut outs = vec![Tensor::scalar(inv * sum)];
+    outs.extend(loss(attr).grad_x.then_some(dx));
+    outs.extend(loss(attr).grad_w.then_some(dw));
+    outs
+}
+
+/// The CPU kernel's blocks: as many tokens as have 32 MiB of logits.
+struct HostScratch {
+    /// Tokens in a block.
+    block: usize,
+    floats: usize,
+}
+
+impl HostScratch {
+    fn new(ins: &[Ty]) -> HostScratch {
+        let (t, d, v) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
+        let block = ((8 << 20) / v).clamp(32, 512).min(t);
+        // Logits, gathered x, gathered dx, the losses of the block, and the indices of the trained tokens.
+        HostScratch { block, floats: block * (v + 2 * d + 1) + t }
+    }
+}
+
+fn host(call: &HostCall) {
+    let (x, labels, inv) = (call.input::<f32>(0), call.input::<i32>(2), call.input::<f32>(3)[0]);
+    let (d, v) = (call.ins[0].cols(), call.ins[1].rows());
+    let w = weight(call.input::<u8>(1), &call.ins[1]);
+    let Loss { grad_x, grad_w } = loss(call.attr);
+    let mut dx = grad_x.then(|| call.output::<f32>(1));
+    let mut dw = grad_w.then(|| call.output::<f32>(1 + grad_x as usize));
+    if let Some(dx) = &mut dx {
+        par::chunks(dx, 1 << 16, |_, c| c.fill(0.0));
+    }
+
+    let size = HostScratch::new(call.ins).block;
+    let work = call.work::<f32>();
+    let (logits, work) = work.split_at_mut(size * v);
+    let (xb, work) = work.split_at_mut(size * d);
+    let (dxb, work) = work.split_at_mut(size * d);
+    let (losses, work) = work.split_at_mut(size);
+    // Tokens that are not trained on cost nothing.
+    let tokens: &mut [u32] = bytemuck::cast_slice_mut(&mut work[..labels.len()]);
+    let mut n = 0;
+    for (t, &label) in labels.iter().enumerate() {
+        if usize::try_from(label).is_ok_and(|l| l < v) {
+            tokens[n] = t as u32;
+            n += 1;
+        }
+    }
+    if n == 0
+        && let Some(dw) = &mut dw
+    {
+        par::chunks(dw, 1 << 16, |_, c| c.fill(0.0));
+    }
+    let mut sum = 0f64;
+    for (i, block) in tokens[..n].chunks(size).enumerate() {
+        let m = block.len();
+        let (logits, xb, dxb, losses) = (&mut logits[..m * v], &mut xb[..m * d], &mut dxb[..m * d], &mut losses[..m]);
+        for (row, &t) in xb.chunks_exact_mut(d).zip(&*block) {
+            row.copy_from_slice(&x[t as usize * d..][..d]);
+        }
+        let xb = Mat::row_major(Store::F32(xb), m, d);
+        gemm(&[Term { alpha: 1.0, a: xb, b: w.t() }], 0.0, None, logits, v);
+        let out = Ptr(losses.as_mut_ptr());
+        par::chunks(logits, v, |r, row| {
+            let label = labels[block[r] as usize] as usize;
+            // SAFETY: each row r writes its own element of the m losses.
+            unsafe { *out.add(r) = softmax_gradient(row, label, inv, grad_x || grad_w) };
+        });
+        sum += losses.iter().map(|&l| l as f64).sum::<f64>();
+        let dlogits = Mat::row_major(Store::F32(logits), m, v);
+        if let Some(dx) = &mut dx {
+            gemm(&[Term { alpha: 1.0, a: dlogits, b: w }], 0.0, None, dxb, d);
+            for (row, &t) in dxb.chunks_exact(d).zip(&*block) {
+                dx[t as usize * d..][..d].copy_from_slice(row);
+            }
+        }
+        if let Some(dw) = &mut dw {
+            gemm(&[Term { alpha: 1.0, a: dlogits.t(), b: xb }], if i == 0 { 0.0 } else { 1.0 }, None, dw, d);
+        }
+    }
+    call.output::<f32>(0)[0] = (inv as f64 * sum) as f32;
+}
+
+/// The cross entropy of one row of logits, which becomes its gradient times `inv` if `grad`.
+fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bool) -> f32 {
+    const LANES: usize = 32;
+    math::vectorized(|| {
+        let at_label = row[label];
+        let mut most = [f32::NEG_INFINITY; LANES];
+        let (body, tail) = row.as_chunks::<LANES>();
+        for chunk in body {
+            for (m, &x) in most.iter_mut().zip(chunk) {
+                *m = if x > *m { x } else { *m };
+            }
+        }
+        let most = most.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        let mut sums = [0f32; LANES];
+        let (body, tail) = row.as_chunks_mut::<LANES>();
+        for chunk in body {
+            for (s, x) in sums.iter_mut().zip(chunk) {
+                *x = math::exp(*x - most);
+                *s += *x;
+            }
+        }
+        let mut total: f64 = sums.iter().map(|&s| s as f64).sum();
+        for x in tail {
+            *x = math::exp(*x - most);
+            total += *x as f64;
+        }
+        if grad {
+            let factor = (inv as f64 / total) as f32;
+            for x in row.iter_mut() {
+                *x *= factor;
+            }
+            row[label] -= inv;
+        }
+        ((most - at_label) as f64 + total.ln()) as f32
+    })
+}
+
+/// Bytes that the logits of a block may take on a GPU.
+const LOGITS: u64 = 64 << 20;
+/// Most FLOPs of a dispatch: a long one trips the watchdogs of operating systems.
+const DISPATCH: usize = 16_000_000_000;
+const TILE: usize = 64;
+
+/// The scratch memory of the WGSL kernels: a block of logits, and the loss of each token.
+struct Scratch {
+    block: usize,
+    logits: std::ops::Range<u64>,
+    losses: std::ops::Range<u64>,
+    bytes: u64,
+}
+
+impl Scratch {
+    fn new(ins: &[Ty], caps: &Caps) -> Scratch {
+        let (t, d, v) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
+        // Rows of x are bound by blocks as well, so blocks start on a boundary.
+        let step = crate::ops::quant::row_step(DType::F32, d);
+        let most = |row: usize, bytes: u64| (bytes / (4 * row as u64).max(1)) as usize;
+        let fits = most(v, LOGITS.min(caps.max_binding)).min(most(d, caps.max_binding));
+        let fits = if fits >= TILE { fits / TILE * TILE } else { (fits / step).max(1) * step };
+        let block = fits.min(t);
+        let end = 4 * (block * v) as u64;
+        let start = align(end as usize) as u64;
+        Scratch { block, logits: 0..end, losses: start..start + 4 * t as u64, bytes: start + 4 * t as u64 }
+    }
+}
+
+fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
+    let (t, d, v) = (l.ins[0].rows(), l.ins[0].cols(), l.ins[1].rows());
+    let Loss { grad_x, grad_w } = loss(l.attr);
+    let scratch = Scratch::new(l.ins, l.caps);
+    let define = weight_define(l.ins[1].dtype).unwrap_or("W_F32");
+    let dispatch = |defines: Vec<&'static str>, entry, grid, args, params: Vec<usize>, flops: usize| Dispatch {
+        shader: "loss",
+        defines,
+        entry,
+        constants: Vec::new(),
+        grid,
+        args,
+        params: params.into_iter().map(|p| p as u32).collect(),
+        flops: flops as u64,
+    };
+    let tiles = |rows: usize, cols: usize| [cols.div_ceil(TILE) as u32, rows.div_ceil(TILE) as u32, 1];
+    let logits = || Arg::Work(scratch.logits.clone());
+    let mut all = Vec::new();
+    for start in (0..t).step_by(scratch.block.max(1)) {
+        let tokens = start..(start + scratch.block).min(t);
+        let m = tokens.len();
+        let bytes = 4 * (tokens.start * d) as u64..4 * (tokens.end * d) as u64;
+        let x = || Arg::InPart(0, bytes.clone());
+        let most = (DISPATCH / (2 * m * d).max(1)).max(TILE);
+        let parts = weight_parts(1, &l.ins[1], l.caps.max_binding, most);
+        for part in &parts {
+            let mut args = vec![logits(), x()];
+            args.extend(part.args.iter().cloned());
+            let n = part.rows.len();
+            let mut params = vec![m, n, d, v, d, part.rows.start, 0];
+            params.extend(part.params.iter().map(|&p| p as usize));
+            all.push(dispatch(vec!["LOGITS", define], "product", tiles(m, n), args, params, 2 * m * n * d));
+        }
+        let args = vec![logits(), Arg::Work(scratch.losses.clone()), Arg::In(2), Arg::In(3)];
+        all.push(dispatch(vec!["SOFTMAX"], "softmax", grid(m, l.caps), args, vec![m, v, tokens.start], 5 * m * v));
+        for (i, part) in parts.iter().enumerate().filter(|_| grad_x) {
+            let mut args = vec![Arg::OutPart(1, bytes.clone()), logits()];
+            args.extend(part.args.iter().cloned());
+            let n = part.rows.len();
+            let mut params = vec![m, d, n, v, d, part.rows.start, (i > 0) as usize];
+            params.extend(part.params.iter().map(|&p| p as usize));
+            all.push(dispatch(vec!["DX", define], "product", tiles(m, d), args, params, 2 * m * n * d));
+        }
+        if grad_w {
+            let out = 1 + grad_x as usize;
+            for part in weight_parts(0, &Ty::f32(&[v, d]), l.caps.max_binding, most) {
+                let n = part.rows.len();
+                let range = 4 * (part.rows.start * d) as u64..4 * (part.rows.end * d) as u64;
+                let args = vec![Arg::OutPart(out, range), logits(), x()];
+                let params = vec![n, d, m, v, d, part.rows.start, (start > 0) as usize, 0, 0, 0];
+                all.push(dispatch(vec!["DW"], "product", tiles(n, d), args, params, 2 * m * n * d));
+            }
+        }
+    }
+    let args = vec![Arg::Out(0), Arg::Work(scratch.losses.clone()), Arg::In(3)];
+    all.push(dispatch(vec!["TOTAL"], "total", [1, 1, 1], args, vec![t], t));
+    Ok(all)
+}
+
+fn samples() -> Vec<Sample> {
+    let mut all = Vec::new();
+    let shapes: [(&str, DType, usize, usize, usize); 7] = [
+        ("one token", DType::F32, 1, 1, 2),
+        ("odd", DType::F32, 7, 17, 33),
+        ("more than one tile", DType::F32, 65, 24, 130),
+        ("bf16 weights", DType::BF16, 17, 33, 65),
+        ("f16 weights", DType::F16, 5, 20, 67),
+        ("nf4 weights", DType::Nf4, 9, 36, 65),
+        ("nf4_dq weights", DType::Nf4Dq, 3, 64, 300),
+    ];
+    for (name, dtype, t, d, v) in shapes {
+        for (grad_x, grad_w) in [(false, false), (true, false), (true, true), (false, true)] {
+            // Every third token is not trained on, and one label is beyond the vocabulary.
+            let label = |t: usize| match t {
+                4 => v as f64,
+                t if t % 3 == 1 => IGNORE as f64,
+                t => (t * 7 % v) as f64,
+            };
+            let ins = vec![
+                SampleIn::normal(Ty::f32(&[t, d])),
+                SampleIn::normal(Ty::new(dtype, &[v, d])),
+                SampleIn::values(Ty::i32(&[t]), (0..t).map(label).collect()),
+                SampleIn::values(Ty::f32(&[1]), vec![0.25]),
+            ];
+            all.push(Sample::new(name, Attr::Loss(Loss { grad_x, grad_w }), ins));
+        }
+    }
+    let ins = vec![
+        SampleIn::normal(Ty::f32(&[3, 5])),
+        SampleIn::normal(Ty::f32(&[4, 5])),
+        SampleIn::values(Ty::i32(&[3]), vec![IGNORE as f64; 3]),
+        SampleIn::values(Ty::f32(&[1]), vec![1.0]),
+    ];
+    all.push(Sample::new("nothing trained", Attr::Loss(Loss { grad_x: true, grad_w: true }), ins));
+    all
+}

@@ -5,9 +5,8 @@ use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{
-    Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace,
-};
+use crate::ops::dense::{self, Product};
+use crate::ops::{Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace};
 
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
 
@@ -190,11 +189,23 @@ fn host_sum_rows(call: &HostCall) {
 }
 
 fn wgsl_matmul(l: &Lower) -> Result<Vec<Dispatch>> {
-    super::linear::not_yet(l)
+    let spec = matmul_attr(l.attr);
+    let in_c = spec.acc && l.shared[0] == Some(2);
+    let product = Product {
+        spec,
+        dims: dims(spec, l.ins),
+        c: &|r| Arg::OutPart(0, r),
+        a: &|r| Arg::InPart(0, r),
+        b: &|r| Arg::InPart(1, r),
+        acc: (spec.acc && !in_c).then_some(&|r| Arg::InPart(2, r)),
+        acc_in_c: in_c,
+        dropout: None,
+    };
+    Ok(product.dispatches(l.caps))
 }
 
 fn wgsl_sum_rows(l: &Lower) -> Result<Vec<Dispatch>> {
-    super::linear::not_yet(l)
+    Ok(dense::sum_rows(l, *l.attr == Attr::Acc(true)))
 }
 
 fn samples_matmul() -> Vec<Sample> {

@@ -5,7 +5,10 @@
 //! `src/ops/<family>.rs`, `shaders/<family>.wgsl`, `kernels/<family>.cu`.
 
 mod attr;
+mod dense;
+mod check;
 mod host;
+mod launch;
 mod tensor;
 
 pub mod attention;

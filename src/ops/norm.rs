@@ -1,3 +1,324 @@
-use crate::ops::OpDef;
+//! Root-mean-square normalization (Zhang & Sennrich 2019) and its gradients.
+//!
+//! `y = x · rstd · (offset + w)` with `rstd = 1 / √(mean(x²) + eps)` for each row. The offset is 1 in the Gemma
+//! family, whose weights are stored around 0.
 
-pub static OPS: &[&OpDef] = &[];
+use crate::cpu::{math, par};
+use crate::dtype::{DType, Ty};
+use crate::error::Result;
+use crate::graph::{Graph, Node, Val};
+use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, check};
+
+pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW];
+
+/// `rms_norm` [x F32[R,D], w F32[D]] → y F32[R,D], rstd F32[R].
+pub static RMS_NORM: OpDef = OpDef {
+    name: "rms_norm",
+    infer: infer_norm,
+    reference: reference_norm,
+    grad: Grad::Rule(norm_rule),
+    in_place: &[],
+    cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].cols() },
+    workspace: crate::ops::no_workspace,
+    host: host_norm,
+    wgsl: wgsl_norm,
+    samples: samples_norm,
+};
+
+/// `rms_norm_dx` [dy F32[R,D], x F32[R,D], w F32[D], rstd F32[R], acc? F32[R,D]] → dx F32[R,D] (+ acc).
+pub static RMS_NORM_DX: OpDef = OpDef {
+    name: "rms_norm_dx",
+    infer: infer_dx,
+    reference: reference_dx,
+    grad: Grad::Missing,
+    in_place: &[(4, 0), (0, 0)],
+    cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
+    workspace: crate::ops::no_workspace,
+    host: host_dx,
+    wgsl: wgsl_dx,
+    samples: samples_dx,
+};
+
+/// `rms_norm_dw` [dy F32[R,D], x F32[R,D], rstd F32[R], acc? F32[D]] → dw F32[D] = Σ_r dy·x·rstd (+ acc).
+pub static RMS_NORM_DW: OpDef = OpDef {
+    name: "rms_norm_dw",
+    infer: infer_dw,
+    reference: reference_dw,
+    grad: Grad::Missing,
+    in_place: &[(3, 0)],
+    cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: ins[0].rows() },
+    workspace: crate::ops::no_workspace,
+    host: host_dw,
+    wgsl: wgsl_dw,
+    samples: samples_dw,
+};
+
+impl Graph {
+    /// `y = x · (offset + w) / √(mean(x²) + eps)` over the last dimension of `x`.
+    pub fn rms_norm(&mut self, x: Val, w: Val, eps: f32, offset: f32) -> Result<Val> {
+        Ok(self.node(&RMS_NORM, Attr::Norm(Norm { eps, offset, acc: false }), &[x, w])?[0])
+    }
+}
+
+fn norm(attr: &Attr) -> Norm {
+    match attr {
+        Attr::Norm(n) => *n,
+        _ => unreachable!("infer refused it"),
+    }
+}
+
+fn matrix(x: &Ty) -> Result<(), String> {
+    if x.dtype == DType::F32 && x.shape.len() >= 2 && x.cols() > 0 {
+        Ok(())
+    } else {
+        Err(format!("x is {x}, expected f32[rows, features]"))
+    }
+}
+
+fn infer_norm(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
+    let (Attr::Norm(Norm { acc: false, .. }), [x, w]) = (attr, ins) else {
+        return Err(check::refuse("x, w and Norm", attr, ins));
+    };
+    matrix(x)?;
+    check::is("w", w, &Ty::f32(&[x.cols()]))?;
+    Ok(vec![x.clone(), Ty::f32(&[x.rows()])])
+}
+
+fn infer_dx(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
+    let (Attr::Norm(n), [dy, x, w, rstd, acc @ ..]) = (attr, ins) else {
+        return Err(check::refuse("dy, x, w, rstd and Norm", attr, ins));
+    };
+    matrix(x)?;
+    check::is("dy", dy, x)?;
+    check::is("w", w, &Ty::f32(&[x.cols()]))?;
+    check::is("rstd", rstd, &Ty::f32(&[x.rows()]))?;
+    check::acc(n.acc, acc, x)?;
+    Ok(vec![x.clone()])
+}
+
+fn infer_dw(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
+    let (Attr::Acc(with), [dy, x, rstd, acc @ ..]) = (attr, ins) else {
+        return Err(check::refuse("dy, x, rstd and Acc", attr, ins));
+    };
+    matrix(x)?;
+    check::is("dy", dy, x)?;
+    check::is("rstd", rstd, &Ty::f32(&[x.rows()]))?;
+    let dw = Ty::f32(&[x.cols()]);
+    check::acc(*with, acc, &dw)?;
+    Ok(vec![dw])
+}
+
+fn reference_norm(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let Norm { eps, offset, .. } = norm(attr);
+    let (x, w) = (&ins[0], &ins[1]);
+    let (rows, d) = (x.rows(), x.cols());
+    let mut y = Tensor::zeros(&x.shape);
+    let mut rstd = Tensor::zeros(&[rows]);
+    for r in 0..rows {
+        let mean = x.row(r).iter().map(|v| v * v).sum::<f64>() / d as f64;
+        rstd.data[r] = 1.0 / (mean + eps as f64).sqrt();
+        for i in 0..d {
+            y.row_mut(r)[i] = x.at(r, i) * rstd.data[r] * (offset as f64 + w.data[i]);
+        }
+    }
+    vec![y, rstd]
+}
+
+fn reference_dx(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let Norm { offset, acc, .. } = norm(attr);
+    let (dy, x, w, rstd) = (&ins[0], &ins[1], &ins[2], &ins[3]);
+    let mut dx = if acc { ins[4].clone() } else { Tensor::zeros(&x.shape) };
+    for r in 0..x.rows() {
+        let s = rstd.data[r];
+        // The gradient of x·rstd, and its part along x, which the norm takes away.
+        let g: Vec<f64> = dy.row(r).iter().zip(&w.data).map(|(dy, w)| dy * (offset as f64 + w)).collect();
+        let along = g.iter().zip(x.row(r)).map(|(g, x)| g * x).sum::<f64>() / x.cols() as f64;
+        for (i, dx) in dx.row_mut(r).iter_mut().enumerate() {
+            *dx += s * (g[i] - x.at(r, i) * s * s * along);
+        }
+    }
+    vec![dx]
+}
+
+fn reference_dw(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let (dy, x, rstd) = (&ins[0], &ins[1], &ins[2]);
+    let mut dw = if *attr == Attr::Acc(true) { ins[3].clone() } else { Tensor::zeros(&[x.cols()]) };
+    for r in 0..x.rows() {
+        for (i, dw) in dw.data.iter_mut().enumerate() {
+            *dw += dy.at(r, i) * x.at(r, i) * rstd.data[r];
+        }
+    }
+    vec![dw]
+}
+
+fn norm_rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
+    let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
+    let (x, w, rstd) = (node.ins[0], node.ins[1], node.outs[1]);
+    let dx = match wants[0] {
+        true => Some(g.node(&RMS_NORM_DX, node.attr.clone(), &[dy, x, w, rstd])?[0]),
+        false => None,
+    };
+    let dw = match wants[1] {
+        true => Some(g.node(&RMS_NORM_DW, Attr::Acc(false), &[dy, x, rstd])?[0]),
+        false => None,
+    };
+    Ok(vec![dx, dw])
+}
+
+/// Rows that one task takes: enough work to be worth a thread.
+fn grain(cols: usize) -> usize {
+    (1 << 14) / cols.max(1) + 1
+}
+
+fn host_norm(call: &HostCall) {
+    let Norm { eps, offset, .. } = norm(call.attr);
+    let d = call.ins[0].cols();
+    let (x, w) = (call.input::<f32>(0), call.input::<f32>(1));
+    let (y, rstd) = (call.output_ptr::<f32>(0), call.output_ptr::<f32>(1));
+    par::ranges(call.ins[0].rows(), grain(d), |rows| {
+        math::vectorized(|| {
+            for r in rows {
+                let x = &x[r * d..][..d];
+                let s = 1.0 / (math::dot(x, x) / d as f32 + eps).sqrt();
+                // SAFETY: row r of outputs that overlap nothing (module contract); tasks have disjoint rows.
+                let y = unsafe {
+                    *rstd.add(r) = s;
+                    std::slice::from_raw_parts_mut(y.add(r * d), d)
+                };
+                for i in 0..d {
+                    y[i] = x[i] * s * (offset + w[i]);
+                }
+            }
+        });
+    });
+}
+
+fn host_dx(call: &HostCall) {
+    let Norm { offset, acc, .. } = norm(call.attr);
+    let d = call.ins[1].cols();
+    let (x, w, rstd) = (call.input::<f32>(1), call.input::<f32>(2), call.input::<f32>(3));
+    let (dx, dy) = (call.output_ptr::<f32>(0), call.input_ptr::<f32>(0));
+    let acc = acc.then(|| call.input_ptr::<f32>(4));
+    par::ranges(call.ins[1].rows(), grain(d), |rows| {
+        // dx may lie on dy or acc, so a row's gradient is made apart.
+        let mut g = vec![0f32; d];
+        let mut sum = vec![0f32; d];
+        math::vectorized(|| {
+            for r in rows {
+                let x = &x[r * d..][..d];
+                // SAFETY: row r of operands of x's shape; the copies end before dx's row is written.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(dy.add(r * d), g.as_mut_ptr(), d);
+                    if let Some(acc) = acc {
+                        std::ptr::copy_nonoverlapping(acc.add(r * d), sum.as_mut_ptr(), d);
+                    }
+                }
+                for i in 0..d {
+                    g[i] *= offset + w[i];
+                }
+                let s = rstd[r];
+                let along = math::dot(&g, x) / d as f32 * s * s;
+                for i in 0..d {
+                    g[i] = s * (g[i] - x[i] * along) + sum[i];
+                }
+                // SAFETY: as above; tasks have disjoint rows.
+                unsafe { std::ptr::copy_nonoverlapping(g.as_ptr(), dx.add(r * d), d) };
+            }
+        });
+    });
+}
+
+fn host_dw(call: &HostCall) {
+    /// Columns of a task: the rows are summed in order, whatever the number of threads.
+    const COLS: usize = 32;
+    let (rows, d) = (call.ins[1].rows(), call.ins[1].cols());
+    let (dy, x, rstd) = (call.input::<f32>(0), call.input::<f32>(1), call.input::<f32>(2));
+    let dw = call.output_ptr::<f32>(0);
+    let acc = (*call.attr == Attr::Acc(true)).then(|| call.input_ptr::<f32>(3));
+    par::ranges(d, COLS, |cols| {
+        let (start, n) = (cols.start, cols.len());
+        let mut sum = [0f32; COLS];
+        math::vectorized(|| {
+            for r in 0..rows {
+                let (dy, x, s) = (&dy[r * d + start..][..n], &x[r * d + start..][..n], rstd[r]);
+                for ((sum, dy), x) in sum.iter_mut().zip(dy).zip(x) {
+                    *sum += dy * (x * s);
+                }
+            }
+        });
+        for (i, sum) in sum[..n].iter().enumerate() {
+            // SAFETY: column start + i of dw and acc, which may be the same memory; it is read before it is
+            // written, and tasks have disjoint columns.
+            unsafe { *dw.add(start + i) = sum + acc.map_or(0.0, |a| *a.add(start + i)) };
+        }
+    });
+}
+
+fn wgsl_norm(_: &Lower) -> Result<Vec<Dispatch>> {
+    Err(crate::error::Error::unsupported("rms_norm on wgpu", "use the CPU"))
+}
+fn wgsl_dx(_: &Lower) -> Result<Vec<Dispatch>> {
+    Err(crate::error::Error::unsupported("rms_norm on wgpu", "use the CPU"))
+}
+fn wgsl_dw(_: &Lower) -> Result<Vec<Dispatch>> {
+    Err(crate::error::Error::unsupported("rms_norm on wgpu", "use the CPU"))
+}
+
+/// What the samples have in common: a name, rows, features, eps and offset.
+const SHAPES: [(&str, usize, usize, f32, f32); 6] = [
+    ("one element", 1, 1, 1e-6, 0.0),
+    ("one row", 1, 33, 1e-5, 0.0),
+    ("odd", 7, 65, 1e-6, 0.0),
+    ("Gemma's offset", 5, 96, 1e-6, 1.0),
+    ("large eps", 3, 17, 0.5, 0.0),
+    ("many short rows", 129, 8, 1e-5, 0.0),
+];
+
+fn samples_norm() -> Vec<Sample> {
+    let sample = |(name, r, d, eps, offset)| {
+        let ins = vec![SampleIn::normal(Ty::f32(&[r, d])), SampleIn::normal(Ty::f32(&[d]))];
+        Sample::new(name, Attr::Norm(Norm { eps, offset, acc: false }), ins)
+    };
+    SHAPES.into_iter().map(sample).collect()
+}
+
+/// rstd of the second operand, x.
+fn rstd_of(attr: &Attr, ins: &[Tensor]) -> Tensor {
+    let eps = if let Attr::Norm(n) = attr { n.eps } else { 1e-6 };
+    let x = &ins[1];
+    let ones = Tensor::new(&[x.cols()], vec![1.0; x.cols()]);
+    let forward = Attr::Norm(Norm { eps, offset: 0.0, acc: false });
+    reference_norm(&forward, &[x.clone(), ones]).swap_remove(1)
+}
+
+fn samples_dx() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for (name, r, d, eps, offset) in SHAPES {
+        for acc in [false, true] {
+            let x = Ty::f32(&[r, d]);
+            let mut ins = vec![
+                SampleIn::normal(x.clone()),
+                SampleIn::normal(x.clone()),
+                SampleIn::normal(Ty::f32(&[d])),
+                SampleIn::derived(Ty::f32(&[r]), rstd_of),
+            ];
+            ins.extend(acc.then(|| SampleIn::normal(x)));
+            samples.push(Sample::new(name, Attr::Norm(Norm { eps, offset, acc }), ins));
+        }
+    }
+    samples
+}
+
+fn samples_dw() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for (name, r, d, ..) in SHAPES {
+        for acc in [false, true] {
+            let x = Ty::f32(&[r, d]);
+            let mut ins =
+                vec![SampleIn::normal(x.clone()), SampleIn::normal(x), SampleIn::derived(Ty::f32(&[r]), rstd_of)];
+            ins.extend(acc.then(|| SampleIn::normal(Ty::f32(&[d]))));
+            samples.push(Sample::new(name, Attr::Acc(acc), ins));
+        }
+    }
+    samples
+}

@@ -1,3 +1,284 @@
-use crate::ops::OpDef;
+//! The optimizer: the gradient's norm, AdamW with clipping, and clearing what was summed up.
 
-pub static OPS: &[&OpDef] = &[];
+use crate::backend::Target;
+use crate::cpu::par;
+use crate::dtype::Ty;
+use crate::error::Result;
+use crate::graph::{Graph, Val};
+use crate::ops::launch::{bytes, flat, grid};
+use crate::ops::{
+    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+};
+
+pub static OPS: &[&OpDef] = &[&SUM_SQUARES, &ADAMW, &ZERO];
+
+/// `sum_squares` [x F32[N], acc? F32[1]] → F32[1] = Σ x² (+ acc).
+pub static SUM_SQUARES: OpDef = OpDef {
+    name: "sum_squares",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Acc(with), [x, acc @ ..]) => {
+            check::float("x", x)?;
+            check::acc(*with, acc, &Ty::f32(&[1]))?;
+            Ok(vec![Ty::f32(&[1])])
+        }
+        _ => Err(check::refuse("x and Acc", attr, ins)),
+    },
+    reference: |_, ins| {
+        let sum: f64 = ins[0].data.iter().map(|x| x * x).sum();
+        vec![Tensor::scalar(sum + ins.get(1).map_or(0.0, |acc| acc.data[0]))]
+    },
+    grad: Grad::Missing,
+    in_place: &[(1, 0)],
+    // What is summed in a row: the elements of a lane, the lanes, the pieces.
+    cost: |_, ins, _| Cost {
+        flops: 2 * ins[0].len() as u64,
+        terms: ins[0].len().min(PIECE) + ins[0].len() / PIECE + 1,
+    },
+    workspace: |_, ins, caps| match caps.target {
+        Target::Wgsl => 4 * ins[0].len().div_ceil(PIECE) as u64,
+        _ => 8 * ins[0].len().div_ceil(PIECE) as u64,
+    },
+    host: host_sum_squares,
+    wgsl: wgsl_sum_squares,
+    samples: || {
+        let mut all = Vec::new();
+        for (name, n) in [("one element", 1), ("odd", 33), ("a piece and one", PIECE + 1), ("pieces", 3 * PIECE + 77)] {
+            all.push(Sample::new(name, Attr::Acc(false), vec![SampleIn::normal(Ty::f32(&[n]))]));
+            let acc = SampleIn::uniform(Ty::f32(&[1]), 0.5, 2.0);
+            all.push(Sample::new(name, Attr::Acc(true), vec![SampleIn::normal(Ty::f32(&[n])), acc]));
+        }
+        all
+    },
+};
+
+/// `adamw` [p, g, m, v F32[N], sumsq F32[1], hyper F32[8]] → p′, m′, v′ (Loshchilov & Hutter 2019), in the order of
+/// PyTorch's `torch.optim.AdamW` and `clip_grad_norm_`.
+///
+/// hyper = [lr, β₁, β₂, eps, weight decay, 1−β₁ᵗ, 1−β₂ᵗ, largest norm (≤ 0: no clipping)]:
+/// g ← g·min(1, largest / (√sumsq + 1e-6)); p ← p·(1 − lr·decay); m ← m + (1−β₁)(g − m); v ← β₂v + (1−β₂)g²;
+/// p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps). If `sumsq` is not finite, nothing changes.
+pub static ADAMW: OpDef = OpDef {
+    name: "adamw",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::None, [p, g, m, v, sumsq, hyper]) => {
+            check::float("p", p)?;
+            check::is("g", g, p)?;
+            check::is("m", m, p)?;
+            check::is("v", v, p)?;
+            check::is("sumsq", sumsq, &Ty::f32(&[1]))?;
+            check::is("hyper", hyper, &Ty::f32(&[8]))?;
+            Ok(vec![p.clone(), p.clone(), p.clone()])
+        }
+        _ => Err(check::refuse("p, g, m, v, sumsq, hyper", attr, ins)),
+    },
+    reference: |_, ins| {
+        let [p, g, m, v, sumsq, hyper] = ins else { unreachable!("infer refused it") };
+        let [lr, b1, b2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| hyper.data[i]);
+        let (mut p, mut m, mut v) = (p.clone(), m.clone(), v.clone());
+        if !sumsq.data[0].is_finite() {
+            return vec![p, m, v];
+        }
+        let clip = if largest > 0.0 { (largest / (sumsq.data[0].sqrt() + 1e-6)).min(1.0) } else { 1.0 };
+        for i in 0..p.data.len() {
+            let g = clip * g.data[i];
+            m.data[i] += (1.0 - b1) * (g - m.data[i]);
+            v.data[i] = b2 * v.data[i] + (1.0 - b2) * g * g;
+            let step = lr / bc1 * m.data[i] / (v.data[i].sqrt() / bc2.sqrt() + eps);
+            p.data[i] = p.data[i] * (1.0 - lr * decay) - step;
+        }
+        vec![p, m, v]
+    },
+    grad: Grad::Stop,
+    in_place: &[(0, 0), (2, 1), (3, 2)],
+    cost: |_, ins, _| Cost { flops: 16 * ins[0].len() as u64, terms: 8 },
+    workspace: no_workspace,
+    host: host_adamw,
+    wgsl: wgsl_adamw,
+    samples: || {
+        let hyper = |decay: f64, largest: f64| vec![1e-3, 0.9, 0.999, 1e-8, decay, 0.271, 0.002997, largest];
+        let table = [
+            ("one element", 1, 4.0, hyper(0.1, 1.0)),
+            ("no clipping", 33, 9.0, hyper(0.0, 0.0)),
+            ("below the largest norm", 65, 0.25, hyper(0.01, 1.0)),
+            ("clipped", 4097, 1e4, hyper(0.01, 0.5)),
+            ("an infinite gradient is skipped", 17, f64::INFINITY, hyper(0.1, 1.0)),
+            ("a gradient that is no number is skipped", 17, f64::NAN, hyper(0.1, 1.0)),
+        ];
+        let sample = |(name, n, sumsq, hyper)| {
+            let ty = Ty::f32(&[n]);
+            let mut ins = vec![SampleIn::normal(ty.clone()); 3];
+            ins.push(SampleIn::uniform(ty, 0.1, 1.0));
+            ins.push(SampleIn::values(Ty::f32(&[1]), vec![sumsq]));
+            ins.push(SampleIn::values(Ty::f32(&[8]), hyper));
+            Sample::new(name, Attr::None, ins)
+        };
+        table.into_iter().map(sample).collect()
+    },
+};
+
+/// `zero` [x F32[..]] → zeros, over x.
+pub static ZERO: OpDef = OpDef {
+    name: "zero",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::None, [x]) => {
+            check::float("x", x)?;
+            Ok(vec![x.clone()])
+        }
+        _ => Err(check::refuse("x", attr, ins)),
+    },
+    reference: |_, ins| vec![Tensor::zeros(&ins[0].shape)],
+    grad: Grad::Stop,
+    in_place: &[(0, 0)],
+    cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: 0 },
+    workspace: no_workspace,
+    host: |call| {
+        let y = call.output_ptr::<f32>(0);
+        par::ranges(call.outs[0].len(), 1 << 16, |range| {
+            // SAFETY: the range lies in the output and is this thread's alone; all bits zero are the number zero.
+            unsafe { std::ptr::write_bytes(y.add(range.start), 0, range.len()) };
+        });
+    },
+    wgsl: |l| Ok(over(l, "ZERO", "zero", |r| vec![Arg::OutPart(0, bytes(r, 1))])),
+    samples: || {
+        let sample = |(name, n)| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::f32(&[n]))]);
+        [("one element", 1), ("odd", 33), ("many", 1025)].into_iter().map(sample).collect()
+    },
+};
+
+impl Graph {
+    /// Σ x².
+    pub fn sum_squares(&mut self, x: Val) -> Result<Val> {
+        Ok(self.node(&SUM_SQUARES, Attr::Acc(false), &[x])?[0])
+    }
+
+    /// One update of the parameters `p` and their moments `m` and `v`, which are overwritten.
+    pub fn adamw(&mut self, p: Val, g: Val, m: Val, v: Val, sumsq: Val, hyper: Val) -> Result<()> {
+        self.node_into(&ADAMW, Attr::None, &[p, g, m, v, sumsq, hyper], &[Some(p), Some(m), Some(v)])?;
+        Ok(())
+    }
+
+    /// Overwrites x with zeros.
+    pub fn zero(&mut self, x: Val) -> Result<Val> {
+        Ok(self.node_into(&ZERO, Attr::None, &[x], &[Some(x)])?[0])
+    }
+}
+
+/// Elements of which one partial sum is made, on every backend.
+const PIECE: usize = 1 << 14;
+const WG: usize = 64;
+/// Elements that one invocation of the elementwise kernels takes.
+const EACH: usize = 4;
+
+fn host_sum_squares(call: &HostCall) {
+    const LANES: usize = 32;
+    let x = call.input::<f32>(0);
+    let partial = &mut call.work::<f64>()[..x.len().div_ceil(PIECE)];
+    par::chunks(partial, 1, |i, sum| {
+        crate::cpu::math::vectorized(|| {
+            let (body, tail) = x[i * PIECE..((i + 1) * PIECE).min(x.len())].as_chunks::<LANES>();
+            let mut lanes = [0f32; LANES];
+            for chunk in body {
+                for (s, x) in lanes.iter_mut().zip(chunk) {
+                    *s += x * x;
+                }
+            }
+            sum[0] = lanes.iter().map(|&s| s as f64).sum::<f64>() + tail.iter().map(|&x| (x * x) as f64).sum::<f64>();
+        });
+    });
+    let before = match call.attr {
+        // SAFETY: the operand has one element; nothing writes it before it is read here.
+        Attr::Acc(true) => unsafe { *call.input_ptr::<f32>(1).0 as f64 },
+        _ => 0.0,
+    };
+    let sum = before + partial.iter().sum::<f64>();
+    // SAFETY: the output has one element, and the input that may share it was read above.
+    unsafe { *call.output_ptr::<f32>(0).0 = sum as f32 };
+}
+
+fn host_adamw(call: &HostCall) {
+    let (sumsq, h) = (call.input::<f32>(4)[0], call.input::<f32>(5));
+    let [lr, b1, b2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| h[i]);
+    if !sumsq.is_finite() {
+        return call.map_many([0, 1, 2], [0, 2, 3], |pmv| pmv);
+    }
+    let clip = if largest > 0.0 { (largest / (sumsq.sqrt() + 1e-6)).min(1.0) } else { 1.0 };
+    let (keep, step, root) = (1.0 - lr * decay, lr / bc1, bc2.sqrt());
+    call.map_many([0, 1, 2], [0, 1, 2, 3], |[p, g, m, v]| {
+        let g = clip * g;
+        let m = m + (1.0 - b1) * (g - m);
+        let v = b2 * v + (1.0 - b2) * g * g;
+        [p * keep - step * (m / (v.sqrt() / root + eps)), m, v]
+    });
+}
+
+/// Dispatches of a kernel over the elements of output 0.
+fn over(
+    l: &Lower,
+    define: &'static str,
+    entry: &'static str,
+    args: impl Fn(&std::ops::Range<usize>) -> Vec<Arg>,
+) -> Vec<Dispatch> {
+    let dispatch = |range: std::ops::Range<usize>| Dispatch {
+        shader: "optim",
+        defines: vec![define],
+        entry,
+        constants: Vec::new(),
+        grid: grid(range.len().div_ceil(WG * EACH), l.caps),
+        args: args(&range),
+        params: vec![range.len() as u32],
+        flops: 16 * range.len() as u64,
+    };
+    flat(l.outs[0].len(), l.caps).into_iter().map(dispatch).collect()
+}
+
+/// A workgroup sums a piece; one more sums the pieces.
+fn wgsl_sum_squares(l: &Lower) -> Result<Vec<Dispatch>> {
+    let n = l.ins[0].len();
+    let pieces = n.div_ceil(PIECE);
+    let partial = || Arg::Work(0..4 * pieces as u64);
+    let dispatch = |defines, entry, grid, args, params, flops| Dispatch {
+        shader: "optim",
+        defines,
+        entry,
+        constants: Vec::new(),
+        grid,
+        args,
+        params,
+        flops,
+    };
+    let mut all = Vec::new();
+    let limit = (l.caps.max_binding.min(1 << 31) as usize / (4 * PIECE)).max(1) * PIECE;
+    for start in (0..n).step_by(limit) {
+        let range = start..(start + limit).min(n);
+        let params = vec![range.len() as u32, (range.start / PIECE) as u32];
+        let grid = grid(range.len().div_ceil(PIECE), l.caps);
+        let args = vec![partial(), Arg::InPart(0, bytes(&range, 1))];
+        all.push(dispatch(vec!["SUM_SQUARES"], "partial_sums", grid, args, params, 2 * range.len() as u64));
+    }
+    let acc = *l.attr == Attr::Acc(true);
+    let (defines, args) = match (acc, l.shared[0]) {
+        (true, Some(_)) => (vec!["SUM", "INPLACE"], vec![Arg::Out(0), partial()]),
+        (true, None) => (vec!["SUM", "ACC"], vec![Arg::Out(0), partial(), Arg::In(1)]),
+        (false, _) => (vec!["SUM"], vec![Arg::Out(0), partial()]),
+    };
+    all.push(dispatch(defines, "sum", [1, 1, 1], args, vec![pieces as u32], pieces as u64));
+    Ok(all)
+}
+
+/// Nine operands are more than a kernel may bind, so state that is not updated in place is copied first.
+fn wgsl_adamw(l: &Lower) -> Result<Vec<Dispatch>> {
+    let mut all = Vec::new();
+    for (out, from) in [(0, 0), (1, 2), (2, 3)] {
+        if l.shared[out].is_none() {
+            all.extend(over(l, "COPY", "copy", |r| {
+                vec![Arg::OutPart(out, bytes(r, 1)), Arg::InPart(from, bytes(r, 1))]
+            }));
+        }
+    }
+    all.extend(over(l, "ADAMW", "adamw", |r| {
+        let mut args: Vec<Arg> = (0..3).map(|o| Arg::OutPart(o, bytes(r, 1))).collect();
+        args.extend([Arg::InPart(1, bytes(r, 1)), Arg::In(4), Arg::In(5)]);
+        args
+    }));
+    Ok(all)
+}

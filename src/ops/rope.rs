@@ -1,3 +1,162 @@
-use crate::ops::OpDef;
+//! Rotary position embeddings (Su et al. 2021).
+//!
+//! Each head's first `2h` features are rotated in pairs (i, i + h), by the convention of transformers'
+//! `rotate_half`: `y₁ = x₁·cos − x₂·sin`, `y₂ = x₂·cos + x₁·sin`. Features behind them pass (partial rotary).
 
-pub static OPS: &[&OpDef] = &[];
+mod table;
+
+use crate::cpu::{math, par};
+use crate::dtype::{DType, Ty};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Node, Val};
+use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check};
+
+pub use table::{RopeScaling, RopeSpec, Yarn, rope_table};
+
+pub static OPS: &[&OpDef] = &[&ROPE];
+
+/// `rope` [x F32[T, heads·head_dim], table F32[P, 2h], positions I32[T]] → y F32[T, heads·head_dim].
+///
+/// Row p of the table holds the h cosines of position p, then the h sines; 2h ≤ head_dim. Positions outside the
+/// table take its nearest row.
+pub static ROPE: OpDef = OpDef {
+    name: "rope",
+    infer,
+    reference,
+    grad: Grad::Rule(rule),
+    in_place: &[(0, 0)],
+    cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: 2 },
+    workspace: crate::ops::no_workspace,
+    host,
+    wgsl,
+    samples,
+};
+
+impl Graph {
+    /// Rotates each head of `x` by the angles of its token's position; `table` is from [`rope_table`].
+    pub fn rope(&mut self, x: Val, table: Val, positions: Val, heads: usize, head_dim: usize) -> Result<Val> {
+        Ok(self.node(&ROPE, Attr::Rope(Rope { heads, head_dim, inverse: false }), &[x, table, positions])?[0])
+    }
+}
+
+fn rope(attr: &Attr) -> Rope {
+    match attr {
+        Attr::Rope(r) => *r,
+        _ => unreachable!("infer refused it"),
+    }
+}
+
+fn infer(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
+    let (Attr::Rope(a), [x, table, positions]) = (attr, ins) else {
+        return Err(check::refuse("x, table, positions and Rope", attr, ins));
+    };
+    if x.dtype != DType::F32 || x.shape.len() != 2 || x.cols() != a.heads * a.head_dim || x.cols() == 0 {
+        return Err(format!("x is {x}, expected f32[tokens, {} heads of {}]", a.heads, a.head_dim));
+    }
+    let rotated = table.cols();
+    if table.dtype != DType::F32 || table.shape.len() != 2 || table.is_empty() {
+        return Err(format!("table is {table}, expected f32[positions, rotated features]"));
+    }
+    if rotated % 2 != 0 || rotated > a.head_dim {
+        return Err(format!("{rotated} features are rotated, expected an even number up to {}", a.head_dim));
+    }
+    if *positions != Ty::i32(&[x.rows()]) {
+        return Err(format!("positions are {positions}, expected {}", Ty::i32(&[x.rows()])));
+    }
+    Ok(vec![x.clone()])
+}
+
+fn reference(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let Rope { heads, head_dim, inverse } = rope(attr);
+    let (x, table, positions) = (&ins[0], &ins[1], &ins[2]);
+    let half = table.cols() / 2;
+    let mut y = x.clone();
+    for t in 0..x.rows() {
+        let angles = table.row(positions.data[t].clamp(0.0, table.rows() as f64 - 1.0) as usize);
+        for h in 0..heads {
+            for i in 0..half {
+                let (first, second) = (h * head_dim + i, h * head_dim + half + i);
+                let (cos, sin) = (angles[i], if inverse { -angles[half + i] } else { angles[half + i] });
+                y.row_mut(t)[first] = x.at(t, first) * cos - x.at(t, second) * sin;
+                y.row_mut(t)[second] = x.at(t, second) * cos + x.at(t, first) * sin;
+            }
+        }
+    }
+    vec![y]
+}
+
+/// The transpose of a rotation is the rotation by the negative angle.
+fn rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
+    let a = rope(&node.attr);
+    let dx = match grads[0] {
+        Some(dy) if wants[0] => {
+            let attr = Attr::Rope(Rope { inverse: !a.inverse, ..a });
+            Some(g.node(&ROPE, attr, &[dy, node.ins[1], node.ins[2]])?[0])
+        }
+        _ => None,
+    };
+    Ok(vec![dx, None, None])
+}
+
+fn host(call: &HostCall) {
+    let Rope { head_dim, inverse, .. } = rope(call.attr);
+    let (tokens, cols) = (call.ins[0].rows(), call.ins[0].cols());
+    let (table, positions) = (call.input::<f32>(1), call.input::<i32>(2));
+    let (last, rotated) = (call.ins[1].rows() as i32 - 1, call.ins[1].cols());
+    let half = rotated / 2;
+    let sign = if inverse { -1.0 } else { 1.0 };
+    let (x, y) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0));
+    par::ranges(tokens, (1 << 14) / cols + 1, |range| {
+        math::vectorized(|| {
+            for t in range {
+                // SAFETY: row t of operands of one shape; `copy` allows x and y to be the same memory, x is not
+                // read after it, and tasks have disjoint rows.
+                let row = unsafe {
+                    std::ptr::copy(x.add(t * cols), y.add(t * cols), cols);
+                    std::slice::from_raw_parts_mut(y.add(t * cols), cols)
+                };
+                let angles = &table[positions[t].clamp(0, last) as usize * rotated..][..rotated];
+                let (cos, sin) = angles.split_at(half);
+                for head in row.chunks_exact_mut(head_dim) {
+                    let (first, second) = head[..rotated].split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b, s) = (first[i], second[i], sign * sin[i]);
+                        first[i] = a * cos[i] - b * s;
+                        second[i] = b * cos[i] + a * s;
+                    }
+                }
+            }
+        });
+    });
+}
+
+fn wgsl(_: &Lower) -> Result<Vec<Dispatch>> {
+    Err(Error::unsupported("rope on wgpu", "use the CPU"))
+}
+
+fn samples() -> Vec<Sample> {
+    // Name, tokens, heads, head_dim, rotated features, positions in the table, inverse.
+    let cases = [
+        ("one token", 1, 1, 2, 2, 1, false),
+        ("ragged", 7, 3, 6, 6, 9, false),
+        ("backward", 17, 2, 64, 64, 33, true),
+        ("partial", 33, 2, 10, 4, 17, false),
+        ("positions beyond the table", 9, 1, 8, 8, 5, false),
+    ];
+    let sample = |(name, t, heads, head_dim, rotated, rows, inverse): (_, usize, _, _, usize, usize, _)| {
+        let table = rope_table(&RopeSpec::new(100.0, rotated, rows), rows).unwrap_or_default();
+        // Two sequences, the first of ⌈2t/3⌉ tokens.
+        let first = (2 * t).div_ceil(3);
+        let positions = (0..t).map(|i| if i < first { i } else { i - first } as f64).collect();
+        Sample::new(
+            name,
+            Attr::Rope(Rope { heads, head_dim, inverse }),
+            vec![
+                SampleIn::normal(Ty::f32(&[t, heads * head_dim])),
+                SampleIn::values(Ty::f32(&[rows, rotated]), table.iter().map(|&v| v as f64).collect()),
+                SampleIn::values(Ty::i32(&[t]), positions),
+            ],
+        )
+    };
+    cases.into_iter().map(sample).collect()
+}

@@ -2,7 +2,7 @@
 //! `α/√r` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). A starts uniform in ±1/√in (Kaiming with a = √5, as in
 //! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows.
 
-use super::Method;
+use super::{Method, Save};
 use super::config::{AdapterConfig, LoraSpec};
 use super::files;
 use crate::error::Result;
@@ -17,6 +17,18 @@ pub struct Lora {
 impl Method for Lora {
     fn name(&self) -> &'static str {
         "lora"
+    }
+
+    fn check(&self, linears: &[String]) -> Result<()> {
+        let linears: Vec<&str> = linears.iter().map(String::as_str).collect();
+        self.config.resolve_all(&linears).map(drop)
+    }
+
+    fn save(&self, save: &Save) -> Result<()> {
+        let tensors: Vec<files::Out> =
+            save.trained.iter().map(|(name, shape, data)| files::Out { name, shape, data }).collect();
+        let adapted = tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
+        files::write_adapter(save.dir, &self.config.spelled_out(adapted), &tensors)
     }
 
     fn linear(&self, nn: &mut Nn, site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {

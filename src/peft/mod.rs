@@ -1,11 +1,19 @@
 //! Methods: what is trained, and what is added to the model for it. One file a method, hooks at sites.
 
+pub mod config;
+pub mod files;
 pub mod full;
 pub mod lora;
 
-use crate::error::Result;
+use std::path::Path;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Nn, Role, Site};
+use crate::session::Base;
+
+pub use config::{AdapterConfig, LoraSpec, Targets};
 
 /// A way to fine-tune. Every hook's default leaves the model as it is.
 pub trait Method {
@@ -17,11 +25,33 @@ pub trait Method {
         false
     }
 
+    /// Whether the method can be set on a model with these linear layers (module paths).
+    fn check(&self, _linears: &[String]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Writes what was trained in the method's own format.
+    fn save(&self, _save: &Save) -> Result<()> {
+        Err(Error::unsupported("saving a model that was not trained", "use method lora or full"))
+    }
+
     /// The linear layer at `site`.
     fn linear(&self, nn: &mut Nn, _site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {
         nn.plain_linear(x, w, bias, None)
     }
 }
+
+/// What there is to save.
+pub struct Save<'a> {
+    pub dir: &'a Path,
+    pub base: &'a Base,
+    /// How whole models are written; adapters are always f32.
+    pub dtype: DType,
+    pub trained: &'a [Trained],
+}
+
+/// A trained tensor: name, shape and values.
+pub type Trained = (String, Vec<usize>, Vec<f32>);
 
 /// Nothing is trained: the base model as it is.
 pub struct Frozen;

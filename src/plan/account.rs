@@ -51,6 +51,15 @@ impl Account {
     }
 }
 
+impl Account {
+    pub(super) fn add(&mut self, row: &str, bytes: u64) {
+        if bytes > 0 {
+            self.rows.push((row.into(), bytes));
+            self.total += bytes;
+        }
+    }
+}
+
 /// The node during which most bytes are alive.
 fn peak_node(storages: &[Storage], nodes: usize) -> usize {
     let mut change = vec![0i64; nodes + 2];

@@ -41,11 +41,22 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
             }
             let end = last[out.index()].unwrap_or(index).max(index);
             let donor = in_place
-                .then(|| node.op.in_place.iter().filter(|p| p.1 == o).find_map(|p| donor(g, index, p.0, out, &home, &storages, &taken)))
+                .then(|| {
+                    node.op
+                        .in_place
+                        .iter()
+                        .filter(|p| p.1 == o)
+                        .find_map(|p| donor(g, index, p.0, out, &home, &storages, &taken))
+                })
                 .flatten();
             let storage = donor.unwrap_or_else(|| {
                 let bytes = align(g.ty(out).bytes()) as u64;
-                storages.push(Storage { bytes, live: Interval { first: index, last: end }, values: Vec::new(), work_of: None });
+                storages.push(Storage {
+                    bytes,
+                    live: Interval { first: index, last: end },
+                    values: Vec::new(),
+                    work_of: None,
+                });
                 storages.len() - 1
             });
             taken.push(storage);
@@ -57,7 +68,12 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
         let bytes = (node.op.workspace)(&node.attr, &ins, caps);
         if bytes > 0 {
             let live = Interval { first: index, last: index };
-            storages.push(Storage { bytes: align(bytes as usize) as u64, live, values: Vec::new(), work_of: Some(index) });
+            storages.push(Storage {
+                bytes: align(bytes as usize) as u64,
+                live,
+                values: Vec::new(),
+                work_of: Some(index),
+            });
         }
     }
     storages

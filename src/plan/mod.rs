@@ -7,14 +7,16 @@
 mod account;
 mod arena;
 mod liveness;
+mod lower;
 
 pub use account::Account;
 pub use liveness::{Interval, Storage};
+pub use lower::{Operands, lower};
 
-use crate::backend::Caps;
+use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
 use crate::error::{Error, Result};
-use crate::graph::{Class, Def, Graph, Val};
+use crate::graph::{Class, Def, Graph, Phase, Val};
 
 /// A place in one of the plan's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,6 @@ pub struct Allocation {
     pub bytes: u64,
 }
 
-#[derive(Debug)]
 pub struct Plan {
     pub buffers: Vec<Allocation>,
     /// By value index: where a root (leaf or node output) lies.
@@ -40,6 +41,8 @@ pub struct Plan {
     /// By node index: its scratch memory.
     work: Vec<Option<Place>>,
     pub storages: Vec<Storage>,
+    /// What runs, phase by phase; a launch's buffers are indices into `buffers`.
+    pub launches: [Vec<Launch>; Phase::COUNT],
     pub account: Account,
 }
 
@@ -85,7 +88,22 @@ impl Plan {
             }
         }
         let account = Account::new(g, &buffers, &storages, end);
-        Ok(Plan { buffers, places, work, storages, account })
+        let mut plan = Plan { buffers, places, work, storages, launches: Default::default(), account };
+        for (index, node) in g.nodes.iter().enumerate() {
+            let launches = plan.lower(g, index, caps)?;
+            plan.launches[node.phase.0].extend(launches);
+        }
+        plan.account.add("launch parameters", plan.launches.iter().map(|l| recording_bytes(l, caps)).sum());
+        Ok(plan)
+    }
+
+    fn lower(&self, g: &Graph, index: usize, caps: &Caps) -> Result<Vec<Launch>> {
+        let node = &g.nodes[index];
+        let slice = |p: Place| Slice { buffer: Buffer(p.buffer as u32), offset: p.offset, bytes: p.bytes };
+        let slices = |vals: &[Val]| vals.iter().map(|&v| Ok(slice(self.place(g, v)?))).collect::<Result<Vec<_>>>();
+        let at = Operands { outs: slices(&node.outs)?, ins: slices(&node.ins)?, work: self.work[index].map(slice) };
+        let tys = |vals: &[Val]| vals.iter().map(|&v| g.ty(v).clone()).collect::<Vec<_>>();
+        lower(node.op, &node.site, &node.attr, &tys(&node.ins), &tys(&node.outs), &at, caps)
     }
 
     /// Where `v` lies.
@@ -93,6 +111,7 @@ impl Plan {
         view(g, &self.places, v)
     }
 
+    /// Where node `node`'s scratch memory lies.
     pub fn work(&self, node: usize) -> Option<Place> {
         self.work[node]
     }

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Checkpoint;
-use crate::cpu::philox::philox4x32;
+use crate::cpu::philox::philox;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
@@ -76,7 +76,7 @@ pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
     let (rows, cols) = (ty.rows(), ty.cols());
     let mut data = vec![0f32; ty.len()];
     // Large tensors are decoded by many threads, a stretch of rows each.
-    let stretch = (1 << 18usize).div_ceil(cols.max(1)).max(1);
+    let stretch = (1usize << 18).div_ceil(cols.max(1)).max(1);
     data.par_chunks_mut(stretch * cols.max(1)).enumerate().try_for_each(|(i, out)| {
         let first = i * stretch;
         checkpoint.read_rows(name, first..(first + stretch).min(rows), out)
@@ -131,7 +131,7 @@ fn draw(init: Init, n: usize, name: &str, seed: u64) -> Vec<f32> {
 fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
     // FNV-1a, to turn a name into a stream.
     let stream = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193));
-    philox4x32([seed as u32, (seed >> 32) as u32], [i as u32, (i >> 32) as u32, stream, 0x1417])
+    philox([i as u32, (i >> 32) as u32, stream, 0x1417], [seed as u32, (seed >> 32) as u32])
 }
 
 /// In [0, 1), 24 bits.

@@ -5,6 +5,7 @@
 mod bnb;
 mod from_gguf;
 pub mod gguf;
+pub mod load;
 pub mod safetensors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,6 +113,12 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     }
 }
 
+/// The config.json of a folder, whether or not it holds weights.
+pub fn read_config(folder: &Path) -> Result<Value> {
+    read_json(&folder.join("config.json"))?
+        .ok_or_else(|| Error::file(folder, "a folder without config.json", "a Hugging Face model folder"))
+}
+
 impl Checkpoint {
     /// Opens a folder with config.json and model.safetensors (or its shards), or a .gguf file.
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
@@ -130,8 +137,7 @@ impl Checkpoint {
 
     fn open_folder(path: &Path) -> Result<Checkpoint> {
         let config_path = path.join("config.json");
-        let config = read_json(&config_path)?
-            .ok_or_else(|| Error::file(path, "a folder without config.json", "a Hugging Face model folder"))?;
+        let config = read_config(path)?;
         bnb::check_config(&config_path, &config)?;
 
         let files = shards(path)?.iter().map(SafetensorsFile::open).collect::<Result<Vec<_>>>()?;

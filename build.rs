@@ -1,0 +1,82 @@
+//! Preprocesses every variant of every shader, has naga check it, and writes the table that the wgpu backend embeds.
+//! A shader that would fail on a user's GPU fails the build, with the file and line it was written at.
+
+#[path = "build/preprocess.rs"]
+mod preprocess;
+#[path = "build/validate.rs"]
+mod validate;
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
+    println!("cargo:rerun-if-changed=shaders");
+    match table(Path::new("shaders")) {
+        Ok(code) => {
+            let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("shaders.rs");
+            if let Err(e) = std::fs::write(&out, code) {
+                fail(&format!("{}: {e}", out.display()));
+            }
+        }
+        Err(errors) => fail(&errors),
+    }
+}
+
+fn fail(message: &str) -> ! {
+    for line in message.lines() {
+        println!("cargo::error={line}");
+    }
+    std::process::exit(1);
+}
+
+/// `&[(stem, symbols joined by a space, text), …]` as Rust source, ordered for binary search.
+fn table(root: &Path) -> Result<String, String> {
+    let mut stems: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(|e| format!("{}: {e}", root.display()))?.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|e| e == "wgsl")
+            && let Some(stem) = path.file_stem().and_then(|s| s.to_str())
+        {
+            stems.push(stem.into());
+        }
+    }
+    stems.sort();
+    let mut rows: Vec<(String, String, String)> = Vec::new();
+    let mut errors = String::new();
+    let mut seen = Vec::new();
+    for stem in &stems {
+        let file = format!("{stem}.wgsl");
+        let source = std::fs::read_to_string(root.join(&file)).map_err(|e| format!("{file}: {e}"))?;
+        for defines in preprocess::variants(&source) {
+            let checked = preprocess::preprocess(root, &file, &defines, &mut seen)
+                .and_then(|text| validate::validate(&text, &defines).map(|()| text));
+            match checked {
+                Ok(text) => rows.push((stem.clone(), defines.join(" "), text.text)),
+                Err(e) => {
+                    let _ = writeln!(errors, "{e}\n(variant {defines:?})");
+                }
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    // A changed directory does not tell of a changed file in it.
+    seen.sort();
+    seen.dedup();
+    for path in &seen {
+        println!("cargo:rerun-if-changed={}", path.display());
+    }
+    rows.sort();
+    if let Some(pair) = rows.windows(2).find(|w| (&w[0].0, &w[0].1) == (&w[1].0, &w[1].1)) {
+        return Err(format!("shaders/{}.wgsl declares the variant {:?} twice", pair[0].0, pair[0].1));
+    }
+    let mut code = String::from("&[\n");
+    for (stem, defines, text) in rows {
+        let _ = writeln!(code, "    ({stem:?}, {defines:?}, {text:?}),");
+    }
+    code.push_str("]\n");
+    Ok(code)
+}

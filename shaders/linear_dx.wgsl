@@ -1,0 +1,208 @@
+// The gradient of a linear layer's input: dx[T,K] = dy[T,N] W[N,K] + mask (dyb[T,R] A[R,K]), mask being the forward
+// pass's dropout factors. A dispatch sums over some rows of W; with ADD it adds to what dx holds.
+// variant: W_F32
+// variant: W_F32 LORA
+// variant: W_F32 LORA DROPOUT
+// variant: W_BF16
+// variant: W_BF16 LORA
+// variant: W_BF16 LORA DROPOUT
+// variant: W_F16
+// variant: W_F16 LORA
+// variant: W_F16 LORA DROPOUT
+// variant: W_NF4
+// variant: W_NF4 LORA
+// variant: W_NF4 LORA DROPOUT
+// variant: W_NF4DQ
+// variant: W_NF4DQ LORA
+// variant: W_NF4DQ LORA DROPOUT
+#include "common/tile.wgsl"
+#include "common/weight.wgsl"
+#if DROPOUT
+#include "common/philox.wgsl"
+#end
+
+// Rows of W are multiples of four elements long.
+override VEC: bool = false;
+override ADD: bool = false;
+
+struct Params {
+    t: u32,
+    // Rows of W here, and the first of them in the whole.
+    n: u32,
+    n_first: u32,
+    // Columns of dy.
+    n_all: u32,
+    k: u32,
+    r: u32,
+    w_first: u32,
+    w_nested: u32,
+    w_offset: u32,
+    // Dropout: the first token here, and the mask's parameters.
+    t_first: u32,
+    site: u32,
+    threshold: u32,
+    keep: f32,
+}
+@group(0) @binding(next) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(next) var<storage, read_write> dy: array<f32>;
+#if W_F32
+@group(0) @binding(next) var<storage, read_write> w: array<f32>;
+#else
+@group(0) @binding(next) var<storage, read_write> w: array<u32>;
+#end
+#if !W_F32 && !W_BF16 && !W_F16
+@group(0) @binding(next) var<storage, read_write> w_scales: array<u32>;
+#end
+#if LORA
+@group(0) @binding(next) var<storage, read_write> dyb: array<f32>;
+@group(0) @binding(next) var<storage, read_write> la: array<f32>;
+#end
+#if DROPOUT
+@group(0) @binding(next) var<storage, read_write> rng: array<u32>;
+#end
+@group(0) @binding(next) var<uniform> p: Params;
+
+fn dy4(t: u32, n: u32) -> vec4<f32> {
+    let i = t * p.n_all + p.n_first + n;
+    if t >= p.t { return vec4<f32>(0.0); }
+    if n + 4u <= p.n { return vec4<f32>(dy[i], dy[i + 1u], dy[i + 2u], dy[i + 3u]); }
+    var v = vec4<f32>(0.0);
+    if n < p.n { v.x = dy[i]; }
+    if n + 1u < p.n { v.y = dy[i + 1u]; }
+    if n + 2u < p.n { v.z = dy[i + 2u]; }
+    return v;
+}
+fn w4(n: u32, k: u32) -> vec4<f32> {
+    let i = n * p.k + k;
+    if n >= p.n || k >= p.k { return vec4<f32>(0.0); }
+    if VEC { return weight4_at(i); }
+    var v = vec4<f32>(weight_at(i), 0.0, 0.0, 0.0);
+    if k + 1u < p.k { v.y = weight_at(i + 1u); }
+    if k + 2u < p.k { v.z = weight_at(i + 2u); }
+    if k + 3u < p.k { v.w = weight_at(i + 3u); }
+    return v;
+}
+#if LORA
+fn dyb4(t: u32, r: u32) -> vec4<f32> {
+    var v = vec4<f32>(0.0);
+    if t >= p.t { return v; }
+    let i = t * p.r + r;
+    if r < p.r { v.x = dyb[i]; }
+    if r + 1u < p.r { v.y = dyb[i + 1u]; }
+    if r + 2u < p.r { v.z = dyb[i + 2u]; }
+    if r + 3u < p.r { v.w = dyb[i + 3u]; }
+    return v;
+}
+fn la4(r: u32, k: u32) -> vec4<f32> {
+    var v = vec4<f32>(0.0);
+    if r >= p.r { return v; }
+    let i = r * p.k + k;
+    if k < p.k { v.x = la[i]; }
+    if k + 1u < p.k { v.y = la[i + 1u]; }
+    if k + 2u < p.k { v.z = la[i + 2u]; }
+    if k + 3u < p.k { v.w = la[i + 3u]; }
+    return v;
+}
+#end
+
+#if DROPOUT
+// Dropout's factors of elements e..e+4.
+fn mask4(e: u32) -> vec4<f32> {
+    let seed = vec4<u32>(rng[0], rng[1], rng[2], rng[3]);
+    if (e & 3u) == 0u {
+        return dropout_factor4(e, p.site, seed, p.threshold, p.keep);
+    }
+    return vec4<f32>(
+        dropout_factor(e, p.site, seed, p.threshold, p.keep),
+        dropout_factor(e + 1u, p.site, seed, p.threshold, p.keep),
+        dropout_factor(e + 2u, p.site, seed, p.threshold, p.keep),
+        dropout_factor(e + 3u, p.site, seed, p.threshold, p.keep),
+    );
+}
+#end
+
+@compute @workgroup_size(THREADS)
+fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let m0 = wg.y * BM;
+    let c0 = wg.x * BN;
+    tile_clear();
+#if LORA
+    // First, because the mask is on this part only.
+    for (var r0 = 0u; r0 < p.r; r0 += BK) {
+        for (var u = lid; u < UNITS_A; u += THREADS) {
+            let r = r0 + 4u * (u % (BK / 4u));
+            let g = u / (BK / 4u);
+            let t = m0 + 4u * g;
+            tile_put_a(g, u % (BK / 4u), dyb4(t, r), dyb4(t + 1u, r), dyb4(t + 2u, r), dyb4(t + 3u, r));
+        }
+        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
+            let g = u % NG;
+            let h = u / NG;
+            for (var j = 0u; j < 4u; j++) {
+                tile_put_b_k(g, 4u * h + j, la4(r0 + 4u * h + j, c0 + 4u * g));
+            }
+        }
+        workgroupBarrier();
+        tile_step(lid);
+        workgroupBarrier();
+    }
+#end
+#if DROPOUT
+    let e = (p.t_first + m0 + tile_row(lid)) * p.k + c0 + tile_col(lid);
+    acc[0] *= mask4(e);
+    acc[1] *= mask4(e + p.k);
+    acc[2] *= mask4(e + 2u * p.k);
+    acc[3] *= mask4(e + 3u * p.k);
+    acc[4] *= mask4(e + 4u * p.k);
+    acc[5] *= mask4(e + 5u * p.k);
+    acc[6] *= mask4(e + 6u * p.k);
+    acc[7] *= mask4(e + 7u * p.k);
+#end
+    for (var k0 = 0u; k0 < p.n; k0 += BK) {
+        for (var u = lid; u < UNITS_A; u += THREADS) {
+            let n = k0 + 4u * (u % (BK / 4u));
+            let g = u / (BK / 4u);
+            let t = m0 + 4u * g;
+            tile_put_a(g, u % (BK / 4u), dy4(t, n), dy4(t + 1u, n), dy4(t + 2u, n), dy4(t + 3u, n));
+        }
+        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
+            let g = u % NG;
+            let h = u / NG;
+            for (var j = 0u; j < 4u; j++) {
+                tile_put_b_k(g, 4u * h + j, w4(k0 + 4u * h + j, c0 + 4u * g));
+            }
+        }
+        workgroupBarrier();
+        tile_step(lid);
+        workgroupBarrier();
+    }
+    let t = m0 + tile_row(lid);
+    let c = c0 + tile_col(lid);
+    store4(t, c, acc[0]);
+    store4(t + 1u, c, acc[1]);
+    store4(t + 2u, c, acc[2]);
+    store4(t + 3u, c, acc[3]);
+    store4(t + 4u, c, acc[4]);
+    store4(t + 5u, c, acc[5]);
+    store4(t + 6u, c, acc[6]);
+    store4(t + 7u, c, acc[7]);
+}
+
+fn store4(t: u32, c: u32, v: vec4<f32>) {
+    if t >= p.t { return; }
+    store(t, c, v.x);
+    store(t, c + 1u, v.y);
+    store(t, c + 2u, v.z);
+    store(t, c + 3u, v.w);
+}
+
+fn store(t: u32, c: u32, v: f32) {
+    if c < p.k {
+        let i = t * p.k + c;
+        if ADD {
+            dx[i] += v;
+        } else {
+            dx[i] = v;
+        }
+    }
+}

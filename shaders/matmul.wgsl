@@ -1,0 +1,178 @@
+// Dense f32 products: c[m,n] = alpha * op(a)[m,k] * op(b)[k,n] (+ acc[m,n]), op a transpose where TA, TB say so.
+// With DROPOUT a is dropped out first (mask by Philox, element index counted in the whole of a).
+// variant:
+// variant: ACC
+// variant: NARROW
+// variant: NARROW ACC
+// variant: FLAT
+// variant: FLAT ACC
+// variant: DROPOUT
+// variant: NARROW DROPOUT
+#include "common/tile.wgsl"
+#if DROPOUT
+#include "common/philox.wgsl"
+#end
+
+override TA: bool = false;
+override TB: bool = false;
+// Add to what c holds.
+override ADD: bool = false;
+
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    // Elements from one row to the next, and the first element, of each bound range.
+    lda: u32,
+    ldb: u32,
+    ldc: u32,
+    a0: u32,
+    b0: u32,
+    c0: u32,
+    alpha: f32,
+    // Dropout: the index of a's first bound element, and the mask's parameters.
+    first: u32,
+    site: u32,
+    threshold: u32,
+    keep: f32,
+}
+@group(0) @binding(next) var<storage, read_write> c: array<f32>;
+@group(0) @binding(next) var<storage, read_write> a: array<f32>;
+@group(0) @binding(next) var<storage, read_write> b: array<f32>;
+#if ACC
+@group(0) @binding(next) var<storage, read_write> add: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+#if DROPOUT
+@group(0) @binding(next) var<storage, read_write> rng: array<u32>;
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+#if !ACC && !DROPOUT
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+
+// `valid` elements from i on, zeros behind them.
+fn a4(i: u32, valid: u32) -> vec4<f32> {
+    var v = vec4<f32>(0.0);
+    if valid >= 4u {
+        v = vec4<f32>(a[i], a[i + 1u], a[i + 2u], a[i + 3u]);
+    } else {
+        if valid > 0u { v.x = a[i]; }
+        if valid > 1u { v.y = a[i + 1u]; }
+        if valid > 2u { v.z = a[i + 2u]; }
+    }
+#if DROPOUT
+    let e = p.first + i;
+    let seed = vec4<u32>(rng[0], rng[1], rng[2], rng[3]);
+    if (e & 3u) == 0u {
+        v *= dropout_factor4(e, p.site, seed, p.threshold, p.keep);
+    } else {
+        v *= vec4<f32>(
+            dropout_factor(e, p.site, seed, p.threshold, p.keep),
+            dropout_factor(e + 1u, p.site, seed, p.threshold, p.keep),
+            dropout_factor(e + 2u, p.site, seed, p.threshold, p.keep),
+            dropout_factor(e + 3u, p.site, seed, p.threshold, p.keep),
+        );
+    }
+#end
+    return v;
+}
+fn b4(i: u32, valid: u32) -> vec4<f32> {
+    if valid >= 4u {
+        return vec4<f32>(b[i], b[i + 1u], b[i + 2u], b[i + 3u]);
+    }
+    var v = vec4<f32>(0.0);
+    if valid > 0u { v.x = b[i]; }
+    if valid > 1u { v.y = b[i + 1u]; }
+    if valid > 2u { v.z = b[i + 2u]; }
+    return v;
+}
+// How many of the four elements from i on lie below `end`, if `row` lies below `rows`.
+fn left(i: u32, end: u32, row: u32, rows: u32) -> u32 {
+    return select(0u, end - min(i, end), row < rows);
+}
+fn a_row(m: u32, k: u32) -> vec4<f32> {
+    return a4(p.a0 + m * p.lda + k, left(k, p.k, m, p.m));
+}
+fn b_row(n: u32, k: u32) -> vec4<f32> {
+    return b4(p.b0 + n * p.ldb + k, left(k, p.k, n, p.n));
+}
+
+@compute @workgroup_size(THREADS)
+fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let m0 = wg.y * BM;
+    let n0 = wg.x * BN;
+    tile_clear();
+    for (var k0 = 0u; k0 < p.k; k0 += BK) {
+        for (var u = lid; u < UNITS_A; u += THREADS) {
+            if TA {
+                // Four neighbours along m of one k at a time.
+                let g = u % MG;
+                let h = u / MG;
+                for (var j = 0u; j < 4u; j++) {
+                    let k = k0 + 4u * h + j;
+                    let m = m0 + 4u * g;
+                    tile_put_a_k(g, 4u * h + j, a4(p.a0 + k * p.lda + m, left(m, p.m, k, p.k)));
+                }
+            } else {
+                let h = u % (BK / 4u);
+                let g = u / (BK / 4u);
+                let m = m0 + 4u * g;
+                let k = k0 + 4u * h;
+                tile_put_a(g, h, a_row(m, k), a_row(m + 1u, k), a_row(m + 2u, k), a_row(m + 3u, k));
+            }
+        }
+        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
+            if TB {
+                let h = u % (BK / 4u);
+                let g = u / (BK / 4u);
+                let n = n0 + 4u * g;
+                let k = k0 + 4u * h;
+                tile_put_b(g, h, b_row(n, k), b_row(n + 1u, k), b_row(n + 2u, k), b_row(n + 3u, k));
+            } else {
+                let g = u % NG;
+                let h = u / NG;
+                for (var j = 0u; j < 4u; j++) {
+                    let k = k0 + 4u * h + j;
+                    let n = n0 + 4u * g;
+                    tile_put_b_k(g, 4u * h + j, b4(p.b0 + k * p.ldb + n, left(n, p.n, k, p.k)));
+                }
+            }
+        }
+        workgroupBarrier();
+        tile_step(lid);
+        workgroupBarrier();
+    }
+    let n = n0 + tile_col(lid);
+    let m = m0 + tile_row(lid);
+    store4(m, n, acc[0]);
+    store4(m + 1u, n, acc[1]);
+    store4(m + 2u, n, acc[2]);
+    store4(m + 3u, n, acc[3]);
+#if !NARROW && !FLAT
+    store4(m + 4u, n, acc[4]);
+    store4(m + 5u, n, acc[5]);
+    store4(m + 6u, n, acc[6]);
+    store4(m + 7u, n, acc[7]);
+#end
+}
+
+fn store4(m: u32, n: u32, v: vec4<f32>) {
+    if m >= p.m { return; }
+    let at = p.c0 + m * p.ldc + n;
+    store(at, v.x * p.alpha, n < p.n);
+    store(at + 1u, v.y * p.alpha, n + 1u < p.n);
+    store(at + 2u, v.z * p.alpha, n + 2u < p.n);
+    store(at + 3u, v.w * p.alpha, n + 3u < p.n);
+}
+
+fn store(i: u32, v: f32, inside: bool) {
+    if inside {
+        var sum = v;
+#if ACC
+        sum += add[i];
+#end
+        if ADD { sum += c[i]; }
+        c[i] = sum;
+    }
+}

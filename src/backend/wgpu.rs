@@ -1,1 +1,0 @@
-//! Any Vulkan, Metal or DX12 GPU.

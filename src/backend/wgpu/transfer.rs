@@ -1,0 +1,152 @@
+//! Bytes to the device, from it, and within it, in chunks through staging buffers that are kept.
+//!
+//! WebGPU copies whole words and not from a buffer to itself; both are made up for here.
+
+use std::sync::mpsc;
+
+use wgpu::{BufferUsages, MapMode, SubmissionIndex};
+
+use super::Wgpu;
+use crate::backend::Slice;
+use crate::error::Result;
+
+/// Bytes moved at a time.
+const CHUNK: u64 = 4 << 20;
+
+/// Bytes that may wait in the queue's own staging memory before they are sent off.
+const IN_FLIGHT: u64 = 8 * CHUNK;
+
+#[derive(Default)]
+pub struct Transfer {
+    /// For reading back: the host maps it. [`CHUNK`] bytes, made when first needed.
+    down: Option<wgpu::Buffer>,
+    /// For copies within one buffer. Likewise.
+    across: Option<wgpu::Buffer>,
+    /// Bytes written since the last submit of writes, and that submit.
+    queued: u64,
+    sent: Option<SubmissionIndex>,
+}
+
+/// The words that cover `start..start + n`: aligned start, and their bytes.
+fn cover(start: u64, n: u64) -> (u64, u64) {
+    let from = start & !3;
+    (from, (start + n).next_multiple_of(4) - from)
+}
+
+impl Wgpu {
+    pub(super) fn write(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
+        self.buffer(dst)?;
+        self.gpu.check()?;
+        let (from, n) = cover(dst.offset, dst.bytes);
+        if (from, n) == (dst.offset, dst.bytes) {
+            return self.write_words(dst, src);
+        }
+        if n <= 8 {
+            // A few bytes within words whose other bytes must stay.
+            let words = Slice { offset: from, bytes: n, ..dst };
+            let mut whole = [0u8; 8];
+            self.read(words, &mut whole[..n as usize])?;
+            let at = (dst.offset - from) as usize;
+            whole[at..at + src.len()].copy_from_slice(src);
+            return self.write_words(words, &whole[..n as usize]);
+        }
+        let head = (dst.offset.next_multiple_of(4) - dst.offset) as usize;
+        let body = (src.len() - head) / 4 * 4;
+        let mut offset = dst.offset;
+        for part in [&src[..head], &src[head..head + body], &src[head + body..]] {
+            if !part.is_empty() {
+                self.write(Slice { offset, bytes: part.len() as u64, ..dst }, part)?;
+            }
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write_words(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
+        let buffer = self.buffer(dst)?.clone();
+        let mut offset = dst.offset;
+        for chunk in src.chunks(CHUNK as usize) {
+            self.gpu.queue.write_buffer(&buffer, offset, chunk);
+            offset += chunk.len() as u64;
+            self.transfer.queued += chunk.len() as u64;
+            if self.transfer.queued >= IN_FLIGHT {
+                self.transfer.queued = 0;
+                let index = self.gpu.queue.submit([]);
+                if let Some(earlier) = self.transfer.sent.replace(index) {
+                    self.gpu.wait(Some(earlier))?;
+                }
+            }
+        }
+        self.gpu.check()
+    }
+
+    pub(super) fn read(&mut self, src: Slice, dst: &mut [u8]) -> Result<()> {
+        let buffer = self.buffer(src)?.clone();
+        let down = match &self.transfer.down {
+            Some(b) => b.clone(),
+            None => self.allocate("download", CHUNK, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?,
+        };
+        self.transfer.down = Some(down.clone());
+        let mut offset = src.offset;
+        for part in dst.chunks_mut(CHUNK as usize - 8) {
+            let (from, n) = cover(offset, part.len() as u64);
+            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(&buffer, from, &down, 0, n);
+            let index = self.gpu.queue.submit([encoder.finish()]);
+            let (send, receive) = mpsc::channel();
+            down.slice(0..n).map_async(MapMode::Read, move |result| {
+                // The receiver is gone only if we stopped waiting.
+                let _ = send.send(result);
+            });
+            self.gpu.wait(Some(index))?;
+            let failed = |what: String| self.gpu.error(what, "reading back failed");
+            match receive.recv_timeout(super::PATIENCE) {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => return Err(failed(e.to_string())),
+                Err(e) => return Err(failed(e.to_string())),
+            }
+            {
+                let view = down.slice(0..n).get_mapped_range().map_err(|e| failed(e.to_string()))?;
+                let at = (offset - from) as usize;
+                part.copy_from_slice(&view[at..at + part.len()]);
+            }
+            down.unmap();
+            offset += part.len() as u64;
+        }
+        self.gpu.check()
+    }
+
+    /// Copies as many bytes as both ranges have; they may overlap.
+    pub(super) fn duplicate(&mut self, dst: Slice, src: Slice) -> Result<()> {
+        let bytes = dst.bytes.min(src.bytes);
+        let (dst, src) = (Slice { bytes, ..dst }, Slice { bytes, ..src });
+        let (to, from) = (self.buffer(dst)?.clone(), self.buffer(src)?.clone());
+        if (dst.offset | src.offset | bytes) % 4 != 0 {
+            // Odd bytes are rare (a part of a quantized tensor): through the host.
+            let mut host = vec![0; bytes as usize];
+            self.read(src, &mut host)?;
+            return self.write(dst, &host);
+        }
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        if dst.buffer != src.buffer {
+            encoder.copy_buffer_to_buffer(&from, src.offset, &to, dst.offset, bytes);
+        } else {
+            let across = match &self.transfer.across {
+                Some(b) => b.clone(),
+                None => self.allocate("copy", CHUNK, BufferUsages::COPY_SRC | BufferUsages::COPY_DST)?,
+            };
+            self.transfer.across = Some(across.clone());
+            // Like memmove: from the end that is not overwritten before it is read.
+            let starts: Vec<u64> = (0..bytes).step_by(CHUNK as usize).collect();
+            let ordered: Box<dyn Iterator<Item = &u64>> =
+                if dst.offset <= src.offset { Box::new(starts.iter()) } else { Box::new(starts.iter().rev()) };
+            for &start in ordered {
+                let n = CHUNK.min(bytes - start);
+                encoder.copy_buffer_to_buffer(&from, src.offset + start, &across, 0, n);
+                encoder.copy_buffer_to_buffer(&across, 0, &to, dst.offset + start, n);
+            }
+        }
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.check()
+    }
+}

@@ -1,0 +1,464 @@
+//! Every setting of a training run, in one table. Flags, the TOML file, `--show-config`, help and the saved
+//! `config.toml` are all made from it, so that none can know a setting the others do not.
+//!
+//! What the user typed is text in [`Flags`] and a TOML table; [`RunConfig::resolve`] turns both into meaning, and
+//! remembers of each value where it came from. Flags override the file, the file overrides the defaults.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::Value;
+
+use crate::error::{Error, Result};
+use crate::nearest::nearest;
+use crate::peft::{AdapterConfig, Targets, files};
+
+mod value;
+
+pub use value::{Device, Dtype, Init, Method, Optimizer, Quantize, SaveDtype, Schedule, Setting};
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File(PathBuf),
+    Flag,
+    /// `adapter_config.json` of the adapter that training starts from.
+    Adapter(PathBuf),
+}
+
+impl Origin {
+    /// Whether someone asked for the value.
+    fn given(&self) -> bool {
+        matches!(self, Origin::File(_) | Origin::Flag)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path) => write!(f, "{}", path.display()),
+            Origin::Flag => f.write_str("flag"),
+            Origin::Adapter(path) => write!(f, "{}", path.join(files::CONFIG_FILE).display()),
+        }
+    }
+}
+
+/// One setting: a row of the table.
+pub struct Field {
+    /// With underscores. The flag and the key in the file have hyphens: [`Field::key`].
+    pub name: &'static str,
+    /// Heading it stands under in help and files.
+    pub group: &'static str,
+    /// What `--help` says, without the default.
+    pub help: &'static str,
+    /// Stands for the value in help.
+    pub value_name: &'static str,
+    /// The default in words, if it depends on other settings.
+    pub default_note: Option<&'static str>,
+    /// The words it may be, if it is one of a few.
+    pub choices: &'static [&'static str],
+    pub is_switch: bool,
+    set_text: fn(&mut RunConfig, &str) -> Result<(), String>,
+    set_toml: fn(&mut RunConfig, &Value) -> Result<(), String>,
+    set_default: fn(&mut RunConfig),
+    get: fn(&RunConfig) -> Option<Value>,
+    check: fn(&RunConfig) -> Result<(), String>,
+}
+
+impl Field {
+    /// As it is written after `--` and in files, where underscores are read too.
+    pub fn key(&self) -> String {
+        self.name.replace('_', "-")
+    }
+
+    fn is_called(&self, key: &str) -> bool {
+        key.bytes().map(|b| if b == b'-' { b'_' } else { b }).eq(self.name.bytes())
+    }
+
+    /// The default as `--help` shows it.
+    pub fn default_text(&self) -> Option<String> {
+        match self.default_note {
+            Some(note) => Some(note.to_owned()),
+            None => (self.get)(&RunConfig::default()).map(|v| match v {
+                Value::String(s) => s,
+                other => toml_text(&other),
+            }),
+        }
+    }
+}
+
+/// A row is `name: type = default, "VALUE"`; a default that depends on settings above it is written
+/// `|c| … => "in words"`; `, |v| test => "what is expected"` limits the values.
+macro_rules! settings {
+    (@default $c:ident, |$d:ident| $body:expr) => { { let $d: &RunConfig = $c; $body } };
+    (@default $c:ident, $body:expr) => { { let _ = $c; $body } };
+    (@note) => { None };
+    (@note $note:literal) => { Some($note) };
+    ($( $group:literal { $(
+        #[doc = $help:literal]
+        $name:ident : $ty:ty = $value_name:literal, { $($default:tt)+ } $(as $note:literal)?
+        $(, if |$v:ident| $test:expr => $expected:literal)?;
+    )+ } )+) => {
+        /// The settings of a run, as they are meant. Paths are relative to the working directory.
+        #[derive(Clone, Debug)]
+        pub struct RunConfig {
+            $($( #[doc = $help] pub $name: $ty, )+)+
+            /// In the order of [`FIELDS`].
+            origins: Vec<Origin>,
+        }
+
+        impl RunConfig {
+            /// All values those of the types, before the table's defaults are put in.
+            fn blank() -> RunConfig {
+                RunConfig { $($( $name: <$ty as Setting>::blank(), )+)+ origins: vec![Origin::Default; FIELDS.len()] }
+            }
+        }
+
+        /// The table.
+        pub static FIELDS: &[Field] = &[ $($( Field {
+            name: stringify!($name),
+            group: $group,
+            help: $help,
+            value_name: $value_name,
+            default_note: settings!(@note $($note)?),
+            choices: <$ty as Setting>::CHOICES,
+            is_switch: <$ty as Setting>::IS_SWITCH,
+            set_text: |c, text| { c.$name = <$ty as Setting>::from_text(text)?; Ok(()) },
+            set_toml: |c, value| { c.$name = <$ty as Setting>::from_toml(value)?; Ok(()) },
+            set_default: |c| {
+                let value = { let d: &RunConfig = c; settings!(@default d, $($default)+) };
+                c.$name = value;
+            },
+            get: |c| Setting::to_toml(&c.$name),
+            check: |c| {
+                let _ = c;
+                $( let $v = &c.$name; if !$test { return Err($expected.into()); } )?
+                Ok(())
+            },
+        }, )+)+ ];
+    };
+}
+
+settings! {
+    "Model and data" {
+        #[doc = "Base model: a Hugging Face folder or a GGUF file"]
+        model: Option<PathBuf> = "DIR|FILE.gguf", { None };
+        #[doc = "Training text: JSONL with text, prompt and completion, or input_ids and labels; or plain text"]
+        data: Option<PathBuf> = "FILE", { None };
+        #[doc = "Run folder that is written"]
+        out: Option<PathBuf> = "DIR", { None };
+        #[doc = "Start from the files' weights, or from random ones (the folder then needs only config.json)"]
+        init: Init = "INIT", { Init::Pretrained };
+    }
+    "Method" {
+        #[doc = "Train low-rank factors set on frozen weights, or every weight"]
+        method: Method = "METHOD", { Method::Lora };
+        #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
+        quantize: Quantize = "FORMAT", { Quantize::None };
+        #[doc = "Quantize the scales of NF4 too: 4.13 bits a weight instead of 4.5"]
+        double_quant: bool = "BOOL", { false };
+        #[doc = "LoRA: rank of the factors"]
+        rank: usize = "N", { 16 }, if |v| (1..=65536).contains(v) => "1 to 65536";
+        #[doc = "LoRA: the update is scaled by alpha / rank"]
+        alpha: f64 = "X", { |c| 2.0 * c.rank as f64 } as "twice the rank", if |v| v.is_finite() => "a finite number";
+        #[doc = "LoRA: share of input elements dropped while training"]
+        dropout: f64 = "X", { 0.0 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
+        #[doc = "LoRA: scale by alpha / sqrt(rank) (rsLoRA)"]
+        rslora: bool = "BOOL", { false };
+        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,v_proj), or a regular expression"]
+        targets: Targets = "LIST", { Targets::AllLinear };
+        #[doc = "LoRA: start from this adapter; its adapter_config.json sets the method"]
+        adapter: Option<PathBuf> = "DIR", { None };
+    }
+    "Length" {
+        #[doc = "Optimizer steps; excludes --epochs"]
+        steps: Option<u64> = "N", { None }, if |v| *v != Some(0) => "1 or more";
+        #[doc = "Passes over the data; excludes --steps"]
+        epochs: Option<u64> = "N", { |c| c.steps.is_none().then_some(1) } as "1, if --steps is not given",
+            if |v| *v != Some(0) => "1 or more";
+        #[doc = "Sequences an optimizer step"]
+        batch_size: usize = "N", { 8 }, if |v| *v >= 1 => "1 or more";
+        #[doc = "Longer sequences are cut to this many tokens"]
+        max_seq_len: usize = "N", { 1024 }, if |v| *v >= 2 => "2 or more";
+        #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change; at least --max-seq-len"]
+        micro_tokens: usize = "T", { |c| c.max_seq_len } as "--max-seq-len", if |v| *v >= 2 => "2 or more";
+    }
+    "Optimizer" {
+        #[doc = "Highest learning rate"]
+        lr: f64 = "X", { |c| if c.method == Method::Full { 2e-5 } else { 2e-4 } } as "2e-4 for lora, 2e-5 for full",
+            if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
+        #[doc = "How it falls after the warmup: not at all, in a line to 0, or along half a cosine to 0"]
+        schedule: Schedule = "SCHEDULE", { Schedule::Cosine };
+        #[doc = "Steps in which it rises from 0; below 1, that share of all steps"]
+        warmup: f64 = "N", { 0.03 },
+            if |v| v.is_finite() && *v >= 0.0 && (*v < 1.0 || v.fract() == 0.0) => "a whole number of steps, or a share below 1";
+        #[doc = "Decay of the trained tensors, apart from the gradient (AdamW)"]
+        weight_decay: f64 = "X", { 0.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
+        #[doc = "Gradients are scaled down to this norm; 0 is off"]
+        max_grad_norm: f64 = "X", { 1.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
+        #[doc = "Optimizer"]
+        optimizer: Optimizer = "NAME", { Optimizer::Adamw };
+        #[doc = "AdamW: decay of the first moment"]
+        adam_beta1: f64 = "X", { 0.9 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
+        #[doc = "AdamW: decay of the second moment"]
+        adam_beta2: f64 = "X", { 0.999 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
+        #[doc = "AdamW: added to the root of the second moment"]
+        adam_eps: f64 = "X", { 1e-8 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+    }
+    "Run" {
+        #[doc = "Seed of everything random; the same seed gives the same bits"]
+        seed: u64 = "N", { 42 }, if |v| *v <= i64::MAX as u64 => "0 to 9223372036854775807";
+        #[doc = "Draw the sequences of each epoch in a new order"]
+        shuffle: bool = "BOOL", { true };
+        #[doc = "How frozen f32 weights that are not quantized are held (16-bit ones stay so); sums are always f32"]
+        dtype: Dtype = "DTYPE", { Dtype::F32 };
+        #[doc = "auto, cpu, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
+        device: Device = "DEVICE", { Device::Auto };
+        #[doc = "Full training: how the trained weights are written"]
+        save_dtype: SaveDtype = "DTYPE", { SaveDtype::F32 };
+    }
+}
+
+/// What was typed as flags: field names and texts, in any order, the last of a name counting.
+#[derive(Clone, Debug, Default)]
+pub struct Flags(pub Vec<(&'static str, String)>);
+
+impl Flags {
+    /// For callers without a command line. An unknown name is an error.
+    pub fn of(pairs: &[(&str, &str)]) -> Result<Flags> {
+        let one = |(name, text): &(&str, &str)| Ok((find(name)?.name, (*text).to_owned()));
+        pairs.iter().map(one).collect::<Result<_>>().map(Flags)
+    }
+}
+
+fn find(name: &str) -> Result<&'static Field> {
+    FIELDS.iter().find(|f| f.is_called(name)).ok_or_else(|| Error::config(name, "an unknown setting", near(name)))
+}
+
+fn near(name: &str) -> String {
+    match nearest(&name.replace('-', "_"), FIELDS.iter().map(|f| f.name)) {
+        Some(near) => format!("a setting; the nearest is `{}`", near.replace('_', "-")),
+        None => "a setting (`trimtab train --help` lists them)".into(),
+    }
+}
+
+/// The defaults, with no model, data or run folder.
+impl Default for RunConfig {
+    fn default() -> Self {
+        let mut config = RunConfig::blank();
+        for field in FIELDS {
+            (field.set_default)(&mut config);
+        }
+        config
+    }
+}
+
+impl RunConfig {
+    /// Puts defaults, the file and the flags together, and checks the result. If an adapter is given, its
+    /// `adapter_config.json` is read and sets rank, alpha, rslora and targets.
+    pub fn resolve(file: Option<&Path>, flags: &Flags) -> Result<RunConfig> {
+        let (text, path) = match file {
+            Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
+            None => (String::new(), Path::new("")),
+        };
+        Self::resolve_text(&text, path, flags)
+    }
+
+    /// The same with the text of the file; `path` is where it is said to come from.
+    pub fn resolve_text(text: &str, path: &Path, flags: &Flags) -> Result<RunConfig> {
+        let table: toml::Table =
+            text.parse().map_err(|e: toml::de::Error| Error::file(path, e.to_string().trim_end(), "TOML"))?;
+        let mut in_file: Vec<Option<&Value>> = vec![None; FIELDS.len()];
+        for (key, value) in &table {
+            let Some(i) = FIELDS.iter().position(|f| f.is_called(key)) else {
+                return Err(Error::file(path, format!("unknown key `{key}`"), near(key)));
+            };
+            if in_file[i].replace(value).is_some() {
+                return Err(Error::file(path, format!("`{key}` twice, with hyphens and underscores"), "each key once"));
+            }
+        }
+        let typed = |f: &Field| flags.0.iter().rev().find(|(name, _)| *name == f.name).map(|(_, text)| text);
+        // Of steps and epochs the one that was asked for nearer counts: a flag puts the file's other one out.
+        let replaced = |f: &Field| {
+            let other = match f.name {
+                "steps" => "epochs",
+                "epochs" => "steps",
+                _ => return false,
+            };
+            flags.0.iter().any(|(name, _)| *name == other)
+        };
+        let mut config = RunConfig::blank();
+        for (i, field) in FIELDS.iter().enumerate() {
+            if let Some(text) = typed(field) {
+                (field.set_text)(&mut config, text)
+                    .map_err(|e| Error::config(format!("--{}", field.key()), format!("{text:?}"), e))?;
+                config.origins[i] = Origin::Flag;
+            } else if let Some(value) = in_file[i].filter(|_| !replaced(field)) {
+                (field.set_toml)(&mut config, value)
+                    .map_err(|e| Error::config(format!("{}: {}", path.display(), field.key()), toml_text(value), e))?;
+                config.origins[i] = Origin::File(path.into());
+            } else {
+                (field.set_default)(&mut config);
+            }
+        }
+        if let Some(dir) = config.adapter.clone() {
+            config.follow(&dir, &files::read_config(&dir)?)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    pub fn origin(&self, name: &str) -> Option<&Origin> {
+        FIELDS.iter().position(|f| f.name == name).map(|i| &self.origins[i])
+    }
+
+    fn index(name: &str) -> usize {
+        FIELDS.iter().position(|f| f.name == name).expect("a name of the table")
+    }
+
+    /// Takes over what the adapter at `dir` fixes. A value that was asked for and differs is an error, except the
+    /// dropout, which is not part of the adapter's meaning.
+    fn follow(&mut self, dir: &Path, adapter: &AdapterConfig) -> Result<()> {
+        let mut theirs = self.clone();
+        theirs.rank = adapter.rank;
+        theirs.alpha = adapter.alpha;
+        theirs.rslora = adapter.rslora;
+        theirs.targets = adapter.targets.clone();
+        theirs.dropout = adapter.dropout;
+        for name in ["rank", "alpha", "rslora", "targets", "dropout"] {
+            let (i, field) = (Self::index(name), find(name)?);
+            let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
+            match self.origins[i].given() {
+                true if name == "dropout" => theirs.dropout = self.dropout,
+                true if ours != fixed => {
+                    let text = |v: Option<Value>| v.map_or(String::new(), |v| toml_text(&v));
+                    let expected = format!("{} as in {}, or no --adapter", text(fixed), dir.display());
+                    return Err(Error::config(name, format!("{} ({})", text(ours), self.origins[i]), expected));
+                }
+                true => {}
+                false => theirs.origins[i] = Origin::Adapter(dir.into()),
+            }
+        }
+        *self = theirs;
+        Ok(())
+    }
+
+    /// Checks each value, and those that depend on one another.
+    pub fn check(&self) -> Result<()> {
+        for field in FIELDS {
+            (field.check)(self).map_err(|expected| {
+                let found = (field.get)(self).map_or("nothing".into(), |v| toml_text(&v));
+                Error::config(field.key(), found, expected)
+            })?;
+        }
+        let clash = |key: &str, found: &str, expected: &str| Err(Error::config(key, found, expected));
+        if self.steps.is_some() && self.epochs.is_some() {
+            return clash("steps", "steps and epochs", "one of the two");
+        }
+        if self.micro_tokens < self.max_seq_len {
+            return Err(Error::config(
+                "micro-tokens",
+                format!("{} with max-seq-len {}", self.micro_tokens, self.max_seq_len),
+                format!("{} or more (or a smaller max-seq-len): a sequence is not split", self.max_seq_len),
+            ));
+        }
+        if self.method == Method::Full && self.quantize != Quantize::None {
+            return clash("quantize", "nf4 with method full", "none: weights that are trained are kept as floats");
+        }
+        if self.method == Method::Full && self.adapter.is_some() {
+            return clash("adapter", "an adapter with method full", "method lora, or no adapter");
+        }
+        if self.double_quant && self.quantize != Quantize::Nf4 {
+            return clash("double-quant", "true with quantize none", "quantize = \"nf4\"");
+        }
+        Ok(())
+    }
+
+    /// The path of a setting that the command cannot do without.
+    pub fn need(&self, name: &'static str) -> Result<&Path> {
+        let path = match name {
+            "model" => &self.model,
+            "data" => &self.data,
+            "adapter" => &self.adapter,
+            _ => &self.out,
+        };
+        path.as_deref().ok_or_else(|| Error::config(format!("--{name}"), "nothing", "a path (or a key in --config)"))
+    }
+
+    /// The steps of a run in which the learning rate rises.
+    pub fn warmup_steps(&self, steps: u64) -> u64 {
+        match self.warmup < 1.0 {
+            true => (self.warmup * steps as f64).ceil() as u64,
+            false => self.warmup as u64,
+        }
+    }
+
+    /// The adapter to train, if the method is LoRA: that of the folder to start from, or a new one.
+    pub fn adapter_config(&self) -> Result<Option<AdapterConfig>> {
+        if self.method != Method::Lora {
+            return Ok(None);
+        }
+        let mut adapter = match &self.adapter {
+            Some(dir) => files::read_config(dir)?,
+            None => AdapterConfig::lora(self.rank, self.alpha, self.targets.clone()),
+        };
+        adapter.rslora = self.rslora;
+        adapter.dropout = self.dropout;
+        adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
+        Ok(Some(adapter))
+    }
+
+    /// The settings as TOML, each with its origin; [`RunConfig::resolve`] reads it back to the same settings.
+    pub fn to_toml(&self) -> String {
+        let mut text = format!("# Settings of a run of trimtab {}.\n", env!("CARGO_PKG_VERSION"));
+        text += "# `trimtab train --config FILE` repeats it; flags override the file.\n";
+        let mut group = "";
+        for (field, origin) in FIELDS.iter().zip(&self.origins) {
+            if group != field.group {
+                group = field.group;
+                text += &format!("\n# {group}\n");
+            }
+            let origin = match origin {
+                Origin::Flag => format!("flag --{}", field.key()),
+                other => other.to_string().replace(['\n', '\r'], " "),
+            };
+            let line = match (field.get)(self) {
+                Some(value) => format!("{} = {}", field.key(), toml_text(&value)),
+                None => format!("# {} is not set", field.key()),
+            };
+            text += &format!("{line:<40} # {origin}\n");
+        }
+        text
+    }
+
+    /// The settings as JSON, for `metrics.jsonl`. What is not set is null.
+    pub fn to_json(&self) -> serde_json::Value {
+        let one = |f: &Field| (f.name.to_owned(), (f.get)(self).map_or(serde_json::Value::Null, json_of));
+        serde_json::Value::Object(FIELDS.iter().map(one).collect())
+    }
+}
+
+fn json_of(value: Value) -> serde_json::Value {
+    match value {
+        Value::String(s) => s.into(),
+        Value::Integer(i) => i.into(),
+        Value::Float(x) => x.into(),
+        Value::Boolean(b) => b.into(),
+        Value::Array(items) => items.into_iter().map(json_of).collect(),
+        other => other.to_string().into(),
+    }
+}
+
+/// A value as TOML writes it; small numbers with an exponent, as people do.
+fn toml_text(value: &Value) -> String {
+    match value {
+        Value::Float(x) if x.is_finite() && *x != 0.0 && x.abs() < 1e-2 => format!("{x:e}"),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

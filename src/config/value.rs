@@ -1,0 +1,236 @@
+//! The types of settings: how each is read from a flag's text and from TOML, and written.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use toml::Value;
+
+use crate::peft::Targets;
+
+/// A type a setting may have. Errors say what was expected.
+pub trait Setting: Sized {
+    /// The words it may be, if it is one of a few.
+    const CHOICES: &'static [&'static str] = &[];
+    const IS_SWITCH: bool = false;
+    /// Any value; it is overwritten before it is seen.
+    fn blank() -> Self;
+    fn from_text(text: &str) -> Result<Self, String>;
+    fn from_toml(value: &Value) -> Result<Self, String>;
+    /// None if it is not set.
+    fn to_toml(&self) -> Option<Value>;
+}
+
+impl Setting for bool {
+    const CHOICES: &'static [&'static str] = &["true", "false"];
+    const IS_SWITCH: bool = true;
+    fn blank() -> Self {
+        false
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "true or false".into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| "true or false".into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::Boolean(*self))
+    }
+}
+
+const WHOLE: &str = "a whole number, 0 or more";
+
+macro_rules! whole {
+    ($($ty:ty)+) => { $(
+        impl Setting for $ty {
+            fn blank() -> Self {
+                0
+            }
+            fn from_text(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|_| WHOLE.into())
+            }
+            fn from_toml(value: &Value) -> Result<Self, String> {
+                value.as_integer().and_then(|i| i.try_into().ok()).ok_or_else(|| WHOLE.into())
+            }
+            fn to_toml(&self) -> Option<Value> {
+                // TOML's integers end at i64::MAX; the table's rows keep larger ones out.
+                Some(Value::Integer(i64::try_from(*self).unwrap_or(i64::MAX)))
+            }
+        }
+    )+ };
+}
+whole!(u64 usize);
+
+impl Setting for f64 {
+    fn blank() -> Self {
+        0.0
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "a number".into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        value.as_float().or(value.as_integer().map(|i| i as f64)).ok_or_else(|| "a number".into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::Float(*self))
+    }
+}
+
+impl Setting for PathBuf {
+    fn blank() -> Self {
+        PathBuf::new()
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text.is_empty() {
+            true => Err("a path".into()),
+            false => Ok(text.into()),
+        }
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        Self::from_text(value.as_str().unwrap_or_default())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::String(self.to_string_lossy().into_owned()))
+    }
+}
+
+impl<T: Setting> Setting for Option<T> {
+    const CHOICES: &'static [&'static str] = T::CHOICES;
+    fn blank() -> Self {
+        None
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        T::from_text(text).map(Some)
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        T::from_toml(value).map(Some)
+    }
+    fn to_toml(&self) -> Option<Value> {
+        self.as_ref().and_then(T::to_toml)
+    }
+}
+
+impl Setting for Targets {
+    fn blank() -> Self {
+        Targets::AllLinear
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        Targets::parse(text)
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        let names: Option<Vec<String>> = match value {
+            Value::String(text) => return Targets::parse(text),
+            Value::Array(items) => items.iter().map(|i| i.as_str().map(str::to_owned)).collect(),
+            _ => None,
+        };
+        let names = names.filter(|n| !n.is_empty());
+        names.map(Targets::List).ok_or_else(|| "\"all-linear\", an array of names, or a regular expression".into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(match self {
+            Targets::List(names) => Value::Array(names.iter().cloned().map(Value::String).collect()),
+            other => Value::String(other.to_string()),
+        })
+    }
+}
+
+/// `auto`, or which device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A hardware GPU if there is one, else the CPU; never a software rasterizer.
+    Auto,
+    Cpu,
+    /// The N-th adapter that `trimtab devices` lists, or the best.
+    Wgpu(Option<usize>),
+    /// Plans everything and computes nothing.
+    Null,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Wgpu(None) => f.write_str("wgpu"),
+            Device::Wgpu(Some(n)) => write!(f, "wgpu:{n}"),
+            Device::Null => f.write_str("null"),
+        }
+    }
+}
+
+impl Setting for Device {
+    fn blank() -> Self {
+        Device::Auto
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Some(Device::Auto),
+            "cpu" => Some(Device::Cpu),
+            "wgpu" => Some(Device::Wgpu(None)),
+            "null" => Some(Device::Null),
+            _ => text.strip_prefix("wgpu:").and_then(|n| n.parse().ok()).map(|n| Device::Wgpu(Some(n))),
+        }
+        .ok_or_else(|| "auto, cpu, wgpu, wgpu:N or null".into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        Self::from_text(value.as_str().unwrap_or_default())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::String(self.to_string()))
+    }
+}
+
+/// Makes an enum of words.
+macro_rules! words {
+    ($( #[doc = $doc:literal] $name:ident { $( $variant:ident = $word:literal ),+ } )+) => { $(
+        #[doc = $doc]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $( $variant ),+ }
+
+        impl $name {
+            pub const ALL: &'static [$name] = &[ $( $name::$variant ),+ ];
+
+            pub fn name(self) -> &'static str {
+                match self { $( $name::$variant => $word ),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl Setting for $name {
+            const CHOICES: &'static [&'static str] = &[ $( $word ),+ ];
+            fn blank() -> Self {
+                Self::ALL[0]
+            }
+            fn from_text(text: &str) -> Result<Self, String> {
+                Self::ALL.iter().copied().find(|v| v.name() == text).ok_or_else(|| Self::CHOICES.join(" or "))
+            }
+            fn from_toml(value: &Value) -> Result<Self, String> {
+                Self::from_text(value.as_str().unwrap_or_default())
+            }
+            fn to_toml(&self) -> Option<Value> {
+                Some(Value::String(self.name().into()))
+            }
+        }
+    )+ };
+}
+
+words! {
+    #[doc = "Where the base weights come from."]
+    Init { Pretrained = "pretrained", Random = "random" }
+    #[doc = "What is trained."]
+    Method { Lora = "lora", Full = "full" }
+    #[doc = "How frozen weights are stored."]
+    Quantize { None = "none", Nf4 = "nf4" }
+    #[doc = "The course of the learning rate after the warmup."]
+    Schedule { Constant = "constant", Linear = "linear", Cosine = "cosine" }
+    #[doc = "The update rule."]
+    Optimizer { Adamw = "adamw" }
+    #[doc = "Storage of frozen weights that are not quantized."]
+    Dtype { F32 = "f32", Bf16 = "bf16" }
+    #[doc = "Storage of the weights that full training writes."]
+    SaveDtype { F32 = "f32", Bf16 = "bf16", F16 = "f16" }
+}

@@ -1,0 +1,484 @@
+//! Single-precision matrix product over pluggable operand formats.
+//!
+//! `C[m,n] = beta*C + sum_i alpha_i * A_i[m,k_i] * B_i[k_i,n] (+ bias[n])`
+//!
+//! # Blocking
+//!
+//! The k axis is the concatenation of all terms, `K = sum_i k_i`, cut into blocks of `kc` rows,
+//! a function of `K` alone. Each element of C is therefore
+//!
+//! `C = (..((beta*C + S_0) + S_1) + ..) + bias`,  `S_b = fma chain over p in [b*kc, (b+1)*kc)`
+//!
+//! whatever the tile grid or the thread count, so the bits of C do not depend on either.
+//!
+//! ```text
+//! for each column range of nc columns, for each group of k blocks  (nc * group <= PACK_FLOATS)
+//!   in parallel: decode B[group, nc] into panels of NR columns    -> shared, L2/L3
+//!   in parallel over a grid of C tiles (MC rows x some panels):
+//!     for each k block:   A[MC, kc] read in place or packed        -> L2
+//!       for each panel:   B panel [kc, NR]                         -> L1/L2
+//!         for each MR rows: C[MR, NR] += A[MR, kc] * B[kc, NR]     -> registers
+//! ```
+//!
+//! Every stored format is decoded while the panel is packed, so no dequantised copy of a weight
+//! exists beyond the panel buffer. `m <= THIN_ROWS` (decoding a token) skips packing altogether
+//! and streams B once.
+
+mod kernel;
+mod operand;
+
+use kernel::*;
+pub use operand::*;
+use rayon::prelude::*;
+use std::cell::Cell;
+use std::thread::LocalKey;
+
+/// Upper bound of a k block. A panel of B (KC * 16 * 4 = 40 KiB on AVX2) is a little more than L1
+/// holds, which costs less than the extra pass over C of two shorter blocks.
+const KC: usize = 640;
+/// Rows of C per task: that many rows of A meet a panel of B before the next one is fetched.
+const MC: usize = 336;
+/// Rows of A up to which a contiguous B is read in place.
+const IN_PLACE_ROWS: usize = 32;
+/// Depth up to which C is written row by row rather than panel by panel.
+const SHALLOW: usize = 64;
+/// Floats of packed B held at once (2 MiB).
+const PACK_FLOATS: usize = 1 << 19;
+/// Fewer multiply-adds than this run on the calling thread.
+const SERIAL_MACS: usize = 1 << 18;
+/// Terms one product may sum.
+pub const MAX_TERMS: usize = 4;
+/// A cache line; gives the panel buffers their alignment.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+thread_local! {
+    /// Packed B of the products this thread starts; packed A of the tiles it works on.
+    static B_PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static A_PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends `floats` floats of a buffer that only ever grows. The buffer is taken out of its cell
+/// meanwhile, so a product that starts on this thread inside `f` gets another one.
+fn with_buffer<T>(key: &'static LocalKey<Cell<Vec<Line>>>, floats: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    let mut lines = key.take();
+    if lines.len() * 16 < floats {
+        lines.resize(floats.div_ceil(16), Line([0.0; 16]));
+    }
+    // SAFETY: a Line is 16 f32 without padding, and `floats` lies within the lines.
+    let result = f(unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), floats) });
+    key.set(lines);
+    result
+}
+
+/// C's base address, shared by tasks that write disjoint tiles.
+#[derive(Clone, Copy)]
+struct Out(*mut f32);
+// SAFETY: every task writes its own tile of C only, and C outlives the parallel section.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// By method, so that closures capture the whole `Out` and not the bare pointer.
+    fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
+fn for_each(parallel: bool, n: usize, f: impl Fn(usize) + Send + Sync) {
+    if parallel && n > 1 { (0..n).into_par_iter().with_max_len(1).for_each(f) } else { (0..n).for_each(f) }
+}
+
+/// How a product is cut; everything that touches the order of summation depends on K alone.
+struct Plan {
+    m: usize,
+    n: usize,
+    k: usize,
+    kc: usize,
+    /// Rows and columns of B packed at a time; none and all if B is read in place.
+    k_group: usize,
+    nc: usize,
+    b_in_place: bool,
+}
+
+/// The k block `kc`: equal blocks of at most KC rows, in steps of eight.
+fn k_block(k: usize) -> usize {
+    let blocks = k.div_ceil(KC).max(1);
+    k.div_ceil(blocks).next_multiple_of(8).max(8)
+}
+
+impl Plan {
+    fn new(m: usize, n: usize, k: usize, nr: usize, b_in_place: bool) -> Plan {
+        let kc = k_block(k);
+        let width = n.next_multiple_of(nr);
+        let (mut k_group, mut nc) = (k.next_multiple_of(kc).max(kc), width);
+        if !b_in_place {
+            k_group = k_group.min((PACK_FLOATS / width).max(KC) / kc * kc);
+            // Equal shares of the columns, none above the limit.
+            let limit = (PACK_FLOATS / k_group / nr * nr).clamp(nr, width);
+            nc = width.div_ceil(width.div_ceil(limit)).next_multiple_of(nr);
+        }
+        Plan { m, n, k, kc, k_group, nc, b_in_place }
+    }
+
+    fn packed_floats(&self) -> usize {
+        if self.b_in_place { 0 } else { self.nc * self.k_group }
+    }
+}
+
+/// Whether the microkernel reads A where it is: along contiguous rows, or, if there is just one
+/// panel of B to meet, down contiguous columns.
+fn a_in_place<I: Isa>(t: &Term) -> bool {
+    let single_panel = t.b.cols <= I::NR;
+    // Rows a multiple of a page apart share cache sets, so a dozen of them evict each other.
+    let rows = t.a.col_stride == 1 && (!t.a.row_stride.is_multiple_of(1024) || single_panel);
+    t.a.f32_data().is_some() && (rows || t.a.row_stride == 1 && single_panel)
+}
+
+/// Whether the microkernel reads B where it is: few rows do not repay packing it.
+fn b_in_place<I: Isa>(t: &Term) -> bool {
+    let few = t.a.rows <= IN_PLACE_ROWS && t.b.cols.is_multiple_of(I::LANES);
+    few && t.alpha == 1.0 && t.b.col_stride == 1 && t.b.f32_data().is_some()
+}
+
+/// The shares of the terms in rows `k0..k1` of the concatenated k axis: (term, from, to).
+fn shares<'t, 'a>(terms: &'t [Term<'a>], k0: usize, k1: usize) -> impl Iterator<Item = (&'t Term<'a>, usize, usize)> {
+    terms
+        .iter()
+        .scan(0, move |base, t| {
+            let start = *base;
+            *base += t.b.rows;
+            Some((t, k0.max(start) - start, k1.min(start + t.b.rows).max(start) - start))
+        })
+        .filter(|(_, from, to)| from < to)
+}
+
+/// Bytes of buffers a product of this shape makes its threads hold, at most: packed B once and
+/// packed A per thread.
+pub fn workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
+    if m <= THIN_ROWS {
+        return 4 * m * k;
+    }
+    // 32 and 16 bound every instruction set's NR and MR; `Plan` keeps nc * k_group <= PACK_FLOATS.
+    let kc = k_block(k);
+    let packed = (n.next_multiple_of(32) * k.next_multiple_of(kc)).min(PACK_FLOATS);
+    4 * (packed + threads * (m.min(MC) + 16) * kc)
+}
+
+/// `C[m,n] = beta*C + sum of terms (+ bias)`, C row-major with rows `ldc` apart. With `beta` 0, C
+/// is written without being read. Runs on the current rayon pool; the result does not depend on
+/// its size.
+pub fn gemm(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+    with_isa(best_isa(), terms, beta, bias, c, ldc)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// The detection macro caches what it finds, so this is a few loads.
+fn best_isa() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        return if is_x86_feature_detected!("avx512f") { Level::Avx512 } else { Level::Avx2 };
+    }
+    #[cfg(target_arch = "aarch64")]
+    return Level::Neon;
+    #[allow(unreachable_code)]
+    Level::Portable
+}
+
+/// `level` must come from [`best_isa`] or lie below it.
+fn with_isa(level: Level, terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+    match level {
+        Level::Portable => product::<Portable>(terms, beta, bias, c, ldc),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => product::<Neon>(terms, beta, bias, c, ldc),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => product::<Avx2>(terms, beta, bias, c, ldc),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => product::<Avx512>(terms, beta, bias, c, ldc),
+    }
+}
+
+fn product<I: Isa>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+    assert!((1..=MAX_TERMS).contains(&terms.len()));
+    let (m, n) = (terms[0].a.rows, terms[0].b.cols);
+    for t in terms {
+        assert!(t.a.rows == m && t.b.cols == n && t.a.cols == t.b.rows, "shapes differ");
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(ldc >= n && c.len() >= (m - 1) * ldc + n, "C is too small");
+    assert!(bias.is_none_or(|b| b.len() == n), "bias length");
+    let k: usize = terms.iter().map(|t| t.b.rows).sum();
+    let parallel = m * n * k >= SERIAL_MACS && rayon::current_num_threads() > 1;
+    let c = Out(c.as_mut_ptr());
+    let end = Epilogue { beta, bias, c, ldc };
+    if m <= THIN_ROWS {
+        thin_product::<I>(terms, (m, n, k), &end, parallel);
+    } else {
+        let plan = Plan::new(m, n, k, I::NR, terms.iter().all(b_in_place::<I>));
+        blocked_product::<I>(terms, &plan, &end, parallel);
+    }
+}
+
+/// What happens to a finished sum: `C = beta*C + sum (+ bias)`.
+struct Epilogue<'a> {
+    beta: f32,
+    bias: Option<&'a [f32]>,
+    c: Out,
+    ldc: usize,
+}
+
+impl Epilogue<'_> {
+    /// # Safety
+    /// `(i, j..j + sums.len())` lies inside C, and the caller's task alone has that range.
+    unsafe fn write(&self, i: usize, j: usize, beta: f32, bias: Option<&[f32]>, sums: &[f32]) {
+        for (l, &s) in sums.iter().enumerate() {
+            let c = self.c.at(i * self.ldc + j + l);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let old = if beta == 0.0 { 0.0 } else { beta * *c };
+                *c = old + s + bias.map_or(0.0, |b| b[j + l]);
+            }
+        }
+    }
+}
+
+fn thin_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
+    with_buffer(&A_PANELS, m * k, |rows| {
+        let mut rest = &mut *rows;
+        for t in terms {
+            for i in 0..m {
+                let row;
+                (row, rest) = rest.split_at_mut(t.a.cols);
+                if t.a.col_stride == 1 {
+                    t.a.store.decode(i * t.a.row_stride, row);
+                } else {
+                    for (p, x) in row.iter_mut().enumerate() {
+                        let at = i * t.a.row_stride + p * t.a.col_stride;
+                        t.a.store.decode(at, std::slice::from_mut(x));
+                    }
+                }
+            }
+        }
+        let job = Thin { terms, rows: m, a: rows };
+        // A column's sum never depends on its neighbours, so the width of a task is free.
+        let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+        let width = (n / tasks).clamp(16, RUN) / 16 * 16;
+        for_each(parallel, n.div_ceil(width), |task| {
+            let j0 = task * width;
+            let len = (n - j0).min(width);
+            let mut out = [[0f32; RUN]; THIN_ROWS];
+            // SAFETY: `with_isa` chose I among the sets this processor has.
+            unsafe { I::thin(&job, j0, &mut out, len) };
+            for (i, sums) in out[..m].iter().enumerate() {
+                // SAFETY: j0 + len <= n, i < m, and tasks have disjoint columns.
+                unsafe { end.write(i, j0, end.beta, end.bias, &sums[..len]) };
+            }
+        });
+    });
+}
+
+fn blocked_product<I: Isa>(terms: &[Term], plan: &Plan, end: &Epilogue, parallel: bool) {
+    // Enough tasks for threads that other programs slow down to be helped out.
+    let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+    with_buffer(&B_PANELS, plan.packed_floats(), |buffer| {
+        for j0 in (0..plan.n).step_by(plan.nc) {
+            let width = (plan.n - j0).min(plan.nc);
+            let panels = width.div_ceil(I::NR);
+            // At least once, so that K = 0 still applies beta and bias.
+            for k0 in (0..plan.k.max(1)).step_by(plan.k_group) {
+                let k1 = (k0 + plan.k_group).min(plan.k);
+                let panel = I::NR * (k1 - k0);
+                let packed = match plan.b_in_place {
+                    true => &[][..],
+                    false => {
+                        let packed = &mut buffer[..panels * panel];
+                        // Wide batches read long stretches of a contiguous B's rows.
+                        let batch = panels.div_ceil(tasks).min(RUN / I::NR);
+                        let pack = |(q, dst): (usize, &mut [f32])| {
+                            let j = j0 + q * batch * I::NR;
+                            pack_b::<I>(terms, (k0, k1), (j, j0 + width), dst, panel)
+                        };
+                        let chunk = (batch * panel).max(1);
+                        if parallel {
+                            let chunks = packed.par_chunks_mut(chunk).with_max_len(1);
+                            chunks.enumerate().for_each(pack);
+                        } else {
+                            packed.chunks_mut(chunk).enumerate().for_each(pack);
+                        }
+                        &*packed
+                    }
+                };
+                // Tall tiles reuse a panel most; split columns only for want of tasks.
+                let tall = plan.m.div_ceil(MC);
+                let rows = plan.m.div_ceil(tall).next_multiple_of(I::MR);
+                let tall = plan.m.div_ceil(rows);
+                let step = panels.div_ceil(tasks.div_ceil(tall).min(panels));
+                let across = panels.div_ceil(step);
+                for_each(parallel, tall * across, |task| {
+                    let (i, q) = (task / across, task % across);
+                    let block = Block {
+                        rows: (i * rows, plan.m.min((i + 1) * rows)),
+                        panels: (q * step, panels.min((q + 1) * step)),
+                        k: (k0, k1),
+                        j0,
+                    };
+                    block.run::<I>(terms, plan, packed, end);
+                });
+            }
+        }
+    });
+}
+
+/// Packs rows `k0..k1` of columns `j0..n` into `dst`, as many panels as it holds.
+fn pack_b<I: Isa>(terms: &[Term], (k0, k1): (usize, usize), (j0, n): (usize, usize), dst: &mut [f32], panel: usize) {
+    let mut done = 0;
+    for (t, from, to) in shares(terms, k0, k1) {
+        let src = Panels {
+            store: t.b.store,
+            origin: from * t.b.row_stride + j0 * t.b.col_stride,
+            stride: t.b.col_stride,
+            k_stride: t.b.row_stride,
+            width: (n - j0).min(dst.len() / panel * I::NR),
+            depth: to - from,
+            scale: t.alpha,
+        };
+        // SAFETY: `with_isa` chose I among the sets this processor has.
+        unsafe { I::pack_b(&src, &mut dst[done * I::NR..], panel) };
+        done += to - from;
+    }
+}
+
+/// A task: a tile of C, over one group of k blocks.
+struct Block {
+    rows: (usize, usize),
+    panels: (usize, usize),
+    k: (usize, usize),
+    j0: usize,
+}
+
+impl Block {
+    fn run<I: Isa>(&self, terms: &[Term], plan: &Plan, packed: &[f32], end: &Epilogue) {
+        let (i0, i1) = self.rows;
+        let floats = if terms.iter().all(a_in_place::<I>) { 0 } else { (i1 - i0).next_multiple_of(I::MR) * plan.kc };
+        with_buffer(&A_PANELS, floats, |buffer| {
+            for k0 in (self.k.0..self.k.1.max(self.k.0 + 1)).step_by(plan.kc) {
+                let k1 = (k0 + plan.kc).min(self.k.1);
+                let (pieces, count) = self.pieces::<I>(terms, plan, (k0, k1), packed, buffer);
+                self.sweep::<I>(plan, end, (k0, k1), &pieces[..count]);
+            }
+        });
+    }
+
+    /// A's rows of this tile over a k block, in place where the microkernel can read them and
+    /// packed into `buffer` where it cannot.
+    fn pieces<I: Isa>(
+        &self,
+        terms: &[Term],
+        plan: &Plan,
+        (k0, k1): (usize, usize),
+        packed: &[f32],
+        buffer: &mut [f32],
+    ) -> ([Piece; MAX_TERMS], usize) {
+        let (i0, i1) = self.rows;
+        let (mut pieces, mut count, mut rest) = ([Piece::NONE; MAX_TERMS], 0, buffer);
+        let mut done = k0 - self.k.0;
+        for (t, from, to) in shares(terms, k0, k1) {
+            let depth = to - from;
+            let origin = i0 * t.a.row_stride + from * t.a.col_stride;
+            let piece = &mut pieces[count];
+            piece.k = depth;
+            if let Some(data) = t.a.f32_data().filter(|_| a_in_place::<I>(t)) {
+                piece.a = data[origin..].as_ptr();
+                (piece.rs, piece.cs) = (t.a.row_stride, t.a.col_stride);
+                piece.row_step = piece.rs;
+            } else {
+                let dst;
+                (dst, rest) = rest.split_at_mut((i1 - i0).next_multiple_of(I::MR) * depth);
+                let src = Panels {
+                    store: t.a.store,
+                    origin,
+                    stride: t.a.row_stride,
+                    k_stride: t.a.col_stride,
+                    width: i1 - i0,
+                    depth,
+                    scale: 1.0,
+                };
+                // SAFETY: `with_isa` chose I among the sets this processor has.
+                unsafe { I::pack_a(&src, dst, I::MR * depth) };
+                piece.a = dst.as_ptr();
+                (piece.row_step, piece.rs, piece.cs) = (depth, 1, I::MR);
+            }
+            if let Some(data) = t.b.f32_data().filter(|_| plan.b_in_place) {
+                piece.b = data[from * t.b.row_stride + self.j0..].as_ptr();
+                (piece.panel_step, piece.bs) = (I::NR, t.b.row_stride);
+            } else {
+                piece.b = packed[done * I::NR..].as_ptr();
+                (piece.panel_step, piece.bs) = (I::NR * (self.k.1 - self.k.0), I::NR);
+            }
+            done += depth;
+            count += 1;
+        }
+        (pieces, count)
+    }
+
+    /// One k block of the tile: every panel against every MR rows.
+    fn sweep<I: Isa>(&self, plan: &Plan, end: &Epilogue, (k0, k1): (usize, usize), pieces: &[Piece]) {
+        let (i0, i1) = self.rows;
+        let beta = if k0 == 0 { end.beta } else { 1.0 };
+        let bias = if k1 == plan.k { end.bias } else { None };
+        let mut spill = [0f32; 16 * 32];
+        let (heights, widths) = ((i1 - i0).div_ceil(I::MR), self.panels.1 - self.panels.0);
+        for t in 0..heights * widths {
+            // A deep panel stays in L1 while A goes by. With shallow ones, writing C is the work:
+            // all of B stays in cache and C is written along its rows.
+            let (r, q) = if k1 - k0 > SHALLOW { (t % heights, t / heights) } else { (t / widths, t % widths) };
+            let (i, q) = (i0 + r * I::MR, self.panels.0 + q);
+            let j = self.j0 + q * I::NR;
+            let w = (plan.n - j).min(I::NR);
+            let vectors = w.div_ceil(I::LANES);
+            let whole = w == vectors * I::LANES;
+            let rows = (i1 - i).min(I::MR);
+            let mut tile = Tile {
+                pieces,
+                row: i - i0,
+                panel: q,
+                c: end.c.at(i * end.ldc + j),
+                ldc: end.ldc,
+                beta,
+                bias: bias.map_or(std::ptr::null(), |b| b[j..].as_ptr()),
+            };
+            if whole {
+                // SAFETY: rows i..i + rows and columns j..j + w lie inside C and in this
+                // task's tile alone; `pieces` and `b` cover this k block; I was detected.
+                unsafe { I::tile(rows, vectors)(&tile) };
+            } else {
+                // A ragged right edge goes through a buffer of whole vectors.
+                (tile.c, tile.ldc) = (spill.as_mut_ptr(), I::NR);
+                (tile.beta, tile.bias) = (0.0, std::ptr::null());
+                // SAFETY: as above, and the buffer holds MR x NR floats.
+                unsafe { I::tile(rows, vectors)(&tile) };
+                for r in 0..rows {
+                    // SAFETY: row i + r, columns j..j + w, as above.
+                    unsafe { end.write(i + r, j, beta, bias, &spill[r * I::NR..][..w]) };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

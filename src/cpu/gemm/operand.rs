@@ -1,0 +1,157 @@
+//! Operands of the matrix product: strided views of stored formats.
+
+use half::{bf16, f16};
+
+/// Elements sharing one NF4 scale.
+pub const NF4_BLOCK: usize = 64;
+/// NF4 scales sharing one nested scale.
+pub const NF4_NESTED_BLOCK: usize = 256;
+
+/// The sixteen NF4 values.
+pub const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// Scales of an NF4 tensor, one per [`NF4_BLOCK`] elements.
+#[derive(Clone, Copy)]
+pub enum Absmax<'a> {
+    F32(&'a [f32]),
+    /// `map[codes[b]] * nested[b / 256] + offset`.
+    Double {
+        codes: &'a [u8],
+        map: &'a [f32; 256],
+        nested: &'a [f32],
+        offset: f32,
+    },
+}
+
+impl Absmax<'_> {
+    #[inline(always)]
+    pub(super) fn get(&self, block: usize) -> f32 {
+        match self {
+            Absmax::F32(s) => s[block],
+            Absmax::Double { codes, map, nested, offset } => {
+                map[codes[block] as usize] * nested[block / NF4_NESTED_BLOCK] + offset
+            }
+        }
+    }
+
+    fn blocks(&self) -> usize {
+        match self {
+            Absmax::F32(s) => s.len(),
+            Absmax::Double { codes, nested, .. } => codes.len().min(nested.len() * NF4_NESTED_BLOCK),
+        }
+    }
+}
+
+/// A flat sequence of elements in some stored format.
+#[derive(Clone, Copy)]
+pub enum Store<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+    /// bitsandbytes NF4: two codes per byte, high nibble first.
+    Nf4 {
+        codes: &'a [u8],
+        absmax: Absmax<'a>,
+    },
+}
+
+impl Store<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Store::F32(s) => s.len(),
+            Store::Bf16(s) => s.len(),
+            Store::F16(s) => s.len(),
+            Store::Nf4 { codes, absmax } => (codes.len() * 2).min(absmax.blocks() * NF4_BLOCK),
+        }
+    }
+
+    /// Decodes `out.len()` consecutive elements from `start` on.
+    #[inline(always)]
+    pub(super) fn decode(&self, start: usize, out: &mut [f32]) {
+        match self {
+            Store::F32(s) => out.copy_from_slice(&s[start..start + out.len()]),
+            Store::Bf16(s) => {
+                for (o, x) in out.iter_mut().zip(&s[start..]) {
+                    *o = f32::from_bits((x.to_bits() as u32) << 16);
+                }
+            }
+            Store::F16(s) => {
+                for (o, x) in out.iter_mut().zip(&s[start..]) {
+                    *o = x.to_f32();
+                }
+            }
+            Store::Nf4 { codes, absmax } => {
+                for (i, o) in (start..).zip(out.iter_mut()) {
+                    let code = codes[i / 2] >> (4 * (1 - i % 2)) & 15;
+                    *o = NF4[code as usize] * absmax.get(i / NF4_BLOCK);
+                }
+            }
+        }
+    }
+}
+
+/// A strided matrix view: element (i, j) is `store[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    pub(super) store: Store<'a>,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Checks once that every element of the view lies inside `store`.
+    pub fn new(store: Store<'a>, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+        if rows > 0 && cols > 0 {
+            let last = (rows - 1)
+                .checked_mul(row_stride)
+                .zip((cols - 1).checked_mul(col_stride))
+                .and_then(|(r, c)| r.checked_add(c));
+            assert!(last.is_some_and(|last| last < store.len()), "matrix view exceeds its store");
+        }
+        Mat { store, rows, cols, row_stride, col_stride }
+    }
+
+    /// A contiguous row-major matrix.
+    pub fn row_major(store: Store<'a>, rows: usize, cols: usize) -> Self {
+        Self::new(store, rows, cols, cols, 1)
+    }
+
+    /// The transposed view: `Mat::row_major(w, out, in).t()` is the B of `y = x * W^T`.
+    pub fn t(self) -> Self {
+        Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    pub(super) fn f32_data(&self) -> Option<&'a [f32]> {
+        match self.store {
+            Store::F32(s) => Some(s),
+            _ => None,
+        }
+    }
+}
+
+/// One product of the sum.
+#[derive(Clone, Copy)]
+pub struct Term<'a> {
+    pub alpha: f32,
+    pub a: Mat<'a>,
+    pub b: Mat<'a>,
+}

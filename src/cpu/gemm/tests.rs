@@ -1,0 +1,270 @@
+use super::*;
+use half::{bf16, f16};
+
+/// A small generator, so that the data is the same everywhere.
+struct Rng(u64);
+
+impl Rng {
+    fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.word() as f32 / (1u64 << 30) as f32 - 1.0).collect()
+    }
+
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.word() as u8).collect()
+    }
+}
+
+/// Storage of `n` elements in each format.
+enum Owned {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+    Nf4(Vec<u8>, Vec<f32>),
+    Nf4Double(Vec<u8>, Vec<u8>, Box<[f32; 256]>, Vec<f32>),
+}
+
+const FORMATS: usize = 5;
+
+impl Owned {
+    fn new(format: usize, n: usize, rng: &mut Rng) -> Owned {
+        let blocks = n.div_ceil(NF4_BLOCK);
+        match format {
+            0 => Owned::F32(rng.floats(n)),
+            1 => Owned::Bf16(rng.floats(n).into_iter().map(bf16::from_f32).collect()),
+            2 => Owned::F16(rng.floats(n).into_iter().map(f16::from_f32).collect()),
+            3 => Owned::Nf4(rng.bytes(n.div_ceil(2)), rng.floats(blocks)),
+            _ => Owned::Nf4Double(
+                rng.bytes(n.div_ceil(2)),
+                rng.bytes(blocks),
+                Box::new(std::array::from_fn(|i| i as f32 / 128.0 - 1.0)),
+                rng.floats(blocks.div_ceil(NF4_NESTED_BLOCK)),
+            ),
+        }
+    }
+
+    fn store(&self) -> Store<'_> {
+        match self {
+            Owned::F32(x) => Store::F32(x),
+            Owned::Bf16(x) => Store::Bf16(x),
+            Owned::F16(x) => Store::F16(x),
+            Owned::Nf4(codes, scales) => Store::Nf4 { codes, absmax: Absmax::F32(scales) },
+            Owned::Nf4Double(codes, scales, map, nested) => {
+                Store::Nf4 { codes, absmax: Absmax::Double { codes: scales, map, nested, offset: 0.25 } }
+            }
+        }
+    }
+
+    /// Element `i`, straight from the format's definition.
+    fn get(&self, i: usize) -> f64 {
+        let nf4 = |codes: &[u8]| NF4[(if i % 2 == 0 { codes[i / 2] >> 4 } else { codes[i / 2] & 15 }) as usize] as f64;
+        match self {
+            Owned::F32(x) => x[i] as f64,
+            Owned::Bf16(x) => x[i].to_f64(),
+            Owned::F16(x) => x[i].to_f64(),
+            Owned::Nf4(codes, scales) => nf4(codes) * scales[i / 64] as f64,
+            Owned::Nf4Double(codes, scales, map, nested) => {
+                let s = map[scales[i / 64] as usize] as f64 * nested[i / 64 / 256] as f64;
+                nf4(codes) * (s + 0.25)
+            }
+        }
+    }
+}
+
+/// A matrix, possibly stored transposed, with `pad` elements between its stored rows.
+struct Operand {
+    data: Owned,
+    rows: usize,
+    cols: usize,
+    strides: (usize, usize),
+}
+
+impl Operand {
+    fn new(f: usize, rows: usize, cols: usize, t: bool, pad: usize, rng: &mut Rng) -> Operand {
+        let ld = if t { rows } else { cols } + pad;
+        let strides = if t { (1, ld) } else { (ld, 1) };
+        let n = ld * if t { cols } else { rows };
+        Operand { data: Owned::new(f, n, rng), rows, cols, strides }
+    }
+
+    fn mat(&self) -> Mat<'_> {
+        Mat::new(self.data.store(), self.rows, self.cols, self.strides.0, self.strides.1)
+    }
+
+    fn get(&self, i: usize, j: usize) -> f64 {
+        self.data.get(i * self.strides.0 + j * self.strides.1)
+    }
+}
+
+fn levels() -> Vec<Level> {
+    let mut levels = vec![Level::Portable];
+    #[cfg(target_arch = "x86_64")]
+    if best_isa() == Level::Avx512 {
+        levels.push(Level::Avx2);
+    }
+    if best_isa() != Level::Portable {
+        levels.push(best_isa());
+    }
+    levels
+}
+
+fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng) {
+    let (m, n) = (terms[0].1.rows, terms[0].2.cols);
+    let ldc = n + 3;
+    let bias = bias.then(|| rng.floats(n));
+    let c0 = if beta == 0.0 { vec![f32::NAN; m * ldc] } else { rng.floats(m * ldc) };
+    let views: Vec<Term> = terms.iter().map(|(alpha, a, b)| Term { alpha: *alpha, a: a.mat(), b: b.mat() }).collect();
+    let mut want = vec![0f64; m * n];
+    let mut size = vec![1f64; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            let w = &mut want[i * n + j];
+            if beta != 0.0 {
+                *w = beta as f64 * c0[i * ldc + j] as f64;
+            }
+            *w += bias.as_ref().map_or(0.0, |b| b[j] as f64);
+            for (alpha, a, b) in terms {
+                for p in 0..a.cols {
+                    let x = *alpha as f64 * a.get(i, p) * b.get(p, j);
+                    *w += x;
+                    size[i * n + j] += x.abs();
+                }
+            }
+        }
+    }
+    for level in levels() {
+        let mut c = c0.clone();
+        with_isa(level, &views, beta, bias.as_deref(), &mut c, ldc);
+        for i in 0..m {
+            for j in 0..n {
+                let (got, e) = (c[i * ldc + j] as f64, i * n + j);
+                assert!(
+                    (got - want[e]).abs() <= 2e-6 * size[e],
+                    "{level:?} {m}x{n} at ({i}, {j}): {got} not {}",
+                    want[e]
+                );
+            }
+            let gap = i * ldc + n..((i + 1) * ldc).min(c.len());
+            assert!(gap.clone().all(|x| c[x].to_bits() == c0[x].to_bits()), "wrote past a row");
+        }
+    }
+}
+
+#[test]
+fn odd_sizes_and_transposes() {
+    let mut rng = Rng(1);
+    let sizes = [1, 2, 3, 4, 5, 7, 17, 33, 65, 129];
+    for m in sizes {
+        for n in sizes {
+            for k in [1, 3, 7, 17, 65, 130] {
+                for t in 0..4 {
+                    let a = Operand::new(0, m, k, t & 1 != 0, 0, &mut rng);
+                    let b = Operand::new(0, k, n, t & 2 != 0, 0, &mut rng);
+                    check(&[(1.0, a, b)], 0.0, false, &mut rng);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn formats() {
+    let mut rng = Rng(2);
+    for (m, k, n) in [(1, 576, 70), (3, 65, 33), (4, 700, 40), (6, 33, 32), (17, 129, 65), (40, 650, 96)] {
+        for f in 0..FORMATS * FORMATS {
+            for t in 0..4 {
+                let pad = if t == 3 { 5 } else { 0 };
+                let a = Operand::new(f / FORMATS, m, k, t & 1 != 0, pad, &mut rng);
+                let b = Operand::new(f % FORMATS, k, n, t & 2 != 0, pad, &mut rng);
+                check(&[(0.5, a, b)], if t == 1 { 1.0 } else { 0.0 }, t == 2, &mut rng);
+            }
+        }
+    }
+}
+
+#[test]
+fn several_terms_beta_and_bias() {
+    let mut rng = Rng(3);
+    for (m, n) in [(1, 50), (4, 64), (5, 31), (16, 64), (200, 48), (350, 90)] {
+        for (beta, bias) in [(0.0, false), (1.0, false), (0.0, true), (1.0, true), (-0.5, true)] {
+            for wide in [1.0, 2.0] {
+                let mut term = |alpha, k, f, t| {
+                    let a = Operand::new(0, m, k, false, 0, &mut rng);
+                    (alpha, a, Operand::new(f, k, n, t, 0, &mut rng))
+                };
+                let terms = [term(wide, 576, 4, true), term(2.0, 16, 0, true), term(wide, 9, 1, false)];
+                check(&terms, beta, bias, &mut rng);
+                let mut term = |alpha, k| {
+                    let a = Operand::new(0, m, k, false, 0, &mut rng);
+                    (alpha, a, Operand::new(0, k, n, false, 0, &mut rng))
+                };
+                check(&[term(wide, 400), term(1.0, 16)], beta, bias, &mut rng);
+            }
+        }
+    }
+}
+
+#[test]
+fn page_strides_and_both_strides() {
+    let mut rng = Rng(4);
+    let a = Operand::new(0, 50, 1024, false, 0, &mut rng);
+    let b = Operand::new(0, 1024, 80, true, 1024, &mut rng);
+    check(&[(1.0, a, b)], 0.0, false, &mut rng);
+    for m in [3, 40] {
+        let mut a = Operand::new(0, 2 * m, 90, false, 0, &mut rng);
+        (a.rows, a.cols, a.strides) = (m, 45, (180, 2));
+        let mut b = Operand::new(3, 90, 70, false, 0, &mut rng);
+        (b.rows, b.cols, b.strides) = (45, 35, (140, 2));
+        check(&[(1.0, a, b)], 1.0, true, &mut rng);
+    }
+}
+
+#[test]
+fn empty_k_applies_the_epilogue() {
+    for m in [1, 9] {
+        let a = Mat::row_major(Store::F32(&[]), m, 0);
+        let b = Mat::row_major(Store::F32(&[]), 0, 5);
+        let mut c = vec![2.0; m * 5];
+        gemm(&[Term { alpha: 1.0, a, b }], 0.5, Some(&[1.0; 5]), &mut c, 5);
+        assert!(c.iter().all(|&x| x == 2.0));
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let mut rng = Rng(5);
+    for (m, k, n, t, f) in [
+        (1, 576, 3000, true, 0),
+        (3, 576, 3000, false, 4),
+        (16, 1024, 576, false, 0),
+        (350, 700, 500, true, 3),
+        (40, 2600, 1100, false, 0),
+        (24, 1500, 1536, false, 1),
+    ] {
+        let a = Operand::new(0, m, k, false, 0, &mut rng);
+        let b = Operand::new(f, k, n, t, 0, &mut rng);
+        for level in levels() {
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut c = vec![0f32; m * n];
+                let terms = [Term { alpha: 1.0, a: a.mat(), b: b.mat() }];
+                pool.install(|| with_isa(level, &terms, 0.0, None, &mut c, n));
+                c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let one = run(1);
+            for threads in [2, 3, 7] {
+                assert!(run(threads) == one, "{level:?} {m}x{k}x{n} on {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "exceeds its store")]
+fn a_view_outside_its_store_is_refused() {
+    Mat::new(Store::F32(&[0.0; 11]), 3, 4, 4, 1);
+}

@@ -1,0 +1,216 @@
+//! The Llama family: Llama 2 and 3, SmolLM2, TinyLlama, Mistral (sliding window), Qwen2 (biases on q, k, v), Qwen3
+//! (norms on the heads of q and k), Gemma 1 (scaled embedding, GeGLU, norms stored minus one).
+//!
+//! Per block: `h += o(attention(rope(q(n1 h)), rope(k(n1 h)), v(n1 h)))`, `h += down(act(gate(n2 h)) · up(n2 h))`
+//! with RMS norms n1, n2. Weight names and config keys are those of Hugging Face transformers.
+
+use serde_json::Value;
+
+use super::{Family, Model};
+use crate::error::{Error, Result};
+use crate::graph::Val;
+use crate::nn::{Nn, Role};
+use crate::ops::rope::{RopeSpec, rope_table};
+use crate::ops::{Act, Attention};
+
+pub const FAMILY: Family = Family { types: &["llama", "mistral", "qwen2", "qwen3", "gemma"], read };
+
+#[derive(Clone, Debug)]
+pub struct Llama {
+    vocab: usize,
+    hidden: usize,
+    inter: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    eps: f32,
+    act: Act,
+    /// Biases of q, k, v; of o; of the MLP.
+    qkv_bias: bool,
+    o_bias: bool,
+    mlp_bias: bool,
+    qk_norm: bool,
+    /// Added to every norm's weight.
+    norm_offset: f32,
+    embed_scale: f32,
+    tied: bool,
+    window: Option<usize>,
+    rope: RopeSpec,
+    max_positions: usize,
+    init_std: f32,
+    /// Rows of the table of rotations.
+    positions: usize,
+}
+
+fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let hidden = size(config, "hidden_size", None)?;
+    let heads = size(config, "num_attention_heads", None)?;
+    let kv_heads = size(config, "num_key_value_heads", Some(heads))?;
+    if kv_heads == 0 || heads % kv_heads != 0 {
+        return Err(bad("num_key_value_heads", kv_heads, format!("a divisor of num_attention_heads = {heads}")));
+    }
+    let head_dim = size(config, "head_dim", Some(hidden / heads))?;
+    if head_dim % 2 != 0 {
+        return Err(bad("head_dim", head_dim, "an even number"));
+    }
+    let gemma = kind == "gemma";
+    let act = match (text(config, "hidden_activation").or(text(config, "hidden_act")), gemma) {
+        (None, true) | (Some("gelu"), true) | (Some("gelu_pytorch_tanh"), _) => Act::GeluTanh,
+        (None | Some("silu"), _) => Act::Silu,
+        (Some("gelu"), false) => Act::Gelu,
+        (Some(other), _) => return Err(bad("hidden_act", other, "silu, gelu or gelu_pytorch_tanh")),
+    };
+    let max_positions = size(config, "max_position_embeddings", Some(2048))?;
+    let attention_bias = flag(config, "attention_bias");
+    Ok(Box::new(Llama {
+        vocab: size(config, "vocab_size", None)?,
+        hidden,
+        inter: size(config, "intermediate_size", None)?,
+        layers: size(config, "num_hidden_layers", None)?,
+        heads,
+        kv_heads,
+        head_dim,
+        eps: number(config, "rms_norm_eps").unwrap_or(1e-6) as f32,
+        act,
+        qkv_bias: kind == "qwen2" || attention_bias,
+        o_bias: kind != "qwen2" && attention_bias,
+        mlp_bias: flag(config, "mlp_bias"),
+        qk_norm: kind == "qwen3",
+        norm_offset: if gemma { 1.0 } else { 0.0 },
+        embed_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
+        tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma),
+        window: window(config, kind)?,
+        rope: super::rope::spec(config, head_dim, max_positions)?,
+        max_positions,
+        init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
+        positions,
+    }))
+}
+
+impl Model for Llama {
+    fn hidden(&self, nn: &mut Nn) -> Result<Val> {
+        let angles = rope_table(&self.rope, self.positions)?;
+        let table = nn.constant("rope", &[self.positions, self.head_dim], || angles);
+        let mut h = nn.embed("model.embed_tokens", self.vocab, self.hidden, self.embed_scale)?;
+        for layer in 0..self.layers {
+            let path = format!("model.layers.{layer}");
+            h = self.attention(nn, &path, h, table)?;
+            h = self.mlp(nn, &path, h)?;
+        }
+        nn.rms_norm("model.norm", h, self.eps, self.norm_offset)
+    }
+
+    fn head(&self, nn: &mut Nn) -> Val {
+        let (name, role) = match self.tied {
+            true => ("model.embed_tokens.weight", Role::Embed),
+            false => ("lm_head.weight", Role::Head),
+        };
+        nn.weight(name, &[self.vocab, self.hidden], role)
+    }
+
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn max_positions(&self) -> usize {
+        self.max_positions
+    }
+
+    fn init_std(&self) -> f32 {
+        self.init_std
+    }
+
+    fn linears(&self) -> Vec<String> {
+        let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+        let names = names.into_iter().chain(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]);
+        let names: Vec<_> = names.collect();
+        (0..self.layers).flat_map(|l| names.iter().map(move |n| format!("model.layers.{l}.{n}"))).collect()
+    }
+
+    fn window(&self) -> Option<usize> {
+        self.window
+    }
+}
+
+impl Llama {
+    fn attention(&self, nn: &mut Nn, path: &str, h: Val, table: Val) -> Result<Val> {
+        let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
+        let x = nn.rms_norm(&format!("{path}.input_layernorm"), h, self.eps, self.norm_offset)?;
+        let at = format!("{path}.self_attn");
+        let mut q = nn.linear(&format!("{at}.q_proj"), Role::Q, x, heads * dim, self.qkv_bias)?;
+        let mut k = nn.linear(&format!("{at}.k_proj"), Role::K, x, kv_heads * dim, self.qkv_bias)?;
+        let v = nn.linear(&format!("{at}.v_proj"), Role::V, x, kv_heads * dim, self.qkv_bias)?;
+        if self.qk_norm {
+            q = nn.head_norm(&format!("{at}.q_norm"), q, dim, self.eps, self.norm_offset)?;
+            k = nn.head_norm(&format!("{at}.k_norm"), k, dim, self.eps, self.norm_offset)?;
+        }
+        nn.g.site = at.clone();
+        let q = nn.g.rope(q, table, nn.batch.positions, heads, dim)?;
+        let k = nn.g.rope(k, table, nn.batch.positions, kv_heads, dim)?;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let spec = Attention { heads, kv_heads, head_dim: dim, scale, causal: true, window: self.window };
+        let mixed = nn.attention(&at, q, k, v, spec)?;
+        let out = nn.linear(&format!("{at}.o_proj"), Role::O, mixed, self.hidden, self.o_bias)?;
+        nn.add(path, h, out)
+    }
+
+    fn mlp(&self, nn: &mut Nn, path: &str, h: Val) -> Result<Val> {
+        let x = nn.rms_norm(&format!("{path}.post_attention_layernorm"), h, self.eps, self.norm_offset)?;
+        let out = nn.gated_mlp(&format!("{path}.mlp"), x, self.inter, self.act, self.mlp_bias)?;
+        nn.add(path, h, out)
+    }
+}
+
+/// Mistral's window holds in every layer; Qwen's only where `use_sliding_window` says so, and then in the layers
+/// that `layer_types` names, of which this family supports all or none.
+fn window(config: &Value, kind: &str) -> Result<Option<usize>> {
+    let Some(window) = config.get("sliding_window").and_then(Value::as_u64) else { return Ok(None) };
+    let on = match kind {
+        "mistral" => true,
+        "qwen2" | "qwen3" => flag(config, "use_sliding_window"),
+        _ => false,
+    };
+    let types: Vec<&str> = match config.get("layer_types").and_then(Value::as_array) {
+        Some(types) => types.iter().filter_map(Value::as_str).collect(),
+        None => Vec::new(),
+    };
+    let sliding = types.iter().filter(|t| **t == "sliding_attention").count();
+    if !on || (sliding == 0 && !types.is_empty()) {
+        return Ok(None);
+    }
+    if sliding != types.len() {
+        return Err(Error::unsupported(
+            "a sliding window in some layers only",
+            "set use_sliding_window to false in config.json if sequences stay shorter than the window",
+        ));
+    }
+    Ok(Some(window as usize))
+}
+
+fn size(config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
+    match (config.get(key), default) {
+        (None | Some(Value::Null), Some(d)) => Ok(d),
+        (Some(Value::Number(n)), _) if n.as_u64().is_some_and(|n| (1..=1 << 32).contains(&n)) => {
+            Ok(n.as_u64().unwrap_or(1) as usize)
+        }
+        (found, _) => Err(bad(key, found.map_or("nothing".into(), |v| v.to_string()), "a positive whole number")),
+    }
+}
+
+fn number(config: &Value, key: &str) -> Option<f64> {
+    config.get(key).and_then(Value::as_f64)
+}
+
+fn flag(config: &Value, key: &str) -> bool {
+    config.get(key).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn text<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
+    config.get(key).and_then(Value::as_str)
+}
+
+fn bad(key: &str, found: impl ToString, expected: impl Into<String>) -> Error {
+    Error::config(format!("config.json: {key}"), found.to_string(), expected)
+}

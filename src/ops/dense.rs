@@ -1,0 +1,279 @@
+//! How dense products are cut into WGSL dispatches: no binding above the device's limit, no dispatch that runs for
+//! seconds, and a tile shape that fits the matrix.
+
+use std::ops::Range;
+
+use crate::cpu::philox;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::quant::{row_step, weight_define, weight_parts};
+use crate::ops::{Arg, Caps, Dispatch, Dropout, Lower, Matmul};
+
+/// What one dispatch may compute; a slow integrated GPU does it within a tenth of a second or two.
+const MAX_FLOPS: usize = 20_000_000_000;
+
+/// Rows and columns of the largest tile of `shaders/common/tile.wgsl`.
+const TILE: usize = 64;
+
+/// Up to this many tokens a linear layer reads every weight row once and in order instead of tiling.
+const FEW_TOKENS: usize = 4;
+
+/// Cuts `count` rows so that `most` are in a piece and every piece starts on a multiple of `step`.
+fn cut(count: usize, most: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = (most / step).max(1) * step;
+    (0..count).step_by(len).map(move |start| start..(start + len).min(count))
+}
+
+/// Over matrices of f32 that are cut along their rows together: the step that keeps each on a 256-byte boundary
+/// (powers of two: the largest is a multiple of all), and the most rows that fit a binding of each.
+fn rows_of(caps: &Caps, widths: &[usize]) -> (usize, usize) {
+    let step = widths.iter().map(|&w| row_step(DType::F32, w)).max().unwrap_or(1);
+    let most = widths.iter().map(|&w| (caps.max_binding.min(1 << 32) as usize / 4) / w.max(1)).min().unwrap_or(1);
+    (step, most)
+}
+
+/// So many rows that a dispatch of `flops_per_row` stays short, in whole tiles.
+fn short(flops_per_row: usize) -> usize {
+    (MAX_FLOPS / flops_per_row.max(1) / TILE).max(1) * TILE
+}
+
+fn bytes(rows: Range<usize>, width: usize) -> Range<u64> {
+    (4 * rows.start * width) as u64..(4 * rows.end * width) as u64
+}
+
+fn yes(name: &'static str, is: bool) -> Option<(&'static str, f64)> {
+    is.then_some((name, 1.0))
+}
+
+/// A matrix of f32 among the operands, by what binds a range of its bytes.
+type Bind<'a> = &'a dyn Fn(Range<u64>) -> Arg;
+
+/// `c[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ acc)`.
+pub(super) struct Product<'a> {
+    pub spec: Matmul,
+    pub dims: (usize, usize, usize),
+    pub c: Bind<'a>,
+    pub a: Bind<'a>,
+    pub b: Bind<'a>,
+    /// Added, unless c itself holds it.
+    pub acc: Option<Bind<'a>>,
+    /// c holds what is added.
+    pub acc_in_c: bool,
+    /// Dropout of a (not transposed, b transposed), and the random-number operand.
+    pub dropout: Option<(Dropout, Arg)>,
+}
+
+impl Product<'_> {
+    pub fn dispatches(&self, caps: &Caps) -> Vec<Dispatch> {
+        let (m, n, k) = self.dims;
+        let Matmul { ta, tb, alpha, .. } = self.spec;
+        let (m_step, m_most) = if ta { rows_of(caps, &[n]) } else { rows_of(caps, &[n, k]) };
+        let (n_step, n_most) = if tb { rows_of(caps, &[k]) } else { (1, n) };
+        let (k_step, k_most) = match (ta, tb) {
+            (false, true) => (1, k),
+            (true, true) => rows_of(caps, &[m]),
+            (false, false) => rows_of(caps, &[n]),
+            (true, false) => rows_of(caps, &[m, n]),
+        };
+        let m_most = m_most.min(short(2 * n * k)).min(caps.max_groups as usize * TILE);
+        let mut list = Vec::new();
+        for m_range in cut(m, m_most, m_step) {
+            for n_range in cut(n, n_most, n_step) {
+                for k_range in cut(k, k_most, k_step) {
+                    let first = k_range.start == 0;
+                    list.push(self.dispatch(m_range.clone(), n_range.clone(), k_range, first, alpha));
+                }
+            }
+        }
+        list
+    }
+
+    fn dispatch(&self, ms: Range<usize>, ns: Range<usize>, ks: Range<usize>, first: bool, alpha: f32) -> Dispatch {
+        let (m_all, n_all, k_all) = self.dims;
+        let Matmul { ta, tb, .. } = self.spec;
+        let (a, lda, a0) = match ta {
+            false => (bytes(ms.clone(), k_all), k_all, ks.start),
+            true => (bytes(ks.clone(), m_all), m_all, ms.start),
+        };
+        let (b, ldb, b0) = match tb {
+            true => (bytes(ns.clone(), k_all), k_all, ks.start),
+            false => (bytes(ks.clone(), n_all), n_all, ns.start),
+        };
+        let (m, n, k) = (ms.len(), ns.len(), ks.len());
+        let (shape, bm, bn) = match (n <= TILE / 2, m <= TILE / 2) {
+            (true, _) => (Some("NARROW"), 64, 16),
+            (_, true) if self.dropout.is_none() => (Some("FLAT"), 16, 64),
+            _ => (None, 64, 64),
+        };
+        let acc = self.acc.filter(|_| first);
+        let mut defines: Vec<&'static str> = shape.into_iter().collect();
+        defines.extend(acc.map(|_| "ACC"));
+        defines.extend(self.dropout.as_ref().map(|_| "DROPOUT"));
+        let c = bytes(ms.clone(), n_all);
+        let mut args = vec![(self.c)(c.clone()), (self.a)(a), (self.b)(b)];
+        args.extend(acc.map(|bind| bind(c)));
+        let mut params = vec![m, n, k, lda, ldb, n_all, a0, b0, ns.start].into_iter().map(|x| x as u32).collect::<Vec<_>>();
+        params.push(alpha.to_bits());
+        if let Some((drop, rng)) = &self.dropout {
+            let (threshold, keep) = philox::keep(*drop);
+            params.extend([(ms.start * k_all) as u32, drop.site, threshold, keep.to_bits()]);
+            args.push(rng.clone());
+        } else {
+            params.extend([0; 4]);
+        }
+        let add = self.acc_in_c || !first;
+        Dispatch {
+            shader: "matmul",
+            defines,
+            entry: "tile",
+            constants: [yes("TA", ta), yes("TB", tb), yes("ADD", add)].into_iter().flatten().collect(),
+            grid: [n.div_ceil(bn) as u32, m.div_ceil(bm) as u32, 1],
+            args,
+            params,
+            flops: 2 * (m * n * k) as u64,
+        }
+    }
+}
+
+/// `y[n] = Σ_t x[t,n] (+ acc[n])`.
+pub(super) fn sum_rows(l: &Lower, acc: bool) -> Vec<Dispatch> {
+    let (rows, cols) = (l.ins[0].rows(), l.ins[0].cols());
+    let (step, most) = rows_of(l.caps, &[cols]);
+    let in_y = l.shared[0] == Some(1);
+    let pieces = cut(rows, most, step).map(|piece| {
+        let first = piece.start == 0;
+        let separate = acc && !in_y && first;
+        let mut args = vec![Arg::Out(0), Arg::InPart(0, bytes(piece.clone(), cols))];
+        args.extend(separate.then_some(Arg::In(1)));
+        Dispatch {
+            shader: "sum_rows",
+            defines: separate.then_some("ACC").into_iter().collect(),
+            entry: "sum_rows",
+            constants: yes("ADD", (acc && in_y) || !first).into_iter().collect(),
+            grid: [cols.div_ceil(64) as u32, 1, 1],
+            args,
+            params: vec![piece.len() as u32, cols as u32],
+            flops: (piece.len() * cols) as u64,
+        }
+    });
+    pieces.collect()
+}
+
+/// The operands of a linear layer's low-rank part, forward (A, B) or backward (dyb, A).
+pub(super) struct LowRank {
+    pub first: usize,
+    pub second: usize,
+    pub rank: usize,
+    pub scale: f32,
+    /// Dropout and its random-number operand.
+    pub dropout: Option<(Dropout, usize)>,
+}
+
+/// `y = x Wᵀ (+ bias) (+ scale·x̃Aᵀ·Bᵀ)`, output 1 being x̃Aᵀ.
+pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Result<Vec<Dispatch>> {
+    let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
+    let define = stored_as(l)?;
+    let mut list = Vec::new();
+    if let Some(low) = &low {
+        let down = Product {
+            spec: Matmul { ta: false, tb: true, alpha: 1.0, acc: false },
+            dims: (t, low.rank, k),
+            c: &|r| Arg::OutPart(1, r),
+            a: &|r| Arg::InPart(0, r),
+            b: &|r| Arg::InPart(low.first, r),
+            acc: None,
+            acc_in_c: false,
+            dropout: low.dropout.map(|(d, rng)| (d, Arg::In(rng))),
+        };
+        list.extend(down.dispatches(l.caps));
+    }
+    let few = t <= FEW_TOKENS;
+    let rank = low.as_ref().map_or(0, |l| l.rank);
+    let (step, most) = if rank > 0 { rows_of(l.caps, &[n, k, rank]) } else { rows_of(l.caps, &[n, k]) };
+    let most = most.min(short(2 * n * (k + rank)));
+    let widest = l.caps.max_groups as usize * FEW_TOKENS;
+    for ts in cut(t, most, step) {
+        for part in weight_parts(1, &l.ins[1], l.caps.max_binding, if few { widest } else { usize::MAX }) {
+            let rows = part.rows.len();
+            let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), n)), Arg::InPart(0, bytes(ts.clone(), k))];
+            args.extend(part.args);
+            args.extend(bias.map(Arg::In));
+            let mut defines = vec![define];
+            defines.extend(bias.map(|_| "BIAS"));
+            if let Some(low) = &low {
+                defines.push("LORA");
+                args.extend([Arg::OutPart(1, bytes(ts.clone(), rank)), Arg::In(low.second)]);
+            }
+            let scale = low.as_ref().map_or(0.0, |l| l.scale);
+            let [first, nested, offset] = part.params;
+            let ints = [ts.len(), rows, part.rows.start, n, k, rank].map(|x| x as u32);
+            let mut params = ints.to_vec();
+            params.extend([scale.to_bits(), first, nested, offset]);
+            let grid = match few {
+                true => [rows.div_ceil(4) as u32, ts.len() as u32, 1],
+                false => [rows.div_ceil(TILE) as u32, ts.len().div_ceil(TILE) as u32, 1],
+            };
+            list.push(Dispatch {
+                shader: "linear",
+                defines,
+                entry: if few { "row" } else { "tile" },
+                constants: yes("VEC", k % 4 == 0).into_iter().collect(),
+                grid,
+                args,
+                params,
+                flops: 2 * (ts.len() * rows * (k + rank)) as u64,
+            });
+        }
+    }
+    Ok(list)
+}
+
+/// `dx = dy·W (+ mask∘(dyb·A))`.
+pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<Dispatch>> {
+    let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
+    let define = stored_as(l)?;
+    let rank = low.as_ref().map_or(0, |l| l.rank);
+    let (step, most) = if rank > 0 { rows_of(l.caps, &[n, k, rank]) } else { rows_of(l.caps, &[n, k]) };
+    let most = most.min(short(2 * n * (k + rank)));
+    let mut list = Vec::new();
+    for ts in cut(t, most, step) {
+        for part in weight_parts(1, &l.ins[1], l.caps.max_binding, usize::MAX) {
+            let first = part.rows.start == 0;
+            let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), k)), Arg::InPart(0, bytes(ts.clone(), n))];
+            args.extend(part.args);
+            let mut defines = vec![define];
+            let [w_first, nested, offset] = part.params;
+            let ints = [ts.len(), part.rows.len(), part.rows.start, n, k, rank].map(|x| x as u32);
+            let mut params = ints.to_vec();
+            params.extend([w_first, nested, offset, ts.start as u32]);
+            let mut mask = [0; 3];
+            if let Some(low) = low.as_ref().filter(|_| first) {
+                defines.push("LORA");
+                args.extend([Arg::InPart(low.first, bytes(ts.clone(), rank)), Arg::In(low.second)]);
+                if let Some((drop, rng)) = low.dropout {
+                    defines.push("DROPOUT");
+                    args.push(Arg::In(rng));
+                    let (threshold, keep) = philox::keep(drop);
+                    mask = [drop.site, threshold, keep.to_bits()];
+                }
+            }
+            params.extend(mask);
+            list.push(Dispatch {
+                shader: "linear_dx",
+                defines,
+                entry: "tile",
+                constants: [yes("VEC", k % 4 == 0), yes("ADD", !first)].into_iter().flatten().collect(),
+                grid: [k.div_ceil(TILE) as u32, ts.len().div_ceil(TILE) as u32, 1],
+                args,
+                params,
+                flops: 2 * (ts.len() * part.rows.len() * k) as u64,
+            });
+        }
+    }
+    Ok(list)
+}
+
+fn stored_as(l: &Lower) -> Result<&'static str> {
+    let w = &l.ins[1];
+    weight_define(w.dtype).ok_or_else(|| Error::unsupported(format!("a weight {w}"), "weights are floats or nf4"))
+}

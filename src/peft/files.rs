@@ -1,0 +1,213 @@
+//! The folder of a PEFT LoRA adapter: `adapter_config.json`, `adapter_model.safetensors`, `README.md`.
+//!
+//! Tensors are named `base_model.model.<module>.lora_A.weight` `[rank, in]` and `….lora_B.weight` `[out, rank]`,
+//! f32, in a safetensors file with the metadata `{"format": "pt"}`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::config::AdapterConfig;
+use crate::error::{Error, Result};
+use crate::nearest::nearest;
+
+pub const CONFIG_FILE: &str = "adapter_config.json";
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+const LEGACY_FILE: &str = "adapter_model.bin";
+const CARD_FILE: &str = "README.md";
+const PREFIX: &str = "base_model.model.";
+
+/// Name in the file of A, `[rank, in]`, of the linear layer `module`.
+pub fn lora_a(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_A.weight")
+}
+
+/// Name in the file of B, `[out, rank]`, of the linear layer `module`.
+pub fn lora_b(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_B.weight")
+}
+
+/// A tensor to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Out<'a> {
+    pub name: &'a str,
+    pub shape: &'a [usize],
+    pub data: &'a [f32],
+}
+
+/// A tensor that was read, widened to f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterTensor {
+    pub shape: Vec<usize>,
+    pub data: Vec<f32>,
+}
+
+/// An adapter as its folder holds it.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub config: AdapterConfig,
+    /// By their names in the file.
+    pub tensors: BTreeMap<String, AdapterTensor>,
+}
+
+// ---- reading
+
+/// Reads `adapter_config.json` of a folder.
+pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
+    let path = dir.join(CONFIG_FILE);
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    AdapterConfig::parse(&text)
+}
+
+/// Reads a whole adapter. Weights may be f32, bf16 or f16.
+pub fn read_adapter(dir: &Path) -> Result<Adapter> {
+    let config = read_config(dir)?;
+    let path = dir.join(WEIGHTS_FILE);
+    if !path.exists() && dir.join(LEGACY_FILE).exists() {
+        return Err(Error::unsupported(
+            format!("{}: pickled weights", dir.join(LEGACY_FILE).display()),
+            "load the adapter with PEFT and save it again, which writes safetensors",
+        ));
+    }
+    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::file(&path, format!("a damaged header ({e})"), "a safetensors file"))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let data = widen(&view).ok_or_else(|| {
+            Error::file(&path, format!("{name} of dtype {:?}", view.dtype()), "tensors of f32, bf16 or f16")
+        })?;
+        tensors.insert(name, AdapterTensor { shape: view.shape().to_vec(), data });
+    }
+    Ok(Adapter { config, tensors })
+}
+
+/// The elements of a stored tensor as f32; safetensors keeps them little-endian.
+fn widen(view: &TensorView) -> Option<Vec<f32>> {
+    let half = |convert: fn([u8; 2]) -> f32| view.data().as_chunks().0.iter().map(|&b| convert(b)).collect();
+    match view.dtype() {
+        Dtype::F32 => Some(view.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+        Dtype::BF16 => Some(half(|b| half::bf16::from_le_bytes(b).to_f32())),
+        Dtype::F16 => Some(half(|b| half::f16::from_le_bytes(b).to_f32())),
+        _ => None,
+    }
+}
+
+impl Adapter {
+    /// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
+    /// missing, left over, or of another shape: an adapter that fits only in part is never applied.
+    pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        let path = dir.join(WEIGHTS_FILE);
+        let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+        let missing: Vec<&str> =
+            expected.iter().map(|(n, _)| n.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
+        let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !wanted.contains_key(n)).collect();
+        if !missing.is_empty() || !left.is_empty() {
+            let mut found = Vec::new();
+            if !left.is_empty() {
+                found.push(format!("{} the model has no place for ({})", count(left.len()), some(&left, &missing)));
+            }
+            if !missing.is_empty() {
+                found.push(format!("{} missing ({})", count(missing.len()), some(&missing, &left)));
+            }
+            return Err(Error::file(path, found.join("; "), "the adapter of this model"));
+        }
+        for (name, shape) in expected {
+            let held = &self.tensors[name];
+            if held.shape != *shape {
+                return Err(Error::file(path, format!("{name} of shape {:?}", held.shape), format!("{shape:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn count(n: usize) -> String {
+    format!("{n} tensor{}", if n == 1 { "" } else { "s" })
+}
+
+/// The first few names, each with the nearest of the other side.
+fn some(names: &[&str], others: &[&str]) -> String {
+    const SHOWN: usize = 4;
+    let line = |name: &&str| match nearest(name, others.iter().copied()) {
+        Some(near) => format!("{name}, nearest {near}"),
+        None => (*name).to_owned(),
+    };
+    let mut text: Vec<String> = names.iter().take(SHOWN).map(line).collect();
+    if names.len() > SHOWN {
+        text.push(format!("and {} more", names.len() - SHOWN));
+    }
+    text.join("; ")
+}
+
+// ---- writing
+
+/// Writes the three files. Each appears whole or not at all, the config last: a folder with an
+/// `adapter_config.json` is complete.
+pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: &[Out]) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    write_weights(&dir.join(WEIGHTS_FILE), tensors)?;
+    write_whole(&dir.join(CARD_FILE), card(config).as_bytes())?;
+    write_whole(&dir.join(CONFIG_FILE), config.to_json().as_bytes())
+}
+
+fn write_weights(path: &Path, tensors: &[Out]) -> Result<()> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for t in tensors {
+        if let Some(x) = t.data.iter().find(|x| !x.is_finite()) {
+            let found = format!("{x} in {}: the run diverged", t.name);
+            return Err(Error::file(path, found, "finite numbers; nothing was written (try a lower lr)"));
+        }
+        let view = TensorView::new(Dtype::F32, t.shape.to_vec(), bytemuck::cast_slice(t.data)).map_err(|e| {
+            Error::file(path, format!("{} as {} elements ({e})", t.name, t.data.len()), format!("{:?}", t.shape))
+        })?;
+        views.push((t.name, view));
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let bytes = safetensors::serialize(views, Some(metadata))
+        .map_err(|e| Error::file(path, e.to_string(), "tensors that safetensors can hold"))?;
+    write_whole(path, &bytes)
+}
+
+/// Writes beside `path` and renames, so that a reader never sees half a file.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    std::fs::write(&part, bytes).map_err(|e| Error::io(&part, e))?;
+    std::fs::rename(&part, path).map_err(|e| Error::io(path, e))
+}
+
+/// The model card: the header by which the Hugging Face hub files an adapter, and how to load it.
+fn card(config: &AdapterConfig) -> String {
+    // A JSON string is a YAML string.
+    let quoted = |s: &str| serde_json::Value::from(s).to_string();
+    let mut text = String::from("---\n");
+    if let Some(base) = &config.base_model {
+        text += &format!("base_model: {}\n", quoted(base));
+    }
+    text += "library_name: peft\npipeline_tag: text-generation\ntags:\n";
+    if let Some(base) = &config.base_model {
+        text += &format!("- {}\n", quoted(&format!("base_model:adapter:{base}")));
+    }
+    text += "- lora\n- trimtab\n---\n\n# A LoRA adapter\n\n";
+    text += &format!(
+        "Rank {}, alpha {}, on {}. Trained with Trimtab {}; the files are those of Hugging Face PEFT.\n\n",
+        config.rank,
+        config.alpha,
+        config.targets,
+        env!("CARGO_PKG_VERSION")
+    );
+    let base = config.base_model.as_deref().unwrap_or("BASE_MODEL");
+    text += &format!(
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
+         model = AutoModelForCausalLM.from_pretrained({})\nmodel = PeftModel.from_pretrained(model, \"PATH_OF_THIS_FOLDER\")\n```\n",
+        quoted(base)
+    );
+    text
+}
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

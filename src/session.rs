@@ -1,0 +1,162 @@
+//! The engine as other programs use it: open a model, choose a method, plan, step, save.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::backend::Backend;
+use crate::data::pack::MicroBatch;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::models::{self, Model};
+use crate::nn::Role;
+use crate::peft::files::AdapterTensor;
+use crate::peft::{Method, Save};
+use crate::plan::{Account, Plan};
+use crate::train::step::Step;
+use crate::train::trainer::{AdamW, StepReport, Trainer};
+use crate::weights::{Checkpoint, Storage, load};
+
+/// A base model: its config, and its weights unless they are to be drawn at random.
+pub struct Base {
+    pub path: PathBuf,
+    pub config: Value,
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl Base {
+    /// A Hugging Face folder or a GGUF file. It is mapped; nothing is read yet.
+    pub fn open(path: impl AsRef<Path>) -> Result<Base> {
+        let checkpoint = Checkpoint::open(&path)?;
+        Ok(Base { path: path.as_ref().into(), config: checkpoint.config().clone(), checkpoint: Some(checkpoint) })
+    }
+
+    /// The model of a folder's config.json with random weights.
+    pub fn random(path: impl AsRef<Path>) -> Result<Base> {
+        let path = path.as_ref();
+        Ok(Base { path: path.into(), config: crate::weights::read_config(path)?, checkpoint: None })
+    }
+
+    /// The model's structure, for sequences of at most `positions` tokens.
+    pub fn model(&self, positions: usize) -> Result<Box<dyn Model>> {
+        models::read(&self.config, positions)
+    }
+
+    /// How a frozen weight is kept: as NF4 if the file has it so or `quantize` asks for it, in 16 bits if the file
+    /// does (widening is exact) or `dtype` asks for it, else in f32.
+    pub fn storage(&self, quantize: Option<DType>, dtype: DType) -> impl Fn(&str, Role) -> DType + '_ {
+        move |name, role| {
+            let stored = self.checkpoint.as_ref().and_then(|c| c.info(name)).map(|i| i.stored);
+            match (stored, quantize) {
+                (Some(Storage::As(d)), _) if d.is_quantized() => d,
+                (_, Some(q)) if role.is_block_linear() => q,
+                (_, _) if dtype != DType::F32 => dtype,
+                (Some(Storage::As(d @ (DType::BF16 | DType::F16))), _) => d,
+                _ => DType::F32,
+            }
+        }
+    }
+}
+
+/// What a run is, apart from the model and the method.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Format of the linear layers' frozen weights, if they are to be quantized.
+    pub quantize: Option<DType>,
+    /// Format of the other frozen weights.
+    pub dtype: DType,
+    /// Longest sequence.
+    pub max_seq_len: usize,
+    /// Tokens of a micro-batch.
+    pub micro_tokens: usize,
+    pub adamw: AdamW,
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            quantize: None,
+            dtype: DType::F32,
+            max_seq_len: 1024,
+            micro_tokens: 1024,
+            adamw: AdamW::default(),
+            seed: 42,
+        }
+    }
+}
+
+/// A run that is planned to the byte, with nothing allocated and nothing loaded.
+pub struct Planned<'a> {
+    base: &'a Base,
+    method: Box<dyn Method>,
+    backend: Box<dyn Backend>,
+    step: Step,
+    plan: Plan,
+    options: Options,
+    init_std: f32,
+}
+
+impl<'a> Planned<'a> {
+    pub fn new(base: &'a Base, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
+        let model = base.model(options.max_seq_len)?;
+        method.check(&model.linears())?;
+        let storage = base.storage(options.quantize, options.dtype);
+        let step = Step::new(&*model, &*method, &storage, options.micro_tokens, backend.caps())?;
+        let plan = Plan::new(&step.graph, backend.caps())?;
+        drop(storage);
+        let init_std = model.init_std();
+        Ok(Planned { base, method, backend, step, plan, options, init_std })
+    }
+
+    /// What will be allocated.
+    pub fn account(&self) -> &Account {
+        &self.plan.account
+    }
+
+    /// Number of trained values, and of all.
+    pub fn parameters(&self) -> (usize, usize) {
+        let count = |trained: bool| -> usize {
+            let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
+            weights.filter(|w| !matches!(w.source, crate::nn::Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
+        };
+        (count(true), count(false))
+    }
+
+    /// Allocates, compiles and loads. `adapter` holds the tensors of an adapter to start from;
+    /// `progress(bytes loaded, of)` is called along the way.
+    pub fn start(
+        self,
+        adapter: Option<&BTreeMap<String, AdapterTensor>>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Session<'a>> {
+        let Planned { base, method, backend, step, plan, options, init_std } = self;
+        let mut trainer = Trainer::new(backend, step, plan, options.adamw, options.seed)?;
+        let weights = trainer.weights().to_vec();
+        let from =
+            load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
+        load::load(&mut trainer.exec, &weights, &from, progress)?;
+        Ok(Session { base, method, trainer })
+    }
+}
+
+/// A run under way.
+pub struct Session<'a> {
+    base: &'a Base,
+    method: Box<dyn Method>,
+    pub trainer: Trainer,
+}
+
+impl Session<'_> {
+    /// One optimizer step over packed micro-batches (`data::pack`).
+    pub fn step(&mut self, micro: &[MicroBatch], lr: f64) -> Result<StepReport> {
+        self.trainer.step(micro, lr)
+    }
+
+    /// Writes what was trained: a PEFT adapter, or a whole model with its weights in `dtype`.
+    pub fn save(&mut self, dir: &Path, dtype: DType) -> Result<()> {
+        let trained = self.trainer.trained()?;
+        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained })
+    }
+}

@@ -1,0 +1,167 @@
+//! A training run from its config to its files: what `trimtab train` does.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::backend;
+use crate::config::{Dtype, Init, Method as MethodName, Quantize, RunConfig, SaveDtype};
+use crate::data::pack::pack;
+use crate::data::reader::{self, Encoder};
+use crate::data::sampler::Sampler;
+use crate::data::tokenizer::Tokenizer;
+use crate::data::{Dataset, is_tokenized};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::peft::{Method, files, full::Full, lora::Lora};
+use crate::plan::Account;
+use crate::session::{Base, Options, Planned};
+use crate::train::metrics::Event;
+use crate::train::schedule;
+use crate::train::svg;
+use crate::train::trainer::AdamW;
+
+/// What a finished run leaves behind.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub steps: u64,
+    pub first_loss: f32,
+    pub last_loss: f32,
+}
+
+/// The account of the run that `config` describes: nothing is loaded or allocated.
+pub fn account(config: &RunConfig) -> Result<Account> {
+    let base = open(config)?;
+    Ok(plan(config, &base)?.account().clone())
+}
+
+fn open(config: &RunConfig) -> Result<Base> {
+    let path = config.need("model")?;
+    match config.init {
+        Init::Pretrained => Base::open(path),
+        Init::Random => Base::random(path),
+    }
+}
+
+fn plan<'a>(config: &RunConfig, base: &'a Base) -> Result<Planned<'a>> {
+    let method: Box<dyn Method> = match (config.method, config.adapter_config()?) {
+        (MethodName::Lora, Some(config)) => Box::new(Lora { config }),
+        _ => Box::new(Full),
+    };
+    Planned::new(base, method, options(config), backend::open(&config.device)?)
+}
+
+/// The part of the settings that the engine itself acts on.
+fn options(config: &RunConfig) -> Options {
+    Options {
+        quantize: match (config.quantize, config.double_quant) {
+            (Quantize::None, _) => None,
+            (Quantize::Nf4, false) => Some(DType::Nf4),
+            (Quantize::Nf4, true) => Some(DType::Nf4Dq),
+        },
+        dtype: match config.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+        },
+        max_seq_len: config.max_seq_len,
+        micro_tokens: config.micro_tokens,
+        adamw: AdamW {
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            eps: config.adam_eps,
+            weight_decay: config.weight_decay,
+            max_grad_norm: config.max_grad_norm,
+        },
+        seed: config.seed,
+    }
+}
+
+/// Reads the training data. Pre-tokenized data needs no tokenizer.
+fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, Vec<String>)> {
+    let path = config.need("data")?;
+    let tokenizer = if is_tokenized(path)? { None } else { Some(Tokenizer::open(&base.path)?) };
+    let encode = |text: &str| -> Result<Vec<u32>> {
+        match &tokenizer {
+            Some(t) => t.encode(text, false),
+            None => Err(Error::file(path, "text among tokenized examples", "input_ids in every line")),
+        }
+    };
+    let encoder = Encoder {
+        encode: &encode,
+        bos: tokenizer.as_ref().and_then(|t| t.bos()),
+        eos: tokenizer.as_ref().and_then(|t| t.eos()),
+        vocab,
+    };
+    let (data, report) = reader::read(path, &encoder, config.max_seq_len)?;
+    Ok((data, report.warnings(config.max_seq_len)))
+}
+
+/// Plans, loads, trains and saves, telling `on` what happens.
+pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
+    let out = config.need("out")?;
+    let base = open(config)?;
+    let planned = plan(config, &base)?;
+    let vocab = base.model(config.max_seq_len)?.vocab();
+    let (trained, all) = planned.parameters();
+    on(Event::run(config, planned.device(), trained, all))?;
+    on(Event::Plan(planned.account().clone()))?;
+
+    let (data, warnings) = read_data(config, &base, vocab)?;
+    for warning in warnings {
+        on(Event::Note(warning))?;
+    }
+    let positions = base.model(config.max_seq_len)?.max_positions();
+    if data.longest() > positions {
+        on(Event::Note(format!("sequences of up to {} tokens; the base model was made for {positions}", data.longest())))?;
+    }
+    let mut sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
+    let steps = match (config.steps, config.epochs) {
+        (Some(steps), _) => steps,
+        (None, epochs) => epochs.unwrap_or(1) * sampler.steps_per_epoch(config.batch_size) as u64,
+    };
+
+    let adapter = match &config.adapter {
+        Some(dir) => Some(files::read_adapter(dir)?),
+        None => None,
+    };
+    let mut loading = Vec::new();
+    let mut session = planned.start(adapter.as_ref().map(|a| &a.tensors), &mut |done, total| loading.push((done, total)))?;
+    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    write(&out.join("config.toml"), &config.to_toml())?;
+
+    let warmup = config.warmup_steps(steps);
+    let mut losses: Vec<(u64, f32)> = Vec::with_capacity(steps as usize);
+    for step in 0..steps {
+        let began = Instant::now();
+        let batch = sampler.next_batch(config.batch_size);
+        let micro = pack(&data, &batch, config.micro_tokens, !config.shuffle)?;
+        let lr = config.lr * schedule::multiplier(config.schedule.into(), step, warmup, steps);
+        let report = session.step(&micro, lr)?;
+        losses.push((step + 1, report.loss));
+        on(Event::Step {
+            step: step + 1,
+            steps,
+            loss: report.loss,
+            lr,
+            grad_norm: report.grad_norm,
+            tokens: report.tokens as u64,
+            trained_tokens: report.trained as u64,
+            tokens_per_second: report.tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
+        })?;
+    }
+    session.save(
+        out,
+        match config.save_dtype {
+            SaveDtype::F32 => DType::F32,
+            SaveDtype::Bf16 => DType::BF16,
+            SaveDtype::F16 => DType::F16,
+        },
+    )?;
+    write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
+    on(Event::Saved { path: out.into() })?;
+    let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
+    Ok(Summary { steps, first_loss: loss(losses.first()), last_loss: loss(losses.last()) })
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|e| Error::io(path, e))
+}

@@ -1,0 +1,29 @@
+//! Reading expected values from safetensors files.
+
+use std::path::Path;
+
+use safetensors::SafeTensors;
+
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    pub fn open(path: impl AsRef<Path>) -> Golden {
+        Golden(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display())))
+    }
+
+    fn file(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.0).unwrap()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.file().names().iter().map(|n| n.to_string()).collect()
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(self.file().tensor(name).unwrap().data())
+    }
+
+    pub fn i64(&self, name: &str) -> Vec<i64> {
+        bytemuck::pod_collect_to_vec(self.file().tensor(name).unwrap().data())
+    }
+}

@@ -1,0 +1,238 @@
+//! Whole models against what transformers and PEFT computed: logits, loss and every gradient, on every device.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use common::devices::{Device, devices};
+use common::golden::Golden;
+use trimtab::backend::Backend;
+use trimtab::dtype::{DType, Ty};
+use trimtab::exec::Exec;
+use trimtab::graph::{Class, Phase, Val};
+use trimtab::models;
+use trimtab::nn::{Nn, Role, Weight};
+use trimtab::ops::{Attr, Linear, linear};
+use trimtab::peft::config::Targets;
+use trimtab::peft::files::{AdapterTensor, read_adapter};
+use trimtab::peft::{Frozen, Method, full::Full, lora::Lora};
+use trimtab::plan::Plan;
+use trimtab::train::step::Step;
+use trimtab::weights::{Checkpoint, load};
+
+/// f32 arithmetic in another order: the goldens themselves are that far from float64.
+const TOLERANCE: f64 = 1e-5;
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+fn as_f32(_: &str, _: Role) -> DType {
+    DType::F32
+}
+
+/// Sequences of equal length, packed.
+struct Packed {
+    ids: Vec<i32>,
+    positions: Vec<i32>,
+    bounds: Vec<i32>,
+    /// What each token is to predict: the next label of its sequence.
+    targets: Vec<i32>,
+}
+
+impl Packed {
+    fn new(ids: &[i64], labels: &[i64], length: usize) -> Packed {
+        let at = |i: usize| (i / length * length, i % length);
+        let target = |i: usize| if at(i).1 + 1 < length { labels[i + 1] as i32 } else { -100 };
+        Packed {
+            ids: ids.iter().map(|&i| i as i32).collect(),
+            positions: (0..ids.len()).map(|i| at(i).1 as i32).collect(),
+            bounds: (0..ids.len()).flat_map(|i| [at(i).0 as i32, (at(i).0 + length) as i32]).collect(),
+            targets: (0..ids.len()).map(target).collect(),
+        }
+    }
+
+    fn upload(&self, exec: &mut Exec, batch: trimtab::nn::Batch) {
+        exec.upload(batch.ids, bytemuck::cast_slice(&self.ids)).unwrap();
+        exec.upload(batch.positions, bytemuck::cast_slice(&self.positions)).unwrap();
+        exec.upload(batch.bounds, bytemuck::cast_slice(&self.bounds)).unwrap();
+    }
+}
+
+fn fill(exec: &mut Exec, weights: &[Weight], base: &Checkpoint, adapter: Option<&BTreeMap<String, AdapterTensor>>) {
+    let from = load::Sources { base: Some(base), std: 0.0, adapter, seed: 0 };
+    load::load(exec, weights, &from, &mut |_, _| {}).unwrap();
+}
+
+fn logits(
+    backend: Box<dyn Backend>,
+    base: &Checkpoint,
+    method: &dyn Method,
+    adapter: Option<&BTreeMap<String, AdapterTensor>>,
+    storage: &dyn Fn(&str, Role) -> DType,
+    packed: &Packed,
+    longest: usize,
+) -> Vec<f32> {
+    let model = models::read(base.config(), longest).unwrap();
+    let tokens = packed.ids.len();
+    let mut nn = Nn::new(method, storage, tokens);
+    nn.training = false;
+    let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[tokens, model.vocab()]));
+    let hidden = model.hidden(&mut nn).unwrap();
+    let head = model.head(&mut nn);
+    nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[hidden, head], &[Some(logits)]).unwrap();
+    let plan = Plan::new(&nn.g, backend.caps()).unwrap();
+    let (batch, weights) = (nn.batch, nn.weights);
+    let mut exec = Exec::new(backend, nn.g, plan).unwrap();
+    fill(&mut exec, &weights, base, adapter);
+    packed.upload(&mut exec, batch);
+    exec.run(Phase::MICRO).unwrap();
+    exec.download_f32(logits).unwrap()
+}
+
+/// The loss and every gradient, by the name of what it is the gradient of.
+fn gradients(
+    backend: Box<dyn Backend>,
+    base: &Checkpoint,
+    method: &dyn Method,
+    adapter: Option<&BTreeMap<String, AdapterTensor>>,
+    packed: &Packed,
+    longest: usize,
+) -> (f32, BTreeMap<String, Vec<f32>>) {
+    let model = models::read(base.config(), longest).unwrap();
+    let step = Step::new(&*model, method, &as_f32, packed.ids.len(), backend.caps()).unwrap();
+    let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+    let names: Vec<(String, Val)> = (0..step.graph.values.len() as u32)
+        .map(Val)
+        .filter_map(|v| Some((step.graph.value(v).name.strip_prefix("grad.")?.to_string(), v)))
+        .filter(|(name, _)| !name.contains(':'))
+        .collect();
+    let mut exec = Exec::new(backend, step.graph, plan).unwrap();
+    fill(&mut exec, &step.weights, base, adapter);
+    packed.upload(&mut exec, step.batch);
+    let count = packed.targets.iter().filter(|&&t| t != -100).count();
+    exec.upload(step.labels, bytemuck::cast_slice(&packed.targets)).unwrap();
+    exec.upload(step.inv_count, bytemuck::bytes_of(&(1.0 / count as f32))).unwrap();
+    exec.run(Phase::MICRO).unwrap();
+    let loss = exec.download_f32(step.loss).unwrap()[0];
+    let grads = names.into_iter().map(|(n, v)| (n, exec.download_f32(v).unwrap())).collect();
+    (loss, grads)
+}
+
+/// Largest difference relative to the largest value.
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let scale = want.iter().fold(1e-30f32, |m, w| m.max(w.abs())) as f64;
+    // A NaN is as far off as can be.
+    let off = |g: f32, w: f32| if g.is_nan() { f64::INFINITY } else { (g as f64 - w as f64).abs() };
+    got.iter().zip(want).map(|(&g, &w)| off(g, w)).fold(0.0, f64::max) / scale
+}
+
+fn check(what: &str, got: &[f32], want: &[f32]) {
+    let d = distance(got, want);
+    assert!(d <= TOLERANCE, "{what}: off by {d:.2e} relative to the largest value, more than {TOLERANCE:.0e}");
+}
+
+fn on_every_device(f: impl Fn(&Device)) {
+    for device in devices() {
+        f(&device);
+    }
+}
+
+#[test]
+fn base_logits_and_full_gradients() {
+    let golden = Golden::open(fixture("golden/base/golden.safetensors"));
+    let (ids, labels) = (golden.i64("input_ids"), golden.i64("labels"));
+    let packed = Packed::new(&ids, &labels, 12);
+    for folder in ["golden/base", "base_sharded"] {
+        let base = Checkpoint::open(fixture(folder)).unwrap();
+        on_every_device(|d| {
+            let got = logits(d.open(), &base, &Frozen, None, &as_f32, &packed, 64);
+            check(&format!("{folder} logits on {}", d.name), &got, &golden.f32("logits"));
+            let (loss, _) = gradients(d.open(), &base, &Full, None, &packed, 64);
+            check(&format!("{folder} loss on {}", d.name), &[loss], &golden.f32("loss"));
+        });
+    }
+}
+
+#[test]
+fn families_give_transformers_logits_loss_and_gradients() {
+    let mut folders: Vec<PathBuf> =
+        std::fs::read_dir(fixture("families")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    folders.sort();
+    assert!(folders.len() >= 8, "the families' fixtures are missing");
+    for folder in folders {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let base = Checkpoint::open(&folder).unwrap();
+        let golden = Golden::open(folder.join("golden.safetensors"));
+        let (ids, labels) = (golden.i64("input_ids"), golden.i64("labels"));
+        let packed = Packed::new(&ids, &labels, ids.len());
+        on_every_device(|d| {
+            let got = logits(d.open(), &base, &Frozen, None, &as_f32, &packed, ids.len());
+            check(&format!("{name} logits on {}", d.name), &got, &golden.f32("logits"));
+            let (loss, grads) = gradients(d.open(), &base, &Full, None, &packed, ids.len());
+            check(&format!("{name} loss on {}", d.name), &[loss], &golden.f32("loss"));
+            let expected = golden.names().into_iter().filter(|n| n.starts_with("grad."));
+            for key in expected {
+                let got = grads.get(&key["grad.".len()..]).unwrap_or_else(|| panic!("{name}: no {key}"));
+                check(&format!("{name} {key} on {}", d.name), got, &golden.f32(&key));
+            }
+        });
+    }
+}
+
+#[test]
+fn lora_adapters_give_peft_logits_loss_and_gradients() {
+    let base = Checkpoint::open(fixture("golden/base")).unwrap();
+    let tokens = Golden::open(fixture("golden/base/golden.safetensors"));
+    let packed = Packed::new(&tokens.i64("input_ids"), &tokens.i64("labels"), 12);
+    for name in ["lora", "rslora", "lora_rankpattern"] {
+        let golden = Golden::open(fixture(&format!("golden/{name}/golden.safetensors")));
+        let adapter = read_adapter(&fixture(&format!("golden/{name}"))).unwrap();
+        let method = Lora { config: adapter.config.clone() };
+        on_every_device(|d| {
+            let got = logits(d.open(), &base, &method, Some(&adapter.tensors), &as_f32, &packed, 64);
+            check(&format!("{name} logits on {}", d.name), &got, &golden.f32("logits"));
+            let (loss, grads) = gradients(d.open(), &base, &method, Some(&adapter.tensors), &packed, 64);
+            check(&format!("{name} loss on {}", d.name), &[loss], &golden.f32("loss"));
+            let expected: Vec<String> = golden.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
+            assert_eq!(expected.len(), grads.len(), "{name}: not the tensors that PEFT trains");
+            for key in expected {
+                let got = grads.get(&key["grad.".len()..]).unwrap_or_else(|| panic!("{name}: no {key}"));
+                check(&format!("{name} {key} on {}", d.name), got, &golden.f32(&key));
+            }
+        });
+    }
+}
+
+#[test]
+fn bitsandbytes_checkpoints_give_the_logits_of_their_dequantized_twins() {
+    let golden = Golden::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_bnb4_logits.safetensors"));
+    let ids = golden.i64("input_ids");
+    let packed = Packed::new(&ids, &ids, 12);
+    for (folder, key) in [("tiny_llama_bnb4", "bnb4.logits"), ("tiny_llama_bnb4_dq", "bnb4_dq.logits")] {
+        let base = Checkpoint::open(fixture(folder)).unwrap();
+        let stored = |name: &str, _: Role| match base.nf4(name).unwrap() {
+            Some((dtype, _)) => dtype,
+            None => DType::BF16,
+        };
+        on_every_device(|d| {
+            let got = logits(d.open(), &base, &Frozen, None, &stored, &packed, 64);
+            check(&format!("{folder} on {}", d.name), &got, &golden.f32(key));
+        });
+    }
+}
+
+#[test]
+fn a_wrong_scale_is_seen() {
+    // The control: the same adapter at another scale must be further off than the tolerance.
+    let base = Checkpoint::open(fixture("golden/base")).unwrap();
+    let golden = Golden::open(fixture("golden/lora/golden.safetensors"));
+    let tokens = Golden::open(fixture("golden/base/golden.safetensors"));
+    let packed = Packed::new(&tokens.i64("input_ids"), &tokens.i64("labels"), 12);
+    let adapter = read_adapter(&fixture("golden/lora")).unwrap();
+    let method = Lora { config: trimtab::peft::config::AdapterConfig::lora(4, 8.01, Targets::AllLinear) };
+    let got = logits(Device::cpu().open(), &base, &method, Some(&adapter.tensors), &as_f32, &packed, 64);
+    assert!(distance(&got, &golden.f32("logits")) > TOLERANCE);
+}
