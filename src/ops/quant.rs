@@ -114,7 +114,7 @@ fn rounded(w: &Tensor, double: bool) -> Tensor {
             for s in group {
                 // bitsandbytes looks the nearest entry up by 16 bits of the value.
                 let step = ((*s / nested.max(1e-38) + 1.0) / 2.0 * 65535.0 + 0.5).floor();
-                *s = nearest(&*nf4::SIGNED_MAP, -1.0 + 2.0 * step / 65535.0) * nested + mean;
+                *s = nearest(nf4::dynamic_map(), -1.0 + 2.0 * step / 65535.0) * nested + mean;
             }
         }
     }
