@@ -114,7 +114,7 @@ fn rounded(w: &Tensor, double: bool) -> Tensor {
             for s in group {
                 // bitsandbytes looks the nearest entry up by 16 bits of the value.
                 let step = ((*s / nested.max(1e-38) + 1.0) / 2.0 * 65535.0 + 0.5).floor();
-                *s = nearest(&*nf4::SIGNED_MAP, -1.0 + 2.0 * step / 65535.0) * nested + mean;
+                *s = nearest(nf4::dynamic_map(), -1.0 + 2.0 * step / 65535.0) * nested + mean;
             }
         }
     }
@@ -172,7 +172,7 @@ fn wgsl_quantize(l: &Lower) -> Result<Vec<Dispatch>> {
         let groups = blocks.div_ceil(Nf4Layout::NESTED_BLOCK);
         // The gap behind the indices is bound up to a whole word.
         let args = vec![part(&layout.absmax), part(&layout.nested), part(&layout.offset), scales()];
-        all.push(dispatch(vec!["NESTED"], "nested", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
+        all.push(dispatch(vec!["NESTED"], "nested_blocks", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
     }
     Ok(all)
 }
