@@ -1,4 +1,7 @@
 //! Training: the graph of a step, the trainer, and the run that feeds it.
 
+// pub mod run;
+pub mod schedule;
 pub mod step;
+pub mod svg;
 pub mod trainer;

@@ -76,7 +76,7 @@ pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
     let (rows, cols) = (ty.rows(), ty.cols());
     let mut data = vec![0f32; ty.len()];
     // Large tensors are decoded by many threads, a stretch of rows each.
-    let stretch = (1 << 18usize).div_ceil(cols.max(1)).max(1);
+    let stretch = (1usize << 18).div_ceil(cols.max(1)).max(1);
     data.par_chunks_mut(stretch * cols.max(1)).enumerate().try_for_each(|(i, out)| {
         let first = i * stretch;
         checkpoint.read_rows(name, first..(first + stretch).min(rows), out)
