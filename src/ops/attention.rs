@@ -12,7 +12,7 @@ mod wgsl;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Attention, Attr, Cost, Grad, OpDef, Tensor};
+use crate::ops::{Attention, Attr, Cost, Grad, OpDef, Tensor, check};
 
 pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD];
 
@@ -30,7 +30,7 @@ pub static ATTENTION: OpDef = OpDef {
     samples: samples::forward,
 };
 
-/// `attention_bwd` [q, k, v, out, lse, dout F32[T,H·D], bounds] → dq F32[T,H·D], dk F32[T,G·D], dv F32[T,G·D].
+/// `attention_bwd` [q, k, v, bounds, out, lse, dout F32[T,H·D]] → dq F32[T,H·D], dk F32[T,G·D], dv F32[T,G·D].
 ///
 /// With `δ_t = Σ_d dout·out`: `dv_s = Σ_t p_ts·dout_t`, `ds_ts = p_ts·(dout_t·v_s − δ_t)`,
 /// `dq_t = scale·Σ_s ds_ts·k_s`, `dk_s = scale·Σ_t ds_ts·q_t`. Queries and keys are the same T tokens, and the tokens
@@ -64,12 +64,8 @@ fn spec(attr: &Attr) -> Attention {
     }
 }
 
-fn expect(what: &str, found: &Ty, expected: Ty) -> Result<(), String> {
-    if *found == expected { Ok(()) } else { Err(format!("{what} is {found}, expected {expected}")) }
-}
-
 /// Checks q, k, v and bounds.
-fn check(a: &Attention, q: &Ty, k: &Ty, v: &Ty, bounds: &Ty) -> Result<(), String> {
+fn operands(a: &Attention, q: &Ty, k: &Ty, v: &Ty, bounds: &Ty) -> Result<(), String> {
     if a.head_dim == 0 || a.kv_heads == 0 || a.heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
         return Err(format!("{} heads of {} share {} of keys", a.heads, a.head_dim, a.kv_heads));
     }
@@ -78,10 +74,10 @@ fn check(a: &Attention, q: &Ty, k: &Ty, v: &Ty, bounds: &Ty) -> Result<(), Strin
             return Err(format!("{what} is {ty}, expected an f32 matrix"));
         }
     }
-    expect("q", q, Ty::f32(&[q.rows(), a.heads * a.head_dim]))?;
-    expect("k", k, Ty::f32(&[k.rows(), a.kv_heads * a.head_dim]))?;
-    expect("v", v, k.clone())?;
-    expect("bounds", bounds, Ty::i32(&[q.rows(), 2]))?;
+    check::is("q", q, &Ty::f32(&[q.rows(), a.heads * a.head_dim]))?;
+    check::is("k", k, &Ty::f32(&[k.rows(), a.kv_heads * a.head_dim]))?;
+    check::is("v", v, k)?;
+    check::is("bounds", bounds, &Ty::i32(&[q.rows(), 2]))?;
     if a.causal && q.rows() != k.rows() {
         return Err(format!("{} queries and {} keys, expected as many if causal", q.rows(), k.rows()));
     }
@@ -94,23 +90,23 @@ fn check(a: &Attention, q: &Ty, k: &Ty, v: &Ty, bounds: &Ty) -> Result<(), Strin
 
 fn infer_forward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
     let (Attr::Attention(a), [q, k, v, bounds]) = (attr, ins) else {
-        return Err(format!("{} operands and {attr:?}, expected q, k, v, bounds and Attention", ins.len()));
+        return Err(check::refuse("q, k, v, bounds and Attention", attr, ins));
     };
-    check(a, q, k, v, bounds)?;
+    operands(a, q, k, v, bounds)?;
     Ok(vec![q.clone(), Ty::f32(&[a.heads, q.rows()])])
 }
 
 fn infer_backward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-    let (Attr::Attention(a), [q, k, v, out, lse, dout, bounds]) = (attr, ins) else {
-        return Err(format!("{} operands and {attr:?}, expected 7 and Attention", ins.len()));
+    let (Attr::Attention(a), [q, k, v, bounds, out, lse, dout]) = (attr, ins) else {
+        return Err(check::refuse("q, k, v, bounds, out, lse, dout and Attention", attr, ins));
     };
-    check(a, q, k, v, bounds)?;
+    operands(a, q, k, v, bounds)?;
     if q.rows() != k.rows() {
         return Err(format!("{} queries and {} keys, expected the same tokens", q.rows(), k.rows()));
     }
-    expect("out", out, q.clone())?;
-    expect("dout", dout, q.clone())?;
-    expect("lse", lse, Ty::f32(&[a.heads, q.rows()]))?;
+    check::is("out", out, q)?;
+    check::is("dout", dout, q)?;
+    check::is("lse", lse, &Ty::f32(&[a.heads, q.rows()]))?;
     Ok(vec![q.clone(), k.clone(), v.clone()])
 }
 
@@ -153,7 +149,8 @@ fn reference_forward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
         for t in 0..q.rows() {
             let (lo, hi) = visible(&a, t, [bounds.at(t, 0) as i64, bounds.at(t, 1) as i64], k.rows());
             let q = &q.row(t)[of_q.clone()];
-            let score = |s: usize| a.scale as f64 * q.iter().zip(&k.row(s)[of_k.clone()]).map(|(q, k)| q * k).sum::<f64>();
+            let score =
+                |s: usize| a.scale as f64 * q.iter().zip(&k.row(s)[of_k.clone()]).map(|(q, k)| q * k).sum::<f64>();
             let scores: Vec<f64> = (lo..hi).map(score).collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
@@ -171,7 +168,7 @@ fn reference_forward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
 
 fn reference_backward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     let a = spec(attr);
-    let [q, k, v, out, lse, dout, bounds] = ins else { unreachable!("infer counted them") };
+    let [q, k, v, bounds, out, lse, dout] = ins else { unreachable!("infer counted them") };
     let (d, scale) = (a.head_dim, a.scale as f64);
     let (mut dq, mut dk, mut dv) = (Tensor::zeros(&q.shape), Tensor::zeros(&k.shape), Tensor::zeros(&v.shape));
     for h in 0..a.heads {
@@ -203,6 +200,6 @@ fn rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Re
         return Ok(vec![None; 4]);
     }
     let (out, lse) = (node.outs[0], node.outs[1]);
-    let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[q, k, v, out, lse, dout, bounds])?;
+    let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[q, k, v, bounds, out, lse, dout])?;
     Ok((0..4).map(|i| d.get(i).copied().filter(|_| wants[i])).collect())
 }

@@ -7,7 +7,7 @@ use crate::cpu::{math, par};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor};
+use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, check};
 
 pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW];
 
@@ -67,10 +67,6 @@ fn norm(attr: &Attr) -> Norm {
     }
 }
 
-fn same(what: &str, found: &Ty, expected: &Ty) -> Result<(), String> {
-    if found == expected { Ok(()) } else { Err(format!("{what} is {found}, expected {expected}")) }
-}
-
 fn matrix(x: &Ty) -> Result<(), String> {
     if x.dtype == DType::F32 && x.shape.len() >= 2 && x.cols() > 0 {
         Ok(())
@@ -81,44 +77,35 @@ fn matrix(x: &Ty) -> Result<(), String> {
 
 fn infer_norm(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
     let (Attr::Norm(Norm { acc: false, .. }), [x, w]) = (attr, ins) else {
-        return Err(format!("{} operands and {attr:?}, expected x, w and Norm", ins.len()));
+        return Err(check::refuse("x, w and Norm", attr, ins));
     };
     matrix(x)?;
-    same("w", w, &Ty::f32(&[x.cols()]))?;
+    check::is("w", w, &Ty::f32(&[x.cols()]))?;
     Ok(vec![x.clone(), Ty::f32(&[x.rows()])])
 }
 
 fn infer_dx(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
     let (Attr::Norm(n), [dy, x, w, rstd, acc @ ..]) = (attr, ins) else {
-        return Err(format!("{} operands and {attr:?}, expected dy, x, w, rstd and Norm", ins.len()));
+        return Err(check::refuse("dy, x, w, rstd and Norm", attr, ins));
     };
     matrix(x)?;
-    same("dy", dy, x)?;
-    same("w", w, &Ty::f32(&[x.cols()]))?;
-    same("rstd", rstd, &Ty::f32(&[x.rows()]))?;
-    trailing(n.acc, acc, x)?;
+    check::is("dy", dy, x)?;
+    check::is("w", w, &Ty::f32(&[x.cols()]))?;
+    check::is("rstd", rstd, &Ty::f32(&[x.rows()]))?;
+    check::acc(n.acc, acc, x)?;
     Ok(vec![x.clone()])
 }
 
 fn infer_dw(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
     let (Attr::Acc(with), [dy, x, rstd, acc @ ..]) = (attr, ins) else {
-        return Err(format!("{} operands and {attr:?}, expected dy, x, rstd and Acc", ins.len()));
+        return Err(check::refuse("dy, x, rstd and Acc", attr, ins));
     };
     matrix(x)?;
-    same("dy", dy, x)?;
-    same("rstd", rstd, &Ty::f32(&[x.rows()]))?;
+    check::is("dy", dy, x)?;
+    check::is("rstd", rstd, &Ty::f32(&[x.rows()]))?;
     let dw = Ty::f32(&[x.cols()]);
-    trailing(*with, acc, &dw)?;
+    check::acc(*with, acc, &dw)?;
     Ok(vec![dw])
-}
-
-/// The optional last operand.
-fn trailing(with: bool, acc: &[Ty], expected: &Ty) -> Result<(), String> {
-    match (with, acc) {
-        (false, []) => Ok(()),
-        (true, [acc]) => same("acc", acc, expected),
-        _ => Err(format!("{} operands behind the last, expected {}", acc.len(), with as usize)),
-    }
 }
 
 fn reference_norm(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {

@@ -9,7 +9,7 @@ use crate::cpu::{math, par};
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor};
+use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check};
 
 pub use table::{RopeScaling, RopeSpec, Yarn, rope_table};
 
@@ -48,7 +48,7 @@ fn rope(attr: &Attr) -> Rope {
 
 fn infer(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
     let (Attr::Rope(a), [x, table, positions]) = (attr, ins) else {
-        return Err(format!("{} operands and {attr:?}, expected x, table, positions and Rope", ins.len()));
+        return Err(check::refuse("x, table, positions and Rope", attr, ins));
     };
     if x.dtype != DType::F32 || x.shape.len() != 2 || x.cols() != a.heads * a.head_dim || x.cols() == 0 {
         return Err(format!("x is {x}, expected f32[tokens, {} heads of {}]", a.heads, a.head_dim));

@@ -8,14 +8,13 @@ use crate::config::{Dtype, Init, Method as MethodName, Quantize, RunConfig, Save
 use crate::data::pack::pack;
 use crate::data::reader::{self, Encoder};
 use crate::data::sampler::Sampler;
-use crate::data::tokenizer::Tokenizer;
 use crate::data::{Dataset, is_tokenized};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::peft::{Method, files, full::Full, lora::Lora};
 use crate::plan::Account;
 use crate::session::{Base, Options, Planned};
-use crate::train::metrics::Event;
+use crate::train::metrics::{Event, StepEvent};
 use crate::train::schedule;
 use crate::train::svg;
 use crate::train::trainer::AdamW;
@@ -78,7 +77,7 @@ fn options(config: &RunConfig) -> Options {
 /// Reads the training data. Pre-tokenized data needs no tokenizer.
 fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, Vec<String>)> {
     let path = config.need("data")?;
-    let tokenizer = if is_tokenized(path)? { None } else { Some(Tokenizer::open(&base.path)?) };
+    let tokenizer = if is_tokenized(path)? { None } else { Some(base.tokenizer()?) };
     let encode = |text: &str| -> Result<Vec<u32>> {
         match &tokenizer {
             Some(t) => t.encode(text, false),
@@ -88,7 +87,7 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
     let encoder = Encoder {
         encode: &encode,
         bos: tokenizer.as_ref().and_then(|t| t.bos()),
-        eos: tokenizer.as_ref().and_then(|t| t.eos()),
+        eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
         vocab,
     };
     let (data, report) = reader::read(path, &encoder, config.max_seq_len)?;
@@ -102,7 +101,13 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let planned = plan(config, &base)?;
     let vocab = base.model(config.max_seq_len)?.vocab();
     let (trained, all) = planned.parameters();
-    on(Event::run(config, planned.device(), trained, all))?;
+    let device = planned.device().to_string();
+    let versions = serde_json::json!({
+        "trimtab": env!("CARGO_PKG_VERSION"),
+        "trained_parameters": trained,
+        "parameters": all,
+    });
+    on(Event::Run { config: config.to_json(), device, versions })?;
     on(Event::Plan(planned.account().clone()))?;
 
     let (data, warnings) = read_data(config, &base, vocab)?;
@@ -123,8 +128,8 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
         Some(dir) => Some(files::read_adapter(dir)?),
         None => None,
     };
-    let mut loading = Vec::new();
-    let mut session = planned.start(adapter.as_ref().map(|a| &a.tensors), &mut |done, total| loading.push((done, total)))?;
+    let tensors = adapter.as_ref().map(|a| &a.tensors);
+    let mut session = planned.start(tensors, &mut |done, total| on(Event::Loading { done, total }))?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     write(&out.join("config.toml"), &config.to_toml())?;
 
@@ -134,10 +139,10 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
         let began = Instant::now();
         let batch = sampler.next_batch(config.batch_size);
         let micro = pack(&data, &batch, config.micro_tokens, !config.shuffle)?;
-        let lr = config.lr * schedule::multiplier(config.schedule.into(), step, warmup, steps);
+        let lr = config.lr * schedule::multiplier(config.schedule, step, warmup, steps);
         let report = session.step(&micro, lr)?;
         losses.push((step + 1, report.loss));
-        on(Event::Step {
+        on(Event::Step(StepEvent {
             step: step + 1,
             steps,
             loss: report.loss,
@@ -146,7 +151,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             tokens: report.tokens as u64,
             trained_tokens: report.trained as u64,
             tokens_per_second: report.tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
-        })?;
+        }))?;
     }
     session.save(
         out,

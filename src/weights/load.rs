@@ -25,8 +25,11 @@ pub struct Sources<'a> {
     pub seed: u64,
 }
 
+/// Is told bytes done and of how many; an error ends the loading.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
 /// Fills every leaf in `weights`; `progress(bytes done, of)` is called along the way.
-pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progress) -> Result<()> {
     let total = weights.iter().map(|w| exec.graph.ty(w.val).bytes() as u64).sum();
     let mut done = 0;
     for weight in weights {
@@ -34,7 +37,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: &mut 
         let bytes = first_value(weight, &ty, from)?;
         exec.upload(weight.val, &bytes)?;
         done += ty.bytes() as u64;
-        progress(done, total);
+        progress(done, total)?;
     }
     Ok(())
 }
@@ -76,7 +79,7 @@ pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
     let (rows, cols) = (ty.rows(), ty.cols());
     let mut data = vec![0f32; ty.len()];
     // Large tensors are decoded by many threads, a stretch of rows each.
-    let stretch = (1 << 18usize).div_ceil(cols.max(1)).max(1);
+    let stretch = (1usize << 18).div_ceil(cols.max(1)).max(1);
     data.par_chunks_mut(stretch * cols.max(1)).enumerate().try_for_each(|(i, out)| {
         let first = i * stretch;
         checkpoint.read_rows(name, first..(first + stretch).min(rows), out)

@@ -91,8 +91,7 @@ pub fn forward() -> Vec<Sample> {
 
 pub fn backward() -> Vec<Sample> {
     fn from_forward<const OUT: usize>(attr: &Attr, ins: &[Tensor]) -> Tensor {
-        let bounds = ins.last().expect("bounds are given").clone();
-        reference_forward(attr, &[ins[0].clone(), ins[1].clone(), ins[2].clone(), bounds]).swap_remove(OUT)
+        reference_forward(attr, &ins[..4]).swap_remove(OUT)
     }
     let sample = |c: &Case| {
         let (q, k) = (c.q(), c.k());
@@ -100,10 +99,10 @@ pub fn backward() -> Vec<Sample> {
             SampleIn::normal(q.clone()),
             SampleIn::normal(k.clone()),
             SampleIn::normal(k),
+            c.bounds(),
             SampleIn::derived(q.clone(), from_forward::<0>),
             SampleIn::derived(Ty::f32(&[c.heads, c.tokens()]), from_forward::<1>),
             SampleIn::normal(q),
-            c.bounds(),
         ];
         Sample::new(c.name, c.attr(), ins)
     };

@@ -1,0 +1,473 @@
+//! Attention on the CPU.
+//!
+//! Work is cut into *lane blocks*: [`LANES`] queries side by side (in the pass for dk and dv: keys), while the other
+//! side goes by row after row. Scores stand with the lane index last, so softmax works down columns of vectors and
+//! nothing is summed across a vector; q, k and v are read where they lie. A lane block holds its operand as a panel
+//! of D rows of [`LANES`]; heads that share keys sit in one block, next to each other.
+//!
+//! A task is a few lane blocks that walk over the other side together, so that it is read from cache. Tasks and
+//! the order within them are fixed by the problem alone.
+
+use super::{spec, visible};
+use crate::cpu::math::exp_nonpositive;
+use crate::cpu::par;
+use crate::cpu::simd::{Kernel, LANES, Lane, dispatch};
+use crate::cpu::tile::{Strided, accumulate, product};
+use crate::ops::host::Ptr;
+use crate::ops::{Attention, HostCall};
+
+/// Rows of the other side that are taken at a time.
+const CHUNK: usize = 64;
+/// Lane blocks in a task.
+const BLOCKS: usize = 6;
+/// Stands for −∞ where −∞ − (−∞) could occur.
+const LOW: f32 = -1e30;
+
+type Chunk = [Lane; CHUNK];
+
+/// What both directions know of a launch.
+struct Problem<'a> {
+    a: Attention,
+    /// Queries, keys.
+    t: usize,
+    s: usize,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    /// The keys that each query sees.
+    seen: Vec<(u32, u32)>,
+}
+
+impl<'a> Problem<'a> {
+    fn new(call: &HostCall<'a>) -> Problem<'a> {
+        let a = spec(call.attr);
+        let (t, s) = (call.ins[0].rows(), call.ins[1].rows());
+        let bounds = call.input::<i32>(3);
+        let seen = |t: usize| {
+            let (lo, hi) = visible(&a, t, [bounds[2 * t] as i64, bounds[2 * t + 1] as i64], s);
+            (lo as u32, hi as u32)
+        };
+        let seen = (0..t).map(seen).collect();
+        Problem { a, t, s, q: call.input(0), k: call.input(1), v: call.input(2), seen }
+    }
+
+    /// Query heads for each head of keys.
+    fn group(&self) -> usize {
+        self.a.heads / self.a.kv_heads
+    }
+    fn q_cols(&self) -> usize {
+        self.a.heads * self.a.head_dim
+    }
+    fn k_cols(&self) -> usize {
+        self.a.kv_heads * self.a.head_dim
+    }
+
+    /// Rows `first..` of head `head` of a matrix whose rows have `cols` elements: element (row, feature).
+    fn rows(x: &[f32], cols: usize, first: usize, head: usize, head_dim: usize) -> Strided<'_> {
+        Strided { data: &x[first * cols + head * head_dim..], row: cols, col: 1 }
+    }
+
+    fn keys<'b>(&self, x: &'b [f32], first: usize, head: usize) -> Strided<'b> {
+        Self::rows(x, self.k_cols(), first, head, self.a.head_dim)
+    }
+
+    fn queries<'b>(&self, x: &'b [f32], first: usize, head: usize) -> Strided<'b> {
+        Self::rows(x, self.q_cols(), first, head, self.a.head_dim)
+    }
+
+    /// Tokens of a task whose lanes are queries.
+    fn tile(&self) -> usize {
+        (BLOCKS * LANES / self.group()).max(1)
+    }
+
+    /// The lane blocks of query tile `tile` and head `kv` of keys: lane l is query l / group of the tile, head
+    /// l % group of the group.
+    fn query_blocks(&self, tile: usize, kv: usize) -> Vec<Block> {
+        let first = tile * self.tile();
+        let tokens = (self.t - first).min(self.tile());
+        let group = self.group();
+        let block = |start: usize| {
+            let mut block = Block::default();
+            for (l, lane) in (start..(start + LANES).min(tokens * group)).enumerate() {
+                let token = first + lane / group;
+                block.add(l, token, kv * group + lane % group, self.seen[token]);
+            }
+            block
+        };
+        (0..tokens * group).step_by(LANES).map(block).collect()
+    }
+}
+
+/// The lanes of a block whose lanes are queries.
+#[derive(Default)]
+struct Block {
+    /// Token and head of each.
+    lanes: [(usize, usize); LANES],
+    count: usize,
+    /// The keys that each sees.
+    lo: [u32; LANES],
+    hi: [u32; LANES],
+    /// The keys that any sees, and those that all see.
+    any: (usize, usize),
+    all: (usize, usize),
+}
+
+impl Block {
+    fn add(&mut self, l: usize, token: usize, head: usize, (lo, hi): (u32, u32)) {
+        self.lanes[l] = (token, head);
+        self.count = l + 1;
+        (self.lo[l], self.hi[l]) = (lo, hi);
+        let (a, b) = (lo as usize, hi as usize);
+        self.all = if l == 0 { (a, b) } else { (self.all.0.max(a), self.all.1.min(b)) };
+        if a < b {
+            self.any = if self.any == (0, 0) { (a, b) } else { (self.any.0.min(a), self.any.1.max(b)) };
+        }
+    }
+
+    /// The part of keys `start..end` that any lane sees.
+    fn clip(&self, start: usize, end: usize) -> (usize, usize) {
+        let start = start.max(self.any.0);
+        (start, end.min(self.any.1).max(start))
+    }
+
+    /// Scores of keys from `first` on that a lane does not see become −∞.
+    #[inline(always)]
+    fn mask(&self, scores: &mut [Lane], first: usize) {
+        if self.all.0 <= first && first + scores.len() <= self.all.1 && self.count == LANES {
+            return;
+        }
+        for (j, row) in scores.iter_mut().enumerate() {
+            let key = (first + j) as u32;
+            for l in 0..LANES {
+                let seen = (self.lo[l] <= key) & (key < self.hi[l]);
+                row[l] = if seen { row[l] } else { f32::NEG_INFINITY };
+            }
+        }
+    }
+
+    /// Gathers the lanes' rows of `x` (rows of `cols` elements) into a panel, times `scale`.
+    #[inline(always)]
+    fn gather(&self, panel: &mut [Lane], x: &[f32], cols: usize, scale: f32) {
+        let d = panel.len();
+        for (l, &(token, head)) in self.lanes[..self.count].iter().enumerate() {
+            let row = &x[token * cols + head * d..][..d];
+            for (lane, x) in panel.iter_mut().zip(row) {
+                lane[l] = scale * x;
+            }
+        }
+    }
+
+    /// Writes a panel back to the lanes' rows, each element times its lane's `scale`.
+    ///
+    /// # Safety
+    /// `x` is a matrix of this shape, and no other task touches these rows of these heads.
+    #[inline(always)]
+    unsafe fn scatter(&self, panel: &[Lane], x: Ptr<f32>, cols: usize, scale: &Lane) {
+        let d = panel.len();
+        for (l, &(token, head)) in self.lanes[..self.count].iter().enumerate() {
+            for (i, lane) in panel.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { *x.add(token * cols + head * d + i) = lane[l] * scale[l] };
+            }
+        }
+    }
+}
+
+/// The tile and the head of keys of task `task`.
+fn task(task: usize, kv_heads: usize) -> (usize, usize) {
+    (task / kv_heads, task % kv_heads)
+}
+
+pub fn forward(call: &HostCall) {
+    let p = Problem::new(call);
+    let (out, lse) = (call.output_ptr::<f32>(0), call.output_ptr::<f32>(1));
+    par::ranges(p.t.div_ceil(p.tile()) * p.a.kv_heads, 1, |tasks| {
+        for i in tasks {
+            let (tile, kv) = task(i, p.a.kv_heads);
+            dispatch(Forward { p: &p, tile, kv, out, lse });
+        }
+    });
+}
+
+/// One task of the forward pass.
+struct Forward<'a> {
+    p: &'a Problem<'a>,
+    tile: usize,
+    kv: usize,
+    out: Ptr<f32>,
+    lse: Ptr<f32>,
+}
+
+/// The running softmax of a lane block: largest score, Σ exp(score − max).
+struct Softmax {
+    max: Lane,
+    sum: Lane,
+}
+
+impl Softmax {
+    /// Turns scores into exp(score − max) and returns what earlier sums must be multiplied by.
+    #[inline(always)]
+    fn step<const FMA: bool>(&mut self, scores: &mut [Lane]) -> Lane {
+        let mut max = self.max;
+        for row in scores.iter() {
+            for l in 0..LANES {
+                max[l] = if row[l] > max[l] { row[l] } else { max[l] };
+            }
+        }
+        let mut factor = [0f32; LANES];
+        for l in 0..LANES {
+            factor[l] = exp_nonpositive::<FMA>(self.max[l] - max[l]);
+        }
+        let mut sum = [0f32; LANES];
+        for row in scores.iter_mut() {
+            for l in 0..LANES {
+                row[l] = exp_nonpositive::<FMA>(row[l] - max[l]);
+                sum[l] += row[l];
+            }
+        }
+        for l in 0..LANES {
+            self.sum[l] = self.sum[l] * factor[l] + sum[l];
+        }
+        self.max = max;
+        factor
+    }
+}
+
+impl Kernel for Forward<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool, const ROWS: usize>(self) {
+        let Forward { p, tile, kv, out, lse } = self;
+        let d = p.a.head_dim;
+        let blocks = p.query_blocks(tile, kv);
+        let mut queries = vec![[0f32; LANES]; blocks.len() * d];
+        let mut sums = vec![[0f32; LANES]; blocks.len() * d];
+        let mut states: Vec<Softmax> =
+            blocks.iter().map(|_| Softmax { max: [LOW; LANES], sum: [0.0; LANES] }).collect();
+        for (block, panel) in blocks.iter().zip(queries.chunks_exact_mut(d)) {
+            block.gather(panel, p.q, p.q_cols(), p.a.scale);
+        }
+        let mut scores: Chunk = [[0.0; LANES]; CHUNK];
+        for (start, end) in chunks(&blocks) {
+            for (b, block) in blocks.iter().enumerate() {
+                let (start, end) = block.clip(start, end);
+                if start == end {
+                    continue;
+                }
+                let scores = &mut scores[..end - start];
+                product::<FMA, ROWS>(scores, p.keys(p.k, start, kv), &queries[b * d..][..d]);
+                block.mask(scores, start);
+                let factor = states[b].step::<FMA>(scores);
+                let values = p.keys(p.v, start, kv);
+                let values = Strided { row: values.col, col: values.row, ..values };
+                accumulate::<FMA, ROWS>(&mut sums[b * d..][..d], values, scores, &factor);
+            }
+        }
+        for ((block, state), panel) in blocks.iter().zip(&states).zip(sums.chunks_exact(d)) {
+            let mut inverse = [0f32; LANES];
+            for l in 0..block.count {
+                let (token, head) = block.lanes[l];
+                inverse[l] = if state.sum[l] > 0.0 { 1.0 / state.sum[l] } else { 0.0 };
+                // A sum of NaNs stays one.
+                inverse[l] += if state.sum[l].is_nan() { f32::NAN } else { 0.0 };
+                // SAFETY: lse is [heads, t]; this task alone has these queries of these heads.
+                unsafe { *lse.add(head * p.t + token) = state.max[l] + state.sum[l].ln() };
+            }
+            // SAFETY: as above; out is [t, heads·d].
+            unsafe { block.scatter(panel, out, p.q_cols(), &inverse) };
+        }
+    }
+}
+
+/// The keys that any of the blocks sees, in chunks.
+fn chunks(blocks: &[Block]) -> impl Iterator<Item = (usize, usize)> {
+    let some = || blocks.iter().map(|b| b.any).filter(|any| any.0 < any.1);
+    let start = some().map(|any| any.0).min().unwrap_or(0);
+    let end = some().map(|any| any.1).max().unwrap_or(0);
+    (start..end).step_by(CHUNK).map(move |c| (c, (c + CHUNK).min(end)))
+}
+
+pub fn backward(call: &HostCall) {
+    let p = Problem::new(call);
+    let (out, lse, dout) = (call.input::<f32>(4), call.input::<f32>(5), call.input::<f32>(6));
+    // (lse, δ) for each head and query.
+    let stats = call.work::<[f32; 2]>();
+    let (heads, d, cols) = (p.a.heads, p.a.head_dim, p.q_cols());
+    par::chunks(stats, p.t, |head, stats| {
+        for (t, stat) in stats.iter_mut().enumerate().take(p.t) {
+            let at = t * cols + head * d;
+            let delta = crate::cpu::math::dot(&out[at..at + d], &dout[at..at + d]);
+            let lse = lse[head * p.t + t];
+            // A query that sees nothing has no p; any finite number keeps NaN away.
+            *stat = [if lse == f32::NEG_INFINITY { 0.0 } else { lse }, delta];
+        }
+    });
+    let stats = &stats[..heads * p.t];
+    let dq = call.output_ptr::<f32>(0);
+    par::ranges(p.t.div_ceil(p.tile()) * p.a.kv_heads, 1, |tasks| {
+        for i in tasks {
+            let (tile, kv) = task(i, p.a.kv_heads);
+            dispatch(Dq { p: &p, stats, dout, tile, kv, dq });
+        }
+    });
+    let (dk, dv) = (call.output_ptr::<f32>(1), call.output_ptr::<f32>(2));
+    par::ranges(p.s.div_ceil(KEY_BLOCKS * LANES) * p.a.kv_heads, 1, |tasks| {
+        for i in tasks {
+            let (tile, kv) = task(i, p.a.kv_heads);
+            dispatch(Dkv { p: &p, stats, dout, tile, kv, dk, dv });
+        }
+    });
+}
+
+/// One task of the pass for dq.
+struct Dq<'a> {
+    p: &'a Problem<'a>,
+    stats: &'a [[f32; 2]],
+    dout: &'a [f32],
+    tile: usize,
+    kv: usize,
+    dq: Ptr<f32>,
+}
+
+impl Kernel for Dq<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool, const ROWS: usize>(self) {
+        let Dq { p, stats, dout, tile, kv, dq } = self;
+        let d = p.a.head_dim;
+        let blocks = p.query_blocks(tile, kv);
+        let mut queries = vec![[0f32; LANES]; blocks.len() * d];
+        let mut douts = queries.clone();
+        let mut sums = queries.clone();
+        for (b, block) in blocks.iter().enumerate() {
+            block.gather(&mut queries[b * d..][..d], p.q, p.q_cols(), p.a.scale);
+            block.gather(&mut douts[b * d..][..d], dout, p.q_cols(), 1.0);
+        }
+        let mut scores: Chunk = [[0.0; LANES]; CHUNK];
+        let mut dscores: Chunk = [[0.0; LANES]; CHUNK];
+        for (start, end) in chunks(&blocks) {
+            for (b, block) in blocks.iter().enumerate() {
+                let (start, end) = block.clip(start, end);
+                if start == end {
+                    continue;
+                }
+                let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
+                let keys = p.keys(p.k, start, kv);
+                product::<FMA, ROWS>(scores, keys, &queries[b * d..][..d]);
+                block.mask(scores, start);
+                product::<FMA, ROWS>(dscores, p.keys(p.v, start, kv), &douts[b * d..][..d]);
+                let (mut lse, mut delta) = ([0f32; LANES], [0f32; LANES]);
+                for (l, &(token, head)) in block.lanes[..block.count].iter().enumerate() {
+                    [lse[l], delta[l]] = stats[head * p.t + token];
+                }
+                for (score, ds) in scores.iter().zip(dscores.iter_mut()) {
+                    for l in 0..LANES {
+                        ds[l] = exp_nonpositive::<FMA>(score[l] - lse[l]) * (ds[l] - delta[l]);
+                    }
+                }
+                let keys = Strided { row: keys.col, col: keys.row, ..keys };
+                accumulate::<FMA, ROWS>(&mut sums[b * d..][..d], keys, dscores, &[1.0; LANES]);
+            }
+        }
+        for (block, panel) in blocks.iter().zip(sums.chunks_exact(d)) {
+            // SAFETY: dq is [t, heads·d]; this task alone has these queries of these heads.
+            unsafe { block.scatter(panel, dq, p.q_cols(), &[p.a.scale; LANES]) };
+        }
+    }
+}
+
+/// Lane blocks in a task whose lanes are keys.
+const KEY_BLOCKS: usize = 4;
+
+/// One task of the pass for dk and dv: all query heads of a group, in order.
+struct Dkv<'a> {
+    p: &'a Problem<'a>,
+    stats: &'a [[f32; 2]],
+    dout: &'a [f32],
+    tile: usize,
+    kv: usize,
+    dk: Ptr<f32>,
+    dv: Ptr<f32>,
+}
+
+impl Kernel for Dkv<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool, const ROWS: usize>(self) {
+        let Dkv { p, stats, dout, tile, kv, dk, dv } = self;
+        let d = p.a.head_dim;
+        let first = tile * KEY_BLOCKS * LANES;
+        let end = (first + KEY_BLOCKS * LANES).min(p.s);
+        let block = |start: usize| {
+            let mut block = Block::default();
+            for (l, key) in (start..(start + LANES).min(end)).enumerate() {
+                block.add(l, key, kv, (0, 1));
+            }
+            block
+        };
+        let blocks: Vec<Block> = (first..end).step_by(LANES).map(block).collect();
+        let mut keys = vec![[0f32; LANES]; blocks.len() * d];
+        let mut values = keys.clone();
+        let mut dkeys = keys.clone();
+        let mut dvalues = keys.clone();
+        for (b, block) in blocks.iter().enumerate() {
+            block.gather(&mut keys[b * d..][..d], p.k, p.k_cols(), p.a.scale);
+            block.gather(&mut values[b * d..][..d], p.v, p.k_cols(), 1.0);
+        }
+        let mut scores: Chunk = [[0.0; LANES]; CHUNK];
+        let mut dscores: Chunk = [[0.0; LANES]; CHUNK];
+        for head in kv * p.group()..(kv + 1) * p.group() {
+            for chunk in (0..p.t).step_by(CHUNK) {
+                for (b, panel) in (0..blocks.len()).map(|b| (b, b * d..(b + 1) * d)) {
+                    let lane = first + b * LANES;
+                    let Some((start, end, whole)) = p.seeing(chunk, lane, (lane + LANES).min(end)) else { continue };
+                    let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
+                    let queries = p.queries(p.q, start, head);
+                    let douts = p.queries(dout, start, head);
+                    product::<FMA, ROWS>(scores, queries, &keys[panel.clone()]);
+                    product::<FMA, ROWS>(dscores, douts, &values[panel.clone()]);
+                    let stats = &stats[head * p.t + start..];
+                    for (i, (p, ds)) in scores.iter_mut().zip(dscores.iter_mut()).enumerate() {
+                        let [lse, delta] = stats[i];
+                        for l in 0..LANES {
+                            p[l] = exp_nonpositive::<FMA>(p[l] - lse);
+                        }
+                        if !whole {
+                            let (lo, hi) = self.p.seen[start + i];
+                            for l in 0..LANES {
+                                let key = (lane + l) as u32;
+                                p[l] = if (lo <= key) & (key < hi) { p[l] } else { 0.0 };
+                            }
+                        }
+                        for l in 0..LANES {
+                            ds[l] = p[l] * (ds[l] - delta);
+                        }
+                    }
+                    let douts = Strided { row: douts.col, col: douts.row, ..douts };
+                    let queries = Strided { row: queries.col, col: queries.row, ..queries };
+                    accumulate::<FMA, ROWS>(&mut dvalues[panel.clone()], douts, scores, &[1.0; LANES]);
+                    accumulate::<FMA, ROWS>(&mut dkeys[panel], queries, dscores, &[1.0; LANES]);
+                }
+            }
+        }
+        for (b, block) in blocks.iter().enumerate() {
+            // SAFETY: dk and dv are [s, kv_heads·d]; this task alone has these keys of this head.
+            unsafe {
+                block.scatter(&dkeys[b * d..][..d], dk, p.k_cols(), &[p.a.scale; LANES]);
+                block.scatter(&dvalues[b * d..][..d], dv, p.k_cols(), &[1.0; LANES]);
+            }
+        }
+    }
+}
+
+impl Problem<'_> {
+    /// Of the queries of the chunk at `chunk`: from the first to behind the last that sees any of `keys`, and
+    /// whether each of them sees all of them and the block is full.
+    #[inline(always)]
+    fn seeing(&self, chunk: usize, lo: usize, hi: usize) -> Option<(usize, usize, bool)> {
+        let queries = &self.seen[chunk..(chunk + CHUNK).min(self.t)];
+        let meets = |&(a, b): &(u32, u32)| (a as usize) < hi && lo < b as usize;
+        let first = queries.iter().position(meets)?;
+        let last = queries.iter().rposition(meets)?;
+        let all = |&(a, b): &(u32, u32)| a as usize <= lo && hi <= b as usize;
+        let whole = hi - lo == LANES && queries[first..=last].iter().all(all);
+        Some((chunk + first, chunk + last + 1, whole))
+    }
+}
