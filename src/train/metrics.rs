@@ -18,34 +18,52 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The run begins: settings ([`RunConfig::to_json`]), device, versions, number of trained values and of all.
-    Run { config: Value, device: String, versions: Value, trained_parameters: u64, parameters: u64 },
+    Run {
+        config: Value,
+        device: String,
+        versions: Value,
+        trained_parameters: u64,
+        parameters: u64,
+    },
     /// What will be allocated, before it is.
     Plan(Account),
     /// Bytes of weights read, and of how many.
-    Loading { done: u64, total: u64 },
-    /// An optimizer step is done.
-    Step {
-        /// From 1.
-        step: u64,
-        /// Of how many.
-        steps: u64,
-        /// Mean cross entropy of the step's trained tokens, in nats.
-        loss: f32,
-        lr: f64,
-        /// Euclidean norm of the gradient, before clipping.
-        grad_norm: f32,
-        /// Tokens of the step, without padding.
-        tokens: u64,
-        /// Those of them that count in the loss.
-        trained_tokens: u64,
-        tokens_per_second: f64,
+    Loading {
+        done: u64,
+        total: u64,
     },
+    Step(StepEvent),
     /// A text of the model; `when` says at which point of the run.
-    Sample { when: String, prompt: String, text: String },
+    Sample {
+        when: String,
+        prompt: String,
+        text: String,
+    },
     /// A file or folder was written.
-    Saved { path: PathBuf },
+    Saved {
+        path: PathBuf,
+    },
     /// Something the user should know.
     Note(String),
+}
+
+/// An optimizer step that is done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepEvent {
+    /// From 1.
+    pub step: u64,
+    /// Of how many.
+    pub steps: u64,
+    /// Mean cross entropy of the step's trained tokens, in nats.
+    pub loss: f32,
+    pub lr: f64,
+    /// Euclidean norm of the gradient, before clipping.
+    pub grad_norm: f32,
+    /// Tokens of the step, without padding.
+    pub tokens: u64,
+    /// Those of them that count in the loss.
+    pub trained_tokens: u64,
+    pub tokens_per_second: f64,
 }
 
 impl Event {
@@ -71,18 +89,16 @@ impl Event {
                 "trained_parameters": trained_parameters,
                 "parameters": parameters,
             })),
-            Event::Step { step, steps: _, loss, lr, grad_norm, tokens, trained_tokens, tokens_per_second } => {
-                Some(json!({
-                    "event": "step",
-                    "step": step,
-                    "loss": shortest(*loss),
-                    "lr": lr,
-                    "grad_norm": shortest(*grad_norm),
-                    "tokens": tokens,
-                    "trained_tokens": trained_tokens,
-                    "tokens_per_second": tokens_per_second,
-                }))
-            }
+            Event::Step(s) => Some(json!({
+                "event": "step",
+                "step": s.step,
+                "loss": shortest(s.loss),
+                "lr": s.lr,
+                "grad_norm": shortest(s.grad_norm),
+                "tokens": s.tokens,
+                "trained_tokens": s.trained_tokens,
+                "tokens_per_second": s.tokens_per_second,
+            })),
             _ => None,
         }
     }
@@ -133,7 +149,7 @@ mod tests {
     use super::*;
 
     fn step(n: u64, loss: f32) -> Event {
-        Event::Step {
+        Event::Step(StepEvent {
             step: n,
             steps: 2,
             loss,
@@ -142,7 +158,7 @@ mod tests {
             tokens: 100,
             trained_tokens: 90,
             tokens_per_second: 12.5,
-        }
+        })
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::metrics::Event;
+use super::metrics::{Event, StepEvent};
 use crate::plan::Account;
 
 /// Plain lines about steps come at most this often, besides the first and the last.
@@ -52,12 +52,7 @@ impl Progress {
             }
             Event::Plan(account) => self.say(table(account, &self.device).trim_end()),
             Event::Loading { done, total } => self.loading(*done, *total),
-            Event::Step { step, steps, loss, lr, tokens, tokens_per_second, .. } => {
-                let numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
-                // All steps are taken to be as long as this one.
-                let left = steps.saturating_sub(*step) as f64 * *tokens as f64 / tokens_per_second;
-                self.step(*step, *steps, numbers, *lr, left);
-            }
+            Event::Step(step) => self.step(step),
             Event::Sample { when, prompt, text } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
             Event::Saved { path } => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => self.say(text),
@@ -94,7 +89,9 @@ impl Progress {
         }
     }
 
-    fn step(&mut self, step: u64, steps: u64, numbers: String, lr: f64, left: f64) {
+    fn step(&mut self, event: &StepEvent) {
+        let &StepEvent { step, steps, loss, lr, tokens, tokens_per_second, .. } = event;
+        let numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
         match &mut self.out {
             Out::Terminal(bar) => {
                 if bar.length() != Some(steps) {
@@ -111,6 +108,8 @@ impl Progress {
                 let ends = step == 1 || step == steps;
                 if ends || self.last.is_none_or(|last| last.elapsed() >= PAUSE) {
                     self.last = Some(Instant::now());
+                    // All steps are taken to be as long as this one.
+                    let left = steps.saturating_sub(step) as f64 * tokens as f64 / tokens_per_second;
                     let eta = match left.is_finite() && step < steps {
                         true => format!("  {} left", clock(left)),
                         false => String::new(),
@@ -202,7 +201,7 @@ mod tests {
     }
 
     fn step(step: u64, tokens_per_second: f64) -> Event {
-        Event::Step {
+        Event::Step(StepEvent {
             step,
             steps: 4,
             loss: 2.5,
@@ -211,7 +210,7 @@ mod tests {
             tokens: 1000,
             trained_tokens: 900,
             tokens_per_second,
-        }
+        })
     }
 
     #[test]
