@@ -141,6 +141,12 @@ impl<'a> Planned<'a> {
         (count(true), count(false))
     }
 
+    /// Names and shapes of what is trained.
+    pub fn trained(&self) -> Vec<(String, Vec<usize>)> {
+        let trained = self.step.weights.iter().filter(|w| w.trainable);
+        trained.map(|w| (w.name.clone(), self.step.graph.shape(w.val).to_vec())).collect()
+    }
+
     /// Allocates, compiles and loads. `adapter` holds the tensors of an adapter to start from;
     /// `progress(bytes loaded, of)` is called along the way.
     pub fn start(

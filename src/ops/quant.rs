@@ -172,7 +172,7 @@ fn wgsl_quantize(l: &Lower) -> Result<Vec<Dispatch>> {
         let groups = blocks.div_ceil(Nf4Layout::NESTED_BLOCK);
         // The gap behind the indices is bound up to a whole word.
         let args = vec![part(&layout.absmax), part(&layout.nested), part(&layout.offset), scales()];
-        all.push(dispatch(vec!["NESTED"], "nested", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
+        all.push(dispatch(vec!["NESTED"], "nested_blocks", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
     }
     Ok(all)
 }

@@ -4,12 +4,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::backend;
-use crate::config::{Dtype, Init, Method as MethodName, Quantize, RunConfig, SaveDtype};
+use crate::config::{Init, Method as MethodName, RunConfig};
 use crate::data::pack::pack;
 use crate::data::reader::{self, Encoder};
 use crate::data::sampler::Sampler;
 use crate::data::{Dataset, is_tokenized};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::peft::{Method, files, full::Full, lora::Lora};
 use crate::plan::Account;
@@ -52,15 +51,8 @@ fn plan<'a>(config: &RunConfig, base: &'a Base) -> Result<Planned<'a>> {
 /// The part of the settings that the engine itself acts on.
 fn options(config: &RunConfig) -> Options {
     Options {
-        quantize: match (config.quantize, config.double_quant) {
-            (Quantize::None, _) => None,
-            (Quantize::Nf4, false) => Some(DType::Nf4),
-            (Quantize::Nf4, true) => Some(DType::Nf4Dq),
-        },
-        dtype: match config.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-        },
+        quantize: config.quantized(),
+        dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
         adamw: AdamW {
@@ -101,13 +93,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let planned = plan(config, &base)?;
     let vocab = base.model(config.max_seq_len)?.vocab();
     let (trained, all) = planned.parameters();
-    let device = planned.device().to_string();
-    let versions = serde_json::json!({
-        "trimtab": env!("CARGO_PKG_VERSION"),
-        "trained_parameters": trained,
-        "parameters": all,
-    });
-    on(Event::Run { config: config.to_json(), device, versions })?;
+    on(Event::run(config, planned.device(), trained, all))?;
     on(Event::Plan(planned.account().clone()))?;
 
     let (data, warnings) = read_data(config, &base, vocab)?;
@@ -128,7 +114,11 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     };
 
     let adapter = match &config.adapter {
-        Some(dir) => Some(files::read_adapter(dir)?),
+        Some(dir) => {
+            let adapter = files::read_adapter(dir)?;
+            adapter.check(dir, &planned.trained())?;
+            Some(adapter)
+        }
         None => None,
     };
     let tensors = adapter.as_ref().map(|a| &a.tensors);
@@ -156,14 +146,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             tokens_per_second: report.tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
         }))?;
     }
-    session.save(
-        out,
-        match config.save_dtype {
-            SaveDtype::F32 => DType::F32,
-            SaveDtype::Bf16 => DType::BF16,
-            SaveDtype::F16 => DType::F16,
-        },
-    )?;
+    session.save(out, config.save_dtype.into())?;
     write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
     on(Event::Saved { path: out.into() })?;
     let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
