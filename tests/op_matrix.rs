@@ -95,7 +95,7 @@ fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
 fn every_row_has_samples() {
     for op in ops::table() {
         assert!((op.samples)().len() >= 2, "{} has fewer than two samples", op.name);
-        let mut names: Vec<_> = (op.samples)().iter().map(|s| s.name).collect();
+        let mut names: Vec<_> = (op.samples)().into_iter().map(|s| s.name).collect();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), (op.samples)().len(), "{}: samples share a name, and so their data", op.name);
