@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::peft::{AdapterConfig, Targets, files};
@@ -392,6 +393,15 @@ impl RunConfig {
         match self.warmup < 1.0 {
             true => (self.warmup * steps as f64).ceil() as u64,
             false => self.warmup as u64,
+        }
+    }
+
+    /// The format that frozen weights of linear layers are quantized to, if any.
+    pub fn quantized(&self) -> Option<DType> {
+        match (self.quantize, self.double_quant) {
+            (Quantize::None, _) => None,
+            (Quantize::Nf4, false) => Some(DType::Nf4),
+            (Quantize::Nf4, true) => Some(DType::Nf4Dq),
         }
     }
 

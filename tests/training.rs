@@ -66,7 +66,7 @@ impl Setup {
         assert_eq!(trainer.exec.backend.memory(), total, "the account is not what was allocated");
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: Some(&base), std: 0.0, adapter: Some(&adapter.tensors), seed: 7 };
-        load::load(&mut trainer.exec, &weights, &from, &mut |_, _| {}).unwrap();
+        load::load(&mut trainer.exec, &weights, &from, &mut |_, _| Ok(())).unwrap();
         trainer
     }
 }

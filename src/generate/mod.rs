@@ -1,7 +1,8 @@
 //! Text from a model: keys and values of earlier tokens stay in the graph's state, so a token costs one pass over the
 //! weights. One graph, two phases over the same weights: many tokens of a prompt at once, then one at a time.
 
-// pub mod sample;
+pub mod sample;
+pub mod text;
 
 use crate::backend::Backend;
 use crate::dtype::{DType, Ty};

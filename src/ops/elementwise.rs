@@ -25,7 +25,7 @@ pub static ADD: OpDef = OpDef {
         _ => Err(check::refuse("a, b", attr, ins)),
     },
     reference: |_, ins| vec![zip(&ins[0], &ins[1], |a, b| a + b)],
-    grad: Grad::Rule(|_, _, grads, _| Ok(vec![grads[0], grads[0]])),
+    grad: Grad::Rule(|_, _, grads, wants| Ok(wants.iter().map(|&want| grads[0].filter(|_| want)).collect())),
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     workspace: no_workspace,

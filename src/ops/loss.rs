@@ -7,7 +7,7 @@ use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::{math, par, weight::weight};
 use crate::dtype::{DType, Ty, align};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
 use crate::ops::dense::Product;
 use crate::ops::host::Ptr;
@@ -46,8 +46,11 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     reference,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dloss), Attr::Loss(loss)) = (grads[0], &node.attr) else { return Ok(vec![None; 4]) };
-        if (wants[0] && !loss.grad_x) || (wants[1] && !loss.grad_w) {
-            return Err(g.refuse(node.op.name, "it was built without the gradients that are now wanted".into()));
+        // The factor is no parameter, and what the op was not built with it cannot give.
+        let lacks = [wants[0] && !loss.grad_x, wants[1] && !loss.grad_w, false, wants[3]];
+        if let Some(input) = lacks.iter().position(|&lacks| lacks) {
+            let parameter = g.value(node.ins[input]).name.clone();
+            return Err(Error::NoGradient { op: node.op.name, site: node.site.clone(), input, parameter });
         }
         let dx = if wants[0] { Some(g.scale(node.outs[1], dloss)?) } else { None };
         let dw = if wants[1] { Some(g.scale(node.outs[1 + loss.grad_x as usize], dloss)?) } else { None };

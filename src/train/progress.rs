@@ -44,9 +44,11 @@ impl Progress {
 
     pub fn show(&mut self, event: &Event) {
         match event {
-            Event::Run { device, .. } => {
+            Event::Run { device, trained_parameters, parameters, .. } => {
                 self.device.clone_from(device);
-                self.say(&format!("trimtab {} on {device}", env!("CARGO_PKG_VERSION")));
+                let (trained, all) = (grouped(*trained_parameters), grouped(*parameters));
+                let version = env!("CARGO_PKG_VERSION");
+                self.say(&format!("trimtab {version} on {device}: trains {trained} of {all} parameters"));
             }
             Event::Plan(account) => self.say(table(account, &self.device).trim_end()),
             Event::Loading { done, total } => self.loading(*done, *total),
@@ -87,31 +89,32 @@ impl Progress {
         }
     }
 
-    fn step(&mut self, s: &StepEvent) {
-        let numbers = format!("loss {:.4}  {} tokens/s", s.loss, grouped(s.tokens_per_second.round() as u64));
+    fn step(&mut self, event: &StepEvent) {
+        let &StepEvent { step, steps, loss, lr, tokens, tokens_per_second, .. } = event;
+        let numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
         match &mut self.out {
             Out::Terminal(bar) => {
-                if bar.length() != Some(s.steps) {
+                if bar.length() != Some(steps) {
                     bar.set_style(style("step {pos}/{len} {bar:30} {msg}  {elapsed}, {eta} left"));
-                    bar.set_length(s.steps);
+                    bar.set_length(steps);
                 }
                 bar.set_message(numbers);
-                bar.set_position(s.step);
-                if s.step == s.steps {
+                bar.set_position(step);
+                if step == steps {
                     bar.abandon();
                 }
             }
             Out::Lines(_) => {
-                let ends = s.step == 1 || s.step == s.steps;
+                let ends = step == 1 || step == steps;
                 if ends || self.last.is_none_or(|last| last.elapsed() >= PAUSE) {
                     self.last = Some(Instant::now());
-                    let left = s.steps.saturating_sub(s.step) as f64 * s.tokens as f64 / s.tokens_per_second;
-                    let eta = match left.is_finite() && s.step < s.steps {
+                    // All steps are taken to be as long as this one.
+                    let left = steps.saturating_sub(step) as f64 * tokens as f64 / tokens_per_second;
+                    let eta = match left.is_finite() && step < steps {
                         true => format!("  {} left", clock(left)),
                         false => String::new(),
                     };
-                    let (step, steps) = (s.step, s.steps);
-                    self.say(&format!("step {step}/{steps}  {numbers}  lr {:.2e}{eta}", s.lr));
+                    self.say(&format!("step {step}/{steps}  {numbers}  lr {lr:.2e}{eta}"));
                 }
             }
         }
@@ -166,7 +169,8 @@ pub fn table(account: &Account, device: &str) -> String {
     let names = account.rows.iter().map(|r| r.0.as_str()).chain([TOTAL]);
     let width = names.map(|n| n.chars().count()).max().unwrap_or(0);
     let digits = grouped(account.total).len();
-    let line = |name: &str, bytes: u64| format!("  {name:<width$}  {:>10}  {:>digits$}\n", human(bytes), grouped(bytes));
+    let line =
+        |name: &str, bytes: u64| format!("  {name:<width$}  {:>10}  {:>digits$}\n", human(bytes), grouped(bytes));
     let mut text = format!("memory on {}, in bytes\n", if device.is_empty() { "the device" } else { device });
     for (name, bytes) in &account.rows {
         text += &line(name, *bytes);
@@ -213,7 +217,7 @@ mod tests {
     fn plain_lines_where_there_is_no_terminal() {
         let heard = Heard::default();
         let mut progress = Progress::lines(Box::new(heard.clone()));
-        let run = Event::Run { config: 0.into(), device: "cpu".into(), versions: 0.into() };
+        let run = Event::run(&Default::default(), "cpu", 12, 3456);
         let account =
             Account { rows: vec![("frozen weights".into(), 1536)], total: 1536, peak_site: "layers.0:linear".into() };
         progress.show(&run);
@@ -226,7 +230,7 @@ mod tests {
         progress.finish();
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         let expected = format!(
-            "trimtab {} on cpu\n\
+            "trimtab {} on cpu: trains 12 of 3,456 parameters\n\
              memory on cpu, in bytes\n  frozen weights     1.5 KiB  1,536\n  total              1.5 KiB  1,536\n  \
              most is in use at layers.0:linear\n\
              step 1/4  loss 2.5000  10 tokens/s  lr 2.00e-4  5:00 left\n\

@@ -25,8 +25,11 @@ pub struct Sources<'a> {
     pub seed: u64,
 }
 
+/// Is told bytes done and of how many; an error ends the loading.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
 /// Fills every leaf in `weights`; `progress(bytes done, of)` is called along the way.
-pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progress) -> Result<()> {
     let total = weights.iter().map(|w| exec.graph.ty(w.val).bytes() as u64).sum();
     let mut done = 0;
     for weight in weights {
@@ -34,7 +37,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: &mut 
         let bytes = first_value(weight, &ty, from)?;
         exec.upload(weight.val, &bytes)?;
         done += ty.bytes() as u64;
-        progress(done, total);
+        progress(done, total)?;
     }
     Ok(())
 }

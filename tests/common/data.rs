@@ -82,7 +82,7 @@ pub fn tensor(ty: &Ty, bytes: &[u8]) -> Tensor {
 pub fn operands(op: &str, sample: &Sample) -> (Vec<Vec<u8>>, Vec<Tensor>) {
     let (mut stored, mut meant): (Vec<Vec<u8>>, Vec<Tensor>) = (Vec::new(), Vec::new());
     for (i, input) in sample.ins.iter().enumerate() {
-        let mut random = Random::named(&format!("{op}/{}/{i}", sample.name));
+        let mut random = Random::named(&format!("{op}/{}/{:?}/{i}", sample.name, sample.attr));
         let n = input.ty.len();
         let values = match &input.fill {
             Fill::Normal(deviation) => (0..n).map(|_| random.normal() * deviation).collect(),
