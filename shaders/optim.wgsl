@@ -13,7 +13,7 @@ const EACH: u32 = 4u;
 
 #if SUM_SQUARES
 // Elements of a partial sum.
-const PIECE: u32 = 16384u;
+const PIECE: u32 = 8192u;
 const LANES: u32 = 256u;
 struct Params {
     // Elements of this dispatch, and its first partial sum.

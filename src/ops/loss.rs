@@ -7,7 +7,7 @@ use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::{math, par, weight::weight};
 use crate::dtype::{DType, Ty, align};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
 use crate::ops::dense::Product;
 use crate::ops::host::Ptr;
@@ -46,8 +46,11 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     reference,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dloss), Attr::Loss(loss)) = (grads[0], &node.attr) else { return Ok(vec![None; 4]) };
-        if (wants[0] && !loss.grad_x) || (wants[1] && !loss.grad_w) {
-            return Err(g.refuse(node.op.name, "it was built without the gradients that are now wanted".into()));
+        // The factor is no parameter, and what the op was not built with it cannot give.
+        let lacks = [wants[0] && !loss.grad_x, wants[1] && !loss.grad_w, false, wants[3]];
+        if let Some(input) = lacks.iter().position(|&lacks| lacks) {
+            let parameter = g.value(node.ins[input]).name.clone();
+            return Err(Error::NoGradient { op: node.op.name, site: node.site.clone(), input, parameter });
         }
         let dx = if wants[0] { Some(g.scale(node.outs[1], dloss)?) } else { None };
         let dw = if wants[1] { Some(g.scale(node.outs[1 + loss.grad_x as usize], dloss)?) } else { None };
@@ -163,7 +166,7 @@ fn host(call: &HostCall) {
     for (i, block) in tokens[..n].chunks(size).enumerate() {
         let m = block.len();
         let (logits, xb, dxb, losses) = (&mut logits[..m * v], &mut xb[..m * d], &mut dxb[..m * d], &mut losses[..m]);
-        for (row, &t) in xb.chunks_exact_mut(d).zip(&*block) {
+        for (row, &t) in xb.chunks_exact_mut(d).zip(block) {
             row.copy_from_slice(&x[t as usize * d..][..d]);
         }
         let xb = Mat::row_major(Store::F32(xb), m, d);
@@ -178,7 +181,7 @@ fn host(call: &HostCall) {
         let dlogits = Mat::row_major(Store::F32(logits), m, v);
         if let Some(dx) = &mut dx {
             gemm(&[Term { alpha: 1.0, a: dlogits, b: w }], 0.0, None, dxb, d);
-            for (row, &t) in dxb.chunks_exact(d).zip(&*block) {
+            for (row, &t) in dxb.chunks_exact(d).zip(block) {
                 dx[t as usize * d..][..d].copy_from_slice(row);
             }
         }
@@ -322,7 +325,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
 
 fn samples() -> Vec<Sample> {
     let mut all = Vec::new();
-    let shapes: [(&str, DType, usize, usize, usize); 7] = [
+    let shapes: [(&str, DType, usize, usize, usize); 9] = [
         ("one token", DType::F32, 1, 1, 2),
         ("odd", DType::F32, 7, 17, 33),
         ("more than one tile", DType::F32, 65, 24, 130),
@@ -330,6 +333,8 @@ fn samples() -> Vec<Sample> {
         ("f16 weights", DType::F16, 5, 20, 67),
         ("nf4 weights", DType::Nf4, 9, 36, 65),
         ("nf4_dq weights", DType::Nf4Dq, 3, 64, 300),
+        ("several blocks of tokens", DType::F32, 50, 36, 300),
+        ("a large vocabulary", DType::Nf4Dq, 2, 66, 1101),
     ];
     for (name, dtype, t, d, v) in shapes {
         for (grad_x, grad_w) in [(false, false), (true, false), (true, true), (false, true)] {
@@ -345,7 +350,11 @@ fn samples() -> Vec<Sample> {
                 SampleIn::values(Ty::i32(&[t]), (0..t).map(label).collect()),
                 SampleIn::values(Ty::f32(&[1]), vec![0.25]),
             ];
-            all.push(Sample::new(name, Attr::Loss(Loss { grad_x, grad_w }), ins));
+            all.push(Sample::new(
+                format!("{name}, dx {grad_x}, dw {grad_w}"),
+                Attr::Loss(Loss { grad_x, grad_w }),
+                ins,
+            ));
         }
     }
     let ins = vec![

@@ -74,10 +74,13 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     host: host_dequantize,
     wgsl: wgsl_dequantize,
     samples: || {
-        let table = [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("two nested blocks", 257, 65)];
+        let table =
+            [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("five nested blocks", 1041, 64)];
         let types = [DType::Nf4, DType::Nf4Dq];
         let sample = |(name, n, k)| {
-            types.map(|dtype| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::new(dtype, &[n, k]))]))
+            types.map(|dtype| {
+                Sample::new(format!("{name}, {dtype}"), Attr::None, vec![SampleIn::normal(Ty::new(dtype, &[n, k]))])
+            })
         };
         table.into_iter().flat_map(sample).collect()
     },
