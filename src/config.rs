@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::peft::{AdapterConfig, Targets, files};
@@ -47,7 +48,7 @@ impl fmt::Display for Origin {
 
 /// One setting: a row of the table.
 pub struct Field {
-    /// The key in the file; the flag is the same with hyphens.
+    /// With underscores. The flag and the key in the file have hyphens: [`Field::key`].
     pub name: &'static str,
     /// Heading it stands under in help and files.
     pub group: &'static str,
@@ -68,8 +69,13 @@ pub struct Field {
 }
 
 impl Field {
-    pub fn flag(&self) -> String {
+    /// As it is written after `--` and in files, where underscores are read too.
+    pub fn key(&self) -> String {
         self.name.replace('_', "-")
+    }
+
+    fn is_called(&self, key: &str) -> bool {
+        key.bytes().map(|b| if b == b'-' { b'_' } else { b }).eq(self.name.bytes())
     }
 
     /// The default as `--help` shows it.
@@ -150,7 +156,7 @@ settings! {
     "Method" {
         #[doc = "Train low-rank factors set on frozen weights, or every weight"]
         method: Method = "METHOD", { Method::Lora };
-        #[doc = "How frozen weights are stored: 4-bit NormalFloat (this is QLoRA), or as they are"]
+        #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
         quantize: Quantize = "FORMAT", { Quantize::None };
         #[doc = "Quantize the scales of NF4 too: 4.13 bits a weight instead of 4.5"]
         double_quant: bool = "BOOL", { false };
@@ -207,7 +213,7 @@ settings! {
         seed: u64 = "N", { 42 }, if |v| *v <= i64::MAX as u64 => "0 to 9223372036854775807";
         #[doc = "Draw the sequences of each epoch in a new order"]
         shuffle: bool = "BOOL", { true };
-        #[doc = "How frozen weights that are not quantized are held; sums are always f32"]
+        #[doc = "How frozen f32 weights that are not quantized are held (16-bit ones stay so); sums are always f32"]
         dtype: Dtype = "DTYPE", { Dtype::F32 };
         #[doc = "auto, cpu, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
         device: Device = "DEVICE", { Device::Auto };
@@ -229,12 +235,12 @@ impl Flags {
 }
 
 fn find(name: &str) -> Result<&'static Field> {
-    FIELDS.iter().find(|f| f.name == name).ok_or_else(|| Error::config(name, "an unknown setting", near(name)))
+    FIELDS.iter().find(|f| f.is_called(name)).ok_or_else(|| Error::config(name, "an unknown setting", near(name)))
 }
 
 fn near(name: &str) -> String {
     match nearest(&name.replace('-', "_"), FIELDS.iter().map(|f| f.name)) {
-        Some(near) => format!("a setting; the nearest is {near}"),
+        Some(near) => format!("a setting; the nearest is `{}`", near.replace('_', "-")),
         None => "a setting (`trimtab train --help` lists them)".into(),
     }
 }
@@ -265,8 +271,14 @@ impl RunConfig {
     pub fn resolve_text(text: &str, path: &Path, flags: &Flags) -> Result<RunConfig> {
         let table: toml::Table =
             text.parse().map_err(|e: toml::de::Error| Error::file(path, e.to_string().trim_end(), "TOML"))?;
-        if let Some(key) = table.keys().find(|k| !FIELDS.iter().any(|f| f.name == k.as_str())) {
-            return Err(Error::file(path, format!("unknown key `{key}`"), near(key)));
+        let mut in_file: Vec<Option<&Value>> = vec![None; FIELDS.len()];
+        for (key, value) in &table {
+            let Some(i) = FIELDS.iter().position(|f| f.is_called(key)) else {
+                return Err(Error::file(path, format!("unknown key `{key}`"), near(key)));
+            };
+            if in_file[i].replace(value).is_some() {
+                return Err(Error::file(path, format!("`{key}` twice, with hyphens and underscores"), "each key once"));
+            }
         }
         let typed = |f: &Field| flags.0.iter().rev().find(|(name, _)| *name == f.name).map(|(_, text)| text);
         // Of steps and epochs the one that was asked for nearer counts: a flag puts the file's other one out.
@@ -282,11 +294,11 @@ impl RunConfig {
         for (i, field) in FIELDS.iter().enumerate() {
             if let Some(text) = typed(field) {
                 (field.set_text)(&mut config, text)
-                    .map_err(|e| Error::config(format!("--{}", field.flag()), format!("{text:?}"), e))?;
+                    .map_err(|e| Error::config(format!("--{}", field.key()), format!("{text:?}"), e))?;
                 config.origins[i] = Origin::Flag;
-            } else if let Some(value) = table.get(field.name).filter(|_| !replaced(field)) {
+            } else if let Some(value) = in_file[i].filter(|_| !replaced(field)) {
                 (field.set_toml)(&mut config, value)
-                    .map_err(|e| Error::config(format!("{}: {}", path.display(), field.name), toml_text(value), e))?;
+                    .map_err(|e| Error::config(format!("{}: {}", path.display(), field.key()), toml_text(value), e))?;
                 config.origins[i] = Origin::File(path.into());
             } else {
                 (field.set_default)(&mut config);
@@ -339,7 +351,7 @@ impl RunConfig {
         for field in FIELDS {
             (field.check)(self).map_err(|expected| {
                 let found = (field.get)(self).map_or("nothing".into(), |v| toml_text(&v));
-                Error::config(field.name, found, expected)
+                Error::config(field.key(), found, expected)
             })?;
         }
         let clash = |key: &str, found: &str, expected: &str| Err(Error::config(key, found, expected));
@@ -348,9 +360,9 @@ impl RunConfig {
         }
         if self.micro_tokens < self.max_seq_len {
             return Err(Error::config(
-                "micro_tokens",
-                format!("{} with max_seq_len {}", self.micro_tokens, self.max_seq_len),
-                format!("{} or more (or a smaller max_seq_len): a sequence is not split", self.max_seq_len),
+                "micro-tokens",
+                format!("{} with max-seq-len {}", self.micro_tokens, self.max_seq_len),
+                format!("{} or more (or a smaller max-seq-len): a sequence is not split", self.max_seq_len),
             ));
         }
         if self.method == Method::Full && self.quantize != Quantize::None {
@@ -360,7 +372,7 @@ impl RunConfig {
             return clash("adapter", "an adapter with method full", "method lora, or no adapter");
         }
         if self.double_quant && self.quantize != Quantize::Nf4 {
-            return clash("double_quant", "true with quantize none", "quantize = \"nf4\"");
+            return clash("double-quant", "true with quantize none", "quantize = \"nf4\"");
         }
         Ok(())
     }
@@ -381,6 +393,15 @@ impl RunConfig {
         match self.warmup < 1.0 {
             true => (self.warmup * steps as f64).ceil() as u64,
             false => self.warmup as u64,
+        }
+    }
+
+    /// The format that frozen weights of linear layers are quantized to, if any.
+    pub fn quantized(&self) -> Option<DType> {
+        match (self.quantize, self.double_quant) {
+            (Quantize::None, _) => None,
+            (Quantize::Nf4, false) => Some(DType::Nf4),
+            (Quantize::Nf4, true) => Some(DType::Nf4Dq),
         }
     }
 
@@ -410,12 +431,12 @@ impl RunConfig {
                 text += &format!("\n# {group}\n");
             }
             let origin = match origin {
-                Origin::Flag => format!("flag --{}", field.flag()),
+                Origin::Flag => format!("flag --{}", field.key()),
                 other => other.to_string().replace(['\n', '\r'], " "),
             };
             let line = match (field.get)(self) {
-                Some(value) => format!("{} = {}", field.name, toml_text(&value)),
-                None => format!("# {} is not set", field.name),
+                Some(value) => format!("{} = {}", field.key(), toml_text(&value)),
+                None => format!("# {} is not set", field.key()),
             };
             text += &format!("{line:<40} # {origin}\n");
         }

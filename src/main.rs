@@ -1,1 +1,7 @@
-fn main() {}
+//! The `trimtab` command: parse, run, report.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

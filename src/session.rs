@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::backend::Backend;
 use crate::data::pack::MicroBatch;
+use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::models::{self, Model};
@@ -36,6 +37,14 @@ impl Base {
     pub fn random(path: impl AsRef<Path>) -> Result<Base> {
         let path = path.as_ref();
         Ok(Base { path: path.into(), config: crate::weights::read_config(path)?, checkpoint: None })
+    }
+
+    /// The tokenizer that came with the model.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.checkpoint {
+            Some(checkpoint) => Tokenizer::open(checkpoint),
+            None => Tokenizer::from_folder(&self.path),
+        }
     }
 
     /// The model's structure, for sequences of at most `positions` tokens.
@@ -115,13 +124,27 @@ impl<'a> Planned<'a> {
         &self.plan.account
     }
 
+    /// The device it is planned for.
+    pub fn device(&self) -> &str {
+        &self.backend.caps().device
+    }
+
     /// Number of trained values, and of all.
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
             let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
-            weights.filter(|w| !matches!(w.source, crate::nn::Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
+            weights
+                .filter(|w| !matches!(w.source, crate::nn::Source::Data(_)))
+                .map(|w| self.step.graph.ty(w.val).len())
+                .sum()
         };
         (count(true), count(false))
+    }
+
+    /// Names and shapes of what is trained.
+    pub fn trained(&self) -> Vec<(String, Vec<usize>)> {
+        let trained = self.step.weights.iter().filter(|w| w.trainable);
+        trained.map(|w| (w.name.clone(), self.step.graph.shape(w.val).to_vec())).collect()
     }
 
     /// Allocates, compiles and loads. `adapter` holds the tensors of an adapter to start from;
@@ -129,13 +152,12 @@ impl<'a> Planned<'a> {
     pub fn start(
         self,
         adapter: Option<&BTreeMap<String, AdapterTensor>>,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session<'a>> {
         let Planned { base, method, backend, step, plan, options, init_std } = self;
         let mut trainer = Trainer::new(backend, step, plan, options.adamw, options.seed)?;
         let weights = trainer.weights().to_vec();
-        let from =
-            load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
+        let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
         Ok(Session { base, method, trainer })
     }

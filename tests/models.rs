@@ -62,7 +62,7 @@ impl Packed {
 
 fn fill(exec: &mut Exec, weights: &[Weight], base: &Checkpoint, adapter: Option<&BTreeMap<String, AdapterTensor>>) {
     let from = load::Sources { base: Some(base), std: 0.0, adapter, seed: 0 };
-    load::load(exec, weights, &from, &mut |_, _| {}).unwrap();
+    load::load(exec, weights, &from, &mut |_, _| Ok(())).unwrap();
 }
 
 fn logits(

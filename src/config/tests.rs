@@ -1,1 +1,201 @@
+//! Tests of the settings table and of how a run's settings are resolved.
 
+use super::*;
+
+fn resolve(toml: &str, flags: &[(&str, &str)]) -> Result<RunConfig> {
+    RunConfig::resolve_text(toml, Path::new("run.toml"), &Flags::of(flags)?)
+}
+
+fn file() -> Origin {
+    Origin::File("run.toml".into())
+}
+
+#[test]
+fn the_table_is_well_formed() {
+    for (i, field) in FIELDS.iter().enumerate() {
+        assert!(FIELDS[..i].iter().all(|f| f.name != field.name), "{} twice", field.name);
+        assert!(field.help.len() < 120 && !field.help.ends_with('.'), "{}: {}", field.name, field.help);
+        assert!(!field.value_name.is_empty());
+        assert!(field.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+        // Rows of a group stand together: a heading is printed once.
+        let first = FIELDS.iter().position(|f| f.group == field.group).unwrap();
+        assert!(FIELDS[first..=i].iter().all(|f| f.group == field.group), "{} is torn", field.group);
+    }
+    RunConfig::default().check().unwrap();
+}
+
+#[test]
+fn flags_override_the_file_and_the_file_the_defaults() {
+    let config = resolve("rank = 4\nlr = 1e-3\nbatch-size = 2", &[("rank", "64"), ("seed", "7")]).unwrap();
+    assert_eq!((config.rank, config.lr, config.batch_size, config.seed), (64, 1e-3, 2, 7));
+    assert_eq!(config.alpha, 128.0, "the default follows the rank that counts");
+    let origins = ["rank", "lr", "batch_size", "seed", "alpha"].map(|n| config.origin(n).unwrap().clone());
+    assert_eq!(origins, [Origin::Flag, file(), file(), Origin::Flag, Origin::Default]);
+    // The last of two equal flags counts, as on every command line.
+    assert_eq!(resolve("", &[("rank", "1"), ("rank", "2")]).unwrap().rank, 2);
+    assert_eq!(resolve("method = 'full'", &[]).unwrap().lr, 2e-5);
+    assert_eq!(resolve("max_seq_len = 64", &[]).unwrap().micro_tokens, 64);
+}
+
+#[test]
+fn steps_and_epochs() {
+    let length = |toml: &str, flags: &[(&str, &str)]| resolve(toml, flags).map(|c| (c.steps, c.epochs)).ok();
+    assert_eq!(length("", &[]), Some((None, Some(1))));
+    assert_eq!(length("steps = 5", &[]), Some((Some(5), None)));
+    assert_eq!(length("epochs = 2", &[]), Some((None, Some(2))));
+    assert_eq!(length("epochs = 2", &[("steps", "5")]), Some((Some(5), None)), "a flag puts the file's other one out");
+    assert_eq!(length("steps = 5", &[("epochs", "2")]), Some((None, Some(2))));
+    assert_eq!(length("steps = 5\nepochs = 2", &[]), None);
+    assert_eq!(length("", &[("steps", "5"), ("epochs", "2")]), None);
+    assert_eq!(length("", &[("steps", "0")]), None);
+}
+
+#[test]
+fn what_makes_no_sense_is_an_error_that_names_the_key() {
+    let table: &[(&str, &[(&str, &str)], &str)] = &[
+        ("rnak = 4", &[], "`rank`"),
+        ("batch_sise = 4", &[], "`batch-size`"),
+        ("batch_size = 4\nbatch-size = 4", &[], "twice"),
+        ("[section]\nrank = 4", &[], "section"),
+        ("rank = 'four'", &[], "run.toml: rank"),
+        ("rank = -4", &[], "run.toml: rank"),
+        ("rank = 1.5", &[], "run.toml: rank"),
+        ("rank =", &[], "run.toml"),
+        ("model = ''", &[], "model"),
+        ("targets = []", &[], "targets"),
+        ("targets = [1]", &[], "targets"),
+        ("lr = nan", &[], "lr"),
+        ("lr = inf", &[], "lr"),
+        ("", &[("rank", "four")], "--rank"),
+        ("", &[("rank", "0")], "rank"),
+        ("", &[("lr", "-1")], "lr"),
+        ("", &[("dropout", "1")], "dropout"),
+        ("", &[("warmup", "1.5")], "warmup"),
+        ("", &[("device", "gpu")], "--device"),
+        ("", &[("device", "wgpu:x")], "--device"),
+        ("", &[("method", "qlora")], "lora or full"),
+        ("", &[("targets", "(")], "--targets"),
+        ("", &[("micro_tokens", "100")], "micro-tokens"),
+        ("", &[("double_quant", "true")], "double-quant"),
+        ("", &[("method", "full"), ("quantize", "nf4")], "quantize"),
+        ("", &[("seed", "18446744073709551615")], "seed"),
+        ("", &[("nonsense", "1")], "nonsense"),
+        ("", &[("adapter", "no/such/folder")], "no/such/folder"),
+    ];
+    for (toml, flags, part) in table {
+        let error = resolve(toml, flags).map(|c| c.to_toml()).unwrap_err().to_string();
+        assert!(error.contains(part), "{toml:?} {flags:?}: {error}");
+    }
+    // The control: the same keys with values that make sense.
+    let good = [("rank", "4"), ("device", "wgpu:1"), ("warmup", "0.5"), ("quantize", "nf4"), ("double_quant", "true")];
+    assert_eq!(resolve("targets = ['q_proj']", &good).unwrap().device, Device::Wgpu(Some(1)));
+}
+
+/// Every setting differs from its default, and survives being written and read.
+#[test]
+fn the_saved_file_repeats_the_run() {
+    let flags = [
+        ("model", "a \"quoted\" \\ path"),
+        ("data", "d.jsonl"),
+        ("out", "runs/x"),
+        ("init", "random"),
+        ("quantize", "nf4"),
+        ("double_quant", "true"),
+        ("rank", "3"),
+        ("alpha", "7.5"),
+        ("dropout", "0.05"),
+        ("rslora", "true"),
+        ("targets", r".*\.(q|v)_proj"),
+        ("steps", "9"),
+        ("batch_size", "3"),
+        ("max_seq_len", "100"),
+        ("micro_tokens", "300"),
+        ("lr", "1.2345678901234e-5"),
+        ("schedule", "linear"),
+        ("warmup", "4"),
+        ("weight_decay", "1e-3"),
+        ("max_grad_norm", "0"),
+        ("adam_beta1", "0.8"),
+        ("adam_beta2", "0.95"),
+        ("adam_eps", "1e-6"),
+        ("seed", "9223372036854775807"),
+        ("shuffle", "false"),
+        ("dtype", "bf16"),
+        ("device", "wgpu:2"),
+        ("save_dtype", "bf16"),
+    ];
+    let config = resolve("", &flags).unwrap();
+    let text = config.to_toml();
+    let again = resolve(&text, &[]).unwrap();
+    assert_eq!(again.to_json(), config.to_json(), "{text}");
+    let unset = ["method", "adapter", "epochs", "optimizer"]; // method full and an adapter exclude the rest
+    for field in FIELDS {
+        let typed = flags.iter().any(|(name, _)| *name == field.name);
+        assert!(typed != unset.contains(&field.name), "{}: not in this test", field.name);
+        if typed {
+            assert_ne!((field.get)(&config), (field.get)(&RunConfig::default()), "{}", field.name);
+            assert_eq!(again.origin(field.name), Some(&file()), "{}", field.name);
+        }
+    }
+    // Lists too, and full training.
+    let config = resolve("targets = ['q_proj', 'v_proj']", &[]).unwrap();
+    assert_eq!(resolve(&config.to_toml(), &[]).unwrap().targets, config.targets);
+    let full = resolve("method = 'full'\nepochs = 3", &[]).unwrap();
+    assert_eq!(resolve(&full.to_toml(), &[]).unwrap().to_json(), full.to_json());
+}
+
+#[test]
+fn the_printed_settings_say_where_they_come_from() {
+    let text = resolve("lr = 1e-3", &[("rank", "4")]).unwrap().to_toml();
+    let line = |key: &str| text.lines().find(|l| l.starts_with(key)).unwrap_or_else(|| panic!("no {key} in {text}"));
+    let table = [
+        ("rank = 4 ", "# flag --rank"),
+        ("lr = 1e-3 ", "# run.toml"),
+        ("batch-size = 8 ", "# default"),
+        ("adam-eps = 1e-8 ", "# default"),
+        ("# adapter is not set ", "# default"),
+    ];
+    for (key, origin) in table {
+        assert!(line(key).ends_with(origin), "{}", line(key));
+    }
+}
+
+#[test]
+fn an_adapter_sets_the_method() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft/rslora");
+    let path = dir.to_str().unwrap();
+    let config = resolve("", &[("adapter", path)]).unwrap();
+    assert_eq!((config.rank, config.alpha, config.rslora), (4, 8.0, true));
+    assert_eq!(config.targets, Targets::List(vec!["v_proj".into(), "q_proj".into()]));
+    assert_eq!(config.origin("rank"), Some(&Origin::Adapter(dir.clone())));
+    // Its own values may be repeated, as the saved config does; others contradict it. Dropout is free.
+    let again = resolve(&config.to_toml(), &[("dropout", "0.1")]).unwrap();
+    assert_eq!((again.rank, again.dropout), (4, 0.1));
+    let adapter = again.adapter_config().unwrap().unwrap();
+    assert_eq!((adapter.rank, adapter.rslora, adapter.dropout), (4, true, 0.1));
+    let error = resolve("", &[("adapter", path), ("rank", "8")]).unwrap_err().to_string();
+    assert!(error.contains("rank") && error.contains('8') && error.contains('4'), "{error}");
+    assert!(resolve("", &[("adapter", path), ("method", "full")]).is_err());
+}
+
+#[test]
+fn the_adapter_to_train() {
+    let config = resolve("", &[("rank", "4"), ("targets", "q_proj"), ("dropout", "0.1"), ("model", "m")]).unwrap();
+    let adapter = config.adapter_config().unwrap().unwrap();
+    assert_eq!((adapter.rank, adapter.alpha, adapter.dropout), (4, 8.0, 0.1));
+    assert_eq!(adapter.base_model.as_deref(), Some("m"));
+    assert!(resolve("method = 'full'", &[]).unwrap().adapter_config().unwrap().is_none());
+}
+
+#[test]
+fn warmup_in_steps_or_as_a_share() {
+    let steps = |warmup: &str| resolve("", &[("warmup", warmup)]).unwrap().warmup_steps(100);
+    assert_eq!(["0", "0.03", "0.025", "1", "50"].map(steps), [0, 3, 3, 1, 50]);
+}
+
+#[test]
+fn needs_are_named() {
+    let config = resolve("", &[("model", "m")]).unwrap();
+    assert_eq!(config.need("model").unwrap(), Path::new("m"));
+    assert!(config.need("data").unwrap_err().to_string().contains("--data"));
+}

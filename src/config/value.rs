@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use toml::Value;
 
+use crate::dtype::DType;
 use crate::peft::Targets;
 
 /// A type a setting may have. Errors say what was expected.
@@ -233,4 +234,23 @@ words! {
     Dtype { F32 = "f32", Bf16 = "bf16" }
     #[doc = "Storage of the weights that full training writes."]
     SaveDtype { F32 = "f32", Bf16 = "bf16", F16 = "f16" }
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> DType {
+        match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl From<SaveDtype> for DType {
+    fn from(dtype: SaveDtype) -> DType {
+        match dtype {
+            SaveDtype::F32 => DType::F32,
+            SaveDtype::Bf16 => DType::BF16,
+            SaveDtype::F16 => DType::F16,
+        }
+    }
 }

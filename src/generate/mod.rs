@@ -2,6 +2,7 @@
 //! weights. One graph, two phases over the same weights: many tokens of a prompt at once, then one at a time.
 
 pub mod sample;
+pub mod text;
 
 use crate::backend::Backend;
 use crate::dtype::{DType, Ty};

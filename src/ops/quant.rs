@@ -2,10 +2,206 @@
 
 use std::ops::Range;
 
-use crate::dtype::{DType, Nf4Layout, Ty};
-use crate::ops::{Arg, OpDef};
+use crate::cpu::par;
+use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
+use crate::error::Result;
+use crate::graph::{Graph, Val};
+use crate::ops::launch::{bytes, grid};
+use crate::ops::{
+    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+};
+use crate::quant::nf4;
 
-pub static OPS: &[&OpDef] = &[];
+pub static OPS: &[&OpDef] = &[&NF4_QUANTIZE, &NF4_DEQUANTIZE];
+
+/// `nf4_quantize` [w F32[N,K]] → Nf4\[N,K\] or, with `double`, Nf4Dq\[N,K\], as bitsandbytes does it (Dettmers et al.
+/// 2023). The CPU kernel gives bitsandbytes' bits ([`nf4::quantize`]). A tensor with an element that is not finite
+/// has no NF4 form: it comes out as NaN everywhere on the CPU, and undefined on a GPU.
+pub static NF4_QUANTIZE: OpDef = OpDef {
+    name: "nf4_quantize",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::Nf4 { double }, [w]) => {
+            check::float("w", w)?;
+            Ok(vec![Ty::new(if *double { DType::Nf4Dq } else { DType::Nf4 }, &w.shape)])
+        }
+        _ => Err(check::refuse("w and Nf4", attr, ins)),
+    },
+    reference: |attr, ins| vec![rounded(&ins[0], *attr == Attr::Nf4 { double: true })],
+    grad: Grad::Stop,
+    in_place: &[],
+    cost: |_, ins, _| Cost { flops: 20 * ins[0].len() as u64, terms: 4 },
+    workspace: |attr, ins, _| match attr {
+        Attr::Nf4 { double: true } => 4 * ins[0].len().div_ceil(Nf4Layout::BLOCK) as u64,
+        _ => 0,
+    },
+    host: |call| {
+        let double = call.outs[0].dtype == DType::Nf4Dq;
+        let out = call.output::<u8>(0);
+        match nf4::quantize(call.input(0), double) {
+            Ok(q) => out[..q.len()].copy_from_slice(&q),
+            Err(_) => out.fill(0xff), // every f32 among the scales is then a NaN
+        }
+    },
+    wgsl: wgsl_quantize,
+    samples: || {
+        let sample =
+            |(name, n, k, double)| Sample::new(name, Attr::Nf4 { double }, vec![SampleIn::normal(Ty::f32(&[n, k]))]);
+        let table = [
+            ("one element", 1, 1, false),
+            ("an odd end", 3, 65, false),
+            ("blocks", 33, 64, false),
+            ("one block, double", 3, 7, true),
+            ("an odd end, double", 17, 97, true),
+            ("two nested blocks", 260, 65, true),
+        ];
+        table.into_iter().map(sample).collect()
+    },
+};
+
+/// `nf4_dequantize` [q (Nf4|Nf4Dq)[N,K]] → F32[N,K].
+pub static NF4_DEQUANTIZE: OpDef = OpDef {
+    name: "nf4_dequantize",
+    infer: |attr, ins| match (attr, ins) {
+        (Attr::None, [q]) if q.dtype.is_quantized() => Ok(vec![Ty::f32(&q.shape)]),
+        _ => Err(check::refuse("a tensor in nf4 or nf4_dq", attr, ins)),
+    },
+    // Quantized operands arrive decoded.
+    reference: |_, ins| vec![ins[0].clone()],
+    grad: Grad::Stop,
+    in_place: &[],
+    cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: 2 },
+    workspace: no_workspace,
+    host: host_dequantize,
+    wgsl: wgsl_dequantize,
+    samples: || {
+        let table =
+            [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("five nested blocks", 1041, 64)];
+        let types = [DType::Nf4, DType::Nf4Dq];
+        let sample = |(name, n, k)| {
+            types.map(|dtype| {
+                Sample::new(format!("{name}, {dtype}"), Attr::None, vec![SampleIn::normal(Ty::new(dtype, &[n, k]))])
+            })
+        };
+        table.into_iter().flat_map(sample).collect()
+    },
+};
+
+impl Graph {
+    /// A tensor in 4-bit NormalFloat.
+    pub fn nf4_quantize(&mut self, w: Val, double: bool) -> Result<Val> {
+        Ok(self.node(&NF4_QUANTIZE, Attr::Nf4 { double }, &[w])?[0])
+    }
+
+    /// And back.
+    pub fn nf4_dequantize(&mut self, q: Val) -> Result<Val> {
+        Ok(self.node(&NF4_DEQUANTIZE, Attr::None, &[q])?[0])
+    }
+}
+
+/// What is left of `w` after NF4.
+fn rounded(w: &Tensor, double: bool) -> Tensor {
+    let nearest = |table: &[f32], x: f64| {
+        let distance = |&&v: &&f32| (v as f64 - x).abs();
+        table.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).map_or(0.0, |&v| v as f64)
+    };
+    let largest = |x: &[f64]| x.iter().fold(0f64, |m, v| m.max(v.abs()));
+    let mut scales: Vec<f64> = w.data.chunks(Nf4Layout::BLOCK).map(largest).collect();
+    let codes =
+        w.data.iter().enumerate().map(|(i, x)| nearest(&nf4::CODE, x / scales[i / Nf4Layout::BLOCK].max(1e-38)));
+    let codes: Vec<f64> = codes.collect();
+    if double {
+        let mean = scales.iter().sum::<f64>() / scales.len().max(1) as f64;
+        for group in scales.chunks_mut(Nf4Layout::NESTED_BLOCK) {
+            group.iter_mut().for_each(|s| *s -= mean);
+            let nested = largest(group);
+            for s in group {
+                // bitsandbytes looks the nearest entry up by 16 bits of the value.
+                let step = ((*s / nested.max(1e-38) + 1.0) / 2.0 * 65535.0 + 0.5).floor();
+                *s = nearest(nf4::dynamic_map(), -1.0 + 2.0 * step / 65535.0) * nested + mean;
+            }
+        }
+    }
+    let decoded = codes.iter().enumerate().map(|(i, c)| c * scales[i / Nf4Layout::BLOCK]);
+    Tensor::new(&w.shape, decoded.collect())
+}
+
+fn host_dequantize(call: &HostCall) {
+    let n = call.outs[0].len();
+    let y = call.output::<f32>(0);
+    let Some(q) = nf4::Nf4::new(call.input::<u8>(0), n, call.ins[0].dtype == DType::Nf4Dq) else {
+        unreachable!("the planner gives an operand the bytes of its type")
+    };
+    const GRAIN: usize = 1 << 14;
+    par::chunks(y, GRAIN, |i, y| q.dequantize(i * GRAIN..i * GRAIN + y.len(), y));
+}
+
+const WG: usize = 64;
+
+/// A thread quantizes a block of 64; double quantization then takes the mean of their scales, and a workgroup
+/// quantizes 256 of them.
+fn wgsl_quantize(l: &Lower) -> Result<Vec<Dispatch>> {
+    let double = *l.attr == Attr::Nf4 { double: true };
+    let n = l.ins[0].len();
+    let blocks = n.div_ceil(Nf4Layout::BLOCK);
+    let layout = Nf4Layout::new(n, double);
+    let part = |r: &Range<usize>| Arg::OutPart(0, r.start as u64..r.end.next_multiple_of(4) as u64);
+    let scales = || Arg::Work(0..4 * blocks as u64);
+    let dispatch = |defines, entry, grid, args, params: [usize; 3], flops: usize| Dispatch {
+        shader: "quant",
+        defines,
+        entry,
+        constants: Vec::new(),
+        grid,
+        args,
+        params: params.map(|p| p as u32).to_vec(),
+        flops: flops as u64,
+    };
+    let mut all = Vec::new();
+    // 512 elements are 256 bytes of codes: ranges of both start on a boundary.
+    let limit = (l.caps.max_binding.min(1 << 31) as usize / 4 / 512).max(1) * 512;
+    for start in (0..n).step_by(limit) {
+        let range = start..(start + limit).min(n);
+        let codes = part(&(range.start / 2..range.end.div_ceil(2)));
+        let absmax = if double { scales() } else { part(&layout.absmax) };
+        let args = vec![codes, absmax, Arg::InPart(0, bytes(&range, 1))];
+        let first = range.start / Nf4Layout::BLOCK;
+        let groups = range.len().div_ceil(Nf4Layout::BLOCK * WG);
+        let params = [range.len(), first, 0];
+        all.push(dispatch(vec!["QUANTIZE"], "quantize", grid(groups, l.caps), args, params, 20 * range.len()));
+    }
+    if double {
+        let args = vec![part(&layout.offset), scales()];
+        all.push(dispatch(vec!["MEAN"], "mean", [1, 1, 1], args, [blocks, 0, 0], blocks));
+        let groups = blocks.div_ceil(Nf4Layout::NESTED_BLOCK);
+        // The gap behind the indices is bound up to a whole word.
+        let args = vec![part(&layout.absmax), part(&layout.nested), part(&layout.offset), scales()];
+        all.push(dispatch(vec!["NESTED"], "nested_blocks", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
+    }
+    Ok(all)
+}
+
+fn wgsl_dequantize(l: &Lower) -> Result<Vec<Dispatch>> {
+    let (ty, k) = (&l.ins[0], l.ins[0].cols());
+    // The f32 output is the larger binding.
+    let most = (l.caps.max_binding.min(1 << 31) as usize / (4 * k).max(1)).max(1);
+    let define = weight_define(ty.dtype).unwrap_or("W_NF4");
+    let dispatch = |part: WeightPart| {
+        let n = part.rows.len() * k;
+        let mut args = vec![Arg::OutPart(0, bytes(&part.rows, k))];
+        args.extend(part.args);
+        Dispatch {
+            shader: "quant",
+            defines: vec!["DEQUANTIZE", define],
+            entry: "dequantize",
+            constants: Vec::new(),
+            grid: grid(n.div_ceil(4 * WG), l.caps),
+            args,
+            params: [n as u32].into_iter().chain(part.params).collect(),
+            flops: 4 * n as u64,
+        }
+    };
+    Ok(weight_parts(0, ty, l.caps.max_binding, most).into_iter().map(dispatch).collect())
+}
 
 /// A range of a weight's rows that fits into the bindings of one WGSL dispatch, as `shaders/common/weight.wgsl`
 /// wants it.
@@ -49,7 +245,7 @@ pub fn row_step(dtype: DType, cols: usize) -> usize {
 /// bytes (and whose indices fit 32 bits). Linear layers, the loss and the embedding share this.
 pub fn weight_parts(input: usize, ty: &Ty, max_binding: u64, most: usize) -> Vec<WeightPart> {
     let (rows, cols) = (ty.rows(), ty.cols());
-    let limit = max_binding.min(1 << 31) / crate::dtype::ALIGN as u64 * crate::dtype::ALIGN as u64;
+    let limit = max_binding.min(1 << 31) / ALIGN as u64 * ALIGN as u64;
     let bytes = |n: usize| match ty.dtype {
         // Whole words: the gap up to the next part of the layout is there to be bound.
         DType::Nf4 | DType::Nf4Dq => n.div_ceil(2).next_multiple_of(4),

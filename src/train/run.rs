@@ -4,18 +4,16 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::backend;
-use crate::config::{Dtype, Init, Method as MethodName, Quantize, RunConfig, SaveDtype};
+use crate::config::{Init, Method as MethodName, RunConfig};
 use crate::data::pack::pack;
 use crate::data::reader::{self, Encoder};
 use crate::data::sampler::Sampler;
-use crate::data::tokenizer::Tokenizer;
 use crate::data::{Dataset, is_tokenized};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::peft::{Method, files, full::Full, lora::Lora};
 use crate::plan::Account;
 use crate::session::{Base, Options, Planned};
-use crate::train::metrics::Event;
+use crate::train::metrics::{Event, StepEvent};
 use crate::train::schedule;
 use crate::train::svg;
 use crate::train::trainer::AdamW;
@@ -53,15 +51,8 @@ fn plan<'a>(config: &RunConfig, base: &'a Base) -> Result<Planned<'a>> {
 /// The part of the settings that the engine itself acts on.
 fn options(config: &RunConfig) -> Options {
     Options {
-        quantize: match (config.quantize, config.double_quant) {
-            (Quantize::None, _) => None,
-            (Quantize::Nf4, false) => Some(DType::Nf4),
-            (Quantize::Nf4, true) => Some(DType::Nf4Dq),
-        },
-        dtype: match config.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-        },
+        quantize: config.quantized(),
+        dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
         adamw: AdamW {
@@ -78,7 +69,7 @@ fn options(config: &RunConfig) -> Options {
 /// Reads the training data. Pre-tokenized data needs no tokenizer.
 fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, Vec<String>)> {
     let path = config.need("data")?;
-    let tokenizer = if is_tokenized(path)? { None } else { Some(Tokenizer::open(&base.path)?) };
+    let tokenizer = if is_tokenized(path)? { None } else { Some(base.tokenizer()?) };
     let encode = |text: &str| -> Result<Vec<u32>> {
         match &tokenizer {
             Some(t) => t.encode(text, false),
@@ -87,8 +78,8 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
     };
     let encoder = Encoder {
         encode: &encode,
-        bos: tokenizer.as_ref().and_then(|t| t.bos()),
-        eos: tokenizer.as_ref().and_then(|t| t.eos()),
+        bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
+        eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
         vocab,
     };
     let (data, report) = reader::read(path, &encoder, config.max_seq_len)?;
@@ -111,7 +102,10 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     }
     let positions = base.model(config.max_seq_len)?.max_positions();
     if data.longest() > positions {
-        on(Event::Note(format!("sequences of up to {} tokens; the base model was made for {positions}", data.longest())))?;
+        on(Event::Note(format!(
+            "sequences of up to {} tokens; the base model was made for {positions}",
+            data.longest()
+        )))?;
     }
     let mut sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
     let steps = match (config.steps, config.epochs) {
@@ -120,11 +114,15 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     };
 
     let adapter = match &config.adapter {
-        Some(dir) => Some(files::read_adapter(dir)?),
+        Some(dir) => {
+            let adapter = files::read_adapter(dir)?;
+            adapter.check(dir, &planned.trained())?;
+            Some(adapter)
+        }
         None => None,
     };
-    let mut loading = Vec::new();
-    let mut session = planned.start(adapter.as_ref().map(|a| &a.tensors), &mut |done, total| loading.push((done, total)))?;
+    let tensors = adapter.as_ref().map(|a| &a.tensors);
+    let mut session = planned.start(tensors, &mut |done, total| on(Event::Loading { done, total }))?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     write(&out.join("config.toml"), &config.to_toml())?;
 
@@ -134,10 +132,10 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
         let began = Instant::now();
         let batch = sampler.next_batch(config.batch_size);
         let micro = pack(&data, &batch, config.micro_tokens, !config.shuffle)?;
-        let lr = config.lr * schedule::multiplier(config.schedule.into(), step, warmup, steps);
+        let lr = config.lr * schedule::multiplier(config.schedule, step, warmup, steps);
         let report = session.step(&micro, lr)?;
         losses.push((step + 1, report.loss));
-        on(Event::Step {
+        on(Event::Step(StepEvent {
             step: step + 1,
             steps,
             loss: report.loss,
@@ -146,16 +144,9 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             tokens: report.tokens as u64,
             trained_tokens: report.trained as u64,
             tokens_per_second: report.tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
-        })?;
+        }))?;
     }
-    session.save(
-        out,
-        match config.save_dtype {
-            SaveDtype::F32 => DType::F32,
-            SaveDtype::Bf16 => DType::BF16,
-            SaveDtype::F16 => DType::F16,
-        },
-    )?;
+    session.save(out, config.save_dtype.into())?;
     write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
     on(Event::Saved { path: out.into() })?;
     let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);

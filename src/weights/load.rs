@@ -25,8 +25,11 @@ pub struct Sources<'a> {
     pub seed: u64,
 }
 
+/// Is told bytes done and of how many; an error ends the loading.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
 /// Fills every leaf in `weights`; `progress(bytes done, of)` is called along the way.
-pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progress) -> Result<()> {
     let total = weights.iter().map(|w| exec.graph.ty(w.val).bytes() as u64).sum();
     let mut done = 0;
     for weight in weights {
@@ -34,7 +37,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: &mut 
         let bytes = first_value(weight, &ty, from)?;
         exec.upload(weight.val, &bytes)?;
         done += ty.bytes() as u64;
-        progress(done, total);
+        progress(done, total)?;
     }
     Ok(())
 }
@@ -47,8 +50,12 @@ fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
             None => Ok(bytemuck::cast_slice(&draw(*init, ty.len(), name, from.seed)).to_vec()),
             Some(tensors) => match tensors.get(name) {
                 Some(t) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
-                Some(t) => Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape))),
-                None => Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape))),
+                Some(t) => {
+                    Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape)))
+                }
+                None => {
+                    Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
+                }
             },
         },
         Source::Base { role } => match from.base {
@@ -61,9 +68,19 @@ fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
 /// The tensor `name` of a checkpoint in the format of `ty`.
 pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
     match checkpoint.info(name) {
-        None => return Err(Error::file(checkpoint.path(), format!("no tensor {name}"), format!("one of shape {:?}", ty.shape))),
+        None => {
+            return Err(Error::file(
+                checkpoint.path(),
+                format!("no tensor {name}"),
+                format!("one of shape {:?}", ty.shape),
+            ));
+        }
         Some(info) if info.shape != ty.shape => {
-            return Err(Error::file(checkpoint.path(), format!("{name} of shape {:?}", info.shape), format!("{:?}", ty.shape)));
+            return Err(Error::file(
+                checkpoint.path(),
+                format!("{name} of shape {:?}", info.shape),
+                format!("{:?}", ty.shape),
+            ));
         }
         Some(_) => {}
     }
@@ -76,7 +93,7 @@ pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
     let (rows, cols) = (ty.rows(), ty.cols());
     let mut data = vec![0f32; ty.len()];
     // Large tensors are decoded by many threads, a stretch of rows each.
-    let stretch = (1 << 18usize).div_ceil(cols.max(1)).max(1);
+    let stretch = (1usize << 18).div_ceil(cols.max(1)).max(1);
     data.par_chunks_mut(stretch * cols.max(1)).enumerate().try_for_each(|(i, out)| {
         let first = i * stretch;
         checkpoint.read_rows(name, first..(first + stretch).min(rows), out)

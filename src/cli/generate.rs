@@ -1,0 +1,74 @@
+//! `trimtab generate`: text from a model, with or without an adapter.
+
+use clap::{ArgMatches, Command, FromArgMatches};
+use trimtab::config::{Flags, RunConfig};
+use trimtab::generate::{sample::Sampling, text};
+
+use super::settings::{augment, typed};
+use super::{Outcome, Stop, print};
+
+/// The settings of a run that a text depends on too.
+const SETTINGS: [&str; 7] = ["model", "adapter", "quantize", "double_quant", "seed", "dtype", "device"];
+
+/// Continue a text
+#[derive(clap::Args)]
+pub struct Args {
+    /// Text to continue
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Most tokens to add
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+    /// Logits are divided by it; 0 takes the likeliest token
+    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from the likeliest tokens that together reach this probability; 1 is all
+    #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
+    top_p: f64,
+    /// Draw from this many likeliest tokens; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: usize,
+    #[command(flatten)]
+    model: ModelFlags,
+}
+
+/// The settings, as flags.
+struct ModelFlags(Flags);
+
+impl FromArgMatches for ModelFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<ModelFlags, clap::Error> {
+        Ok(ModelFlags(typed(matches)))
+    }
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0 = typed(matches);
+        Ok(())
+    }
+}
+
+impl clap::Args for ModelFlags {
+    fn augment_args(command: Command) -> Command {
+        augment(command, Some(&SETTINGS))
+    }
+    fn augment_args_for_update(command: Command) -> Command {
+        augment(command, Some(&SETTINGS))
+    }
+}
+
+pub fn run(args: Args) -> Outcome {
+    let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;
+    config.need("model").map_err(Stop::Usage)?;
+    let Args { temperature, top_p, top_k, .. } = args;
+    let sampling = Sampling { temperature, top_p, top_k, seed: config.seed };
+    sampling.check().map_err(Stop::Usage)?;
+    print(&args.prompt)?;
+    // The text is printed as it comes; if nobody reads it any more, generation stops.
+    let mut stop = None;
+    text::generate(&config, &args.prompt, args.max_tokens, &sampling, &mut |piece| {
+        stop = print(piece).err();
+        stop.is_none()
+    })?;
+    match stop {
+        Some(stop) => Err(stop),
+        None => print("\n"),
+    }
+}

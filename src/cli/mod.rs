@@ -1,0 +1,109 @@
+//! The command line: one file a command, each a thin layer over the library. Results go to standard output, talk to
+//! standard error; 0 is success, 1 is work that failed, 2 is a call that makes no sense.
+
+mod devices;
+mod generate;
+mod plan;
+mod quickstart;
+mod settings;
+mod train;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use trimtab::{Error, Result};
+
+/// Fine-tunes large language models in little memory, on the CPU and on any Vulkan, Metal or DX12 GPU.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(train::Args),
+    Generate(generate::Args),
+    Plan(plan::Args),
+    Devices(devices::Args),
+    Quickstart(quickstart::Args),
+}
+
+/// Why a command ended early.
+enum Stop {
+    /// What was asked for makes no sense: exit code 2.
+    Usage(Error),
+    /// It made sense and failed: exit code 1.
+    Work(Error),
+    /// Nobody reads the output any more, which is no failure.
+    BrokenPipe,
+}
+
+/// Errors of the library are those of work, unless a command says otherwise.
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Work(error)
+    }
+}
+
+type Outcome = Result<(), Stop>;
+
+pub fn main() -> ExitCode {
+    // Clap reports its own errors on standard error and exits with 2.
+    let outcome = match Cli::parse().command {
+        Command::Train(args) => train::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Devices(args) => devices::run(args),
+        Command::Quickstart(args) => quickstart::run(args),
+    };
+    let (error, code) = match outcome {
+        Ok(()) | Err(Stop::BrokenPipe) => return ExitCode::SUCCESS,
+        Err(Stop::Work(error)) => (error, 1),
+        Err(Stop::Usage(error)) => (error, 2),
+    };
+    // If standard error is closed there is nobody to tell.
+    let _ = write!(std::io::stderr(), "{}", report(&error));
+    ExitCode::from(code)
+}
+
+/// Prints a result, as it is, to standard output.
+fn print(text: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(Stop::BrokenPipe),
+        Err(e) => Err(Stop::Work(Error::io("standard output", e))),
+    }
+}
+
+/// `error:` and what happened, then `hint:` and what to do, where the error knows.
+fn report(error: &Error) -> String {
+    let with_hint = |what: String, hint: &str| format!("error: {what}\nhint: {hint}\n");
+    match error {
+        Error::Unsupported { what, hint } => with_hint(format!("{what} is not supported"), hint),
+        Error::Device { device, found, hint } => with_hint(format!("device {device}: {found}"), hint),
+        Error::Memory { needed, available, hint } => {
+            with_hint(format!("{needed} bytes are needed and {available} are there"), hint)
+        }
+        Error::Config { key, found, expected } => with_hint(format!("{key}: {found}"), &format!("expected {expected}")),
+        Error::File { path, found, expected } => {
+            with_hint(format!("{}: {found}", path.display()), &format!("expected {expected}"))
+        }
+        other => {
+            let mut text = format!("error: {other}");
+            // The message of an error of the system is part of ours already.
+            let mut cause = std::error::Error::source(other);
+            while let Some(inner) = cause {
+                let inner_text = inner.to_string();
+                if !text.contains(&inner_text) {
+                    text += &format!(": {inner_text}");
+                }
+                cause = inner.source();
+            }
+            text + "\n"
+        }
+    }
+}

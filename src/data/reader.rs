@@ -1,0 +1,474 @@
+//! Files in, a [`Dataset`] out, in one pass.
+//!
+//! JSON Lines, one object a line, other fields ignored:
+//! * `{"text"}`: every token is trained;
+//! * `{"prompt", "completion"}`: the completion is trained, with its end;
+//! * `{"input_ids"}`, with or without `"labels"` (not shifted, −100 where nothing is trained): taken as they are.
+//!
+//! Plain text is one document, cut into windows of the longest length allowed.
+//!
+//! What is trained is decided by position, never by token id: an end token that also serves as padding
+//! is still learnt, or the model would never stop.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Dataset, Example, IGNORE};
+use crate::error::{Error, Result};
+
+/// What reading needs to know of a tokenizer.
+#[derive(Clone, Copy)]
+pub struct Encoder<'a> {
+    /// Text to ids, adding no special tokens.
+    pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>>,
+    /// Begins every document; none if the model was not trained with one.
+    pub bos: Option<u32>,
+    /// Ends every document.
+    pub eos: Option<u32>,
+    /// Ids are below this: the rows of the embedding.
+    pub vocab: usize,
+}
+
+/// What was read, and what could not be used as it was. Lines are those of the first case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Examples cut to the longest length.
+    pub truncated: usize,
+    pub first_truncated: Option<usize>,
+    /// Examples left out because none of their tokens would be trained.
+    pub untrained: usize,
+    pub first_untrained: Option<usize>,
+}
+
+impl Report {
+    /// A sentence for each thing a user should know.
+    pub fn warnings(&self, max_seq_len: usize) -> Vec<String> {
+        let mut out = Vec::new();
+        if let Some(line) = self.first_truncated {
+            out.push(format!(
+                "{} examples were cut to {max_seq_len} tokens, the first at line {line}: raise --max-seq-len to keep them whole",
+                self.truncated
+            ));
+        }
+        if let Some(line) = self.first_untrained {
+            out.push(format!(
+                "{} examples were left out, the first at line {line}: no token of theirs would be trained",
+                self.untrained
+            ));
+        }
+        out
+    }
+}
+
+/// Reads `path`: plain text if it is named `.txt` or `.md`, JSON Lines if `.jsonl`, `.ndjson` or `.json`;
+/// otherwise its first character decides. Examples have at most `max_seq_len` tokens.
+pub fn read(path: &Path, encoder: &Encoder, max_seq_len: usize) -> Result<(Dataset, Report)> {
+    if max_seq_len < 2 {
+        let expected = "at least 2: a token is learnt from the ones before it";
+        return Err(Error::config("max_seq_len", max_seq_len.to_string(), expected));
+    }
+    let (input, lines) = open(path)?;
+    let mut reader = Reader { path, encoder, max_seq_len, data: Dataset::default(), report: Report::default() };
+    if lines {
+        reader.lines(input)?
+    } else {
+        reader.text(input)?
+    };
+    let Reader { data, report, .. } = reader;
+    if data.is_empty() {
+        let found = match report.untrained {
+            0 => "no examples".to_string(),
+            n => format!("{n} examples, none with a token to train in its first {max_seq_len}"),
+        };
+        return Err(Error::file(path, found, "at least one example that trains a token"));
+    }
+    Ok((data, report))
+}
+
+/// Whether the first line holds token ids, so that no tokenizer is needed.
+pub fn is_tokenized(path: &Path) -> Result<bool> {
+    let (mut input, lines) = open(path)?;
+    let mut bytes = Vec::new();
+    while lines && bytes.iter().all(u8::is_ascii_whitespace) {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes).map_err(|e| Error::io(path, e))? == 0 {
+            break;
+        }
+    }
+    // What is wrong with a line is said when it is read.
+    Ok(lines && serde_json::from_slice::<Row>(&bytes).is_ok_and(|row| row.input_ids.is_some()))
+}
+
+/// The file after its byte order mark, and whether it is JSON Lines.
+fn open(path: &Path) -> Result<(BufReader<File>, bool)> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut input = BufReader::with_capacity(1 << 20, file);
+    let start = input.fill_buf().map_err(|e| Error::io(path, e))?;
+    let mark = if start.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
+    let first = start[mark..].iter().find(|b| !b.is_ascii_whitespace()).copied();
+    input.consume(mark);
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    let lines = match extension.as_str() {
+        "txt" | "md" => false,
+        "jsonl" | "ndjson" | "json" => true,
+        _ => first == Some(b'{'),
+    };
+    if lines && first == Some(b'[') {
+        return Err(Error::file(path, "a JSON array", "one object a line (`jq -c '.[]'` makes that of it)"));
+    }
+    Ok((input, lines))
+}
+
+/// A line of JSON Lines. Null counts as absent.
+#[derive(Deserialize)]
+struct Row {
+    text: Option<String>,
+    prompt: Option<String>,
+    completion: Option<String>,
+    input_ids: Option<Vec<i64>>,
+    labels: Option<Vec<i64>>,
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    encoder: &'a Encoder<'a>,
+    max_seq_len: usize,
+    data: Dataset,
+    report: Report,
+}
+
+impl Reader<'_> {
+    fn lines(&mut self, mut input: impl BufRead) -> Result<()> {
+        let mut bytes = Vec::new();
+        for line in 1.. {
+            bytes.clear();
+            if input.read_until(b'\n', &mut bytes).map_err(|e| Error::io(self.path, e))? == 0 {
+                break;
+            }
+            if !bytes.iter().all(u8::is_ascii_whitespace) {
+                let example = self.example(line, &bytes)?;
+                self.keep(line, example)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn example(&self, line: usize, bytes: &[u8]) -> Result<Example> {
+        let row: Row = serde_json::from_slice(bytes).map_err(|e| {
+            // serde_json counts lines from its own input, which is one line.
+            let message = e.to_string();
+            let message = message.split(" at line 1 ").next().unwrap_or_default();
+            let found = format!("{message} at column {}", e.column());
+            self.wrong(line, found, "a JSON object with text, prompt and completion, or input_ids")
+        })?;
+        match row {
+            Row { text: Some(text), prompt: None, completion: None, input_ids: None, .. } => {
+                let mut ids: Vec<u32> = self.encoder.bos.into_iter().collect();
+                ids.extend(self.encode(line, &text)?);
+                self.end(&mut ids);
+                Ok(Example::whole(ids))
+            }
+            Row { prompt: Some(prompt), completion: Some(completion), text: None, input_ids: None, .. } => {
+                // Encoded apart, as they are when the model is used: the prompt stands alone, then the
+                // model writes. No token can straddle the border of the mask.
+                let mut ids: Vec<u32> = self.encoder.bos.into_iter().collect();
+                ids.extend(self.encode(line, &prompt)?);
+                let masked = ids.len();
+                let mut answer = self.encode(line, &completion)?;
+                self.end(&mut answer);
+                ids.extend(answer);
+                let mut example = Example::whole(ids);
+                example.labels[..masked].fill(IGNORE);
+                Ok(example)
+            }
+            Row { input_ids: Some(ids), labels, text: None, prompt: None, completion: None } => {
+                self.tokenized(line, &ids, labels.as_deref())
+            }
+            _ => {
+                let keys = match serde_json::from_slice(bytes) {
+                    Ok(Value::Object(map)) if !map.is_empty() => map.keys().cloned().collect::<Vec<_>>().join(", "),
+                    _ => "none".into(),
+                };
+                let expected = "exactly one of: text; prompt and completion; input_ids (with or without labels)";
+                Err(self.wrong(line, format!("the fields {keys}"), expected))
+            }
+        }
+    }
+
+    fn tokenized(&self, line: usize, ids: &[i64], labels: Option<&[i64]>) -> Result<Example> {
+        let ids = ids.iter().map(|&id| self.token(line, id)).collect::<Result<Vec<_>>>()?;
+        let Some(labels) = labels else { return Ok(Example::whole(ids)) };
+        if labels.len() != ids.len() {
+            let found = format!("{} input_ids and {} labels", ids.len(), labels.len());
+            return Err(self.wrong(line, found, "as many labels as input_ids, not shifted"));
+        }
+        let label = |&label: &i64| match label {
+            -100 => Ok(IGNORE),
+            _ => Ok(self.token(line, label)? as i32),
+        };
+        let labels = labels.iter().map(label).collect::<Result<Vec<_>>>()?;
+        Ok(Example { input_ids: ids, labels })
+    }
+
+    /// Plain text, encoded a piece at a time: an encoding takes far more memory than its text. A piece
+    /// ends after a line break where there is one, so a token is cut nowhere else.
+    fn text(&mut self, mut input: impl Read) -> Result<()> {
+        const PIECE: u64 = 1 << 20;
+        let mut pending: Vec<u32> = self.encoder.bos.into_iter().collect();
+        let mut bytes = Vec::new();
+        let mut line = 1;
+        loop {
+            let read = input.by_ref().take(PIECE).read_to_end(&mut bytes).map_err(|e| Error::io(self.path, e))?;
+            let last = read == 0;
+            let cut = match bytes.iter().rposition(|&b| b == b'\n') {
+                Some(at) if !last => at + 1,
+                _ => whole_characters(&bytes, last),
+            };
+            let piece = std::str::from_utf8(&bytes[..cut]).map_err(|e| {
+                let line = line + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+                self.wrong(line, "bytes that are not UTF-8", "text in UTF-8")
+            })?;
+            if !piece.is_empty() {
+                pending.extend(self.encode(line, piece)?);
+            }
+            if last && !pending.is_empty() {
+                self.end(&mut pending);
+            }
+            line += piece.bytes().filter(|&b| b == b'\n').count();
+            bytes.drain(..cut);
+            let whole = if last { pending.len() } else { pending.len() / self.max_seq_len * self.max_seq_len };
+            for window in pending[..whole].chunks(self.max_seq_len) {
+                // The text's last token alone trains nothing; that is no fault of the file.
+                if window.len() > 1 {
+                    self.data.push(&Example::whole(window.to_vec()))?;
+                }
+            }
+            pending.drain(..whole);
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    fn encode(&self, line: usize, text: &str) -> Result<Vec<u32>> {
+        let ids = (self.encoder.encode)(text)?;
+        match ids.iter().find(|&&id| id as usize >= self.encoder.vocab) {
+            Some(&id) => self.token(line, id.into()).map(|_| ids),
+            None => Ok(ids),
+        }
+    }
+
+    fn token(&self, line: usize, id: i64) -> Result<u32> {
+        // The kernels index with 32-bit signed numbers.
+        let limit = self.encoder.vocab.min(i32::MAX as usize) as i64;
+        match (0..limit).contains(&id) {
+            true => Ok(id as u32),
+            false => {
+                let expected = format!("ids from 0 to {}: is it the model's own tokenizer?", limit - 1);
+                Err(self.wrong(line, format!("token id {id}"), expected))
+            }
+        }
+    }
+
+    /// A document ends once, even where the text has the end token written out.
+    fn end(&self, ids: &mut Vec<u32>) {
+        if ids.last() != self.encoder.eos.as_ref() {
+            ids.extend(self.encoder.eos);
+        }
+    }
+
+    fn keep(&mut self, line: usize, mut example: Example) -> Result<()> {
+        if example.input_ids.len() > self.max_seq_len {
+            example.input_ids.truncate(self.max_seq_len);
+            example.labels.truncate(self.max_seq_len);
+            self.report.truncated += 1;
+            self.report.first_truncated.get_or_insert(line);
+        }
+        if example.trained() == 0 {
+            self.report.untrained += 1;
+            self.report.first_untrained.get_or_insert(line);
+            return Ok(());
+        }
+        self.data.push(&example)
+    }
+
+    fn wrong(&self, line: usize, found: impl Into<String>, expected: impl Into<String>) -> Error {
+        Error::file(format!("{}:{line}", self.path.display()), found, expected)
+    }
+}
+
+/// Bytes up to the last whole UTF-8 character; all of them at the end of the file, where a broken one is an error.
+fn whole_characters(bytes: &[u8], last: bool) -> usize {
+    match std::str::from_utf8(bytes) {
+        Err(e) if !last && e.error_len().is_none() => e.valid_up_to(),
+        _ => bytes.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A byte is a token; 256 begins and 257 ends a document.
+    fn bytes(text: &str) -> Result<Vec<u32>> {
+        Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn encoder() -> Encoder<'static> {
+        Encoder { encode: &bytes, bos: Some(256), eos: Some(257), vocab: 258 }
+    }
+
+    /// A file of its own that goes when the test ends.
+    struct Temp(PathBuf);
+
+    impl Temp {
+        fn new(name: &str, content: &[u8]) -> Temp {
+            let unique = format!("trimtab-reader-{}-{:?}-{name}", std::process::id(), std::thread::current().id());
+            let path = std::env::temp_dir().join(unique.replace(['(', ')'], ""));
+            std::fs::write(&path, content).unwrap();
+            Temp(path)
+        }
+    }
+
+    impl Drop for Temp {
+        fn drop(&mut self) {
+            std::fs::remove_file(&self.0).ok();
+        }
+    }
+
+    fn read_as(name: &str, content: &[u8], max_seq_len: usize) -> Result<(Dataset, Report)> {
+        read(&Temp::new(name, content).0, &encoder(), max_seq_len)
+    }
+
+    #[test]
+    fn lines_become_tokens_and_labels() {
+        const X: i32 = IGNORE;
+        let table: &[(&str, &[u32], &[i32])] = &[
+            (r#"{"text": "ab"}"#, &[256, 97, 98, 257], &[256, 97, 98, 257]),
+            (r#"{"prompt": "ab", "completion": "c"}"#, &[256, 97, 98, 99, 257], &[X, X, X, 99, 257]),
+            // The end token is learnt although the prompt has it too: masks go by position.
+            (r#"{"prompt": "", "completion": ""}"#, &[256, 257], &[X, 257]),
+            (r#"{"input_ids": [5, 257, 6]}"#, &[5, 257, 6], &[5, 257, 6]),
+            (r#"{"labels": [-100, 7, -100], "input_ids": [5, 7, 6], "id": "x"}"#, &[5, 7, 6], &[X, 7, X]),
+            (r#"{"text": "a", "prompt": null, "completion": null}"#, &[256, 97, 257], &[256, 97, 257]),
+        ];
+        for (line, ids, labels) in table {
+            let (data, report) = read_as("a.jsonl", line.as_bytes(), 8).unwrap();
+            assert_eq!(data.iter().collect::<Vec<_>>(), [(*ids, *labels)], "{line}");
+            assert_eq!(report, Report::default());
+        }
+        let all = table.iter().map(|row| row.0).collect::<Vec<_>>().join("\r\n\n");
+        let (data, _) = read_as("all", format!("\u{feff} {all}").as_bytes(), 8).unwrap();
+        assert_eq!(data.iter().collect::<Vec<_>>(), table.iter().map(|row| (row.1, row.2)).collect::<Vec<_>>());
+        assert_eq!((data.len(), data.longest()), (table.len(), 5));
+        assert_eq!(data.trained(), 3 + 2 + 1 + 2 + 1 + 2);
+    }
+
+    #[test]
+    fn an_end_written_out_is_not_doubled() {
+        let encode = |text: &str| Ok(if text.ends_with('$') { vec![9, 3] } else { vec![9] });
+        let encoder = Encoder { encode: &encode, bos: None, eos: Some(3), vocab: 10 };
+        for text in ["x$", "x"] {
+            let file = Temp::new("eos.jsonl", format!("{{\"text\": \"{text}\"}}").as_bytes());
+            let (data, _) = read(&file.0, &encoder, 8).unwrap();
+            assert_eq!(data.get(0).unwrap().0, [9, 3]);
+        }
+    }
+
+    #[test]
+    fn long_and_empty_examples_are_counted() {
+        let lines = [
+            r#"{"prompt": "p", "completion": "c"}"#,
+            r#"{"prompt": "longer than the limit", "completion": "never seen"}"#,
+            r#"{"text": "123456789"}"#,
+            r#"{"input_ids": [1, 2], "labels": [1, -100]}"#,
+            r#"{"input_ids": []}"#,
+        ];
+        let (data, report) = read_as("a.jsonl", lines.join("\n").as_bytes(), 8).unwrap();
+        assert_eq!(data.iter().map(|(ids, _)| ids.len()).collect::<Vec<_>>(), [4, 8]);
+        let want = Report { truncated: 2, first_truncated: Some(2), untrained: 3, first_untrained: Some(2) };
+        assert_eq!(report, want);
+        assert_eq!(report.warnings(8).len(), 2);
+        let error = read_as("a.jsonl", lines[3].as_bytes(), 8).unwrap_err().to_string();
+        assert!(error.contains("1 examples, none"), "{error}");
+    }
+
+    #[test]
+    fn text_is_cut_into_windows() {
+        // Three pieces, one without a line break in it, with characters of several bytes across the borders.
+        let mut text = "käse\n".repeat(200_000);
+        text.push_str(&"ü".repeat(1 << 20));
+        for (length, window) in [(0, 2), (1, 2), (7, 3), (10, 5), (text.len() / 2 * 2, 4096)] {
+            let text = &text[..text.floor_char_boundary(length)];
+            let (data, report) = match read_as("a.txt", text.as_bytes(), window) {
+                Ok(read) => read,
+                Err(error) => panic!("{length}: {error}"),
+            };
+            let mut want = vec![256];
+            want.extend(bytes(text).unwrap());
+            want.push(257);
+            if want.len() % window == 1 {
+                want.pop();
+            }
+            assert_eq!(data.iter().flat_map(|(ids, _)| ids).copied().collect::<Vec<_>>(), want, "{length}");
+            assert!(data.iter().take(data.len() - 1).all(|(ids, _)| ids.len() == window));
+            assert!(data.iter().all(|(ids, labels)| ids.iter().zip(labels).all(|(&a, &b)| a as i32 == b)));
+            assert_eq!(report, Report::default());
+        }
+    }
+
+    #[test]
+    fn tokenized_files_are_known_by_their_first_line() {
+        let table: [(&str, &[u8], bool); 7] = [
+            ("a.jsonl", b"\xEF\xBB\xBF\n \r\n{\"input_ids\": [1]}\n{\"text\": \"\"}", true),
+            ("a", b"{\"input_ids\": []}", true),
+            ("a.jsonl", b"{\"text\": \"a\"}\n{\"input_ids\": [1]}", false),
+            ("a.jsonl", b"{\"input_ids\": null}", false),
+            ("a.jsonl", b"{\"input_ids\": [", false),
+            ("a.txt", b"{\"input_ids\": [1]}", false),
+            ("a.jsonl", b"", false),
+        ];
+        for (name, content, want) in table {
+            assert_eq!(is_tokenized(&Temp::new(name, content).0).unwrap(), want, "{name}: {content:?}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_line_and_what_was_found() {
+        let table: &[(&str, &[u8], &str)] = &[
+            ("a.jsonl", b"{\"text\": \"a\"}\n\n{\"text\": 3}", "a.jsonl:3: found invalid type: integer `3`"),
+            ("a.jsonl", b"{\"text\": \"a\"\n", "a.jsonl:1: found EOF while parsing an object"),
+            ("a.jsonl", b"{\"messages\": []}", "a.jsonl:1: found the fields messages, expected exactly one of: text"),
+            ("a.jsonl", b"{\"text\": \"a\", \"prompt\": \"b\"}", "the fields text, prompt"),
+            ("a.jsonl", b"{\"prompt\": \"b\"}", "the fields prompt"),
+            ("a.jsonl", b"{}", "the fields none"),
+            ("a.jsonl", b"[1]", "a JSON array"),
+            ("a.jsonl", b"{\"text\": \"\xff\"}", "a.jsonl:1: found invalid unicode code point"),
+            ("a.jsonl", b"{\"input_ids\": [258]}", "a.jsonl:1: found token id 258, expected ids from 0 to 257"),
+            ("a.jsonl", b"{\"input_ids\": [-1]}", "token id -1"),
+            ("a.jsonl", b"{\"input_ids\": [99999999999999999999]}", "a.jsonl:1: found"),
+            ("a.jsonl", b"{\"input_ids\": [1.5]}", "invalid type: floating point"),
+            ("a.jsonl", b"{\"input_ids\": [1], \"labels\": [-99]}", "token id -99"),
+            ("a.jsonl", b"{\"input_ids\": [1, 2], \"labels\": [1]}", "2 input_ids and 1 labels"),
+            ("a.jsonl", b"", "no examples"),
+            ("a.txt", b"fine\nfine\n\xff\xfe", "a.txt:3: found bytes that are not UTF-8"),
+            ("a.txt", b"cut short \xc3", "a.txt:1: found bytes that are not UTF-8"),
+        ];
+        for (name, content, want) in table {
+            let error = read_as(name, content, 8).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}\nis not: {want}");
+        }
+        let small = Encoder { vocab: 98, ..encoder() };
+        let file = Temp::new("b.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\"}");
+        let error = read(&file.0, &Encoder { bos: None, eos: None, ..small }, 8).unwrap_err().to_string();
+        assert!(error.contains("b.jsonl:2: found token id 98"), "{error}");
+        assert!(read(&file.0, &encoder(), 1).is_err());
+        assert!(read(Path::new("no such file.txt"), &encoder(), 8).unwrap_err().to_string().contains("no such file"));
+    }
+}

@@ -1,0 +1,488 @@
+//! Text to token ids and back: tokenizer.json by the `tokenizers` crate, or the same made from a
+//! GGUF file's metadata.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::weights::gguf::Gguf;
+use crate::weights::{Checkpoint, read_json};
+use crate::{Error, Result};
+
+/// A tokenizer, and the special tokens its model's files name.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    pad: Option<u32>,
+    chat_template: Option<String>,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a checkpoint: its folder's, or in its GGUF file.
+    pub fn open(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+        match checkpoint.gguf() {
+            Some(gguf) => Tokenizer::from_gguf(gguf),
+            None => Tokenizer::from_folder(checkpoint.path()),
+        }
+    }
+
+    /// Reads tokenizer.json. Special tokens are those of tokenizer_config.json (or, in old folders,
+    /// special_tokens_map.json), generation_config.json and config.json, in that order.
+    pub fn from_folder(folder: impl AsRef<Path>) -> Result<Tokenizer> {
+        let folder = folder.as_ref();
+        let path = folder.join("tokenizer.json");
+        if !path.exists() && folder.join("tokenizer.model").exists() {
+            return Err(Error::unsupported(
+                format!("{}: a tokenizer.model without tokenizer.json", folder.display()),
+                "save the tokenizer with transformers' fast tokenizer (use_fast=True) once",
+            ));
+        }
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let inner = load(&path, &bytes)?;
+
+        let read = |name: &str| Ok::<_, Error>(read_json(&folder.join(name))?.unwrap_or(Value::Null));
+        let named = [read("tokenizer_config.json")?, read("special_tokens_map.json")?];
+        let numbered = [read("generation_config.json")?, read("config.json")?];
+        // A token is a string, or an object that holds it.
+        let text = |v: &Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(String::from);
+        let find = |kind: &str| -> Vec<u32> {
+            let key = format!("{kind}_token");
+            let names = named.iter().filter_map(|c| inner.token_to_id(&text(c.get(&key)?)?));
+            let key = format!("{kind}_token_id");
+            let ids = numbered.iter().filter_map(|c| c.get(&key)).flat_map(|v| match v {
+                Value::Array(ids) => ids.iter().collect(),
+                one => vec![one],
+            });
+            let ids = ids.filter_map(|v| v.as_u64().and_then(|n| u32::try_from(n).ok()));
+            let mut found = Vec::new();
+            for id in names.chain(ids) {
+                if !found.contains(&id) {
+                    found.push(id);
+                }
+            }
+            found
+        };
+        let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+        Ok(Tokenizer {
+            bos: find("bos").first().copied(),
+            eos: find("eos"),
+            pad: find("pad").first().copied(),
+            chat_template: template.or_else(|| named[0].get("chat_template")?.as_str().map(String::from)),
+            inner,
+        })
+    }
+
+    /// Makes the tokenizer that a GGUF file describes: byte-level BPE (`tokenizer.ggml.model` gpt2)
+    /// or SentencePiece's BPE with byte fallback (llama).
+    pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer> {
+        let (json, defaults) = match gguf.string("tokenizer.ggml.model")? {
+            Some("gpt2") => byte_level(gguf)?,
+            Some("llama") => sentence_piece(gguf)?,
+            other => {
+                return Err(Error::unsupported(
+                    format!("{}: tokenizer {}", gguf.path().display(), other.unwrap_or("none")),
+                    "use a model with a gpt2 or llama tokenizer, or a Hugging Face folder",
+                ));
+            }
+        };
+        let tokens = tokens(gguf)?;
+        let special = |kind: &str| -> Result<Option<u32>> {
+            let id = gguf.uint(&format!("tokenizer.ggml.{kind}_token_id"))?;
+            Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| (id as usize) < tokens.len()))
+        };
+        let bos = special("bos")?;
+        let mut eos = Vec::new();
+        for kind in ["eos", "eot", "eom"] {
+            eos.extend(special(kind)?.filter(|id| !eos.contains(id)));
+        }
+        // Chat models end their turns with a token that few files declare.
+        for end in ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"] {
+            let id = tokens.iter().position(|t| *t == end).map(|id| id as u32);
+            eos.extend(id.filter(|id| !eos.contains(id)));
+        }
+        let flag = |key: &str, or| Ok::<_, Error>(gguf.bool(&format!("tokenizer.ggml.{key}"))?.unwrap_or(or));
+        let first = flag("add_bos_token", defaults.bos)?.then_some(bos).flatten();
+        let last = flag("add_eos_token", false)?.then_some(eos.first().copied()).flatten();
+
+        let mut json = json;
+        json["post_processor"] = around(first, last, &tokens);
+        Ok(Tokenizer {
+            inner: load(gguf.path(), json.to_string().as_bytes())?,
+            bos,
+            eos,
+            pad: special("padding")?,
+            chat_template: gguf.string("tokenizer.chat_template")?.map(String::from),
+        })
+    }
+
+    /// The ids of a text. Special tokens in the text are recognized; `add_special` adds those the
+    /// model wants around one (a beginning, for most).
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special);
+        Ok(encoding.map_err(|e| failed("encoded", &e))?.get_ids().to_vec())
+    }
+
+    /// The text of ids. Bytes that are not UTF-8 become U+FFFD; ids that do not exist are left out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| failed("decoded", &e))
+    }
+
+    /// Decodes ids as they come; see [`DecodeStream`].
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
+        DecodeStream { tokenizer: self, skip_special, ids: Vec::new(), given: 0, before: String::new() }
+    }
+
+    /// What the model was trained to see before a text: the token that [`Tokenizer::encode`] adds there.
+    /// Many models have a [`Tokenizer::bos`] that begins something else (a turn of a chat), or nothing.
+    pub fn begins_with(&self) -> Result<Option<u32>> {
+        let (plain, special) = (self.encode("a", false)?, self.encode("a", true)?);
+        Ok(special.first().copied().filter(|first| special.len() > plain.len() && plain.first() != Some(first)))
+    }
+
+    /// The token that the model's files name as the beginning of a sequence, whether used or not.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// What ends a sequence; the tokenizer's own end comes first.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos
+    }
+
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// The Jinja template of a chat, if the model has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// Tokens there are, added ones included. A model may have more rows than that.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Writes tokenizer.json.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let json = self.inner.to_string(false).map_err(|e| failed("written", &e))?;
+        std::fs::write(path, json).map_err(|e| Error::io(path, e))
+    }
+}
+
+/// The crate's errors tell of the tokenizer, not of a file.
+fn failed(what: &str, error: &tokenizers::Error) -> Error {
+    Error::unsupported(format!("text that cannot be {what} ({error})"), "check the model's tokenizer.json")
+}
+
+fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let mut inner = tokenizers::Tokenizer::from_bytes(json)
+        .map_err(|e| Error::file(path, format!("a tokenizer that does not load ({e})"), "a tokenizer.json"))?;
+    // Some files cut or pad every text to a length that served one use of the model.
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|e| failed("left whole", &e))?;
+    Ok(inner)
+}
+
+/// Text from ids as they are generated. What is given out is never taken back and never holds half
+/// a character: the bytes of one wait until the rest has come.
+pub struct DecodeStream<'a> {
+    tokenizer: &'a Tokenizer,
+    skip_special: bool,
+    /// The ids that were given out last, as decoders look at what comes before, then those that wait.
+    ids: Vec<u32>,
+    /// How many of `ids` have been given out.
+    given: usize,
+    /// Their text.
+    before: String,
+}
+
+impl DecodeStream<'_> {
+    /// Takes an id; gives the text that is now certain.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        /// A character is four bytes at most, so as many tokens of bytes. What is longer without
+        /// coming to an end is none.
+        const WAIT: usize = 16;
+        self.ids.push(id);
+        let new = self.new_text()?;
+        // Half a character decodes to replacement characters, which may yet change.
+        if new.ends_with('\u{FFFD}') && self.ids.len() - self.given < WAIT {
+            return Ok(String::new());
+        }
+        self.ids.drain(..self.given);
+        self.given = self.ids.len();
+        self.before = self.tokenizer.decode(&self.ids, self.skip_special)?;
+        Ok(new)
+    }
+
+    /// What is left at the end: nothing, or what stands for half a character.
+    pub fn finish(self) -> Result<String> {
+        self.new_text()
+    }
+
+    fn new_text(&self) -> Result<String> {
+        let all = self.tokenizer.decode(&self.ids, self.skip_special)?;
+        match all.strip_prefix(&self.before) {
+            Some(new) => Ok(new.into()),
+            // Bytes that are no character spoil, for some decoders, the good ones before them.
+            None => self.tokenizer.decode(&self.ids[self.given..], self.skip_special),
+        }
+    }
+}
+
+/// What a kind of tokenizer does unless the file says otherwise.
+struct Defaults {
+    /// Whether sequences begin with a token.
+    bos: bool,
+}
+
+fn tokens(gguf: &Gguf) -> Result<Vec<&str>> {
+    gguf.strings("tokenizer.ggml.tokens")?
+        .ok_or_else(|| Error::file(gguf.path(), "no tokenizer.ggml.tokens", "a GGUF file with a tokenizer"))
+}
+
+/// `tokenizer.ggml.token_type` (`enum llama_token_type`): 1 normal, 2 unknown, 3 control, 4 user
+/// defined, 5 unused, 6 byte.
+const UNKNOWN: f64 = 2.0;
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
+
+fn token_types(gguf: &Gguf, tokens: usize) -> Result<Vec<f64>> {
+    let mut types = gguf.numbers("tokenizer.ggml.token_type")?.unwrap_or_default();
+    types.resize(tokens, 1.0);
+    Ok(types)
+}
+
+/// Tokens that are cut out of a text before anything else is done to it.
+fn added_tokens(tokens: &[&str], types: &[f64], user_defined_normalized: bool) -> Vec<Value> {
+    let added = tokens.iter().zip(types).enumerate().filter(|(_, (t, ty))| {
+        // An empty token would be found everywhere.
+        [UNKNOWN, CONTROL, USER_DEFINED].contains(ty) && !t.is_empty()
+    });
+    added
+        .map(|(id, (token, &ty))| {
+            json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": ty == USER_DEFINED && user_defined_normalized, "special": ty != USER_DEFINED,
+            })
+        })
+        .collect()
+}
+
+/// Token to id; of tokens that are there twice the first.
+fn vocabulary<'a>(tokens: &[&'a str]) -> HashMap<&'a str, usize> {
+    let mut vocabulary = HashMap::with_capacity(tokens.len());
+    for (id, token) in tokens.iter().enumerate() {
+        vocabulary.entry(*token).or_insert(id);
+    }
+    vocabulary
+}
+
+/// The post-processor that puts a token before and after a text.
+fn around(first: Option<u32>, last: Option<u32>, tokens: &[&str]) -> Value {
+    let special = |id: u32| json!({"SpecialToken": {"id": tokens[id as usize], "type_id": 0}});
+    let mut table = serde_json::Map::new();
+    for id in first.into_iter().chain(last) {
+        let token = tokens[id as usize];
+        table.insert(token.into(), json!({"id": token, "ids": [id], "tokens": [token]}));
+    }
+    if table.is_empty() {
+        return Value::Null;
+    }
+    let template = |sequences: &[&str]| -> Vec<Value> {
+        let text = |s: &&str| {
+            let text = json!({"Sequence": {"id": s, "type_id": 0}});
+            first.map(special).into_iter().chain([text]).chain(last.map(special))
+        };
+        sequences.iter().flat_map(text).collect()
+    };
+    json!({
+        "type": "TemplateProcessing", "single": template(&["A"]), "pair": template(&["A", "B"]), "special_tokens": table,
+    })
+}
+
+/// A way to cut a text into words before merging (`tokenizer.ggml.pre`), as llama.cpp names them.
+struct Pre {
+    names: &'static [&'static str],
+    /// Each digit is a word.
+    digits: bool,
+    /// What a word is; without one, GPT-2's.
+    words: Option<&'static str>,
+    /// The text is composed first (NFC), as in the model's tokenizer.json.
+    compose: bool,
+    /// A word that is a token is not merged to.
+    whole_words: bool,
+    bos: bool,
+}
+
+const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+const PRES: [Pre; 6] = [
+    Pre {
+        names: &["default", "gpt-2", "gpt2", "olmo", "mpt"],
+        digits: false,
+        words: None,
+        compose: false,
+        whole_words: false,
+        bos: false,
+    },
+    Pre {
+        names: &["smollm", "starcoder", "refact", "codeshell", "exaone"],
+        digits: true,
+        words: None,
+        compose: false,
+        whole_words: false,
+        bos: false,
+    },
+    Pre {
+        names: &["llama3", "llama-v3", "llama-bpe", "falcon3"],
+        digits: false,
+        words: Some(LLAMA3_WORDS),
+        compose: false,
+        whole_words: true,
+        bos: true,
+    },
+    Pre {
+        names: &["dbrx", "smaug-bpe"],
+        digits: false,
+        words: Some(LLAMA3_WORDS),
+        compose: false,
+        whole_words: false,
+        bos: false,
+    },
+    Pre {
+        names: &["qwen2", "deepseek-r1-qwen"],
+        digits: false,
+        words: Some(QWEN2_WORDS),
+        compose: true,
+        whole_words: false,
+        bos: false,
+    },
+    Pre { names: &["tekken"], digits: false, words: Some(TEKKEN_WORDS), compose: false, whole_words: true, bos: true },
+];
+
+/// Byte-level BPE with the file's merges.
+fn byte_level(gguf: &Gguf) -> Result<(Value, Defaults)> {
+    let name = gguf.string("tokenizer.ggml.pre")?.unwrap_or("default");
+    let Some(pre) = PRES.iter().find(|p| p.names.contains(&name)) else {
+        let known: Vec<_> = PRES.iter().flat_map(|p| p.names).copied().collect();
+        return Err(Error::unsupported(
+            format!("{}: pre-tokenizer {name}", gguf.path().display()),
+            format!("use a model with one of {}, or a Hugging Face folder", known.join(", ")),
+        ));
+    };
+    let tokens = tokens(gguf)?;
+    let types = token_types(gguf, tokens.len())?;
+    let merges = gguf.strings("tokenizer.ggml.merges")?.unwrap_or_default();
+    let merges = merges.iter().map(|m| {
+        // The second part starts after the first space that is not the first part itself.
+        let (start, rest) = m.split_at(m.chars().next().map_or(0, char::len_utf8));
+        rest.split_once(' ')
+            .map(|(left, right)| json!([format!("{start}{left}"), right]))
+            .ok_or_else(|| Error::file(gguf.path(), format!("merge {m:?}"), "two tokens with a space between them"))
+    });
+    let merges = merges.collect::<Result<Vec<_>>>()?;
+
+    let mut words = Vec::new();
+    if pre.digits {
+        words.push(json!({"type": "Digits", "individual_digits": true}));
+    }
+    if let Some(regex) = pre.words {
+        words.push(json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}));
+    }
+    words.push(json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": pre.words.is_none(),
+    }));
+    let json = json!({
+        "version": "1.0",
+        "added_tokens": added_tokens(&tokens, &types, false),
+        "normalizer": if pre.compose { json!({"type": "NFC"}) } else { Value::Null },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": words},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocabulary(&tokens), "merges": merges, "ignore_merges": pre.whole_words},
+    });
+    Ok((json, Defaults { bos: pre.bos }))
+}
+
+/// SentencePiece's BPE: pieces with scores, the best pair is merged first, and what no piece covers
+/// is spelled in bytes.
+fn sentence_piece(gguf: &Gguf) -> Result<(Value, Defaults)> {
+    let tokens = tokens(gguf)?;
+    let types = token_types(gguf, tokens.len())?;
+    let mut scores = gguf.numbers("tokenizer.ggml.scores")?.unwrap_or_default();
+    scores.resize(tokens.len(), 0.0);
+    let vocabulary = vocabulary(&tokens);
+    let prefix = gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let unknown = types.iter().position(|&ty| ty == UNKNOWN).map(|id| tokens[id]);
+
+    // Words are told apart by the space before them, which is a letter like any other.
+    let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"})];
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        normalizers.insert(0, json!({"type": "Prepend", "prepend": "\u{2581}"}));
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let json = json!({
+        "version": "1.0",
+        // User-defined pieces (gemma's runs of spaces) are looked for in the normalized text, unless
+        // normalizing would put a space before the piece itself: then it would never be found.
+        "added_tokens": added_tokens(&tokens, &types, !prefix),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": null,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE", "vocab": vocabulary, "merges": merges(&tokens, &types, &scores, &vocabulary),
+            "unk_token": unknown, "fuse_unk": true, "byte_fallback": true,
+        },
+    });
+    Ok((json, Defaults { bos: true }))
+}
+
+/// The merges that scores stand for: every way to put a piece together from two others, by falling
+/// score of the piece (transformers' `generate_merges`).
+fn merges<'a>(
+    tokens: &[&'a str],
+    types: &[f64],
+    scores: &[f64],
+    vocabulary: &HashMap<&str, usize>,
+) -> Vec<(&'a str, &'a str)> {
+    /// The longest piece that is put together: a trained one has 16 characters, or is spaces; a
+    /// hostile one could have as many parts as the file has bytes.
+    const LONGEST: usize = 256;
+    let mut merges = Vec::new();
+    for (id, token) in tokens.iter().enumerate() {
+        // Control tokens and the like are no text.
+        if types[id] != 1.0 && types[id] != USER_DEFINED || token.len() > LONGEST {
+            continue;
+        }
+        let mut ways = Vec::new();
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if let (Some(&l), Some(&r)) = (vocabulary.get(left), vocabulary.get(right)) {
+                ways.push((l, r, left, right));
+            }
+        }
+        ways.sort_unstable();
+        merges.extend(ways.into_iter().map(|(_, _, left, right)| (scores[id], left, right)));
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (b.1.len(), b.2.len()).cmp(&(a.1.len(), a.2.len()))));
+    merges.into_iter().map(|(_, left, right)| (left, right)).collect()
+}

@@ -1,0 +1,90 @@
+//! Text for a prompt: what `trimtab generate` does.
+
+use super::sample::Sampling;
+use super::{Generation, Generator};
+use crate::backend;
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::peft::{Frozen, Method, files, lora::Lora};
+use crate::session::Base;
+use crate::weights::load;
+
+/// Tokens of a prompt that are read at once.
+const CHUNK: usize = 256;
+
+/// Continues `prompt` by at most `max_tokens` tokens, or until the model ends the text. `on` is given each piece as it
+/// comes, never half a character, and ends the text by returning false. Of the settings, those about the model, the
+/// adapter, storage and device count.
+pub fn generate(
+    config: &RunConfig,
+    prompt: &str,
+    max_tokens: usize,
+    sampling: &Sampling,
+    on: &mut dyn FnMut(&str) -> bool,
+) -> Result<()> {
+    sampling.check()?;
+    let base = Base::open(config.need("model")?)?;
+    let tokenizer = base.tokenizer()?;
+    let mut ids = tokenizer.encode(prompt, true)?;
+    if ids.is_empty() {
+        ids.extend(tokenizer.bos());
+    }
+    if ids.is_empty() {
+        return Err(Error::config(
+            "--prompt",
+            "no tokens",
+            "a text to continue: the model has no token that begins one",
+        ));
+    }
+    if max_tokens == 0 {
+        return Ok(());
+    }
+    let capacity = ids.len().saturating_add(max_tokens);
+    let model = base.model(capacity)?;
+    if capacity > model.max_positions() {
+        return Err(Error::config(
+            "--max-tokens",
+            format!("{max_tokens} after a prompt of {} tokens", ids.len()),
+            format!("{} together, for which the model was made", model.max_positions()),
+        ));
+    }
+    let adapter = config.adapter.as_deref().map(files::read_adapter).transpose()?;
+    let method: Box<dyn Method> = match &adapter {
+        Some(adapter) => Box::new(Lora { config: adapter.config.clone() }),
+        None => Box::new(Frozen),
+    };
+    method.check(&model.linears())?;
+    let storage = base.storage(config.quantized(), config.dtype.into());
+    let generation = Generation::new(&*model, &*method, &storage, CHUNK.min(capacity), capacity)?;
+    let weights = generation.weights.clone();
+    if let (Some(adapter), Some(dir)) = (&adapter, &config.adapter) {
+        let trained = weights.iter().filter(|w| w.trainable);
+        let expected: Vec<_> = trained.map(|w| (w.name.clone(), generation.graph.shape(w.val).to_vec())).collect();
+        adapter.check(dir, &expected)?;
+    }
+    let mut generator = Generator::new(backend::open(&config.device)?, generation)?;
+    let tensors = adapter.as_ref().map(|a| &a.tensors);
+    let from =
+        load::Sources { base: base.checkpoint.as_ref(), std: model.init_std(), adapter: tensors, seed: config.seed };
+    load::load(&mut generator.exec, &weights, &from, &mut |_, _| Ok(()))?;
+
+    let mut text = tokenizer.decode_stream(true);
+    let mut next = ids;
+    for index in 0..max_tokens {
+        let logits = generator.feed(&next)?;
+        let id = sampling.next(&logits, index as u64)?;
+        if tokenizer.eos_ids().contains(&id) {
+            break;
+        }
+        let piece = text.push(id)?;
+        if !piece.is_empty() && !on(&piece) {
+            return Ok(());
+        }
+        next = vec![id];
+    }
+    let rest = text.finish()?;
+    if !rest.is_empty() {
+        on(&rest);
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! What a run tells: events, for whoever shows them, and `metrics.jsonl`, which keeps the run and its steps.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::plan::Account;
+
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// Version of the file's format.
+const FORMAT: u32 = 1;
+
+/// Something that happened in a run.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The run begins: settings ([`RunConfig::to_json`]), device, versions, number of trained values and of all.
+    Run {
+        config: Value,
+        device: String,
+        versions: Value,
+        trained_parameters: u64,
+        parameters: u64,
+    },
+    /// What will be allocated, before it is.
+    Plan(Account),
+    /// Bytes of weights read, and of how many.
+    Loading {
+        done: u64,
+        total: u64,
+    },
+    Step(StepEvent),
+    /// A text of the model; `when` says at which point of the run.
+    Sample {
+        when: String,
+        prompt: String,
+        text: String,
+    },
+    /// A file or folder was written.
+    Saved {
+        path: PathBuf,
+    },
+    /// Something the user should know.
+    Note(String),
+}
+
+/// An optimizer step that is done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepEvent {
+    /// From 1.
+    pub step: u64,
+    /// Of how many.
+    pub steps: u64,
+    /// Mean cross entropy of the step's trained tokens, in nats.
+    pub loss: f32,
+    pub lr: f64,
+    /// Euclidean norm of the gradient, before clipping.
+    pub grad_norm: f32,
+    /// Tokens of the step, without padding.
+    pub tokens: u64,
+    /// Those of them that count in the loss.
+    pub trained_tokens: u64,
+    pub tokens_per_second: f64,
+}
+
+impl Event {
+    /// The beginning of a run that trains `trained` of `all` values on `device`.
+    pub fn run(config: &RunConfig, device: impl Into<String>, trained: usize, all: usize) -> Event {
+        Event::Run {
+            config: config.to_json(),
+            device: device.into(),
+            versions: json!({"trimtab": env!("CARGO_PKG_VERSION"), "metrics": FORMAT}),
+            trained_parameters: trained as u64,
+            parameters: all as u64,
+        }
+    }
+
+    /// Its line in the file, if it is one that the file keeps. JSON has no NaN and no infinity: they become null.
+    fn line(&self) -> Option<Value> {
+        match self {
+            Event::Run { config, device, versions, trained_parameters, parameters } => Some(json!({
+                "event": "run",
+                "config": config,
+                "device": device,
+                "versions": versions,
+                "trained_parameters": trained_parameters,
+                "parameters": parameters,
+            })),
+            Event::Step(s) => Some(json!({
+                "event": "step",
+                "step": s.step,
+                "loss": shortest(s.loss),
+                "lr": s.lr,
+                "grad_norm": shortest(s.grad_norm),
+                "tokens": s.tokens,
+                "trained_tokens": s.trained_tokens,
+                "tokens_per_second": s.tokens_per_second,
+            })),
+            _ => None,
+        }
+    }
+}
+
+/// The f64 with the fewest digits that is `x` as f32: 0.1 and not 0.10000000149011612.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::NAN)
+}
+
+/// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step.
+/// The file is begun at the first step, so that a run that fails before leaves an older one's alone; each line is
+/// handed to the system at once, so the file can be followed.
+pub struct Metrics {
+    path: PathBuf,
+    file: Option<File>,
+    /// Lines of before the file was begun.
+    waiting: String,
+}
+
+impl Metrics {
+    /// For the run folder `dir`, which need not be there yet.
+    pub fn new(dir: &Path) -> Metrics {
+        Metrics { path: dir.join(METRICS_FILE), file: None, waiting: String::new() }
+    }
+
+    pub fn write(&mut self, event: &Event) -> Result<()> {
+        let Some(line) = event.line() else { return Ok(()) };
+        let text = format!("{}{line}\n", std::mem::take(&mut self.waiting));
+        if self.file.is_none() {
+            if matches!(event, Event::Run { .. }) {
+                self.waiting = text;
+                return Ok(());
+            }
+            let dir = self.path.parent().unwrap_or(Path::new("."));
+            std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+            self.file = Some(File::create(&self.path).map_err(|e| Error::io(&self.path, e))?);
+        }
+        match &mut self.file {
+            Some(file) => file.write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, e)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(n: u64, loss: f32) -> Event {
+        Event::Step(StepEvent {
+            step: n,
+            steps: 2,
+            loss,
+            lr: 2e-4,
+            grad_norm: f32::INFINITY,
+            tokens: 100,
+            trained_tokens: 90,
+            tokens_per_second: 12.5,
+        })
+    }
+
+    #[test]
+    fn the_file_holds_the_run_and_its_steps() {
+        let dir = std::env::temp_dir().join(format!("trimtab-metrics-{}", std::process::id()));
+        let mut metrics = Metrics::new(&dir);
+        let run = Event::run(&RunConfig::default(), "cpu", 3, 10);
+        metrics.write(&run).unwrap();
+        assert!(!dir.exists(), "begun before the first step");
+        let account = Account { rows: Vec::new(), total: 0, peak_site: String::new() };
+        for event in [Event::Plan(account), Event::Note("\n".into()), step(1, 0.1), step(2, f32::NAN)] {
+            metrics.write(&event).unwrap();
+        }
+        let text = std::fs::read_to_string(dir.join(METRICS_FILE)).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let expected = [
+            json!({"event": "run", "config": RunConfig::default().to_json(), "device": "cpu",
+                   "versions": {"trimtab": env!("CARGO_PKG_VERSION"), "metrics": 1},
+                   "trained_parameters": 3, "parameters": 10}),
+            json!({"event": "step", "step": 1, "loss": 0.1, "lr": 2e-4, "grad_norm": null, "tokens": 100,
+                   "trained_tokens": 90, "tokens_per_second": 12.5}),
+            json!({"event": "step", "step": 2, "loss": null, "lr": 2e-4, "grad_norm": null, "tokens": 100,
+                   "trained_tokens": 90, "tokens_per_second": 12.5}),
+        ];
+        assert_eq!(lines, expected);
+        assert!(text.starts_with(r#"{"event":"run""#) && text.contains(r#"{"event":"step","step":1,"loss":0.1,"#));
+    }
+}

@@ -1,0 +1,264 @@
+//! Shows a run's events on standard error: a progress bar on a terminal, plain lines elsewhere. Nothing is coloured,
+//! so there is nothing for NO_COLOR to turn off.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::metrics::{Event, StepEvent};
+use crate::plan::Account;
+
+/// Plain lines about steps come at most this often, besides the first and the last.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Shows events as they come.
+pub struct Progress {
+    out: Out,
+    device: String,
+    last: Option<Instant>,
+}
+
+enum Out {
+    Terminal(ProgressBar),
+    Lines(Box<dyn Write + Send>),
+}
+
+impl Progress {
+    /// On standard error: a bar if it is a terminal.
+    pub fn stderr() -> Progress {
+        match std::io::stderr().is_terminal() {
+            true => Progress::new(Out::Terminal(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))),
+            false => Progress::lines(Box::new(std::io::stderr())),
+        }
+    }
+
+    /// Plain lines into `out`.
+    pub fn lines(out: Box<dyn Write + Send>) -> Progress {
+        Progress::new(Out::Lines(out))
+    }
+
+    fn new(out: Out) -> Progress {
+        Progress { out, device: String::new(), last: None }
+    }
+
+    pub fn show(&mut self, event: &Event) {
+        match event {
+            Event::Run { device, trained_parameters, parameters, .. } => {
+                self.device.clone_from(device);
+                let (trained, all) = (grouped(*trained_parameters), grouped(*parameters));
+                let version = env!("CARGO_PKG_VERSION");
+                self.say(&format!("trimtab {version} on {device}: trains {trained} of {all} parameters"));
+            }
+            Event::Plan(account) => self.say(table(account, &self.device).trim_end()),
+            Event::Loading { done, total } => self.loading(*done, *total),
+            Event::Step(step) => self.step(step),
+            Event::Sample { when, prompt, text } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
+            Event::Saved { path } => self.say(&format!("wrote {}", path.display())),
+            Event::Note(text) => self.say(text),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&mut self) {
+        if let Out::Terminal(bar) = &self.out {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// A broken pipe ends the talk, not the run.
+    fn say(&mut self, text: &str) {
+        match &mut self.out {
+            Out::Terminal(bar) => bar.suspend(|| writeln!(std::io::stderr(), "{text}").ok()),
+            Out::Lines(out) => writeln!(out, "{text}").ok(),
+        };
+    }
+
+    fn loading(&mut self, done: u64, total: u64) {
+        if let Out::Terminal(bar) = &self.out {
+            if bar.length() != Some(total) {
+                bar.set_style(style("loading {bar:30} {bytes} of {total_bytes}"));
+                bar.set_length(total);
+            }
+            bar.set_position(done);
+            if done >= total {
+                // The steps begin a bar of their own, with a clock that starts then.
+                bar.finish_and_clear();
+                self.out = Out::Terminal(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()));
+            }
+        }
+    }
+
+    fn step(&mut self, event: &StepEvent) {
+        let &StepEvent { step, steps, loss, lr, tokens, tokens_per_second, .. } = event;
+        let numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
+        match &mut self.out {
+            Out::Terminal(bar) => {
+                if bar.length() != Some(steps) {
+                    bar.set_style(style("step {pos}/{len} {bar:30} {msg}  {elapsed}, {eta} left"));
+                    bar.set_length(steps);
+                }
+                bar.set_message(numbers);
+                bar.set_position(step);
+                if step == steps {
+                    bar.abandon();
+                }
+            }
+            Out::Lines(_) => {
+                let ends = step == 1 || step == steps;
+                if ends || self.last.is_none_or(|last| last.elapsed() >= PAUSE) {
+                    self.last = Some(Instant::now());
+                    // All steps are taken to be as long as this one.
+                    let left = steps.saturating_sub(step) as f64 * tokens as f64 / tokens_per_second;
+                    let eta = match left.is_finite() && step < steps {
+                        true => format!("  {} left", clock(left)),
+                        false => String::new(),
+                    };
+                    self.say(&format!("step {step}/{steps}  {numbers}  lr {lr:.2e}{eta}"));
+                }
+            }
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─")
+}
+
+/// Seconds as 1:02:03 or 2:03.
+fn clock(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        hours => format!("{hours}:{:02}:{:02}", s / 60 % 60, s % 60),
+    }
+}
+
+/// 1234567 as 1,234,567.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// 1536 as 1.5 KiB.
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would be shown as 1024.0.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// The memory account as a table: class, size for people, bytes.
+pub fn table(account: &Account, device: &str) -> String {
+    const TOTAL: &str = "total";
+    let names = account.rows.iter().map(|r| r.0.as_str()).chain([TOTAL]);
+    let width = names.map(|n| n.chars().count()).max().unwrap_or(0);
+    let digits = grouped(account.total).len();
+    let line =
+        |name: &str, bytes: u64| format!("  {name:<width$}  {:>10}  {:>digits$}\n", human(bytes), grouped(bytes));
+    let mut text = format!("memory on {}, in bytes\n", if device.is_empty() { "the device" } else { device });
+    for (name, bytes) in &account.rows {
+        text += &line(name, *bytes);
+    }
+    text += &line(TOTAL, account.total);
+    if !account.peak_site.is_empty() {
+        text += &format!("  most is in use at {}\n", account.peak_site);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Heard {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn step(step: u64, tokens_per_second: f64) -> Event {
+        Event::Step(StepEvent {
+            step,
+            steps: 4,
+            loss: 2.5,
+            lr: 2e-4,
+            grad_norm: 1.0,
+            tokens: 1000,
+            trained_tokens: 900,
+            tokens_per_second,
+        })
+    }
+
+    #[test]
+    fn plain_lines_where_there_is_no_terminal() {
+        let heard = Heard::default();
+        let mut progress = Progress::lines(Box::new(heard.clone()));
+        let run = Event::run(&Default::default(), "cpu", 12, 3456);
+        let account =
+            Account { rows: vec![("frozen weights".into(), 1536)], total: 1536, peak_site: "layers.0:linear".into() };
+        progress.show(&run);
+        progress.show(&Event::Plan(account));
+        progress.show(&Event::Loading { done: 1, total: 2 });
+        for n in 1..=4 {
+            progress.show(&step(n, if n == 1 { 10.0 } else { 12345.6 }));
+        }
+        progress.show(&Event::Saved { path: "runs/x".into() });
+        progress.finish();
+        let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
+        let expected = format!(
+            "trimtab {} on cpu: trains 12 of 3,456 parameters\n\
+             memory on cpu, in bytes\n  frozen weights     1.5 KiB  1,536\n  total              1.5 KiB  1,536\n  \
+             most is in use at layers.0:linear\n\
+             step 1/4  loss 2.5000  10 tokens/s  lr 2.00e-4  5:00 left\n\
+             step 4/4  loss 2.5000  12,346 tokens/s  lr 2.00e-4\n\
+             wrote runs/x\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(text, expected);
+        assert!(!text.contains('\x1b'), "no escape sequences");
+    }
+
+    #[test]
+    fn numbers_that_are_not_there_do_no_harm() {
+        let heard = Heard::default();
+        let mut progress = Progress::lines(Box::new(heard.clone()));
+        for rate in [0.0, f64::NAN, f64::INFINITY] {
+            progress.last = None;
+            progress.show(&step(2, rate));
+        }
+        assert_eq!(heard.0.lock().unwrap().iter().filter(|&&b| b == b'\n').count(), 3);
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        let sizes = [0, 1023, 1024, 1536, 1048570, 1 << 20, 3 << 30, 5 << 50];
+        let texts = ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 MiB", "3.0 GiB", "5120.0 TiB"];
+        assert_eq!(sizes.map(human), texts);
+        assert_eq!([0.0, 59.6, 3723.0].map(clock), ["0:00", "1:00", "1:02:03"]);
+    }
+}

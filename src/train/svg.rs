@@ -1,0 +1,165 @@
+//! The loss curve as a picture: one SVG file that needs nothing else and reads well on light and dark pages.
+
+use std::fmt::Write;
+
+const WIDTH: f64 = 720.0;
+const HEIGHT: f64 = 400.0;
+const LEFT: f64 = 56.0;
+const RIGHT: f64 = WIDTH - 16.0;
+const TOP: f64 = 40.0;
+const BOTTOM: f64 = HEIGHT - 44.0;
+/// Points drawn: there are no more pixels to show them.
+const POINTS: usize = 1500;
+
+const STYLE: &str = "\
+text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-size:15px;font-weight:600;fill:#24292f}\
+.grid{stroke:#8c959f;stroke-opacity:.25}path{fill:none;stroke:#0969da;stroke-linejoin:round}\
+.raw{stroke-opacity:.3}.smooth{stroke-width:2}\
+@media(prefers-color-scheme:dark){text{fill:#9198a1}.title{fill:#f0f6fc}path{stroke:#58a6ff}}";
+
+/// Draws (step, loss) pairs in the order given: each loss faint, their running mean on top. Losses that are
+/// not finite (or might as well not be) are left out.
+pub fn loss_curve(title: &str, losses: &[(u64, f32)]) -> String {
+    let points: Vec<(f64, f64)> =
+        losses.iter().filter(|p| p.1.abs() < 1e30).map(|&(s, l)| (s as f64, l as f64)).collect();
+    let smooth = smoothed(&points);
+    let (x0, x1) = range(points.iter().map(|p| p.0));
+    let (mut y0, mut y1) = range(points.iter().map(|p| p.1));
+    let y_ticks = ticks(y0, y1, 6);
+    // The frame ends at round numbers.
+    if let [first, .., last] = y_ticks[..] {
+        let step = y_ticks[1] - first;
+        y0 = if first > y0 { first - step } else { first };
+        y1 = if last < y1 { last + step } else { last };
+    }
+    let x = |v: f64| LEFT + (v - x0) / (x1 - x0) * (RIGHT - LEFT);
+    let y = |v: f64| BOTTOM - (v - y0) / (y1 - y0) * (BOTTOM - TOP);
+
+    let title = escaped(title);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\n\
+         <style>{STYLE}</style>\n<text class=\"title\" x=\"{LEFT}\" y=\"22\">{title}</text>\n"
+    );
+    for tick in ticks(y0, y1, 6) {
+        let (at, label) = (y(tick), number(tick));
+        let line = format!("<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>");
+        let text = format!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>", LEFT - 8.0, at + 4.0);
+        svg.push_str(&format!("{line}{text}\n"));
+    }
+    for tick in ticks(x0, x1, 8).into_iter().filter(|tick| tick.fract() == 0.0) {
+        let (at, label) = (x(tick), number(tick));
+        svg.push_str(&format!("<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>\n", BOTTOM + 18.0));
+    }
+    let middle = (LEFT + RIGHT) / 2.0;
+    svg.push_str(&format!("<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">step</text>\n", HEIGHT - 8.0));
+    for (class, line) in [("raw", &points), ("smooth", &smooth)] {
+        let stride = line.len().div_ceil(POINTS).max(1);
+        // Counted from the end, so that the last point is always there.
+        let shown = line.iter().enumerate().filter(|(i, _)| (line.len() - 1 - i) % stride == 0);
+        let mut path = String::new();
+        for (i, (_, &(step, loss))) in shown.enumerate() {
+            let letter = if i == 0 { 'M' } else { 'L' };
+            write!(path, "{letter}{:.1} {:.1}", x(step), y(loss)).ok();
+        }
+        if !path.is_empty() {
+            svg.push_str(&format!("<path class=\"{class}\" d=\"{path}\"/>\n"));
+        }
+    }
+    svg + "</svg>\n"
+}
+
+/// The mean of each point and its neighbours on either side, about a thirtieth of the run: an exponential mean
+/// would lag behind a falling curve.
+fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let half = points.len() / 60;
+    let mut sums = vec![0.0];
+    sums.extend(points.iter().scan(0.0, |sum, p| {
+        *sum += p.1;
+        Some(*sum)
+    }));
+    let mean = |i: usize| {
+        let (from, to) = (i.saturating_sub(half), (i + half + 1).min(points.len()));
+        (points[i].0, (sums[to] - sums[from]) / (to - from) as f64)
+    };
+    (0..points.len()).map(mean).collect()
+}
+
+/// Least and greatest; widened where they are the same.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    match high - low {
+        d if d.is_finite() && d > high.abs() * 1e-12 => (low, high),
+        _ if low.is_finite() => (low - low.abs().max(1.0) / 2.0, low + low.abs().max(1.0) / 2.0),
+        _ => (0.0, 1.0),
+    }
+}
+
+/// About `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`.
+fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
+    let rough = (high - low) / count as f64;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0].into_iter().map(|m| m * power).find(|&s| s >= rough * 0.999).unwrap_or(10.0 * power);
+    let first = (low / step - 1e-9).ceil();
+    let last = (high / step + 1e-9).floor();
+    // `+ 0.0`: no minus before a zero.
+    (0..=(last - first).clamp(0.0, 4.0 * count as f64) as usize).map(|i| (first + i as f64) * step + 0.0).collect()
+}
+
+/// As short as can be: the ticks are round, so what lies beyond ten digits is rounding.
+fn number(v: f64) -> String {
+    match v.abs() {
+        a if a != 0.0 && !(1e-4..1e7).contains(&a) => format!("{v:.1e}"),
+        _ => format!("{v:.6}").trim_end_matches('0').trim_end_matches('.').to_string(),
+    }
+}
+
+fn escaped(text: &str) -> String {
+    let clean = text.chars().filter(|c| !c.is_control());
+    clean.fold(String::new(), |out, c| match c {
+        '<' => out + "&lt;",
+        '&' => out + "&amp;",
+        '"' => out + "&quot;",
+        c => out + c.encode_utf8(&mut [0; 4]),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        let table: [(f64, f64, &[&str]); 5] = [
+            (0.0, 1.0, &["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+            (1.93, 7.61, &["2", "3", "4", "5", "6", "7"]),
+            (-0.3, 0.3, &["-0.3", "-0.2", "-0.1", "0", "0.1", "0.2", "0.3"]),
+            (12.0, 4188.0, &["1000", "2000", "3000", "4000"]),
+            (1e-9, 3e-9, &["1.0e-9", "1.5e-9", "2.0e-9", "2.5e-9", "3.0e-9"]),
+        ];
+        for (low, high, want) in table {
+            assert_eq!(ticks(low, high, 6).into_iter().map(number).collect::<Vec<_>>(), want);
+        }
+    }
+
+    #[test]
+    fn any_losses_give_a_picture() {
+        let long: Vec<(u64, f32)> = (0..100_000).map(|i| (i, 7.0 / (1.0 + i as f32 / 1e4))).collect();
+        let table: [&[(u64, f32)]; 7] = [
+            &[],
+            &[(0, 2.5)],
+            &[(3, f32::NAN), (4, f32::INFINITY)],
+            &[(0, 1.0), (0, 1.0)],
+            &[(0, f32::MAX), (u64::MAX, f32::MIN)],
+            &[(0, f32::MIN_POSITIVE), (1, 0.0)],
+            &long,
+        ];
+        for losses in table {
+            let svg = loss_curve("a < b & \"c\"", losses);
+            assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.len() < 100_000);
+            assert!(svg.contains("a &lt; b &amp; &quot;c&quot;"));
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+        let svg = loss_curve("t", &long);
+        assert!(svg.matches('L').count() <= 2 * POINTS + 10);
+    }
+}

@@ -1,0 +1,314 @@
+//! The command line as a user meets it: what it prints where, its exit codes, and settings that can be traced.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use trimtab::config::{FIELDS, Flags, RunConfig};
+
+/// A folder for the files of one test; the commands run in it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let dir = std::env::temp_dir().join(format!("trimtab-cli-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Scratch(dir)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.0.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        let output = Command::new(env!("CARGO_BIN_EXE_trimtab")).args(args).current_dir(&self.0).output().unwrap();
+        Ran { args: args.join(" "), output }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+struct Ran {
+    args: String,
+    output: Output,
+}
+
+impl Ran {
+    fn out(&self) -> String {
+        String::from_utf8(self.output.stdout.clone()).unwrap()
+    }
+    fn err(&self) -> String {
+        String::from_utf8(self.output.stderr.clone()).unwrap()
+    }
+    /// Standard output of a command that succeeded.
+    fn ok(self) -> String {
+        assert_eq!(self.output.status.code(), Some(0), "{}: {}", self.args, self.err());
+        self.out()
+    }
+    /// Standard error of a command that ended with `code` and printed no result.
+    fn fails(self, code: i32) -> String {
+        let (out, err) = (self.out(), self.err());
+        assert_eq!(self.output.status.code(), Some(code), "{}: {out}{err}", self.args);
+        assert_eq!(out, "", "{}", self.args);
+        assert!(err.starts_with("error: ") && !err.contains("panicked"), "{}: {err}", self.args);
+        err
+    }
+}
+
+fn fixture(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path).display().to_string()
+}
+
+#[test]
+fn help_tells_every_setting_and_its_default() {
+    let scratch = Scratch::new("help");
+    for command in ["train", "plan", "quickstart"] {
+        let help = scratch.run(&[command, "--help"]).ok();
+        let words: Vec<&str> = help.split_whitespace().collect();
+        let help = words.join(" "); // lines are folded
+        for field in FIELDS {
+            let on_by_default = field.is_switch && field.default_text().as_deref() == Some("true");
+            let flag = format!("--{}{}", if on_by_default { "no-" } else { "" }, field.key());
+            assert!(words.contains(&flag.as_str()) || help.contains(&format!("{flag}[=")), "{command}: {flag}");
+            assert!(help.contains(field.help), "{command}: {}", field.help);
+            let default = field.default_text().filter(|_| !field.is_switch);
+            assert!(default.is_none_or(|d| help.contains(&format!("[default: {d}]"))), "{command}: default of {flag}");
+        }
+    }
+    let help = scratch.run(&["--help"]).ok();
+    assert!(["train", "generate", "plan", "devices", "quickstart"].iter().all(|c| help.contains(c)), "{help}");
+    let help = scratch.run(&["generate", "--help"]).ok();
+    let flags = ["model", "adapter", "prompt", "max-tokens", "temperature", "top-p", "top-k", "seed", "device"];
+    assert!(flags.iter().all(|f| help.contains(&format!("--{f} "))), "{help}");
+    assert!(!help.contains("--rank"));
+    assert!(scratch.run(&["--version"]).ok().contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn calls_that_make_no_sense_exit_with_2() {
+    let scratch = Scratch::new("usage");
+    scratch.write("typo.toml", "rnak = 4\n");
+    scratch.write("broken.toml", "rank = \n");
+    scratch.write("clash.toml", "steps = 4\nepochs = 1\n");
+    let table: &[(&[&str], &[&str])] = &[
+        (&["trian"], &["trian", "train"]),
+        (&["train", "--rnak", "4"], &["--rnak", "--rank"]),
+        (&["train", "--method", "qlora"], &["qlora", "lora, full"]),
+        (&["train", "--rank", "four"], &["--rank", "four", "hint: expected a whole number"]),
+        (&["train", "--rank", "-1"], &["--rank", "-1"]),
+        (&["train", "--lr", "nan"], &["lr", "hint: "]),
+        (&["train", "--config", "typo.toml"], &["typo.toml", "`rnak`", "`rank`"]),
+        (&["train", "--config", "broken.toml"], &["broken.toml"]),
+        (&["train", "--config", "clash.toml"], &["steps and epochs"]),
+        (&["train", "--config", "nowhere.toml"], &["nowhere.toml"]),
+        (&["train"], &["--out"]),
+        (&["train", "--out", "x"], &["--model"]),
+        (&["train", "--out", "x", "--model", "m"], &["--data"]),
+        (&["train", "--quantize", "nf4", "--method", "full"], &["quantize"]),
+        (&["train", "--double-quant"], &["double-quant"]),
+        (&["plan"], &["--model"]),
+        (&["plan", "--device", "gpu"], &["--device", "wgpu:N"]),
+        (&["generate", "--model", "m"], &["--prompt"]),
+        (&["generate", "--prompt", "x"], &["--model"]),
+        (&["generate", "--model", "m", "--prompt", "x", "--top-p", "0"], &["--top-p"]),
+        (&["generate", "--model", "m", "--prompt", "x", "--temperature", "-1"], &["--temperature"]),
+        (&["generate", "--model", "m", "--prompt", "x", "--rank", "4"], &["--rank"]),
+    ];
+    for (args, parts) in table {
+        let error = scratch.run(args).fails(2);
+        assert!(parts.iter().all(|p| error.contains(p)), "{args:?}: {error}");
+    }
+    assert!(!scratch.0.join("x").exists(), "a run folder for a run that was not begun");
+}
+
+#[test]
+fn work_that_fails_exits_with_1() {
+    let scratch = Scratch::new("work");
+    scratch.write("data.jsonl", "{\"input_ids\": [1, 2, 3], \"labels\": [1, 2, 3]}\n");
+    std::fs::create_dir(scratch.0.join("empty")).unwrap();
+    let rest = ["--data", "data.jsonl", "--out", "x", "--device", "cpu"];
+    for model in ["nowhere", "empty"] {
+        let error = scratch.run(&[&["train", "--model", model][..], &rest].concat()).fails(1);
+        assert!(error.contains(model), "{error}");
+        let error = scratch.run(&["plan", "--model", model, "--device", "cpu"]).fails(1);
+        assert!(error.contains(model), "{error}");
+        let error = scratch.run(&["generate", "--model", model, "--prompt", "x", "--device", "cpu"]);
+        // The prompt is printed before the model is opened.
+        assert_eq!(error.output.status.code(), Some(1));
+    }
+    assert!(!scratch.0.join("x").exists());
+}
+
+/// The value and the origin of each line of `--show-config`.
+fn shown(text: &str) -> Vec<(String, String, String)> {
+    let settings = text.lines().filter(|l| l.contains(" = ") && !l.starts_with('#'));
+    settings
+        .map(|l| {
+            let (key, rest) = l.split_once(" = ").unwrap();
+            let (value, origin) = rest.rsplit_once(" # ").unwrap();
+            (key.into(), value.trim().into(), origin.into())
+        })
+        .collect()
+}
+
+#[test]
+fn show_config_says_what_counts_and_where_it_comes_from() {
+    let scratch = Scratch::new("show");
+    scratch.write("run.toml", "rank = 4\nlr = 1e-3\nshuffle = false\ntargets = ['q_proj', 'v_proj']\n");
+    let args = ["train", "--config", "run.toml", "--rank", "8", "--quantize", "nf4", "--double-quant", "--show-config"];
+    let text = scratch.run(&args).ok();
+    let lines = shown(&text);
+    let get = |key: &str| lines.iter().find(|l| l.0 == key).map(|l| (l.1.as_str(), l.2.as_str()));
+    let table = [
+        ("rank", "8", "flag --rank"),
+        ("lr", "1e-3", "run.toml"),
+        ("shuffle", "false", "run.toml"),
+        ("targets", "[\"q_proj\", \"v_proj\"]", "run.toml"),
+        ("quantize", "\"nf4\"", "flag --quantize"),
+        ("double-quant", "true", "flag --double-quant"),
+        ("alpha", "16.0", "default"),
+        ("seed", "42", "default"),
+    ];
+    for (key, value, origin) in table {
+        assert_eq!(get(key), Some((value, origin)), "{key} in {text}");
+    }
+    assert!(text.contains("# model is not set"));
+
+    // What is shown, saved to a file, is the same settings, all from that file.
+    scratch.write("again.toml", &text);
+    let again = scratch.run(&["train", "--config", "again.toml", "--show-config"]).ok();
+    let values =
+        |lines: &[(String, String, String)]| lines.iter().map(|l| (l.0.clone(), l.1.clone())).collect::<Vec<_>>();
+    assert_eq!(values(&shown(&again)), values(&lines));
+    assert!(shown(&again).iter().all(|l| l.2 == "again.toml"), "{again}");
+
+    // Switches, on and off, the last one counting.
+    let table: &[(&[&str], &str)] = &[
+        (&[], "true"),
+        (&["--no-shuffle"], "false"),
+        (&["--shuffle"], "true"),
+        (&["--shuffle=false"], "false"),
+        (&["--no-shuffle", "--shuffle"], "true"),
+        (&["--shuffle", "--no-shuffle"], "false"),
+        (&["--config", "run.toml"], "false"),
+        (&["--config", "run.toml", "--shuffle"], "true"),
+    ];
+    for (flags, expected) in table {
+        let text = scratch.run(&[&["train", "--show-config"], *flags].concat()).ok();
+        let found = shown(&text).into_iter().find(|l| l.0 == "shuffle").unwrap().1;
+        assert_eq!(found, *expected, "{flags:?}");
+    }
+    // Flags may be repeated.
+    let text = scratch.run(&["train", "--show-config", "--rank", "1", "--rank", "2"]).ok();
+    assert_eq!(shown(&text).iter().find(|l| l.0 == "rank").unwrap().1, "2");
+}
+
+#[test]
+fn the_command_line_and_the_library_mean_the_same() {
+    let scratch = Scratch::new("same");
+    let text = scratch.run(&["plan", "--show-config", "--rank=3", "--alpha", "-2", "--device", "wgpu:1"]).ok();
+    let flags = Flags::of(&[("rank", "3"), ("alpha", "-2"), ("device", "wgpu:1")]).unwrap();
+    assert_eq!(text, RunConfig::resolve(None, &flags).unwrap().to_toml());
+}
+
+#[test]
+fn an_adapter_is_followed() {
+    let scratch = Scratch::new("adapter");
+    let adapter = fixture("peft/rslora");
+    let text = scratch.run(&["train", "--show-config", "--adapter", &adapter]).ok();
+    let rank = shown(&text).into_iter().find(|l| l.0 == "rank").unwrap();
+    assert_eq!(rank.1, "4");
+    assert!(rank.2.ends_with("adapter_config.json"), "{}", rank.2);
+    let error = scratch.run(&["train", "--show-config", "--adapter", &adapter, "--rank", "8"]).fails(2);
+    assert!(error.contains("rank") && error.contains("hint: expected 4"), "{error}");
+    let error = scratch.run(&["train", "--show-config", "--adapter", &fixture("peft/dora")]).fails(2);
+    assert!(error.contains("use_dora") && error.contains("hint: "), "{error}");
+}
+
+#[test]
+fn devices_says_what_auto_takes_and_why() {
+    let scratch = Scratch::new("devices");
+    let text = scratch.run(&["devices"]).ok();
+    assert!(text.starts_with("cpu "), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(last.starts_with("auto ") && last.contains(" takes ") && last.contains(": "), "{text}");
+}
+
+#[test]
+fn plan_prints_the_account() {
+    let scratch = Scratch::new("plan");
+    let model = fixture("golden/base");
+    let args = ["plan", "--model", &model, "--device", "cpu", "--max-seq-len", "32", "--rank", "4"];
+    let table = scratch.run(&args).ok();
+    let json: Value = serde_json::from_str(&scratch.run(&[&args[..], &["--json"]].concat()).ok()).unwrap();
+    let rows = json["rows"].as_object().unwrap();
+    let total: u64 = rows.values().map(|v| v.as_u64().unwrap()).sum();
+    assert_eq!(json["total"], total);
+    for class in ["frozen weights", "adapters", "gradients", "optimizer state", "activations"] {
+        assert!(rows.get(class).is_some_and(|b| b.as_u64() > Some(0)) && table.contains(class), "{class}: {table}");
+    }
+    assert!(table.contains("total"));
+    // Four times the rank, four times the adapter: the account is of this run and not of another.
+    let wide: Value =
+        serde_json::from_str(&scratch.run(&[&args[..], &["--json", "--rank", "16"]].concat()).ok()).unwrap();
+    assert_eq!(wide["rows"]["adapters"].as_u64(), rows["adapters"].as_u64().map(|b| 4 * b));
+}
+
+const DATA: &str = "{\"input_ids\": [1, 5, 9, 13, 2], \"labels\": [-100, 5, 9, 13, 2]}\n\
+                    {\"input_ids\": [1, 7, 7, 2], \"labels\": [1, 7, 7, 2]}\n\
+                    {\"input_ids\": [1, 90, 80, 70, 60, 50, 2], \"labels\": [-100, -100, -100, 70, 60, 50, 2]}\n";
+
+#[test]
+fn a_run_leaves_its_folder_and_can_be_repeated() {
+    let scratch = Scratch::new("run");
+    scratch.write("data.jsonl", DATA);
+    let model = fixture("golden/base");
+    let args =
+        ["train", "--model", &model, "--data", "data.jsonl", "--device", "cpu", "--steps", "3", "--batch-size", "2"];
+    let more = ["--max-seq-len", "16", "--rank", "4", "--dropout", "0.1", "--out", "runs/a"];
+    let ran = scratch.run(&[&args[..], &more].concat());
+    let talk = ran.err();
+    assert!(ran.ok().contains("3 steps"));
+    // The account comes before the first step.
+    let (plan, step) = (talk.find("frozen weights"), talk.find("step 1/3"));
+    assert!(plan.is_some() && plan < step, "{talk}");
+    assert!(talk.contains("step 3/3") && talk.contains("tokens/s") && !talk.contains('\x1b'), "{talk}");
+
+    let metrics = String::from_utf8(scratch.read("runs/a/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    assert_eq!((&lines[0]["event"], &lines[0]["config"]["rank"]), (&"run".into(), &4.into()));
+    assert!(lines[0]["device"].is_string() && lines[0]["versions"]["trimtab"].is_string());
+    for (i, line) in lines[1..].iter().enumerate() {
+        assert_eq!((&line["event"], &line["step"]), (&"step".into(), &(i + 1).into()));
+        for key in ["loss", "lr", "grad_norm", "tokens", "tokens_per_second"] {
+            assert!(line[key].is_number(), "{key} in {line}");
+        }
+    }
+    for file in ["adapter_config.json", "README.md"] {
+        assert!(!scratch.read(&format!("runs/a/{file}")).is_empty());
+    }
+
+    // The saved settings repeat the run to the bit; another seed does not.
+    scratch.run(&["train", "--config", "runs/a/config.toml", "--out", "runs/b"]).ok();
+    scratch.run(&["train", "--config", "runs/a/config.toml", "--out", "runs/c", "--seed", "1"]).ok();
+    let weights = |run: &str| scratch.read(&format!("runs/{run}/adapter_model.safetensors"));
+    assert!(weights("a") == weights("b"), "the same run gave other bytes");
+    assert!(weights("a") != weights("c"), "another seed gave the same bytes");
+
+    // Training goes on from the adapter, which sets the method.
+    let rest = ["--data", "data.jsonl", "--device", "cpu", "--steps", "1", "--max-seq-len", "16"];
+    scratch.run(&[&["train", "--model", &model, "--adapter", "runs/a", "--out", "runs/d"][..], &rest].concat()).ok();
+    let rank = |run: &str| -> Value {
+        serde_json::from_slice(&scratch.read(&format!("runs/{run}/adapter_config.json"))).unwrap()
+    };
+    assert_eq!(rank("a")["r"], rank("d")["r"]);
+}

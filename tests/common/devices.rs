@@ -1,0 +1,59 @@
+//! The devices that tests run on: the CPU always, and a GPU (a software rasterizer will do) if there is one.
+
+use trimtab::backend::Backend;
+use trimtab::backend::cpu::Cpu;
+use trimtab::backend::wgpu::{Ask, Wgpu, adapters};
+
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub name: String,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Cpu,
+    Wgpu(Ask, u64),
+}
+
+impl Device {
+    pub fn cpu() -> Device {
+        Device { name: "cpu".into(), kind: Kind::Cpu }
+    }
+
+    /// The adapter, with all it offers; None if there is none.
+    pub fn wgpu() -> Option<Device> {
+        Device::wgpu_like("wgpu", Ask::Adapter, u64::MAX)
+    }
+
+    /// The adapter under WebGPU's default limits, and with no binding larger than `max_binding` bytes.
+    pub fn wgpu_small(max_binding: u64) -> Option<Device> {
+        Device::wgpu_like("wgpu under small limits", Ask::Defaults, max_binding)
+    }
+
+    fn wgpu_like(name: &str, ask: Ask, max_binding: u64) -> Option<Device> {
+        if !adapters().is_empty() {
+            return Some(Device { name: name.into(), kind: Kind::Wgpu(ask, max_binding) });
+        }
+        let why = "no Vulkan, Metal or DX12 adapter (on Debian: apt-get install mesa-vulkan-drivers)";
+        let required = std::env::var_os("TRIMTAB_REQUIRE_WGPU").is_some_and(|v| v == "1");
+        assert!(!required, "{why}, and TRIMTAB_REQUIRE_WGPU=1");
+        eprintln!("SKIPPED on wgpu: {why}");
+        None
+    }
+
+    pub fn open(&self) -> Box<dyn Backend> {
+        match &self.kind {
+            Kind::Cpu => Box::new(Cpu::new()),
+            Kind::Wgpu(ask, max) => match Wgpu::with(None, ask.clone()) {
+                Ok(gpu) => Box::new(gpu.limit_binding(*max)),
+                Err(e) => panic!("{e}"),
+            },
+        }
+    }
+}
+
+/// Every device there is.
+pub fn devices() -> Vec<Device> {
+    [Some(Device::cpu()), Device::wgpu()].into_iter().flatten().collect()
+}

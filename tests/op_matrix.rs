@@ -1,0 +1,280 @@
+//! Every row of the op table, on every sample, on every device, against its definition in float64: right, equal bits
+//! when run again, equal bits when run in place, nothing written outside of its outputs, nothing read that was not
+//! written.
+
+mod common;
+
+use common::data::{decode, operands};
+use common::devices::Device;
+use common::run::Run;
+use common::tolerance::{compare, sway, tolerance};
+use trimtab::backend::{Backend, Target};
+use trimtab::dtype::Ty;
+use trimtab::ops::{self, OpDef, Sample};
+
+/// What is wrong with `op` on `sample`; None: nothing.
+fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Option<String> {
+    let (stored, meant) = operands(op.name, sample);
+    let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+    let outs = match (op.infer)(&sample.attr, &tys) {
+        Ok(outs) => outs,
+        Err(e) => return Some(format!("its own sample is refused: {e}")),
+    };
+    let run = |device: &mut dyn Backend, shared: &[(usize, usize)]| {
+        let ins = tys.iter().cloned().zip(stored.iter().map(Vec::as_slice)).collect();
+        Run { op, attr: &sample.attr, ins, shared }.on(device)
+    };
+    let first = match run(device, &[]) {
+        Ok(first) => first,
+        Err(e) => return Some(e),
+    };
+    let wants = (op.reference)(&sample.attr, &meant);
+    if wants.len() != outs.len() {
+        return Some(format!("the definition gives {} outputs, the shape rule {}", wants.len(), outs.len()));
+    }
+    let cost = (op.cost)(&sample.attr, &tys, &outs);
+    let sways = sway(op, sample, &meant, &wants);
+    for (o, ((ty, got), want)) in outs.iter().zip(&first).zip(&wants).enumerate() {
+        if want.shape != ty.shape {
+            return Some(format!("output {o}: the definition gives {:?}, the shape rule {ty}", want.shape));
+        }
+        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]);
+        if let Err(e) = compare(&decode(ty, got), &want.data, allowed) {
+            return Some(format!("output {o}: {e}"));
+        }
+    }
+    match run(device, &[]) {
+        Ok(again) if again == first => {}
+        Ok(_) => return Some("run again, its bits differ".into()),
+        Err(e) => return Some(format!("run again: {e}")),
+    }
+    // Each pair alone, then as many as go together.
+    let pairs: Vec<(usize, usize)> =
+        op.in_place.iter().copied().filter(|&(i, o)| i < tys.len() && o < outs.len()).collect();
+    let mut sets: Vec<Vec<(usize, usize)>> = pairs.iter().map(|&p| vec![p]).collect();
+    let mut together: Vec<(usize, usize)> = Vec::new();
+    for &(i, o) in &pairs {
+        if together.iter().all(|&(a, b)| a != i && b != o) {
+            together.push((i, o));
+        }
+    }
+    if together.len() > 1 {
+        sets.push(together);
+    }
+    for shared in sets {
+        if let Some((i, o)) = shared.iter().find(|&&(i, o)| tys[i].bytes() != outs[o].bytes()) {
+            return Some(format!("in_place ({i}, {o}) pairs {} and {}", tys[*i], outs[*o]));
+        }
+        match run(device, &shared) {
+            Ok(bits) if bits == first => {}
+            Ok(_) => return Some(format!("in place {shared:?}, its bits differ")),
+            Err(e) => return Some(format!("in place {shared:?}: {e}")),
+        }
+    }
+    None
+}
+
+/// Runs the samples that `wanted` picks and fails with a list of all that is wrong.
+fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
+    let only = std::env::var("TRIMTAB_OP").ok();
+    let mut backend = device.open();
+    let (mut ran, mut wrong) = (0, Vec::new());
+    for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
+        for (i, sample) in (op.samples)().iter().enumerate().filter(|(_, s)| wanted(s)) {
+            ran += 1;
+            if let Some(what) = verdict(op, sample, &mut *backend) {
+                wrong.push(format!("{} #{i} ({}): {what}", op.name, sample.name));
+            }
+        }
+    }
+    eprintln!("{}: {ran} samples", device.name);
+    assert!(ran > 0, "nothing was run");
+    assert!(wrong.is_empty(), "{} of {ran} samples are wrong on {}:\n{}", wrong.len(), device.name, wrong.join("\n"));
+}
+
+#[test]
+fn every_row_has_samples() {
+    for op in ops::table() {
+        assert!((op.samples)().len() >= 2, "{} has fewer than two samples", op.name);
+    }
+    let mut names: Vec<_> = ops::table().map(|op| op.name).collect();
+    names.sort();
+    assert!(names.windows(2).all(|w| w[0] != w[1]), "two rows share a name");
+}
+
+#[test]
+fn on_the_cpu() {
+    check(&Device::cpu(), |_| true);
+}
+
+#[test]
+fn on_wgpu() {
+    if let Some(device) = Device::wgpu() {
+        check(&device, |_| true);
+    }
+}
+
+/// Operands that are larger than a binding may be, without large operands: everything that splits, splits here.
+#[test]
+fn on_wgpu_under_small_limits() {
+    const LIMIT: u64 = 64 << 10;
+    if let Some(device) = Device::wgpu_small(LIMIT) {
+        check(&device, |sample| sample.ins.iter().any(|i| i.ty.bytes() as u64 > LIMIT));
+    }
+}
+
+/// Kernels that are wrong, to see that each check sees.
+mod controls {
+    use super::*;
+    use trimtab::ops::{Arg, Attr, Cost, Dispatch, Grad, HostCall, SampleIn, Tensor, no_workspace};
+
+    /// y = 2x; `in_place` is claimed.
+    const RIGHT: OpDef = OpDef {
+        name: "twice",
+        infer: |_, ins| Ok(vec![ins[0].clone()]),
+        reference: |_, ins| vec![Tensor::new(&ins[0].shape, ins[0].data.iter().map(|x| 2.0 * x).collect())],
+        grad: Grad::Missing,
+        in_place: &[(0, 0)],
+        cost: |_, _, _| Cost { flops: 1, terms: 1 },
+        workspace: no_workspace,
+        host: |call| call.map(0, [0], |[x]| 2.0 * x),
+        wgsl: |_| Ok(Vec::new()),
+        samples: Vec::new,
+    };
+
+    fn sample() -> Sample {
+        Sample::new("control", Attr::None, vec![SampleIn::normal(Ty::f32(&[37]))])
+    }
+
+    fn see(op: &'static OpDef, what: &str) {
+        let found = verdict(op, &sample(), &mut *Device::cpu().open());
+        assert!(found.as_ref().is_some_and(|f| f.contains(what)), "expected {what:?}, found {found:?}");
+    }
+
+    fn x<'a>(call: &HostCall<'a>) -> &'a [f32] {
+        call.input(0)
+    }
+
+    #[test]
+    fn the_right_kernel_passes() {
+        static OP: OpDef = RIGHT;
+        assert_eq!(verdict(&OP, &sample(), &mut *Device::cpu().open()), None);
+    }
+
+    #[test]
+    fn a_slightly_wrong_value_is_seen() {
+        static OP: OpDef = OpDef { host: |c| c.map(0, [0], |[x]| x * 2.000_05), ..RIGHT };
+        see(&OP, "off by");
+    }
+
+    #[test]
+    fn a_write_behind_the_output_is_seen() {
+        static OP: OpDef = OpDef {
+            host: |c| {
+                c.map(0, [0], |[x]| 2.0 * x);
+                // SAFETY: the test's buffer goes on behind the output.
+                unsafe { c.output_ptr::<f32>(0).add(37).write(1.0) };
+            },
+            ..RIGHT
+        };
+        see(&OP, "outside of all operands");
+    }
+
+    #[test]
+    fn a_written_input_is_seen() {
+        static OP: OpDef = OpDef {
+            host: |c| {
+                c.map(0, [0], |[x]| 2.0 * x);
+                // SAFETY: the element lies in the input.
+                unsafe { c.input_ptr::<f32>(0).add(0).write(1.0) };
+            },
+            ..RIGHT
+        };
+        see(&OP, "input 0 was written");
+    }
+
+    #[test]
+    fn an_element_left_out_is_seen() {
+        static OP: OpDef = OpDef {
+            host: |c| {
+                let y = c.output::<f32>(0);
+                for i in 1..y.len() {
+                    y[i] = 2.0 * x(c)[i];
+                }
+            },
+            ..RIGHT
+        };
+        see(&OP, "NaN");
+    }
+
+    #[test]
+    fn a_read_behind_the_input_is_seen() {
+        static OP: OpDef = OpDef {
+            host: |c| {
+                // SAFETY: the test's buffer goes on behind the input.
+                let next = unsafe { c.input_ptr::<f32>(0).add(37).read() };
+                c.map(0, [0], |[x]| 2.0 * x + 0.0 * next);
+            },
+            ..RIGHT
+        };
+        see(&OP, "NaN");
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_run_in_place_is_seen() {
+        static OP: OpDef = OpDef {
+            host: |c| {
+                let (x, y) = (c.input_ptr::<f32>(0), c.output_ptr::<f32>(0));
+                for i in 0..37 {
+                    // SAFETY: within the operands; element i is read after element i-1 was written.
+                    unsafe { y.add(i).write(2.0 * x.add(i).read() + 0.0 * x.add(0).read()) };
+                    unsafe { y.add(0).write(2.0 * x.add(0).read()) };
+                }
+            },
+            ..RIGHT
+        };
+        see(&OP, "in place");
+    }
+
+    #[test]
+    fn a_result_that_changes_is_seen() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        static OP: OpDef = OpDef {
+            host: |c| {
+                let ulp = f32::EPSILON * RUNS.fetch_add(1, Ordering::Relaxed) as f32;
+                c.map(0, [0], |[x]| 2.0 * x * (1.0 + ulp));
+            },
+            ..RIGHT
+        };
+        see(&OP, "its bits differ");
+    }
+
+    /// On wgpu no kernel can write outside of what is bound; one that writes the wrong operand is seen.
+    #[test]
+    fn a_wgsl_kernel_that_writes_its_input_is_seen() {
+        static OP: OpDef = OpDef {
+            infer: |_, ins| Ok(vec![Ty::f32(&[ins[0].cols()])]),
+            reference: |_, ins| vec![Tensor::zeros(&[ins[0].cols()])],
+            in_place: &[],
+            wgsl: |l| {
+                assert_eq!(l.caps.target, Target::Wgsl);
+                Ok(vec![Dispatch {
+                    shader: "sum_rows",
+                    defines: vec![],
+                    entry: "sum_rows",
+                    constants: vec![],
+                    grid: [1, 1, 1],
+                    args: vec![Arg::In(0), Arg::Out(0)],
+                    params: vec![1, 37],
+                    flops: 37,
+                }])
+            },
+            ..RIGHT
+        };
+        if let Some(device) = Device::wgpu() {
+            let found = verdict(&OP, &sample(), &mut *device.open());
+            assert!(found.as_ref().is_some_and(|f| f.contains("input 0 was written")), "{found:?}");
+        }
+    }
+}
