@@ -61,17 +61,21 @@ impl<'a> Problem<'a> {
         self.a.kv_heads * self.a.head_dim
     }
 
-    /// Rows `first..` of head `head` of a matrix whose rows have `cols` elements: element (row, feature).
-    fn rows(x: &[f32], cols: usize, first: usize, head: usize, head_dim: usize) -> Strided<'_> {
-        Strided { data: &x[first * cols + head * head_dim..], row: cols, col: 1 }
+    /// Copies rows `first..end` of head `head` of `x` (rows of `cols` elements) into `to`, one behind the other:
+    /// where they lie, many may be a power of two apart and evict each other from the cache.
+    #[inline(always)]
+    fn pack(&self, to: &mut [f32], x: &[f32], cols: usize, head: usize, (first, end): (usize, usize)) {
+        let d = self.a.head_dim;
+        for (to, row) in to.chunks_exact_mut(d).zip(first..end) {
+            to.copy_from_slice(&x[row * cols + head * d..][..d]);
+        }
     }
 
-    fn keys<'b>(&self, x: &'b [f32], first: usize, head: usize) -> Strided<'b> {
-        Self::rows(x, self.k_cols(), first, head, self.a.head_dim)
-    }
-
-    fn queries<'b>(&self, x: &'b [f32], first: usize, head: usize) -> Strided<'b> {
-        Self::rows(x, self.q_cols(), first, head, self.a.head_dim)
+    /// Packed rows from number `first` on: element (row, feature).
+    #[inline(always)]
+    fn packed<'b>(&self, x: &'b [f32], first: usize) -> Strided<'b> {
+        let d = self.a.head_dim;
+        Strided { data: &x[first * d..], row: d, col: 1 }
     }
 
     /// Tokens of a task whose lanes are queries.
@@ -239,17 +243,21 @@ impl Kernel for Forward<'_> {
             block.gather(panel, p.q, p.q_cols(), p.a.scale);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
-        for (start, end) in chunks(&blocks) {
+        let (mut keys, mut values) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        for chunk in chunks(&blocks) {
+            p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
+            p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
             for (b, block) in blocks.iter().enumerate() {
-                let (start, end) = block.clip(start, end);
+                let (start, end) = block.clip(chunk.0, chunk.1);
                 if start == end {
                     continue;
                 }
                 let scores = &mut scores[..end - start];
-                product::<S, ROWS>(s, scores, p.keys(p.k, start, kv), &queries[b * d..][..d]);
+                let keys = p.packed(&keys, start - chunk.0);
+                let values = p.packed(&values, start - chunk.0).transposed();
+                product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
                 block.mask(s, scores, start);
                 let factor = states[b].step(s, scores);
-                let values = p.keys(p.v, start, kv).transposed();
                 accumulate::<S, ROWS>(s, &mut sums[b * d..][..d], values, scores, &factor);
             }
         }
@@ -334,17 +342,21 @@ impl Kernel for Dq<'_> {
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
         let mut dscores: Chunk = [Lane::ZERO; CHUNK];
-        for (start, end) in chunks(&blocks) {
+        let (mut keys, mut values) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        for chunk in chunks(&blocks) {
+            p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
+            p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
             for (b, block) in blocks.iter().enumerate() {
-                let (start, end) = block.clip(start, end);
+                let (start, end) = block.clip(chunk.0, chunk.1);
                 if start == end {
                     continue;
                 }
+                let keys = p.packed(&keys, start - chunk.0);
+                let values = p.packed(&values, start - chunk.0);
                 let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
-                let keys = p.keys(p.k, start, kv);
                 product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
                 block.mask(s, scores, start);
-                product::<S, ROWS>(s, dscores, p.keys(p.v, start, kv), &douts[b * d..][..d]);
+                product::<S, ROWS>(s, dscores, values, &douts[b * d..][..d]);
                 let (mut lse, mut delta) = (Lane::ZERO, Lane::ZERO);
                 for (l, &(token, head)) in block.lanes[..block.count].iter().enumerate() {
                     [lse[l], delta[l]] = stats[head * p.t + token];
@@ -366,7 +378,7 @@ impl Kernel for Dq<'_> {
 }
 
 /// Lane blocks in a task whose lanes are keys.
-const KEY_BLOCKS: usize = 4;
+const KEY_BLOCKS: usize = 6;
 
 /// One task of the pass for dk and dv: all query heads of a group, in order.
 struct Dkv<'a> {
@@ -385,15 +397,15 @@ impl Kernel for Dkv<'_> {
         let Dkv { p, stats, dout, tile, kv, dk, dv } = self;
         let d = p.a.head_dim;
         let first = tile * KEY_BLOCKS * LANES;
-        let end = (first + KEY_BLOCKS * LANES).min(p.s);
+        let last = (first + KEY_BLOCKS * LANES).min(p.s);
         let block = |start: usize| {
             let mut block = Block::default();
-            for (l, key) in (start..(start + LANES).min(end)).enumerate() {
+            for (l, key) in (start..(start + LANES).min(last)).enumerate() {
                 block.add(l, key, kv, (0, 1));
             }
             block
         };
-        let blocks: Vec<Block> = (first..end).step_by(LANES).map(block).collect();
+        let blocks: Vec<Block> = (first..last).step_by(LANES).map(block).collect();
         let mut keys = vec![Lane::ZERO; blocks.len() * d];
         let mut values = keys.clone();
         let mut dkeys = keys.clone();
@@ -404,15 +416,20 @@ impl Kernel for Dkv<'_> {
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
         let mut dscores: Chunk = [Lane::ZERO; CHUNK];
+        let (mut queries, mut douts) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
         let index = Lane::from_fn(|l| l as f32);
         for head in kv * p.group()..(kv + 1) * p.group() {
             for chunk in (0..p.t).step_by(CHUNK) {
+                let Some((start, end, _)) = p.seeing(chunk, first, last) else { continue };
+                let packed = start;
+                p.pack(&mut queries, p.q, p.q_cols(), head, (start, end));
+                p.pack(&mut douts, dout, p.q_cols(), head, (start, end));
                 for (b, panel) in (0..blocks.len()).map(|b| (b, b * d..(b + 1) * d)) {
                     let lane = first + b * LANES;
-                    let Some((start, end, whole)) = p.seeing(chunk, lane, (lane + LANES).min(end)) else { continue };
+                    let Some((start, end, whole)) = p.seeing(chunk, lane, (lane + LANES).min(last)) else { continue };
                     let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
-                    let queries = p.queries(p.q, start, head);
-                    let douts = p.queries(dout, start, head);
+                    let queries = p.packed(&queries, start - packed);
+                    let douts = p.packed(&douts, start - packed);
                     product::<S, ROWS>(s, scores, queries, &keys[panel.clone()]);
                     product::<S, ROWS>(s, dscores, douts, &values[panel.clone()]);
                     let stats = &stats[head * p.t + start..];
