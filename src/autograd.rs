@@ -115,6 +115,9 @@ impl crate::ops::Attr {
                 Some(Attr::Norm(crate::ops::Norm { acc: true, ..*n }))
             }
             Attr::EmbedGrad(e) if !e.acc => Some(Attr::EmbedGrad(crate::ops::EmbedGrad { acc: true, ..*e })),
+            Attr::Factor(f) if !f.acc && !matches!(op.grad, Grad::Rule(_)) => {
+                Some(Attr::Factor(crate::ops::Factor { acc: true, ..*f }))
+            }
             Attr::Acc(false) => Some(Attr::Acc(true)),
             _ => None,
         }

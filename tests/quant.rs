@@ -58,8 +58,7 @@ fn stored_nf4(file: &SafetensorsFile, elements: usize, double: bool) -> Vec<u8> 
     bytes[layout.absmax].copy_from_slice(part("weight.absmax"));
     if double {
         bytes[layout.nested].copy_from_slice(part("weight.nested_absmax"));
-        let state: serde_json::Value =
-            serde_json::from_slice(part("weight.quant_state.bitsandbytes__nf4")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(part("weight.quant_state.bitsandbytes__nf4")).unwrap();
         let offset = state["nested_offset"].as_f64().unwrap() as f32;
         bytes[layout.offset].copy_from_slice(&offset.to_le_bytes());
     }

@@ -1,5 +1,6 @@
-//! Text in, micro-batches out: [`reader`] turns files into tokens and labels, [`sampler`] says which
-//! examples a step takes, [`pack`] lays them out in micro-batches of a fixed number of tokens.
+//! Text in, micro-batches out: [`tokenizer`] turns text into ids, [`reader`] files into tokens and
+//! labels, [`sampler`] says which examples a step takes, [`pack`] lays them out in micro-batches of a
+//! fixed number of tokens.
 
 pub mod pack;
 pub mod reader;

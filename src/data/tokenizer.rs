@@ -134,7 +134,14 @@ impl Tokenizer {
         DecodeStream { tokenizer: self, skip_special, ids: Vec::new(), given: 0, before: String::new() }
     }
 
-    /// What begins a sequence.
+    /// What the model was trained to see before a text: the token that [`Tokenizer::encode`] adds there.
+    /// Many models have a [`Tokenizer::bos`] that begins something else (a turn of a chat), or nothing.
+    pub fn begins_with(&self) -> Result<Option<u32>> {
+        let (plain, special) = (self.encode("a", false)?, self.encode("a", true)?);
+        Ok(special.first().copied().filter(|first| special.len() > plain.len() && plain.first() != Some(first)))
+    }
+
+    /// The token that the model's files name as the beginning of a sequence, whether used or not.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }

@@ -25,7 +25,7 @@ pub static ADD: OpDef = OpDef {
         _ => Err(check::refuse("a, b", attr, ins)),
     },
     reference: |_, ins| vec![zip(&ins[0], &ins[1], |a, b| a + b)],
-    grad: Grad::Rule(|_, _, grads, _| Ok(vec![grads[0], grads[0]])),
+    grad: Grad::Rule(|_, _, grads, wants| Ok(wants.iter().map(|&want| grads[0].filter(|_| want)).collect())),
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     workspace: no_workspace,
@@ -36,7 +36,7 @@ pub static ADD: OpDef = OpDef {
             None => elements(l, &ADD, vec!["ADD"], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
         })
     },
-    samples: || samples(SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
+    samples: || samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
 };
 
 /// `scale` [x F32[..], s F32[1]] → x·s. There is no gradient with respect to `s`.
@@ -66,7 +66,7 @@ pub static SCALE: OpDef = OpDef {
         })
     },
     samples: || {
-        samples(SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
+        samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
     },
 };
 
@@ -187,7 +187,7 @@ pub static DROPOUT: OpDef = OpDef {
         })
     },
     samples: || {
-        samples(SIZES, |ty| {
+        samples("", SIZES, |ty| {
             let rng = SampleIn::values(Ty::u32(&[4]), vec![4_000_000_000.0, 17.0, 3.0, 1.0]);
             (Attr::Dropout(Dropout { p: 0.3, site: 5 }), vec![SampleIn::normal(ty), rng])
         })
@@ -226,7 +226,7 @@ pub static ADD_ROW: OpDef = OpDef {
     host: host_add_row,
     wgsl: wgsl_add_row,
     samples: || {
-        samples(MATRICES, |ty| {
+        samples("", MATRICES, |ty| {
             let v = Ty::f32(&[ty.cols()]);
             (Attr::Factor(Factor { factor: 0.5, acc: false }), vec![SampleIn::normal(ty), SampleIn::normal(v)])
         })
@@ -266,7 +266,7 @@ pub static ADD_ROW_DV: OpDef = OpDef {
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {
-            all.extend(samples(MATRICES, |ty| {
+            all.extend(samples(if acc { ", accumulating" } else { "" }, MATRICES, |ty| {
                 let v = Ty::f32(&[ty.cols()]);
                 let mut ins = vec![SampleIn::normal(ty)];
                 ins.extend(acc.then(|| SampleIn::normal(v)));
@@ -529,12 +529,14 @@ const MATRICES: &[(&str, &[usize])] = &[
     ("one column", &[65, 1]),
     ("odd", &[7, 17]),
     ("wide", &[33, 129]),
+    ("long", &[260, 35]),
 ];
 
-fn samples(shapes: &[(&'static str, &[usize])], make: impl Fn(Ty) -> (Attr, Vec<SampleIn>)) -> Vec<Sample> {
+/// `what` is added to the samples' names.
+fn samples(what: &str, shapes: &[(&'static str, &[usize])], make: impl Fn(Ty) -> (Attr, Vec<SampleIn>)) -> Vec<Sample> {
     let sample = |(name, shape): &(&'static str, &[usize])| {
         let (attr, ins) = make(Ty::f32(shape));
-        Sample::new(name, attr, ins)
+        Sample::new(format!("{name}{what}"), attr, ins)
     };
     shapes.iter().map(sample).collect()
 }
@@ -542,12 +544,12 @@ fn samples(shapes: &[(&'static str, &[usize])], make: impl Fn(Ty) -> (Attr, Vec<
 fn act_samples(operands: usize) -> Vec<Sample> {
     let mut all = Vec::new();
     for act in [Act::Silu, Act::GeluTanh, Act::Gelu] {
-        all.extend(samples(SIZES, |ty| (Attr::Act(act), vec![SampleIn::normal(ty); operands])));
+        all.extend(samples(&format!(", {act:?}"), SIZES, |ty| (Attr::Act(act), vec![SampleIn::normal(ty); operands])));
         let values = vec![-100.0, -30.0, -12.0, -4.0, -0.5, 0.0, 1e-3, 0.7, 5.0, 11.0, 40.0, 100.0];
         let ty = Ty::f32(&[1, values.len()]);
         let mut ins = vec![SampleIn::normal(ty.clone()); operands];
         ins[operands - 2] = SampleIn::values(ty, values);
-        all.push(Sample::new("far from zero", Attr::Act(act), ins));
+        all.push(Sample::new(format!("far from zero, {act:?}"), Attr::Act(act), ins));
     }
     all
 }

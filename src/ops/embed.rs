@@ -52,7 +52,7 @@ pub static EMBED: OpDef = OpDef {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             for (name, ids, v, d, scale) in IDS {
                 let ins = vec![ids_in(ids), SampleIn::normal(Ty::new(dtype, &[*v, *d]))];
-                all.push(Sample::new(name, Attr::Embed { scale: *scale }, ins));
+                all.push(Sample::new(format!("{name}, {dtype}"), Attr::Embed { scale: *scale }, ins));
             }
         }
         all
@@ -101,7 +101,11 @@ pub static EMBED_DW: OpDef = OpDef {
             for (name, ids, v, d, scale) in IDS {
                 let mut ins = vec![ids_in(ids), SampleIn::normal(Ty::f32(&[ids.len(), *d]))];
                 ins.extend(acc.then(|| SampleIn::normal(Ty::f32(&[*v, *d]))));
-                all.push(Sample::new(name, Attr::EmbedGrad(EmbedGrad { scale: *scale, rows: *v, acc }), ins));
+                all.push(Sample::new(
+                    format!("{name}, acc {acc}"),
+                    Attr::EmbedGrad(EmbedGrad { scale: *scale, rows: *v, acc }),
+                    ins,
+                ));
             }
         }
         all
@@ -144,10 +148,11 @@ pub static CACHE_WRITE: OpDef = OpDef {
             let (cache, x) = (Ty::f32(&[c, d]), Ty::f32(&[positions.len(), d]));
             Sample::new(name, Attr::None, vec![SampleIn::normal(cache), SampleIn::normal(x), ids_in(positions)])
         };
-        let table: [(_, &[i32], _, _); 4] = [
+        let table: [(_, &[i32], _, _); 5] = [
             ("one token", &[0], 1, 1),
             ("out of order", &[5, 0, 3], 7, 33),
             ("positions outside the cache", &[-1, 2, 3, 1], 3, 7),
+            ("a large cache", &[300, 299, 0], 301, 33),
             ("a prompt", &[0, 1, 2, 3, 4, 5, 6, 7, 8], 17, 65),
         ];
         table.into_iter().map(sample).collect()
@@ -355,6 +360,7 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("ids outside the table", &[-1, 4, 5, 2, i32::MIN, i32::MAX, 4], 5, 18, 0.5),
     ("wide rows", &[6, 6, 3], 7, 130, 11.3),
     ("many tokens", &[1; 65], 33, 3, 1.0),
+    ("a large table", &[511, 3, 250, 3, 600], 512, 34, 0.25),
 ];
 
 fn ids_in(ids: &[i32]) -> SampleIn {

@@ -364,6 +364,11 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("nf4 double", 6, 64, 96, DType::Nf4Dq, lora(dropout)),
         ("nf4 double, odd", 5, 7, 9, DType::Nf4Dq, Linear { bias: true, lora: None }),
         ("nf4 one token", 1, 96, 128, DType::Nf4, lora(None)),
+        // More than 64 KiB of weights, and of activations: tests set a device's largest binding to that.
+        ("large weight", 5, 300, 72, DType::F32, lora(dropout)),
+        ("large weight, one token", 1, 300, 72, DType::F32, lora(None)),
+        ("large nf4 double", 7, 520, 256, DType::Nf4Dq, lora(dropout)),
+        ("many tokens", 200, 88, 96, DType::BF16, lora(dropout)),
     ];
     for (name, t, n, k, dtype, mut s) in shapes {
         let normal = |shape: &[usize]| SampleIn::normal(Ty::f32(shape));

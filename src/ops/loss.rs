@@ -7,12 +7,15 @@ use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::{math, par, weight::weight};
 use crate::dtype::{DType, Ty, align};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
+use crate::ops::dense::Product;
 use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
-use crate::ops::quant::{weight_define, weight_parts};
-use crate::ops::{Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, OpDef, Sample, SampleIn, Tensor, check};
+use crate::ops::quant::{WeightPart, weight_define, weight_parts};
+use crate::ops::{
+    Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, check,
+};
 
 pub static OPS: &[&OpDef] = &[&LINEAR_CROSS_ENTROPY];
 
@@ -43,8 +46,11 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     reference,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dloss), Attr::Loss(loss)) = (grads[0], &node.attr) else { return Ok(vec![None; 4]) };
-        if (wants[0] && !loss.grad_x) || (wants[1] && !loss.grad_w) {
-            return Err(g.refuse(node.op.name, "it was built without the gradients that are now wanted".into()));
+        // The factor is no parameter, and what the op was not built with it cannot give.
+        let lacks = [wants[0] && !loss.grad_x, wants[1] && !loss.grad_w, false, wants[3]];
+        if let Some(input) = lacks.iter().position(|&lacks| lacks) {
+            let parameter = g.value(node.ins[input]).name.clone();
+            return Err(Error::NoGradient { op: node.op.name, site: node.site.clone(), input, parameter });
         }
         let dx = if wants[0] { Some(g.scale(node.outs[1], dloss)?) } else { None };
         let dw = if wants[1] { Some(g.scale(node.outs[1 + loss.grad_x as usize], dloss)?) } else { None };
@@ -160,7 +166,7 @@ fn host(call: &HostCall) {
     for (i, block) in tokens[..n].chunks(size).enumerate() {
         let m = block.len();
         let (logits, xb, dxb, losses) = (&mut logits[..m * v], &mut xb[..m * d], &mut dxb[..m * d], &mut losses[..m]);
-        for (row, &t) in xb.chunks_exact_mut(d).zip(&*block) {
+        for (row, &t) in xb.chunks_exact_mut(d).zip(block) {
             row.copy_from_slice(&x[t as usize * d..][..d]);
         }
         let xb = Mat::row_major(Store::F32(xb), m, d);
@@ -175,7 +181,7 @@ fn host(call: &HostCall) {
         let dlogits = Mat::row_major(Store::F32(logits), m, v);
         if let Some(dx) = &mut dx {
             gemm(&[Term { alpha: 1.0, a: dlogits, b: w }], 0.0, None, dxb, d);
-            for (row, &t) in dxb.chunks_exact(d).zip(&*block) {
+            for (row, &t) in dxb.chunks_exact(d).zip(block) {
                 dx[t as usize * d..][..d].copy_from_slice(row);
             }
         }
@@ -257,11 +263,12 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     let Loss { grad_x, grad_w } = loss(l.attr);
     let scratch = Scratch::new(l.ins, l.caps);
     let define = weight_define(l.ins[1].dtype).unwrap_or("W_F32");
-    let dispatch = |defines: Vec<&'static str>, entry, grid, args, params: Vec<usize>, flops: usize| Dispatch {
-        shader: "loss",
+    let vec = (d % 4 == 0).then_some(("VEC", 1.0));
+    let dispatch = |shader, entry, defines, constants, grid, args, params: Vec<usize>, flops: usize| Dispatch {
+        shader,
         defines,
         entry,
-        constants: Vec::new(),
+        constants,
         grid,
         args,
         params: params.into_iter().map(|p| p as u32).collect(),
@@ -269,51 +276,56 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     };
     let tiles = |rows: usize, cols: usize| [cols.div_ceil(TILE) as u32, rows.div_ceil(TILE) as u32, 1];
     let logits = || Arg::Work(scratch.logits.clone());
+    let losses = || Arg::Work(scratch.losses.clone());
     let mut all = Vec::new();
     for start in (0..t).step_by(scratch.block.max(1)) {
-        let tokens = start..(start + scratch.block).min(t);
-        let m = tokens.len();
-        let bytes = 4 * (tokens.start * d) as u64..4 * (tokens.end * d) as u64;
-        let x = || Arg::InPart(0, bytes.clone());
-        let most = (DISPATCH / (2 * m * d).max(1)).max(TILE);
-        let parts = weight_parts(1, &l.ins[1], l.caps.max_binding, most);
+        let m = scratch.block.min(t - start);
+        let (first, bytes) = (4 * (start * d) as u64, 4 * (start * d) as u64..4 * ((start + m) * d) as u64);
+        let parts = weight_parts(1, &l.ins[1], l.caps.max_binding, (DISPATCH / (2 * m * d).max(1)).max(TILE));
+        // The parameters of linear.wgsl and linear_dx.wgsl have these in common: logits are y in the one, dy in the
+        // other.
+        let common = |part: &WeightPart| vec![m, part.rows.len(), part.rows.start, v, d, 0];
+        let scales = |part: &WeightPart| part.params.map(|p| p as usize);
         for part in &parts {
-            let mut args = vec![logits(), x()];
-            args.extend(part.args.iter().cloned());
             let n = part.rows.len();
-            let mut params = vec![m, n, d, v, d, part.rows.start, 0];
-            params.extend(part.params.iter().map(|&p| p as usize));
-            all.push(dispatch(vec!["LOGITS", define], "product", tiles(m, n), args, params, 2 * m * n * d));
+            let args = [logits(), Arg::InPart(0, bytes.clone())].into_iter().chain(part.args.clone()).collect();
+            let params = common(part).into_iter().chain([0]).chain(scales(part)).collect();
+            let constants = vec.into_iter().collect();
+            all.push(dispatch("linear", "tile", vec![define], constants, tiles(m, n), args, params, 2 * m * n * d));
         }
-        let args = vec![logits(), Arg::Work(scratch.losses.clone()), Arg::In(2), Arg::In(3)];
-        all.push(dispatch(vec!["SOFTMAX"], "softmax", grid(m, l.caps), args, vec![m, v, tokens.start], 5 * m * v));
-        for (i, part) in parts.iter().enumerate().filter(|_| grad_x) {
-            let mut args = vec![Arg::OutPart(1, bytes.clone()), logits()];
-            args.extend(part.args.iter().cloned());
+        let args = vec![logits(), losses(), Arg::In(2), Arg::In(3)];
+        let rows = grid(m, l.caps);
+        all.push(dispatch("loss", "softmax", vec!["SOFTMAX"], vec![], rows, args, vec![m, v, start], 5 * m * v));
+        for part in parts.iter().filter(|_| grad_x) {
             let n = part.rows.len();
-            let mut params = vec![m, d, n, v, d, part.rows.start, (i > 0) as usize];
-            params.extend(part.params.iter().map(|&p| p as usize));
-            all.push(dispatch(vec!["DX", define], "product", tiles(m, d), args, params, 2 * m * n * d));
+            let args = [Arg::OutPart(1, bytes.clone()), logits()].into_iter().chain(part.args.clone()).collect();
+            let params = common(part).into_iter().chain(scales(part)).chain([0; 4]).collect();
+            let add = (part.rows.start > 0).then_some(("ADD", 1.0));
+            let constants = vec.into_iter().chain(add).collect();
+            all.push(dispatch("linear_dx", "tile", vec![define], constants, tiles(m, d), args, params, 2 * m * n * d));
         }
         if grad_w {
-            let out = 1 + grad_x as usize;
-            for part in weight_parts(0, &Ty::f32(&[v, d]), l.caps.max_binding, most) {
-                let n = part.rows.len();
-                let range = 4 * (part.rows.start * d) as u64..4 * (part.rows.end * d) as u64;
-                let args = vec![Arg::OutPart(out, range), logits(), x()];
-                let params = vec![n, d, m, v, d, part.rows.start, (start > 0) as usize, 0, 0, 0];
-                all.push(dispatch(vec!["DW"], "product", tiles(n, d), args, params, 2 * m * n * d));
-            }
+            let dw = Product {
+                spec: Matmul { ta: true, tb: false, alpha: 1.0, acc: false },
+                dims: (v, d, m),
+                c: &|r| Arg::OutPart(1 + grad_x as usize, r),
+                a: &Arg::Work,
+                b: &|r| Arg::InPart(0, first + r.start..first + r.end),
+                acc: None,
+                acc_in_c: start > 0,
+                dropout: None,
+            };
+            all.extend(dw.dispatches(l.caps));
         }
     }
-    let args = vec![Arg::Out(0), Arg::Work(scratch.losses.clone()), Arg::In(3)];
-    all.push(dispatch(vec!["TOTAL"], "total", [1, 1, 1], args, vec![t], t));
+    let args = vec![Arg::Out(0), losses(), Arg::In(3)];
+    all.push(dispatch("loss", "total", vec!["TOTAL"], vec![], [1, 1, 1], args, vec![t], t));
     Ok(all)
 }
 
 fn samples() -> Vec<Sample> {
     let mut all = Vec::new();
-    let shapes: [(&str, DType, usize, usize, usize); 7] = [
+    let shapes: [(&str, DType, usize, usize, usize); 9] = [
         ("one token", DType::F32, 1, 1, 2),
         ("odd", DType::F32, 7, 17, 33),
         ("more than one tile", DType::F32, 65, 24, 130),
@@ -321,6 +333,8 @@ fn samples() -> Vec<Sample> {
         ("f16 weights", DType::F16, 5, 20, 67),
         ("nf4 weights", DType::Nf4, 9, 36, 65),
         ("nf4_dq weights", DType::Nf4Dq, 3, 64, 300),
+        ("several blocks of tokens", DType::F32, 50, 36, 300),
+        ("a large vocabulary", DType::Nf4Dq, 2, 66, 1101),
     ];
     for (name, dtype, t, d, v) in shapes {
         for (grad_x, grad_w) in [(false, false), (true, false), (true, true), (false, true)] {
@@ -336,7 +350,11 @@ fn samples() -> Vec<Sample> {
                 SampleIn::values(Ty::i32(&[t]), (0..t).map(label).collect()),
                 SampleIn::values(Ty::f32(&[1]), vec![0.25]),
             ];
-            all.push(Sample::new(name, Attr::Loss(Loss { grad_x, grad_w }), ins));
+            all.push(Sample::new(
+                format!("{name}, dx {grad_x}, dw {grad_w}"),
+                Attr::Loss(Loss { grad_x, grad_w }),
+                ins,
+            ));
         }
     }
     let ins = vec![

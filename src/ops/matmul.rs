@@ -6,7 +6,9 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
-use crate::ops::{Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace};
+use crate::ops::{
+    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace,
+};
 
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
 
@@ -61,6 +63,7 @@ pub static SUM_ROWS: OpDef = OpDef {
         vec![
             Sample::new("odd", Attr::Acc(false), vec![m(7, 33)]),
             Sample::new("one row", Attr::Acc(false), vec![m(1, 5)]),
+            Sample::new("large, accumulating", Attr::Acc(true), vec![m(300, 65), SampleIn::normal(Ty::f32(&[65]))]),
             Sample::new("tall, accumulating", Attr::Acc(true), vec![m(130, 65), SampleIn::normal(Ty::f32(&[65]))]),
         ]
     },
@@ -221,5 +224,11 @@ fn samples_matmul() -> Vec<Sample> {
         Sample::new("thin n", attr(false, true, 1.0, false), vec![m(70, 100), m(4, 100)]),
         Sample::new("thin k", attr(false, false, 2.0, true), vec![m(67, 4), m(4, 70), m(67, 70)]),
         Sample::new("tiles", attr(false, true, 1.0, false), vec![m(128, 64), m(64, 64)]),
+        // More than 64 KiB each: tests set a device's largest binding to that.
+        Sample::new("large nn", attr(false, false, 1.0, true), vec![m(200, 100), m(100, 180), m(200, 180)]),
+        Sample::new("large nt", attr(false, true, 1.0, false), vec![m(200, 100), m(180, 100)]),
+        Sample::new("large tn", attr(true, false, 0.5, true), vec![m(100, 200), m(100, 180), m(200, 180)]),
+        Sample::new("large tt", attr(true, true, 1.0, false), vec![m(100, 200), m(180, 100)]),
+        Sample::new("thin m", attr(true, false, 1.0, false), vec![m(90, 5), m(90, 130)]),
     ]
 }

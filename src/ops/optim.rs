@@ -45,7 +45,11 @@ pub static SUM_SQUARES: OpDef = OpDef {
         for (name, n) in [("one element", 1), ("odd", 33), ("a piece and one", PIECE + 1), ("pieces", 3 * PIECE + 77)] {
             all.push(Sample::new(name, Attr::Acc(false), vec![SampleIn::normal(Ty::f32(&[n]))]));
             let acc = SampleIn::uniform(Ty::f32(&[1]), 0.5, 2.0);
-            all.push(Sample::new(name, Attr::Acc(true), vec![SampleIn::normal(Ty::f32(&[n])), acc]));
+            all.push(Sample::new(
+                format!("{name}, accumulating"),
+                Attr::Acc(true),
+                vec![SampleIn::normal(Ty::f32(&[n])), acc],
+            ));
         }
         all
     },
@@ -100,7 +104,7 @@ pub static ADAMW: OpDef = OpDef {
             ("one element", 1, 4.0, hyper(0.1, 1.0)),
             ("no clipping", 33, 9.0, hyper(0.0, 0.0)),
             ("below the largest norm", 65, 0.25, hyper(0.01, 1.0)),
-            ("clipped", 4097, 1e4, hyper(0.01, 0.5)),
+            ("clipped", 8219, 1e4, hyper(0.01, 0.5)),
             ("an infinite gradient is skipped", 17, f64::INFINITY, hyper(0.1, 1.0)),
             ("a gradient that is no number is skipped", 17, f64::NAN, hyper(0.1, 1.0)),
         ];
@@ -164,7 +168,7 @@ impl Graph {
 }
 
 /// Elements of which one partial sum is made, on every backend.
-const PIECE: usize = 1 << 14;
+const PIECE: usize = 1 << 13;
 const WG: usize = 64;
 /// Elements that one invocation of the elementwise kernels takes.
 const EACH: usize = 4;

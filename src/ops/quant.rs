@@ -74,10 +74,13 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     host: host_dequantize,
     wgsl: wgsl_dequantize,
     samples: || {
-        let table = [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("two nested blocks", 257, 65)];
+        let table =
+            [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("five nested blocks", 1041, 64)];
         let types = [DType::Nf4, DType::Nf4Dq];
         let sample = |(name, n, k)| {
-            types.map(|dtype| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::new(dtype, &[n, k]))]))
+            types.map(|dtype| {
+                Sample::new(format!("{name}, {dtype}"), Attr::None, vec![SampleIn::normal(Ty::new(dtype, &[n, k]))])
+            })
         };
         table.into_iter().flat_map(sample).collect()
     },
@@ -172,7 +175,7 @@ fn wgsl_quantize(l: &Lower) -> Result<Vec<Dispatch>> {
         let groups = blocks.div_ceil(Nf4Layout::NESTED_BLOCK);
         // The gap behind the indices is bound up to a whole word.
         let args = vec![part(&layout.absmax), part(&layout.nested), part(&layout.offset), scales()];
-        all.push(dispatch(vec!["NESTED"], "nested", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
+        all.push(dispatch(vec!["NESTED"], "nested_blocks", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
     }
     Ok(all)
 }

@@ -44,7 +44,7 @@ impl Tensor {
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// What is special about it, for messages.
-    pub name: &'static str,
+    pub name: String,
     pub attr: Attr,
     pub ins: Vec<SampleIn>,
 }
@@ -84,7 +84,7 @@ impl SampleIn {
 }
 
 impl Sample {
-    pub fn new(name: &'static str, attr: Attr, ins: Vec<SampleIn>) -> Sample {
-        Sample { name, attr, ins }
+    pub fn new(name: impl Into<String>, attr: Attr, ins: Vec<SampleIn>) -> Sample {
+        Sample { name: name.into(), attr, ins }
     }
 }

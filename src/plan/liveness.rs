@@ -64,8 +64,7 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
             storages[storage].live.last = storages[storage].live.last.max(end);
             home[out.index()] = Some(storage);
         }
-        let ins: Vec<_> = node.ins.iter().map(|&v| g.ty(v).clone()).collect();
-        let bytes = (node.op.workspace)(&node.attr, &ins, caps);
+        let bytes = workspace(g, index, caps);
         if bytes > 0 {
             let live = Interval { first: index, last: index };
             storages.push(Storage {
@@ -77,6 +76,13 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
         }
     }
     storages
+}
+
+/// Scratch bytes that node `index` asks for.
+pub fn workspace(g: &Graph, index: usize, caps: &Caps) -> u64 {
+    let node = &g.nodes[index];
+    let ins: Vec<_> = node.ins.iter().map(|&v| g.ty(v).clone()).collect();
+    (node.op.workspace)(&node.attr, &ins, caps)
 }
 
 /// For each value that is a root: the last node that reads it, itself or through a view.

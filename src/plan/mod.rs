@@ -77,7 +77,7 @@ impl Plan {
                 places[v.index()] = Some(Place { buffer, offset, bytes: g.ty(v).bytes() as u64 });
             }
             if let Some(node) = storage.work_of {
-                work[node] = Some(Place { buffer, offset, bytes: storage.bytes });
+                work[node] = Some(Place { buffer, offset, bytes: liveness::workspace(g, node, caps) });
             }
         }
         for node in &g.nodes {

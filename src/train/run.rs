@@ -78,7 +78,7 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
     };
     let encoder = Encoder {
         encode: &encode,
-        bos: tokenizer.as_ref().and_then(|t| t.bos()),
+        bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
         eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
         vocab,
     };

@@ -202,6 +202,7 @@ impl Checkpoint {
     pub fn raw(&self, name: &str) -> Option<(DType, &[u8])> {
         let entry = self.tensors.get(name)?;
         match (&entry.place, &self.files, entry.info.stored) {
+            // NF4 has a place of its own, so what is here is f32, f16 or bf16.
             (Place::Safetensors { file }, Files::Safetensors(files), Storage::As(dtype)) => {
                 Some((dtype, files[*file].get(name)?.bytes))
             }

@@ -1,0 +1,153 @@
+// The optimizer: sums of squares in two stages, AdamW with clipping (src/ops/optim.rs has the equation), clearing.
+// variant: SUM_SQUARES
+// variant: SUM
+// variant: SUM INPLACE
+// variant: SUM ACC
+// variant: ADAMW
+// variant: COPY
+// variant: ZERO
+
+override WG: u32 = 64u;
+// Elements of an invocation of the elementwise kernels.
+const EACH: u32 = 4u;
+
+#if SUM_SQUARES
+// Elements of a partial sum.
+const PIECE: u32 = 8192u;
+const LANES: u32 = 256u;
+struct Params {
+    // Elements of this dispatch, and its first partial sum.
+    n: u32,
+    first: u32,
+}
+@group(0) @binding(next) var<storage, read_write> partials: array<f32>;
+@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+var<workgroup> lanes: array<f32, LANES>;
+
+@compute @workgroup_size(LANES)
+fn partial_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let piece = wg.y * groups.x + wg.x;
+    let start = piece * PIECE;
+    if start >= p.n { return; }
+    var sum = 0.0;
+    for (var i = start + lid; i < min(start + PIECE, p.n); i += LANES) { sum += x[i] * x[i]; }
+    lanes[lid] = sum;
+    workgroupBarrier();
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        if lid < half { lanes[lid] += lanes[lid + half]; }
+        workgroupBarrier();
+    }
+    if lid == 0u { partials[p.first + piece] = lanes[0]; }
+}
+#end
+
+#if SUM
+const LANES: u32 = 256u;
+struct Params {
+    n: u32,
+}
+@group(0) @binding(next) var<storage, read_write> y: array<f32>;
+@group(0) @binding(next) var<storage, read_write> partials: array<f32>;
+#if ACC
+@group(0) @binding(next) var<storage, read_write> acc: array<f32>;
+#end
+@group(0) @binding(next) var<uniform> p: Params;
+var<workgroup> lanes: array<f32, LANES>;
+
+@compute @workgroup_size(LANES)
+fn sum(@builtin(local_invocation_index) lid: u32) {
+    var sum = 0.0;
+    for (var i = lid; i < p.n; i += LANES) { sum += partials[i]; }
+    lanes[lid] = sum;
+    workgroupBarrier();
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        if lid < half { lanes[lid] += lanes[lid + half]; }
+        workgroupBarrier();
+    }
+    if lid == 0u {
+#if INPLACE
+        y[0] += lanes[0];
+#end
+#if ACC
+        y[0] = acc[0] + lanes[0];
+#end
+#if !INPLACE && !ACC
+        y[0] = lanes[0];
+#end
+    }
+}
+#end
+
+#if ADAMW
+struct Params {
+    n: u32,
+}
+@group(0) @binding(next) var<storage, read_write> w: array<f32>;
+@group(0) @binding(next) var<storage, read_write> m: array<f32>;
+@group(0) @binding(next) var<storage, read_write> v: array<f32>;
+@group(0) @binding(next) var<storage, read_write> g: array<f32>;
+// As bits: WGSL may assume that floats are finite.
+@group(0) @binding(next) var<storage, read_write> sumsq: array<u32>;
+@group(0) @binding(next) var<storage, read_write> hyper: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+
+@compute @workgroup_size(WG)
+fn adamw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let bits = sumsq[0];
+    if (bits & 0x7f800000u) == 0x7f800000u { return; }
+    let lr = hyper[0];
+    let beta1 = hyper[1];
+    let beta2 = hyper[2];
+    let largest = hyper[7];
+    var clip = 1.0;
+    if largest > 0.0 { clip = min(largest / (sqrt(bitcast<f32>(bits)) + 1e-6), 1.0); }
+    let keep = 1.0 - lr * hyper[4];
+    let step = lr / hyper[5];
+    let root = sqrt(hyper[6]);
+    for (var k = 0u; k < EACH; k++) {
+        let i = ((wg.y * groups.x + wg.x) * EACH + k) * WG + lid;
+        if i < p.n {
+            let d = clip * g[i];
+            let mi = m[i] + (1.0 - beta1) * (d - m[i]);
+            let vi = beta2 * v[i] + (1.0 - beta2) * d * d;
+            w[i] = w[i] * keep - step * (mi / (sqrt(vi) / root + hyper[3]));
+            m[i] = mi;
+            v[i] = vi;
+        }
+    }
+}
+#end
+
+#if COPY
+struct Params {
+    n: u32,
+}
+@group(0) @binding(next) var<storage, read_write> y: array<u32>;
+@group(0) @binding(next) var<storage, read_write> x: array<u32>;
+@group(0) @binding(next) var<uniform> p: Params;
+
+@compute @workgroup_size(WG)
+fn copy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    for (var k = 0u; k < EACH; k++) {
+        let i = ((wg.y * groups.x + wg.x) * EACH + k) * WG + lid;
+        if i < p.n { y[i] = x[i]; }
+    }
+}
+#end
+
+#if ZERO
+struct Params {
+    n: u32,
+}
+@group(0) @binding(next) var<storage, read_write> y: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+
+@compute @workgroup_size(WG)
+fn zero(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    for (var k = 0u; k < EACH; k++) {
+        let i = ((wg.y * groups.x + wg.x) * EACH + k) * WG + lid;
+        if i < p.n { y[i] = 0.0; }
+    }
+}
+#end

@@ -1,0 +1,167 @@
+//! Every gradient rule against finite differences of the op's definition, in float64.
+//!
+//! For an op y(x), random dy and a random direction v, the rule's gradient g must satisfy
+//! ⟨g, v⟩ = d/dh ⟨dy, y(x + h·v)⟩ at h = 0, which a central difference gives to some ten digits. The backward graph is
+//! run by the definitions of its ops too, so what is tested is the rule alone; kernels are tested by `op_matrix`.
+
+mod common;
+
+use common::data::{Random, operands};
+use common::interpret::Values;
+use trimtab::autograd::backward;
+use trimtab::dtype::{DType, Ty};
+use trimtab::error::Error;
+use trimtab::graph::{Class, Graph, Val};
+use trimtab::ops::{self, Grad, OpDef, Sample, Tensor};
+
+const STEP: f64 = 1e-5;
+/// Of the sum of what is added up in ⟨g, v⟩. Central differences err by about STEP² and 10⁻¹⁶/STEP.
+const TOLERANCE: f64 = 1e-6;
+
+fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    a.data.iter().zip(&b.data).map(|(x, y)| x * y).sum()
+}
+
+fn normal(shape: &[usize], random: &mut Random) -> Tensor {
+    Tensor::new(shape, (0..shape.iter().product()).map(|_| random.normal()).collect())
+}
+
+/// The sample's op as a graph with those inputs trainable that `wants` says, the seed of its first output's gradient,
+/// and the inputs' gradients.
+fn build(
+    op: &'static OpDef,
+    sample: &Sample,
+    wants: &[bool],
+) -> Result<(Graph, Vec<Val>, Val, Vec<Option<Val>>), Error> {
+    let mut g = Graph::new();
+    let leaf = |(i, input): (usize, &trimtab::ops::SampleIn)| {
+        let class = if wants[i] { Class::Param } else { Class::Frozen };
+        g.leaf(class, format!("in{i}"), input.ty.clone())
+    };
+    let ins: Vec<Val> = sample.ins.iter().enumerate().map(leaf).collect();
+    let y = g.node(op, sample.attr.clone(), &ins)?[0];
+    let dy = g.leaf(Class::Io, "dy", g.ty(y).clone());
+    let grads = backward(&mut g, &[(y, dy)], &ins)?;
+    Ok((g, ins, dy, grads))
+}
+
+/// Ok: the inputs whose gradient was checked.
+fn check(op: &'static OpDef, sample: &Sample) -> Result<Vec<usize>, String> {
+    let (_, x) = operands(op.name, sample);
+    // An operand that nothing trains (a table of angles), and gradients that the sample's attributes exclude, are
+    // refused with an error that names the op.
+    let refused = |e: &Error| match e {
+        Error::NoGradient { op: named, .. } | Error::Graph { op: named, .. } => named.starts_with(op.name),
+        _ => false,
+    };
+    let mut wants = vec![false; sample.ins.len()];
+    for (i, input) in sample.ins.iter().enumerate().filter(|(_, input)| input.ty.dtype == DType::F32) {
+        let alone: Vec<bool> = (0..wants.len()).map(|j| j == i).collect();
+        match build(op, sample, &alone) {
+            Ok(_) => wants[i] = true,
+            Err(e) if refused(&e) => eprintln!("{} ({}), input {i} {}: {e}", op.name, sample.name, input.ty),
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+    if !wants.contains(&true) {
+        return Ok(Vec::new());
+    }
+    let (g, ins, dy, grads) = build(op, sample, &wants).map_err(|e| e.to_string())?;
+    let mut random = Random::named(&format!("{}/{}", op.name, sample.name));
+    let seed = normal(g.shape(dy), &mut random);
+    let leaves = ins.iter().copied().zip(x.iter().cloned()).chain([(dy, seed.clone())]);
+    let values = Values::of(&g, leaves);
+    let mut checked = Vec::new();
+    for (i, grad) in grads.iter().enumerate().filter(|&(i, _)| wants[i]) {
+        let Some(grad) = grad else { return Err(format!("no gradient for input {i}, and no error")) };
+        let grad = values.get(*grad);
+        if grad.shape != x[i].shape {
+            return Err(format!("the gradient of input {i} has shape {:?}, the input {:?}", grad.shape, x[i].shape));
+        }
+        let direction = normal(&x[i].shape, &mut random);
+        let along = |h: f64| {
+            let mut moved = x.clone();
+            moved[i].data.iter_mut().zip(&direction.data).for_each(|(x, d)| *x += h * d);
+            dot(&(op.reference)(&sample.attr, &moved)[0], &seed)
+        };
+        let numeric = (along(STEP) - along(-STEP)) / (2.0 * STEP);
+        let analytic = dot(&grad, &direction);
+        let scale: f64 = grad.data.iter().zip(&direction.data).map(|(g, d)| (g * d).abs()).sum();
+        let allowed = TOLERANCE * scale.max(numeric.abs()) + 1e-9 * along(0.0).abs();
+        // Not >: NaN must fail.
+        if !((numeric - analytic).abs() <= allowed) {
+            return Err(format!("input {i}: the rule gives {analytic}, differences give {numeric}"));
+        }
+        checked.push(i);
+    }
+    Ok(checked)
+}
+
+#[test]
+fn every_rule_is_the_derivative_of_its_definition() {
+    let mut wrong = Vec::new();
+    for op in ops::table().filter(|op| matches!(op.grad, Grad::Rule(_))) {
+        let mut checked = 0;
+        for sample in (op.samples)() {
+            match check(op, &sample) {
+                Ok(inputs) => checked += inputs.len(),
+                Err(e) => wrong.push(format!("{} ({}): {e}", op.name, sample.name)),
+            }
+        }
+        if checked == 0 {
+            wrong.push(format!("{}: no sample has a gradient", op.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_has_no_gradient_says_so() {
+    for op in ops::table() {
+        for sample in (op.samples)() {
+            let Some(input) = sample.ins.iter().position(|i| i.ty.dtype == DType::F32) else { continue };
+            let wants: Vec<bool> = (0..sample.ins.len()).map(|i| i == input).collect();
+            if matches!(op.grad, Grad::Stop) {
+                let mut g = Graph::new();
+                let ins: Vec<Val> = sample.ins.iter().map(|i| g.leaf(Class::Param, "in", i.ty.clone())).collect();
+                let outs = g.node(op, sample.attr.clone(), &ins).unwrap();
+                assert!(outs.iter().all(|&o| !g.needs_grad(o)), "{}: what stops gradients wants one", op.name);
+                continue;
+            }
+            match (op.grad, build(op, &sample, &wants)) {
+                (Grad::Missing, Err(Error::NoGradient { op: named, parameter, .. })) => {
+                    assert_eq!((named, parameter), (op.name, format!("in{input}")));
+                }
+                (Grad::Missing, other) => panic!("{}: no error but {:?}", op.name, other.map(|b| b.3)),
+                (Grad::Rule(_) | Grad::Stop, _) => {}
+            }
+        }
+    }
+}
+
+/// A rule that forgets a factor must fail.
+#[test]
+fn a_wrong_rule_is_seen() {
+    use trimtab::ops::{Attr, Cost, SampleIn, no_workspace};
+    const TWICE: OpDef = OpDef {
+        name: "twice",
+        infer: |_, ins| Ok(vec![ins[0].clone()]),
+        reference: |_, ins| vec![Tensor::new(&ins[0].shape, ins[0].data.iter().map(|x| 2.0 * x).collect())],
+        grad: Grad::Rule(|g, _, dys, _| {
+            let dy = dys[0];
+            Ok(vec![dy.map(|dy| g.add(dy, dy)).transpose()?])
+        }),
+        in_place: &[],
+        cost: |_, _, _| Cost { flops: 1, terms: 1 },
+        workspace: no_workspace,
+        host: |_| {},
+        wgsl: |_| Ok(Vec::new()),
+        samples: Vec::new,
+    };
+    static RIGHT: OpDef = TWICE;
+    static WRONG: OpDef = OpDef { grad: Grad::Rule(|_, _, dys, _| Ok(vec![dys[0]])), ..TWICE };
+    let sample = Sample::new("control", Attr::None, vec![SampleIn::normal(Ty::f32(&[5, 3]))]);
+    assert_eq!(check(&RIGHT, &sample), Ok(vec![0]));
+    let found = check(&WRONG, &sample);
+    assert!(found.as_ref().is_err_and(|e| e.contains("differences give")), "{found:?}");
+}

@@ -1,0 +1,62 @@
+//! The build step that preprocesses and checks shaders: what it accepts, and where it says an error is.
+
+#[path = "../build/preprocess.rs"]
+mod preprocess;
+
+use std::path::{Path, PathBuf};
+
+use preprocess::{preprocess, variants};
+
+fn folder(files: &[(&str, &str)]) -> PathBuf {
+    let name = std::thread::current().name().unwrap_or("test").replace("::", "-");
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    for (file, text) in files {
+        let path = root.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    root
+}
+
+fn run(root: &Path, defines: &[&str]) -> Result<preprocess::Text, String> {
+    let defines: Vec<String> = defines.iter().map(|d| d.to_string()).collect();
+    preprocess(root, "a.wgsl", &defines, &mut Vec::new())
+}
+
+#[test]
+fn conditions_includes_and_bindings() {
+    let root = folder(&[
+        (
+            "a.wgsl",
+            "// variant:\n// variant: A B\n#include \"c/b.wgsl\"\n#include \"c/b.wgsl\"\n#if A && !B\nx\n#else\ny\n#if B\n@binding(next) z\n#end\n#end\n@binding(next) w\n",
+        ),
+        ("c/b.wgsl", "b\n"),
+    ]);
+    let text = |defines: &[&str]| run(&root, defines).unwrap().text.replace("// variant:\n// variant: A B\n", "");
+    assert_eq!(text(&[]), "b\ny\n@binding(0) w\n");
+    assert_eq!(text(&["A"]), "b\nx\n@binding(0) w\n");
+    assert_eq!(text(&["A", "B"]), "b\ny\n@binding(0) z\n@binding(1) w\n");
+    let origin = run(&root, &["A"]).unwrap().origin;
+    assert_eq!(origin[2], (root.join("c/b.wgsl"), 1));
+    assert_eq!(origin[3], (root.join("a.wgsl"), 6));
+    let source = std::fs::read_to_string(root.join("a.wgsl")).unwrap();
+    assert_eq!(variants(&source), [vec![], vec!["A".to_string(), "B".into()]]);
+    assert_eq!(variants("x"), [Vec::<String>::new()]);
+}
+
+#[test]
+fn mistakes_are_reported_where_they_are() {
+    for (text, where_, what) in [
+        ("\n#else\n", "a.wgsl:2", "#else without #if"),
+        ("#end\n", "a.wgsl:1", "#end without #if"),
+        ("#if A\n#else\n#else\n#end\n", "a.wgsl:3", "#else without #if"),
+        ("#if A || B\n#end\n", "a.wgsl:1", "joined by &&"),
+        ("#if A\n", "a.wgsl", "not closed"),
+        ("\n\n#define A\n", "a.wgsl:3", "not a directive"),
+        ("#include \"gone.wgsl\"\n", "a.wgsl:1", "included here"),
+    ] {
+        let root = folder(&[("a.wgsl", text)]);
+        let error = run(&root, &[]).err().unwrap_or_default();
+        assert!(error.contains(where_) && error.contains(what), "{text:?}: {error}");
+    }
+}
