@@ -26,23 +26,28 @@ fn normal(shape: &[usize], random: &mut Random) -> Tensor {
     Tensor::new(shape, (0..shape.iter().product()).map(|_| random.normal()).collect())
 }
 
-/// The sample's op as a graph with those inputs trainable that `wants` says, the seed of its first output's gradient,
-/// and the inputs' gradients.
-fn build(
-    op: &'static OpDef,
-    sample: &Sample,
-    wants: &[bool],
-) -> Result<(Graph, Vec<Val>, Val, Vec<Option<Val>>), Error> {
-    let mut g = Graph::new();
+/// A graph of one op with its backward pass.
+struct Built {
+    graph: Graph,
+    ins: Vec<Val>,
+    /// The gradient of the first output, given.
+    dy: Val,
+    /// The gradients of the inputs.
+    grads: Vec<Option<Val>>,
+}
+
+/// The sample's op as a graph with those inputs trainable that `wants` says.
+fn build(op: &'static OpDef, sample: &Sample, wants: &[bool]) -> Result<Built, Error> {
+    let mut graph = Graph::new();
     let leaf = |(i, input): (usize, &trimtab::ops::SampleIn)| {
         let class = if wants[i] { Class::Param } else { Class::Frozen };
-        g.leaf(class, format!("in{i}"), input.ty.clone())
+        graph.leaf(class, format!("in{i}"), input.ty.clone())
     };
     let ins: Vec<Val> = sample.ins.iter().enumerate().map(leaf).collect();
-    let y = g.node(op, sample.attr.clone(), &ins)?[0];
-    let dy = g.leaf(Class::Io, "dy", g.ty(y).clone());
-    let grads = backward(&mut g, &[(y, dy)], &ins)?;
-    Ok((g, ins, dy, grads))
+    let y = graph.node(op, sample.attr.clone(), &ins)?[0];
+    let dy = graph.leaf(Class::Io, "dy", graph.ty(y).clone());
+    let grads = backward(&mut graph, &[(y, dy)], &ins)?;
+    Ok(Built { graph, ins, dy, grads })
 }
 
 /// Ok: the inputs whose gradient was checked.
@@ -66,7 +71,7 @@ fn check(op: &'static OpDef, sample: &Sample) -> Result<Vec<usize>, String> {
     if !wants.contains(&true) {
         return Ok(Vec::new());
     }
-    let (g, ins, dy, grads) = build(op, sample, &wants).map_err(|e| e.to_string())?;
+    let Built { graph: g, ins, dy, grads } = build(op, sample, &wants).map_err(|e| e.to_string())?;
     let mut random = Random::named(&format!("{}/{}", op.name, sample.name));
     let seed = normal(g.shape(dy), &mut random);
     let leaves = ins.iter().copied().zip(x.iter().cloned()).chain([(dy, seed.clone())]);
@@ -88,8 +93,8 @@ fn check(op: &'static OpDef, sample: &Sample) -> Result<Vec<usize>, String> {
         let analytic = dot(&grad, &direction);
         let scale: f64 = grad.data.iter().zip(&direction.data).map(|(g, d)| (g * d).abs()).sum();
         let allowed = TOLERANCE * scale.max(numeric.abs()) + 1e-9 * along(0.0).abs();
-        // Not >: NaN must fail.
-        if !((numeric - analytic).abs() <= allowed) {
+        let off = (numeric - analytic).abs();
+        if off > allowed || off.is_nan() {
             return Err(format!("input {i}: the rule gives {analytic}, differences give {numeric}"));
         }
         checked.push(i);
@@ -132,7 +137,7 @@ fn what_has_no_gradient_says_so() {
                 (Grad::Missing, Err(Error::NoGradient { op: named, parameter, .. })) => {
                     assert_eq!((named, parameter), (op.name, format!("in{input}")));
                 }
-                (Grad::Missing, other) => panic!("{}: no error but {:?}", op.name, other.map(|b| b.3)),
+                (Grad::Missing, other) => panic!("{}: no error but {:?}", op.name, other.map(|b| b.grads)),
                 (Grad::Rule(_) | Grad::Stop, _) => {}
             }
         }

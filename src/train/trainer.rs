@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::exec::Exec;
 use crate::graph::Phase;
 use crate::nn::Weight;
+use crate::peft::Trained;
 use crate::plan::Plan;
 use crate::train::step::Step;
 
@@ -99,7 +100,7 @@ impl Trainer {
     }
 
     /// Every trainable tensor by name: shape and values.
-    pub fn trained(&mut self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    pub fn trained(&mut self) -> Result<Vec<Trained>> {
         let vals: Vec<_> =
             self.leaves.weights.iter().filter(|w| w.trainable).map(|w| (w.val, w.name.clone())).collect();
         vals.into_iter()
