@@ -3,11 +3,14 @@
 //! `y = x · rstd · (offset + w)` with `rstd = 1 / √(mean(x²) + eps)` for each row. The offset is 1 in the Gemma
 //! family, whose weights are stored around 0.
 
+use crate::backend::{Caps, Target};
 use crate::cpu::{math, par};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, check};
+use crate::ops::{
+    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, check, launch,
+};
 
 pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW];
 
@@ -47,7 +50,7 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     grad: Grad::Missing,
     in_place: &[(3, 0)],
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: ins[0].rows() },
-    workspace: crate::ops::no_workspace,
+    workspace: dw_workspace,
     host: host_dw,
     wgsl: wgsl_dw,
     samples: samples_dw,
@@ -254,24 +257,127 @@ fn host_dw(call: &HostCall) {
     });
 }
 
-fn wgsl_norm(_: &Lower) -> Result<Vec<Dispatch>> {
-    Err(crate::error::Error::unsupported("rms_norm on wgpu", "use the CPU"))
+/// Rows whose products a workgroup of the first pass over dw sums.
+const DW_ROWS: usize = 256;
+
+/// A dispatch over one range of the rows of a [rows, cols] matrix, with a workgroup for each.
+fn over_rows(
+    l: &Lower,
+    entry: &'static str,
+    defines: Vec<&'static str>,
+    args: Vec<Arg>,
+    range: &std::ops::Range<usize>,
+) -> Dispatch {
+    let Norm { eps, offset, .. } = norm(l.attr);
+    let cols = l.outs[0].cols();
+    // A power of two that leaves few invocations idle.
+    let width = cols.next_power_of_two().clamp(32, 256).min(l.caps.max_invocations.max(32) as usize);
+    Dispatch {
+        shader: "norm",
+        defines,
+        entry,
+        constants: vec![("WG", width as f64)],
+        grid: launch::grid(range.len(), l.caps),
+        args,
+        params: vec![range.len() as u32, range.start as u32, cols as u32, eps.to_bits(), offset.to_bits()],
+        flops: 8 * (range.len() * cols) as u64,
+    }
 }
-fn wgsl_dx(_: &Lower) -> Result<Vec<Dispatch>> {
-    Err(crate::error::Error::unsupported("rms_norm on wgpu", "use the CPU"))
+
+fn wgsl_norm(l: &Lower) -> Result<Vec<Dispatch>> {
+    let cols = l.ins[0].cols();
+    let dispatch = |range: std::ops::Range<usize>| {
+        let part = launch::bytes(&range, cols);
+        let args = vec![Arg::OutPart(0, part.clone()), Arg::Out(1), Arg::InPart(0, part), Arg::In(1)];
+        over_rows(l, "rms_norm", vec!["FORWARD"], args, &range)
+    };
+    Ok(launch::rows(l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
-fn wgsl_dw(_: &Lower) -> Result<Vec<Dispatch>> {
-    Err(crate::error::Error::unsupported("rms_norm on wgpu", "use the CPU"))
+
+fn wgsl_dx(l: &Lower) -> Result<Vec<Dispatch>> {
+    let (acc, cols) = (norm(l.attr).acc, l.ins[1].cols());
+    let dispatch = |range: std::ops::Range<usize>| {
+        let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
+        let (mut defines, mut args) = (vec!["DX"], vec![Arg::OutPart(0, launch::bytes(&range, cols))]);
+        match l.shared[0] {
+            Some(0) => defines.push("IN_DY"),
+            _ => args.push(part(0)),
+        }
+        args.extend([part(1), Arg::In(2), Arg::In(3)]);
+        if acc {
+            defines.push("ACC");
+            match l.shared[0] {
+                Some(4) => defines.push("IN_ACC"),
+                _ => args.push(part(4)),
+            }
+        }
+        over_rows(l, "rms_norm_dx", defines, args, &range)
+    };
+    Ok(launch::rows(l.ins[1].rows(), cols, l.caps).into_iter().map(dispatch).collect())
+}
+
+/// Sums over blocks of rows, f32[blocks, D].
+fn dw_workspace(_: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
+    match caps.target {
+        Target::Wgsl => (4 * ins[1].rows().div_ceil(DW_ROWS) * ins[1].cols()) as u64,
+        Target::Host | Target::Null => 0,
+    }
+}
+
+fn wgsl_dw(l: &Lower) -> Result<Vec<Dispatch>> {
+    let (rows, cols) = (l.ins[1].rows(), l.ins[1].cols());
+    let work = Arg::Work(0..dw_workspace(l.attr, l.ins, l.caps));
+    // Ranges of whole blocks, so that a block's sum is the same however the rows are split.
+    let step = launch::rows(rows, cols, l.caps).first().map_or(rows, |r| r.len());
+    let step = if step < rows { (step / DW_ROWS).max(1) * DW_ROWS } else { rows };
+    let wide = cols.div_ceil(16) as u32;
+    let mut dispatches: Vec<Dispatch> = (0..rows)
+        .step_by(step)
+        .map(|start| {
+            let range = start..(start + step).min(rows);
+            let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
+            Dispatch {
+                shader: "norm",
+                defines: vec!["DW"],
+                entry: "rms_norm_dw",
+                constants: vec![("ROWS", DW_ROWS as f64)],
+                grid: [wide, range.len().div_ceil(DW_ROWS) as u32, 1],
+                args: vec![part(0), part(1), Arg::In(2), work.clone()],
+                params: vec![range.len() as u32, range.start as u32, cols as u32, 0, 0],
+                flops: 3 * (range.len() * cols) as u64,
+            }
+        })
+        .collect();
+    let acc = *l.attr == Attr::Acc(true);
+    let apart = acc && l.shared[0].is_none();
+    let (mut defines, mut args) = (vec!["DW_SUM"], vec![Arg::Out(0)]);
+    if apart {
+        defines.push("ACC");
+        args.push(Arg::In(3));
+    }
+    args.push(work);
+    dispatches.push(Dispatch {
+        shader: "norm",
+        defines,
+        entry: "rms_norm_dw_sum",
+        constants: vec![("ADD", (acc && !apart) as u8 as f64)],
+        grid: [wide, 1, 1],
+        args,
+        params: vec![rows.div_ceil(DW_ROWS) as u32, 0, cols as u32, 0, 0],
+        flops: (rows.div_ceil(DW_ROWS) * cols) as u64,
+    });
+    Ok(dispatches)
 }
 
 /// What the samples have in common: a name, rows, features, eps and offset.
-const SHAPES: [(&str, usize, usize, f32, f32); 6] = [
+const SHAPES: [(&str, usize, usize, f32, f32); 7] = [
     ("one element", 1, 1, 0.5, 0.0),
     ("one row", 1, 33, 1e-5, 0.0),
     ("odd", 7, 65, 1e-6, 0.0),
     ("Gemma's offset", 5, 96, 1e-6, 1.0),
     ("large eps", 3, 17, 0.5, 0.0),
     ("many short rows", 129, 8, 1e-5, 0.0),
+    ("several blocks of rows", 600, 35, 1e-5, 0.0),
 ];
 
 fn samples_norm() -> Vec<Sample> {

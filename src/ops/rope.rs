@@ -7,9 +7,11 @@ mod table;
 
 use crate::cpu::{math, par};
 use crate::dtype::{DType, Ty};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check};
+use crate::ops::{
+    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check, launch,
+};
 
 pub use table::{RopeScaling, RopeSpec, Yarn, rope_table};
 
@@ -130,8 +132,32 @@ fn host(call: &HostCall) {
     });
 }
 
-fn wgsl(_: &Lower) -> Result<Vec<Dispatch>> {
-    Err(Error::unsupported("rope on wgpu", "use the CPU"))
+fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
+    const WG: usize = 64;
+    let Rope { heads, head_dim, inverse } = rope(l.attr);
+    let (cols, half) = (l.ins[0].cols(), l.ins[1].cols() / 2);
+    let dispatch = |range: std::ops::Range<usize>| {
+        let part = launch::bytes(&range, cols);
+        let (mut defines, mut args) = (vec![], vec![Arg::OutPart(0, part.clone())]);
+        match l.shared[0] {
+            Some(_) => defines.push("INPLACE"),
+            None => args.push(Arg::InPart(0, part)),
+        }
+        args.extend([Arg::In(1), Arg::In(2)]);
+        let sign = if inverse { -1.0f32 } else { 1.0 };
+        let words = [range.len(), range.start, heads, head_dim, half, l.ins[1].rows()];
+        Dispatch {
+            shader: "rope",
+            defines,
+            entry: "rope",
+            constants: vec![("WG", WG as f64)],
+            grid: launch::grid((range.len() * heads * (head_dim - half)).div_ceil(WG), l.caps),
+            args,
+            params: words.into_iter().map(|w| w as u32).chain([sign.to_bits()]).collect(),
+            flops: 3 * (range.len() * cols) as u64,
+        }
+    };
+    Ok(launch::rows(l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
 
 fn samples() -> Vec<Sample> {
@@ -141,6 +167,7 @@ fn samples() -> Vec<Sample> {
         ("ragged", 7, 3, 6, 6, 9, false),
         ("backward", 17, 2, 64, 64, 33, true),
         ("partial", 33, 2, 10, 4, 17, false),
+        ("more than small limits bind", 140, 2, 64, 64, 99, false),
         ("positions beyond the table", 9, 1, 8, 8, 5, false),
     ];
     let sample = |(name, t, heads, head_dim, rotated, rows, inverse): (_, usize, _, _, usize, usize, _)| {

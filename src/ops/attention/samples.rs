@@ -14,7 +14,7 @@ struct Case {
     window: Option<usize>,
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 13] = [
     Case { name: "one token", lens: &[1], heads: 1, kv_heads: 1, head_dim: 1, causal: true, window: None },
     Case { name: "ragged", lens: &[7, 1, 17, 3], heads: 3, kv_heads: 1, head_dim: 8, causal: true, window: None },
     Case { name: "odd head", lens: &[33], heads: 2, kv_heads: 2, head_dim: 5, causal: true, window: None },
@@ -23,6 +23,10 @@ const CASES: [Case; 9] = [
     Case { name: "window of 1", lens: &[5], heads: 1, kv_heads: 1, head_dim: 3, causal: true, window: Some(1) },
     Case { name: "bidirectional", lens: &[20, 31], heads: 4, kv_heads: 2, head_dim: 10, causal: false, window: None },
     Case { name: "loose tokens", lens: &[6, 0, 9, 0], heads: 2, kv_heads: 1, head_dim: 7, causal: true, window: None },
+    Case { name: "heads of 100", lens: &[37], heads: 1, kv_heads: 1, head_dim: 100, causal: true, window: None },
+    Case { name: "heads of 131", lens: &[9, 25], heads: 2, kv_heads: 1, head_dim: 131, causal: true, window: None },
+    Case { name: "heads of 67", lens: &[11], heads: 2, kv_heads: 2, head_dim: 67, causal: true, window: None },
+    Case { name: "heads of 256", lens: &[3, 18], heads: 1, kv_heads: 1, head_dim: 256, causal: true, window: None },
     Case { name: "heads of 64", lens: &[3, 35], heads: 3, kv_heads: 1, head_dim: 64, causal: true, window: None },
 ];
 

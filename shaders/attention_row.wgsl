@@ -1,0 +1,80 @@
+// Attention, forward, for few queries (decoding): a workgroup has one query of one head. Of each tile of 64 keys an
+// invocation scores one; then it sums features lid, lid + 64, ... of the values. See attention.wgsl for the equations.
+#include "common/attention.wgsl"
+
+@group(0) @binding(next) var<storage, read_write> out: array<f32>;
+@group(0) @binding(next) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(next) var<storage, read_write> q: array<f32>;
+@group(0) @binding(next) var<storage, read_write> k: array<f32>;
+@group(0) @binding(next) var<storage, read_write> v: array<f32>;
+@group(0) @binding(next) var<storage, read_write> bounds: array<i32>;
+@group(0) @binding(next) var<uniform> p: Params;
+
+const WG: u32 = 64u;
+const LOW: f32 = -1e30;
+var<workgroup> shared_max: array<f32, WG>;
+var<workgroup> shared_p: array<f32, WG>;
+
+fn feature(key: u32, keys: u32, f: u32, kv: u32, old: f32, factor: f32) -> f32 {
+    if f >= p.d { return 0.0; }
+    var sum = old * factor;
+    for (var j = 0u; j < min(WG, keys - key); j++) {
+        sum += shared_p[j] * v[((key + j) * p.kv_heads + kv) * p.d + f];
+    }
+    return sum;
+}
+
+@compute @workgroup_size(WG)
+fn attention_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let t = wg.x;
+    let head = wg.y;
+    let kv = head / (p.heads / p.kv_heads);
+    let base = (t * p.heads + head) * p.d;
+    if lid == 0u { ends = visible(t, vec2<i32>(bounds[2u * t], bounds[2u * t + 1u]), p.s, p.causal, p.window); }
+    let keys = workgroupUniformLoad(&ends);
+    var top = LOW;
+    var sum = 0.0;
+    var o = vec4<f32>(0.0);
+    for (var key = keys.x; key < keys.y; key += WG) {
+        var score = LOW;
+        if key + lid < keys.y {
+            score = 0.0;
+            let at = ((key + lid) * p.kv_heads + kv) * p.d;
+            for (var i = 0u; i < p.d; i++) { score += q[base + i] * k[at + i]; }
+            score *= p.scale;
+        }
+        shared_max[lid] = score;
+        for (var width = WG / 2u; width > 0u; width /= 2u) {
+            workgroupBarrier();
+            if lid < width { shared_max[lid] = max(shared_max[lid], shared_max[lid + width]); }
+        }
+        workgroupBarrier();
+        let now = max(top, shared_max[0]);
+        let factor = exp(top - now);
+        top = now;
+        let weight = select(0.0, exp(score - now), key + lid < keys.y);
+        sum = sum * factor + weight;
+        shared_p[lid] = weight;
+        workgroupBarrier();
+        o.x = feature(key, keys.y, lid, kv, o.x, factor);
+        o.y = feature(key, keys.y, lid + WG, kv, o.y, factor);
+        o.z = feature(key, keys.y, lid + 2u * WG, kv, o.z, factor);
+        o.w = feature(key, keys.y, lid + 3u * WG, kv, o.w, factor);
+        workgroupBarrier();
+    }
+    shared_p[lid] = sum;
+    for (var width = WG / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if lid < width { shared_p[lid] += shared_p[lid + width]; }
+    }
+    workgroupBarrier();
+    let total = shared_p[0];
+    let inverse = select(0.0, 1.0 / max(total, 1e-30), total > 0.0);
+    for (var i = 0u; i < 4u; i++) {
+        let f = lid + i * WG;
+        if f < p.d { out[base + f] = o[i] * inverse; }
+    }
+    if lid == 0u {
+        lse[head * p.t + t] = select(bitcast<f32>(p.negative_infinity), top + log(max(total, 1e-30)), total > 0.0);
+    }
+}

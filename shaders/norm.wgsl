@@ -1,0 +1,186 @@
+// Root-mean-square norm: y = x rstd (offset + w), rstd = 1 / sqrt(mean(x²) + eps); its gradient with respect to x,
+// dx = rstd (g − x rstd² mean(g x)) with g = dy (offset + w), one workgroup a row; and the one with respect to w,
+// dw[i] = Σ over rows of dy x rstd, first over blocks of rows, then over the blocks.
+// variant: FORWARD
+// variant: DX
+// variant: DX ACC
+// variant: DX IN_DY
+// variant: DX IN_DY ACC
+// variant: DX ACC IN_ACC
+// variant: DW
+// variant: DW_SUM
+// variant: DW_SUM ACC
+
+override WG: u32 = 64u;
+
+struct Params {
+    // Rows of this dispatch, the index of the first among all, and features.
+    rows: u32,
+    first: u32,
+    cols: u32,
+    eps: f32,
+    offset: f32,
+}
+
+#if FORWARD
+@group(0) @binding(next) var<storage, read_write> y: array<f32>;
+@group(0) @binding(next) var<storage, read_write> rstd: array<f32>;
+@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> w: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+#if DX
+@group(0) @binding(next) var<storage, read_write> dx: array<f32>;
+#if !IN_DY
+@group(0) @binding(next) var<storage, read_write> dy: array<f32>;
+#end
+@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> w: array<f32>;
+@group(0) @binding(next) var<storage, read_write> rstd: array<f32>;
+#if ACC && !IN_ACC
+@group(0) @binding(next) var<storage, read_write> acc: array<f32>;
+#end
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+
+#if !DW && !DW_SUM
+var<workgroup> sums: array<f32, WG>;
+
+// The sum of `value` over the workgroup, in a tree.
+fn total(lid: u32, value: f32) -> f32 {
+    sums[lid] = value;
+    for (var width = WG / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if lid < width { sums[lid] += sums[lid + width]; }
+    }
+    workgroupBarrier();
+    return sums[0];
+}
+#end
+
+#if FORWARD
+@compute @workgroup_size(WG)
+fn rms_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let row = wg.y * groups.x + wg.x;
+    let live = row < p.rows;
+    let at = row * p.cols;
+    var sum = 0.0;
+    if live {
+        for (var i = lid; i < p.cols; i += WG) { sum += x[at + i] * x[at + i]; }
+    }
+    let s = 1.0 / sqrt(total(lid, sum) / f32(p.cols) + p.eps);
+    if live {
+        for (var i = lid; i < p.cols; i += WG) { y[at + i] = x[at + i] * s * (p.offset + w[i]); }
+        if lid == 0u { rstd[p.first + row] = s; }
+    }
+}
+#end
+
+#if DX
+fn gradient(at: u32, i: u32) -> f32 {
+#if IN_DY
+    return dx[at + i] * (p.offset + w[i]);
+#else
+    return dy[at + i] * (p.offset + w[i]);
+#end
+}
+
+@compute @workgroup_size(WG)
+fn rms_norm_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let row = wg.y * groups.x + wg.x;
+    let live = row < p.rows;
+    let at = row * p.cols;
+    var sum = 0.0;
+    if live {
+        for (var i = lid; i < p.cols; i += WG) { sum += gradient(at, i) * x[at + i]; }
+    }
+    let mean = total(lid, sum) / f32(p.cols);
+    if live {
+        let s = rstd[p.first + row];
+        let along = mean * s * s;
+        for (var i = lid; i < p.cols; i += WG) {
+            var d = s * (gradient(at, i) - x[at + i] * along);
+#if IN_ACC
+            d += dx[at + i];
+#end
+#if ACC && !IN_ACC
+            d += acc[at + i];
+#end
+            dx[at + i] = d;
+        }
+    }
+}
+#end
+
+// A workgroup sums 16 columns in 16 lanes, whose sums are added in a tree.
+const COLS: u32 = 16u;
+const LANES: u32 = 16u;
+
+#if DW
+override ROWS: u32 = 256u;
+// f32[blocks of ROWS rows, cols].
+@group(0) @binding(next) var<storage, read_write> dy: array<f32>;
+@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> rstd: array<f32>;
+@group(0) @binding(next) var<storage, read_write> partial: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+#if DW_SUM
+// Add to what dw holds.
+override ADD: bool = false;
+@group(0) @binding(next) var<storage, read_write> dw: array<f32>;
+#if ACC
+@group(0) @binding(next) var<storage, read_write> acc: array<f32>;
+#end
+@group(0) @binding(next) var<storage, read_write> partial: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+
+#if !FORWARD && !DX
+var<workgroup> sums: array<f32, 256>;
+
+// The sum over the lanes of a column; valid in lane 0.
+fn total(col: u32, lane: u32, value: f32) -> f32 {
+    sums[lane * COLS + col] = value;
+    for (var width = LANES / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if lane < width { sums[lane * COLS + col] += sums[(lane + width) * COLS + col]; }
+    }
+    return sums[col];
+}
+#end
+
+#if DW
+@compute @workgroup_size(COLS, LANES)
+fn rms_norm_dw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
+    let i = wg.x * COLS + lid.x;
+    var sum = 0.0;
+    if i < p.cols {
+        let end = min((wg.y + 1u) * ROWS, p.rows);
+        for (var r = wg.y * ROWS + lid.y; r < end; r += LANES) {
+            sum += dy[r * p.cols + i] * (x[r * p.cols + i] * rstd[p.first + r]);
+        }
+    }
+    let all = total(lid.x, lid.y, sum);
+    if lid.y == 0u && i < p.cols { partial[(p.first / ROWS + wg.y) * p.cols + i] = all; }
+}
+#end
+
+#if DW_SUM
+@compute @workgroup_size(COLS, LANES)
+fn rms_norm_dw_sum(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
+    let i = wg.x * COLS + lid.x;
+    var sum = 0.0;
+    if i < p.cols {
+        for (var b = lid.y; b < p.rows; b += LANES) { sum += partial[b * p.cols + i]; }
+    }
+    var all = total(lid.x, lid.y, sum);
+    if lid.y == 0u && i < p.cols {
+#if ACC
+        all += acc[i];
+#end
+        if ADD { all += dw[i]; }
+        dw[i] = all;
+    }
+}
+#end
