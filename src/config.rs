@@ -170,7 +170,7 @@ settings! {
         rslora: bool = "BOOL", { false };
         #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,v_proj), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
-        #[doc = "LoRA: start from this adapter; its adapter_config.json sets the method"]
+        #[doc = "LoRA: adapter to start from; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
     "Length" {

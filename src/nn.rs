@@ -55,7 +55,9 @@ pub enum Source {
 pub enum Init {
     Zeros,
     /// Uniform in ±bound.
-    Uniform { bound: f32 },
+    Uniform {
+        bound: f32,
+    },
 }
 
 /// A leaf that is filled before the first step.
@@ -185,7 +187,13 @@ impl<'a> Nn<'a> {
     }
 
     /// The linear layer itself, with a low-rank part if the method gives one.
-    pub fn plain_linear(&mut self, x: Val, w: Val, bias: Option<Val>, low_rank: Option<(Lora, Val, Val)>) -> Result<Val> {
+    pub fn plain_linear(
+        &mut self,
+        x: Val,
+        w: Val,
+        bias: Option<Val>,
+        low_rank: Option<(Lora, Val, Val)>,
+    ) -> Result<Val> {
         let rng = self.batch.rng;
         let low_rank = low_rank.map(|(lora, a, b)| (lora, a, b, lora.dropout.map(|_| rng)));
         self.g.linear(x, w, bias, low_rank)

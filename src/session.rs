@@ -133,7 +133,10 @@ impl<'a> Planned<'a> {
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
             let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
-            weights.filter(|w| !matches!(w.source, crate::nn::Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
+            weights
+                .filter(|w| !matches!(w.source, crate::nn::Source::Data(_)))
+                .map(|w| self.step.graph.ty(w.val).len())
+                .sum()
         };
         (count(true), count(false))
     }
@@ -154,8 +157,7 @@ impl<'a> Planned<'a> {
         let Planned { base, method, backend, step, plan, options, init_std } = self;
         let mut trainer = Trainer::new(backend, step, plan, options.adamw, options.seed)?;
         let weights = trainer.weights().to_vec();
-        let from =
-            load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
+        let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
         Ok(Session { base, method, trainer })
     }

@@ -114,6 +114,7 @@ fn calls_that_make_no_sense_exit_with_2() {
         (&["train", "--out", "x", "--model", "m"], &["--data"]),
         (&["train", "--quantize", "nf4", "--method", "full"], &["quantize"]),
         (&["train", "--double-quant"], &["double-quant"]),
+        (&["quickstart", "--config", "typo.toml"], &["--config"]),
         (&["plan"], &["--model"]),
         (&["plan", "--device", "gpu"], &["--device", "wgpu:N"]),
         (&["generate", "--model", "m"], &["--prompt"]),
@@ -140,9 +141,8 @@ fn work_that_fails_exits_with_1() {
         assert!(error.contains(model), "{error}");
         let error = scratch.run(&["plan", "--model", model, "--device", "cpu"]).fails(1);
         assert!(error.contains(model), "{error}");
-        let error = scratch.run(&["generate", "--model", model, "--prompt", "x", "--device", "cpu"]);
-        // The prompt is printed before the model is opened.
-        assert_eq!(error.output.status.code(), Some(1));
+        let error = scratch.run(&["generate", "--model", model, "--prompt", "x", "--device", "cpu"]).fails(1);
+        assert!(error.contains(model), "{error}");
     }
     assert!(!scratch.0.join("x").exists());
 }
@@ -252,14 +252,14 @@ fn plan_prints_the_account() {
     let rows = json["rows"].as_object().unwrap();
     let total: u64 = rows.values().map(|v| v.as_u64().unwrap()).sum();
     assert_eq!(json["total"], total);
-    for class in ["frozen weights", "adapters", "gradients", "optimizer state", "activations"] {
+    for class in ["frozen weights", "trainable weights", "gradients", "optimizer state", "activations"] {
         assert!(rows.get(class).is_some_and(|b| b.as_u64() > Some(0)) && table.contains(class), "{class}: {table}");
     }
     assert!(table.contains("total"));
     // Four times the rank, four times the adapter: the account is of this run and not of another.
     let wide: Value =
         serde_json::from_str(&scratch.run(&[&args[..], &["--json", "--rank", "16"]].concat()).ok()).unwrap();
-    assert_eq!(wide["rows"]["adapters"].as_u64(), rows["adapters"].as_u64().map(|b| 4 * b));
+    assert_eq!(wide["rows"]["trainable weights"].as_u64(), rows["trainable weights"].as_u64().map(|b| 4 * b));
 }
 
 const DATA: &str = "{\"input_ids\": [1, 5, 9, 13, 2], \"labels\": [-100, 5, 9, 13, 2]}\n\
@@ -311,4 +311,58 @@ fn a_run_leaves_its_folder_and_can_be_repeated() {
         serde_json::from_slice(&scratch.read(&format!("runs/{run}/adapter_config.json"))).unwrap()
     };
     assert_eq!(rank("a")["r"], rank("d")["r"]);
+}
+
+/// The shipped config and tokenizer, with weights of one step from random ones: nonsense, but text.
+#[test]
+fn a_model_made_here_continues_a_text() {
+    let scratch = Scratch::new("generate");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (base, data) = (root.join("assets/base"), root.join("assets/shakespeare.txt"));
+    let paths = ["--model", base.to_str().unwrap(), "--data", data.to_str().unwrap()];
+    let small = ["--steps", "1", "--warmup", "0", "--batch-size", "1", "--max-seq-len", "32", "--device", "cpu"];
+    let full = ["train", "--method", "full", "--init", "random", "--out", "base"];
+    scratch.run(&[&full[..], &paths, &small].concat()).ok();
+    let lora = ["train", "--model", "base", "--data", data.to_str().unwrap(), "--quantize", "nf4", "--out", "adapter"];
+    scratch.run(&[&lora[..], &small, &["--lr", "0.1"]].concat()).ok();
+
+    let text = |more: &[&str]| {
+        let args = ["generate", "--model", "base", "--prompt", "ROMEO:", "--max-tokens", "12", "--device", "cpu"];
+        scratch.run(&[&args[..], more].concat()).ok()
+    };
+    let first = text(&[]);
+    assert!(first.starts_with("ROMEO:") && first.ends_with('\n') && first.len() > "ROMEO:\n".len(), "{first:?}");
+    assert_eq!(first, text(&[]), "the same call, another text");
+    assert_ne!(first, text(&["--seed", "7"]));
+    assert_ne!(first, text(&["--adapter", "adapter"]), "the adapter changes nothing");
+    // The likeliest token does not depend on the seed, nor does the only candidate.
+    let greedy = text(&["--temperature", "0"]);
+    assert_eq!(greedy, text(&["--temperature", "0", "--seed", "7"]));
+    assert_eq!(greedy, text(&["--top-k", "1"]));
+    assert_eq!(text(&["--max-tokens", "0"]), "ROMEO:\n");
+    // More than the model was made for is a setting that makes no sense to it.
+    let args = ["generate", "--model", "base", "--prompt", "x", "--max-tokens", "1000000", "--device", "cpu"];
+    assert!(scratch.run(&args).fails(1).contains("--max-tokens"));
+}
+
+/// The whole tour, on a model that is made here; the shipped one takes a minute.
+#[test]
+fn quickstart_shows_before_and_after() {
+    let scratch = Scratch::new("quickstart");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/shakespeare.txt");
+    let small = ["--steps", "1", "--batch-size", "1", "--max-seq-len", "32", "--device", "cpu"];
+    let full = ["train", "--method", "full", "--init", "random", "--out", "base"];
+    let paths = ["--model", root.to_str().unwrap(), "--data", data.to_str().unwrap()];
+    scratch.run(&[&full[..], &paths, &small].concat()).ok();
+    let ran = scratch.run(&[&["quickstart", "--model", "base", "--out", "tour"][..], &small].concat());
+    let talk = ran.err();
+    let out = ran.ok();
+    let order = ["before", "frozen weights", "step 1/1", "after"].map(|part| talk.find(part));
+    assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{order:?} in {talk}");
+    for file in ["adapter_model.safetensors", "adapter_config.json", "loss.svg", "metrics.jsonl", "config.toml"] {
+        assert!(!scratch.read(&format!("tour/{file}")).is_empty());
+    }
+    assert!(out.contains("tour/loss.svg") && out.contains("Next:"), "{out}");
+    assert!(String::from_utf8(scratch.read("tour/loss.svg")).unwrap().starts_with("<svg"));
 }

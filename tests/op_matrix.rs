@@ -126,7 +126,7 @@ fn on_wgpu_under_small_limits() {
 /// Kernels that are wrong, to see that each check sees.
 mod controls {
     use super::*;
-    use trimtab::ops::{Arg, Attr, Cost, Dispatch, Grad, HostCall, SampleIn, Tensor, no_workspace};
+    use trimtab::ops::{Arg, Attr, Cost, Dispatch, Grad, SampleIn, Tensor, no_workspace};
 
     /// y = 2x; `in_place` is claimed.
     const RIGHT: OpDef = OpDef {
@@ -149,10 +149,6 @@ mod controls {
     fn see(op: &'static OpDef, what: &str) {
         let found = verdict(op, &sample(), &mut *Device::cpu().open());
         assert!(found.as_ref().is_some_and(|f| f.contains(what)), "expected {what:?}, found {found:?}");
-    }
-
-    fn x<'a>(call: &HostCall<'a>) -> &'a [f32] {
-        call.input(0)
     }
 
     #[test]
@@ -197,9 +193,8 @@ mod controls {
     fn an_element_left_out_is_seen() {
         static OP: OpDef = OpDef {
             host: |c| {
-                let y = c.output::<f32>(0);
-                for i in 1..y.len() {
-                    y[i] = 2.0 * x(c)[i];
+                for (y, x) in c.output::<f32>(0).iter_mut().zip(c.input::<f32>(0)).skip(1) {
+                    *y = 2.0 * x;
                 }
             },
             ..RIGHT

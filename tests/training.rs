@@ -111,14 +111,24 @@ fn adamw_steps_equal_pytorch() {
             let (reports, trained) = run(&mut setup.trainer(&device), &steps, |i| lrs[i] as f64);
             for (i, r) in reports.iter().enumerate() {
                 let near = |got: f32, want: f32| ((got - want) / want).abs() < 1e-4;
-                assert!(near(r.loss, losses[i]), "{name} on {}: step {i} loss {} not {}", device.name, r.loss, losses[i]);
+                assert!(
+                    near(r.loss, losses[i]),
+                    "{name} on {}: step {i} loss {} not {}",
+                    device.name,
+                    r.loss,
+                    losses[i]
+                );
                 assert!(near(r.grad_norm, norms[i]), "{name}: step {i} norm {} not {}", r.grad_norm, norms[i]);
             }
             let expected = golden.names().iter().filter(|n| n.starts_with("param.")).count();
             assert_eq!(trained.len(), expected, "{name}: not the tensors that PyTorch trained");
             for (key, _, got) in &trained {
                 let (max, avg) = differences(got, &golden.f32(&format!("param.{key}")));
-                assert!(max < largest && avg < mean, "{name} on {}: {key} off by {max:.1e}, mean {avg:.1e}", device.name);
+                assert!(
+                    max < largest && avg < mean,
+                    "{name} on {}: {key} off by {max:.1e}, mean {avg:.1e}",
+                    device.name
+                );
             }
         }
     }

@@ -126,8 +126,8 @@ fn memory_counts_what_was_allocated_and_recorded() {
 
 #[test]
 fn a_launch_that_cannot_be_is_refused_by_name() {
-    let Some(gpu) = open() else { return };
-    let mut gpu = gpu.limit_binding(4096);
+    let Some(_) = open() else { return };
+    let mut gpu = Wgpu::with(None, Ask::Defaults).unwrap().limit_binding(4096);
     let b = gpu.alloc(16 << 10).unwrap();
     let good = launch(slice(b, 0, 256), slice(b, 256, 256), 64);
     assert!(gpu.record(std::slice::from_ref(&good)).is_ok());
@@ -144,12 +144,40 @@ fn a_launch_that_cannot_be_is_refused_by_name() {
         ("is empty", args(slice(b, 0, 256), slice(b, 256, 0))),
         ("not within", args(slice(b, 0, 256), slice(b, 15 << 10, 4096))),
         ("not within", args(slice(Buffer(99), 0, 256), slice(b, 256, 256))),
-        ("storage buffers", Launch { args: (0..40).map(|i| slice(b, 256 * i, 256)).collect(), ..good.clone() }),
+        ("storage buffers", Launch { args: (0..9).map(|i| slice(b, 256 * i, 256)).collect(), ..good.clone() }),
         ("parameters", Launch { params: vec![0; 17], ..good.clone() }),
-        ("grid", kernel(&|k| if let Kernel::Wgsl { grid, .. } = k { *grid = [1, 1 << 20, 1] })),
-        ("no such variant", kernel(&|k| if let Kernel::Wgsl { shader, .. } = k { *shader = "nowhere" })),
-        ("no such variant", kernel(&|k| if let Kernel::Wgsl { defines, .. } = k { *defines = vec!["NOTHING"] })),
-        ("nothing_here", kernel(&|k| if let Kernel::Wgsl { entry, .. } = k { *entry = "nothing_here" })),
+        (
+            "grid",
+            kernel(&|k| {
+                if let Kernel::Wgsl { grid, .. } = k {
+                    *grid = [1, 1 << 20, 1]
+                }
+            }),
+        ),
+        (
+            "no such variant",
+            kernel(&|k| {
+                if let Kernel::Wgsl { shader, .. } = k {
+                    *shader = "nowhere"
+                }
+            }),
+        ),
+        (
+            "no such variant",
+            kernel(&|k| {
+                if let Kernel::Wgsl { defines, .. } = k {
+                    *defines = vec!["NOTHING"]
+                }
+            }),
+        ),
+        (
+            "nothing_here",
+            kernel(&|k| {
+                if let Kernel::Wgsl { entry, .. } = k {
+                    *entry = "nothing_here"
+                }
+            }),
+        ),
         ("no WGSL kernel", kernel(&|k| *k = Kernel::Nothing)),
         // Fewer operands than the shader has: the driver's own check must become an error, too.
         ("layers.3:sum_rows", Launch { args: vec![slice(b, 0, 256)], ..good.clone() }),
@@ -187,8 +215,6 @@ fn default_limits_are_webgpus() {
     assert_eq!((caps.workgroup_memory, caps.f16, caps.subgroup), (16 << 10, false, None));
 }
 
-/// Every variant compiles on the device, under the limits that every device has: naga's check when the crate is built
-/// knows no limits.
 #[test]
 fn shaders_are_found_by_stem_and_symbols() {
     assert!(!SHADERS.is_empty());

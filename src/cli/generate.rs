@@ -60,15 +60,15 @@ pub fn run(args: Args) -> Outcome {
     let Args { temperature, top_p, top_k, .. } = args;
     let sampling = Sampling { temperature, top_p, top_k, seed: config.seed };
     sampling.check().map_err(Stop::Usage)?;
-    print(&args.prompt)?;
-    // The text is printed as it comes; if nobody reads it any more, generation stops.
+    // The text is printed as it comes, the prompt once the model is there. If nobody reads it any more, it ends.
+    let mut prompt = Some(args.prompt.as_str());
     let mut stop = None;
     text::generate(&config, &args.prompt, args.max_tokens, &sampling, &mut |piece| {
-        stop = print(piece).err();
+        stop = print(prompt.take().unwrap_or_default()).and_then(|()| print(piece)).err();
         stop.is_none()
     })?;
     match stop {
         Some(stop) => Err(stop),
-        None => print("\n"),
+        None => print(&format!("{}\n", prompt.unwrap_or_default())),
     }
 }

@@ -16,7 +16,7 @@ use trimtab::{Error, Result};
 
 /// Fine-tunes large language models in little memory, on the CPU and on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(version, arg_required_else_help = true, disable_help_subcommand = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -20,8 +20,7 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let Some(config) = args.settings.resolve()? else { return Ok(()) };
     config.need("model").map_err(Stop::Usage)?;
-    let account = run::account(&config)?;
-    let device = config.device.to_string();
+    let (device, account) = run::account(&config)?;
     if !args.json {
         return print(&table(&account, &device));
     }

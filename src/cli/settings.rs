@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use trimtab::Error;
 use trimtab::config::{FIELDS, Field, Flags, RunConfig};
 
 use super::Stop;
@@ -24,6 +25,10 @@ impl Settings {
 
     /// The same over settings that are given as the text of a file, of which `path` is the name.
     pub fn resolve_over(&self, text: &str, path: &str) -> Result<Option<RunConfig>, Stop> {
+        if let Some(file) = &self.file {
+            let error = Error::config("--config", file.display().to_string(), "flags alone, over settings of its own");
+            return Err(Stop::Usage(error));
+        }
         let config = RunConfig::resolve_text(text, path.as_ref(), &self.flags).map_err(Stop::Usage)?;
         self.shown(config)
     }
@@ -45,7 +50,7 @@ fn args(field: &'static Field, order: usize) -> Vec<Arg> {
         _ => field.help.to_owned(),
     };
     let arg = Arg::new(field.name).long(key.clone()).value_name(field.value_name).help_heading(field.group);
-    let arg = arg.display_order(order).allow_negative_numbers(true).overrides_with(field.name);
+    let arg = arg.display_order(order).allow_negative_numbers(true);
     if !field.is_switch {
         let arg = match field.choices {
             [] => arg,
@@ -60,7 +65,7 @@ fn args(field: &'static Field, order: usize) -> Vec<Arg> {
     let no = no.help_heading(field.group).display_order(order).overrides_with(field.name);
     let arg = arg.overrides_with(negated(field));
     match on_by_default {
-        true => vec![arg.hide(true).help(field.help), no.help(format!("Not: {}", field.help))],
+        true => vec![arg.hide(true).help(field.help), no.help(format!("{} [default; this turns it off]", field.help))],
         false => vec![arg.value_name("BOOL").help(help), no.hide(true)],
     }
 }

@@ -52,7 +52,8 @@ fn steps_and_epochs() {
 
 #[test]
 fn what_makes_no_sense_is_an_error_that_names_the_key() {
-    let table: &[(&str, &[(&str, &str)], &str)] = &[
+    type Flags<'a> = &'a [(&'a str, &'a str)];
+    let table: &[(&str, Flags, &str)] = &[
         ("rnak = 4", &[], "`rank`"),
         ("batch_sise = 4", &[], "`batch-size`"),
         ("batch_size = 4\nbatch-size = 4", &[], "twice"),

@@ -6,8 +6,6 @@
 //! 3 for the others. Methods and coefficients: Cephes (S. Moshier, `expf.c`, `tanhf.c`) for exp and tanh, N. Juffa's
 //! two-range fit for erf.
 
-use super::simd::madd;
-
 /// Runs `f` compiled for the widest common instruction set that this processor has (AVX2 with FMA on x86-64).
 /// Loops inside `f` are vectorized for it where the compiler inlines them: keep `f` one loop, and mark what it
 /// calls `#[inline(always)]`.
@@ -59,26 +57,6 @@ pub fn exp(x: f32) -> f32 {
     let n = (z.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
     p * power_of_two(half) * power_of_two(n - half)
-}
-
-/// eˣ for x up to a little above 0, as softmax needs it: exactly 0 below −87, fused where that is fast.
-#[inline(always)]
-pub fn exp_nonpositive<const FMA: bool>(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0;
-    let z = madd::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
-    let n = z - ROUND;
-    let r = madd::<FMA>(n, -0.693_359_4, x);
-    let r = madd::<FMA>(n, 2.121_944_4e-4, r);
-    let p = madd::<FMA>(1.987_569_1e-4, r, 1.398_199_9e-3);
-    let p = madd::<FMA>(p, r, 8.333_452e-3);
-    let p = madd::<FMA>(p, r, 4.166_579_6e-2);
-    let p = madd::<FMA>(p, r, 1.666_666_5e-1);
-    let p = madd::<FMA>(p, r, 0.5);
-    let p = madd::<FMA>(p, r, 1.0);
-    let p = madd::<FMA>(p, r, 1.0);
-    // n goes into the exponent by an integer addition; where that would wrap, the result is 0 anyway.
-    let y = f32::from_bits(p.to_bits().wrapping_add(z.to_bits() << 23));
-    if x < -87.0 { 0.0 } else { y }
 }
 
 /// 2ⁿ for −126 ≤ n ≤ 127.
@@ -253,10 +231,8 @@ mod tests {
     #[test]
     fn errors_are_a_few_ulp() {
         type Case = (&'static str, fn(f32) -> f32, fn(f64) -> f64, f32, f32, f64);
-        let cases: [Case; 6] = [
+        let cases: [Case; 4] = [
             ("exp", exp, f64::exp, -87.0, 88.7, 2.0),
-            ("exp_nonpositive", exp_nonpositive::<false>, f64::exp, -87.0, 0.01, 2.0),
-            ("exp_nonpositive, fused", exp_nonpositive::<true>, f64::exp, -87.0, 0.01, 2.0),
             ("sigmoid", sigmoid, |x| 1.0 / (1.0 + (-x).exp()), -87.0, 40.0, 3.0),
             ("tanh", tanh, f64::tanh, -12.0, 12.0, 3.0),
             ("erf", erf, erf64, -6.0, 6.0, 3.0),
@@ -323,10 +299,6 @@ mod tests {
         assert_eq!(exp(89.0), f32::INFINITY);
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan());
-        assert_eq!(exp_nonpositive::<false>(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp_nonpositive::<true>(-88.0), 0.0);
-        assert_eq!(exp_nonpositive::<true>(0.0), 1.0);
-        assert!(exp_nonpositive::<true>(f32::NAN).is_nan());
         assert!(tanh(f32::NAN).is_nan() && erf(f32::NAN).is_nan());
         assert_eq!((tanh(40.0), tanh(-40.0)), (1.0, -1.0));
         assert_eq!((erf(40.0), erf(-40.0)), (1.0, -1.0));

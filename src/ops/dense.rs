@@ -112,7 +112,8 @@ impl Product<'_> {
         let c = bytes(ms.clone(), n_all);
         let mut args = vec![(self.c)(c.clone()), (self.a)(a), (self.b)(b)];
         args.extend(acc.map(|bind| bind(c)));
-        let mut params = vec![m, n, k, lda, ldb, n_all, a0, b0, ns.start].into_iter().map(|x| x as u32).collect::<Vec<_>>();
+        let mut params =
+            vec![m, n, k, lda, ldb, n_all, a0, b0, ns.start].into_iter().map(|x| x as u32).collect::<Vec<_>>();
         params.push(alpha.to_bits());
         if let Some((drop, rng)) = &self.dropout {
             let (threshold, keep) = philox::keep(*drop);

@@ -6,7 +6,9 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
-use crate::ops::{Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace};
+use crate::ops::{
+    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace,
+};
 
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
 

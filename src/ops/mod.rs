@@ -5,8 +5,8 @@
 //! `src/ops/<family>.rs`, `shaders/<family>.wgsl`, `kernels/<family>.cu`.
 
 mod attr;
-mod dense;
 mod check;
+mod dense;
 mod host;
 mod launch;
 mod tensor;

@@ -91,7 +91,8 @@ fn a_new_config_has_the_types_of_a_real_one() {
 #[test]
 fn matches_modules_as_peft_does() {
     // target_modules and friends, and which of Q0, Q1, Q11, K0 are adapted
-    let table: &[(&[(&str, &str)], [bool; 4])] = &[
+    type Changes<'a> = &'a [(&'a str, &'a str)];
+    let table: &[(Changes, [bool; 4])] = &[
         (&[("target_modules", r#"["q_proj"]"#)], [true, true, true, false]),
         (&[("target_modules", r#"["_proj"]"#)], [false; 4]),
         (&[("target_modules", r#"["0.self_attn.q_proj"]"#)], [true, false, false, false]),

@@ -2,9 +2,9 @@
 //! `α/√r` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). A starts uniform in ±1/√in (Kaiming with a = √5, as in
 //! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows.
 
-use super::{Method, Save};
 use super::config::{AdapterConfig, LoraSpec};
 use super::files;
+use super::{Method, Save};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Init, Nn, Site};

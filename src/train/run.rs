@@ -26,10 +26,11 @@ pub struct Summary {
     pub last_loss: f32,
 }
 
-/// The account of the run that `config` describes: nothing is loaded or allocated.
-pub fn account(config: &RunConfig) -> Result<Account> {
+/// The device and the account of the run that `config` describes: nothing is loaded or allocated.
+pub fn account(config: &RunConfig) -> Result<(String, Account)> {
     let base = open(config)?;
-    Ok(plan(config, &base)?.account().clone())
+    let planned = plan(config, &base)?;
+    Ok((planned.device().to_owned(), planned.account().clone()))
 }
 
 fn open(config: &RunConfig) -> Result<Base> {
@@ -78,7 +79,7 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
     };
     let encoder = Encoder {
         encode: &encode,
-        bos: tokenizer.as_ref().and_then(|t| t.bos()),
+        bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
         eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
         vocab,
     };

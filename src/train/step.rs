@@ -60,7 +60,11 @@ impl Step {
         for (&param, gradient) in params.iter().zip(gradients) {
             let name = g.value(param).name.clone();
             let Some(gradient) = gradient else {
-                return Err(Error::config("method", format!("{name}, on which the loss does not depend"), "trainable tensors that the model uses"));
+                return Err(Error::config(
+                    "method",
+                    format!("{name}, on which the loss does not depend"),
+                    "trainable tensors that the model uses",
+                ));
             };
             let sum = g.leaf(Class::Grad, format!("grad.{name}"), g.ty(param).clone());
             g.site = format!("grad.{name}");

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::exec::Exec;
 use crate::graph::Phase;
 use crate::nn::Weight;
+use crate::peft::Trained;
 use crate::plan::Plan;
 use crate::train::step::Step;
 
@@ -88,8 +89,8 @@ impl Trainer {
         }
         let t = (self.steps + 1) as i32;
         let AdamW { beta1, beta2, eps, weight_decay, max_grad_norm } = self.adamw;
-        let hyper =
-            [lr, beta1, beta2, eps, weight_decay, 1.0 - beta1.powi(t), 1.0 - beta2.powi(t), max_grad_norm].map(|x| x as f32);
+        let hyper = [lr, beta1, beta2, eps, weight_decay, 1.0 - beta1.powi(t), 1.0 - beta2.powi(t), max_grad_norm]
+            .map(|x| x as f32);
         self.exec.upload(self.leaves.hyper, bytemuck::cast_slice(&hyper))?;
         self.exec.run(Phase::UPDATE)?;
         self.steps += 1;
@@ -99,8 +100,9 @@ impl Trainer {
     }
 
     /// Every trainable tensor by name: shape and values.
-    pub fn trained(&mut self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
-        let vals: Vec<_> = self.leaves.weights.iter().filter(|w| w.trainable).map(|w| (w.val, w.name.clone())).collect();
+    pub fn trained(&mut self) -> Result<Vec<Trained>> {
+        let vals: Vec<_> =
+            self.leaves.weights.iter().filter(|w| w.trainable).map(|w| (w.val, w.name.clone())).collect();
         vals.into_iter()
             .map(|(val, name)| Ok((name, self.exec.graph.shape(val).to_vec(), self.exec.download_f32(val)?)))
             .collect()

@@ -50,8 +50,12 @@ fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
             None => Ok(bytemuck::cast_slice(&draw(*init, ty.len(), name, from.seed)).to_vec()),
             Some(tensors) => match tensors.get(name) {
                 Some(t) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
-                Some(t) => Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape))),
-                None => Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape))),
+                Some(t) => {
+                    Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape)))
+                }
+                None => {
+                    Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
+                }
             },
         },
         Source::Base { role } => match from.base {
@@ -64,9 +68,19 @@ fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
 /// The tensor `name` of a checkpoint in the format of `ty`.
 pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
     match checkpoint.info(name) {
-        None => return Err(Error::file(checkpoint.path(), format!("no tensor {name}"), format!("one of shape {:?}", ty.shape))),
+        None => {
+            return Err(Error::file(
+                checkpoint.path(),
+                format!("no tensor {name}"),
+                format!("one of shape {:?}", ty.shape),
+            ));
+        }
         Some(info) if info.shape != ty.shape => {
-            return Err(Error::file(checkpoint.path(), format!("{name} of shape {:?}", info.shape), format!("{:?}", ty.shape)));
+            return Err(Error::file(
+                checkpoint.path(),
+                format!("{name} of shape {:?}", info.shape),
+                format!("{:?}", ty.shape),
+            ));
         }
         Some(_) => {}
     }

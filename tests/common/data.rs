@@ -62,8 +62,12 @@ pub fn decode(ty: &Ty, bytes: &[u8]) -> Vec<f64> {
     let n = ty.len();
     match ty.dtype {
         DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
-        DType::BF16 => bytes.chunks_exact(2).take(n).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(),
-        DType::F16 => bytes.chunks_exact(2).take(n).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(),
+        DType::BF16 => {
+            bytes.chunks_exact(2).take(n).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect()
+        }
+        DType::F16 => {
+            bytes.chunks_exact(2).take(n).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect()
+        }
         DType::I32 => bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
         DType::U32 => bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
         DType::Nf4 | DType::Nf4Dq => {

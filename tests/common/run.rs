@@ -90,7 +90,8 @@ impl Run<'_> {
             outside[room.slice.offset as usize..][..room.slice.bytes as usize].fill(false);
         }
         if let Some(at) = (0..after.len()).find(|&b| outside[b] && after[b] != image[b]) {
-            let room = rooms.iter().rposition(|r| r.slice.offset as usize <= at).map_or("the first".into(), |r| r.to_string());
+            let room =
+                rooms.iter().rposition(|r| r.slice.offset as usize <= at).map_or("the first".into(), |r| r.to_string());
             return Err(format!("a byte outside of all operands was written, behind operand {room}"));
         }
         Ok((0..out_tys.len()).map(|o| content(&after, rooms[self.ins.len() + o].slice).to_vec()).collect())

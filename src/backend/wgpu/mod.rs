@@ -155,7 +155,7 @@ impl Wgpu {
         });
         let limits = device.limits();
         let align = ALIGN as u64;
-        if align % u64::from(limits.min_storage_buffer_offset_alignment) != 0 {
+        if !align.is_multiple_of(u64::from(limits.min_storage_buffer_offset_alignment)) {
             let found = format!("ranges must be aligned to {} bytes", limits.min_storage_buffer_offset_alignment);
             return Err(Error::device(&info.name, found, "256 is the most that WebGPU allows"));
         }

@@ -31,8 +31,9 @@ pub struct Recorded {
     params: Option<wgpu::Buffer>,
 }
 
-/// A pipeline's key: shader, symbols, entry point, and the constants as bits.
-type Key = (&'static str, Vec<&'static str>, &'static str, Vec<(&'static str, u64)>);
+/// A pipeline's key: shader, symbols, entry point, the constants as bits, and what is bound: storage buffers, and
+/// whether parameters follow.
+type Key = (&'static str, Vec<&'static str>, &'static str, Vec<(&'static str, u64)>, (usize, bool));
 
 /// What was compiled so far. Plans repeat the same few pipelines for every layer.
 #[derive(Default)]
@@ -106,12 +107,13 @@ impl Pipelines {
             return Err(gpu.error(format!("{} is no WGSL kernel", launch.name), "this is a bug in the lowering"));
         };
         let bits = constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let key: Key = (stem, defines.clone(), entry, bits);
+        let bound = (launch.args.len(), !launch.params.is_empty());
+        let key: Key = (stem, defines.clone(), entry, bits, bound);
         if let Some(pipeline) = self.pipelines.get(&key) {
             return Ok(pipeline.clone());
         }
         let what = || format!("{}: shader {stem} {defines:?} entry {entry}", launch.name);
-        let (_, layout) = self.layout(gpu, launch.args.len(), !launch.params.is_empty());
+        let (_, layout) = self.layout(gpu, bound.0, bound.1);
         let module = match self.modules.get(&(*stem, defines.clone())) {
             Some(module) => module.clone(),
             None => {

@@ -121,7 +121,7 @@ impl Wgpu {
         let bytes = dst.bytes.min(src.bytes);
         let (dst, src) = (Slice { bytes, ..dst }, Slice { bytes, ..src });
         let (to, from) = (self.buffer(dst)?.clone(), self.buffer(src)?.clone());
-        if (dst.offset | src.offset | bytes) % 4 != 0 {
+        if !(dst.offset | src.offset | bytes).is_multiple_of(4) {
             // Odd bytes are rare (a part of a quantized tensor): through the host.
             let mut host = vec![0; bytes as usize];
             self.read(src, &mut host)?;

@@ -9,9 +9,8 @@
 //! the order within them are fixed by the problem alone.
 
 use super::{spec, visible};
-use crate::cpu::math::exp_nonpositive;
 use crate::cpu::par;
-use crate::cpu::simd::{Kernel, LANES, Lane, dispatch};
+use crate::cpu::simd::{Kernel, LANES, Lane, Simd, dispatch};
 use crate::cpu::tile::{Strided, accumulate, product};
 use crate::ops::host::Ptr;
 use crate::ops::{Attention, HostCall};
@@ -62,17 +61,21 @@ impl<'a> Problem<'a> {
         self.a.kv_heads * self.a.head_dim
     }
 
-    /// Rows `first..` of head `head` of a matrix whose rows have `cols` elements: element (row, feature).
-    fn rows(x: &[f32], cols: usize, first: usize, head: usize, head_dim: usize) -> Strided<'_> {
-        Strided { data: &x[first * cols + head * head_dim..], row: cols, col: 1 }
+    /// Copies rows `first..end` of head `head` of `x` (rows of `cols` elements) into `to`, one behind the other:
+    /// where they lie, many may be a power of two apart and evict each other from the cache.
+    #[inline(always)]
+    fn pack(&self, to: &mut [f32], x: &[f32], cols: usize, head: usize, (first, end): (usize, usize)) {
+        let d = self.a.head_dim;
+        for (to, row) in to.chunks_exact_mut(d).zip(first..end) {
+            to.copy_from_slice(&x[row * cols + head * d..][..d]);
+        }
     }
 
-    fn keys<'b>(&self, x: &'b [f32], first: usize, head: usize) -> Strided<'b> {
-        Self::rows(x, self.k_cols(), first, head, self.a.head_dim)
-    }
-
-    fn queries<'b>(&self, x: &'b [f32], first: usize, head: usize) -> Strided<'b> {
-        Self::rows(x, self.q_cols(), first, head, self.a.head_dim)
+    /// Packed rows from number `first` on: element (row, feature).
+    #[inline(always)]
+    fn packed<'b>(&self, x: &'b [f32], first: usize) -> Strided<'b> {
+        let d = self.a.head_dim;
+        Strided { data: &x[first * d..], row: d, col: 1 }
     }
 
     /// Tokens of a task whose lanes are queries.
@@ -132,16 +135,17 @@ impl Block {
 
     /// Scores of keys from `first` on that a lane does not see become −∞.
     #[inline(always)]
-    fn mask(&self, scores: &mut [Lane], first: usize) {
+    fn mask<S: Simd>(&self, s: S, scores: &mut [Lane], first: usize) {
         if self.all.0 <= first && first + scores.len() <= self.all.1 && self.count == LANES {
             return;
         }
+        // Counted from `first`, keys are small enough to be floats.
+        let from_first = |key: u32| (key as usize).saturating_sub(first).min(CHUNK) as f32;
+        let lo = s.load(&Lane::from_fn(|l| from_first(self.lo[l])));
+        let hi = s.load(&Lane::from_fn(|l| from_first(self.hi[l])));
         for (j, row) in scores.iter_mut().enumerate() {
-            let key = (first + j) as u32;
-            for l in 0..LANES {
-                let seen = (self.lo[l] <= key) & (key < self.hi[l]);
-                row[l] = if seen { row[l] } else { f32::NEG_INFINITY };
-            }
+            let seen = s.within(lo, s.splat(j as f32), hi, s.load(row), s.splat(f32::NEG_INFINITY));
+            s.store(seen, row);
         }
     }
 
@@ -207,63 +211,58 @@ struct Softmax {
 impl Softmax {
     /// Turns scores into exp(score − max) and returns what earlier sums must be multiplied by.
     #[inline(always)]
-    fn step<const FMA: bool>(&mut self, scores: &mut [Lane]) -> Lane {
-        let mut max = self.max;
-        for row in scores.iter() {
-            for l in 0..LANES {
-                max[l] = if row[l] > max[l] { row[l] } else { max[l] };
-            }
+    fn step<S: Simd>(&mut self, s: S, scores: &mut [Lane]) -> Lane {
+        let before = s.load(&self.max);
+        let max = scores.iter().fold(before, |max, row| s.max(s.load(row), max));
+        let factor = s.exp_nonpositive(s.sub(before, max));
+        let mut sum = s.mul(s.load(&self.sum), factor);
+        for row in scores {
+            let p = s.exp_nonpositive(s.sub(s.load(row), max));
+            sum = s.add(sum, p);
+            s.store(p, row);
         }
-        let mut factor = [0f32; LANES];
-        for l in 0..LANES {
-            factor[l] = exp_nonpositive::<FMA>(self.max[l] - max[l]);
-        }
-        let mut sum = [0f32; LANES];
-        for row in scores.iter_mut() {
-            for l in 0..LANES {
-                row[l] = exp_nonpositive::<FMA>(row[l] - max[l]);
-                sum[l] += row[l];
-            }
-        }
-        for l in 0..LANES {
-            self.sum[l] = self.sum[l] * factor[l] + sum[l];
-        }
-        self.max = max;
-        factor
+        s.store(max, &mut self.max);
+        s.store(sum, &mut self.sum);
+        let mut result = Lane::ZERO;
+        s.store(factor, &mut result);
+        result
     }
 }
 
 impl Kernel for Forward<'_> {
     #[inline(always)]
-    fn run<const FMA: bool, const ROWS: usize>(self) {
+    fn run<S: Simd, const ROWS: usize>(self, s: S) {
         let Forward { p, tile, kv, out, lse } = self;
         let d = p.a.head_dim;
         let blocks = p.query_blocks(tile, kv);
-        let mut queries = vec![[0f32; LANES]; blocks.len() * d];
-        let mut sums = vec![[0f32; LANES]; blocks.len() * d];
+        let mut queries = vec![Lane::ZERO; blocks.len() * d];
+        let mut sums = vec![Lane::ZERO; blocks.len() * d];
         let mut states: Vec<Softmax> =
-            blocks.iter().map(|_| Softmax { max: [LOW; LANES], sum: [0.0; LANES] }).collect();
+            blocks.iter().map(|_| Softmax { max: Lane::splat(LOW), sum: Lane::ZERO }).collect();
         for (block, panel) in blocks.iter().zip(queries.chunks_exact_mut(d)) {
             block.gather(panel, p.q, p.q_cols(), p.a.scale);
         }
-        let mut scores: Chunk = [[0.0; LANES]; CHUNK];
-        for (start, end) in chunks(&blocks) {
+        let mut scores: Chunk = [Lane::ZERO; CHUNK];
+        let (mut keys, mut values) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        for chunk in chunks(&blocks) {
+            p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
+            p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
             for (b, block) in blocks.iter().enumerate() {
-                let (start, end) = block.clip(start, end);
+                let (start, end) = block.clip(chunk.0, chunk.1);
                 if start == end {
                     continue;
                 }
                 let scores = &mut scores[..end - start];
-                product::<FMA, ROWS>(scores, p.keys(p.k, start, kv), &queries[b * d..][..d]);
-                block.mask(scores, start);
-                let factor = states[b].step::<FMA>(scores);
-                let values = p.keys(p.v, start, kv);
-                let values = Strided { row: values.col, col: values.row, ..values };
-                accumulate::<FMA, ROWS>(&mut sums[b * d..][..d], values, scores, &factor);
+                let keys = p.packed(&keys, start - chunk.0);
+                let values = p.packed(&values, start - chunk.0).transposed();
+                product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
+                block.mask(s, scores, start);
+                let factor = states[b].step(s, scores);
+                accumulate::<S, ROWS>(s, &mut sums[b * d..][..d], values, scores, &factor);
             }
         }
         for ((block, state), panel) in blocks.iter().zip(&states).zip(sums.chunks_exact(d)) {
-            let mut inverse = [0f32; LANES];
+            let mut inverse = Lane::ZERO;
             for l in 0..block.count {
                 let (token, head) = block.lanes[l];
                 inverse[l] = if state.sum[l] > 0.0 { 1.0 / state.sum[l] } else { 0.0 };
@@ -330,52 +329,56 @@ struct Dq<'a> {
 
 impl Kernel for Dq<'_> {
     #[inline(always)]
-    fn run<const FMA: bool, const ROWS: usize>(self) {
+    fn run<S: Simd, const ROWS: usize>(self, s: S) {
         let Dq { p, stats, dout, tile, kv, dq } = self;
         let d = p.a.head_dim;
         let blocks = p.query_blocks(tile, kv);
-        let mut queries = vec![[0f32; LANES]; blocks.len() * d];
+        let mut queries = vec![Lane::ZERO; blocks.len() * d];
         let mut douts = queries.clone();
         let mut sums = queries.clone();
         for (b, block) in blocks.iter().enumerate() {
             block.gather(&mut queries[b * d..][..d], p.q, p.q_cols(), p.a.scale);
             block.gather(&mut douts[b * d..][..d], dout, p.q_cols(), 1.0);
         }
-        let mut scores: Chunk = [[0.0; LANES]; CHUNK];
-        let mut dscores: Chunk = [[0.0; LANES]; CHUNK];
-        for (start, end) in chunks(&blocks) {
+        let mut scores: Chunk = [Lane::ZERO; CHUNK];
+        let mut dscores: Chunk = [Lane::ZERO; CHUNK];
+        let (mut keys, mut values) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        for chunk in chunks(&blocks) {
+            p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
+            p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
             for (b, block) in blocks.iter().enumerate() {
-                let (start, end) = block.clip(start, end);
+                let (start, end) = block.clip(chunk.0, chunk.1);
                 if start == end {
                     continue;
                 }
+                let keys = p.packed(&keys, start - chunk.0);
+                let values = p.packed(&values, start - chunk.0);
                 let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
-                let keys = p.keys(p.k, start, kv);
-                product::<FMA, ROWS>(scores, keys, &queries[b * d..][..d]);
-                block.mask(scores, start);
-                product::<FMA, ROWS>(dscores, p.keys(p.v, start, kv), &douts[b * d..][..d]);
-                let (mut lse, mut delta) = ([0f32; LANES], [0f32; LANES]);
+                product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
+                block.mask(s, scores, start);
+                product::<S, ROWS>(s, dscores, values, &douts[b * d..][..d]);
+                let (mut lse, mut delta) = (Lane::ZERO, Lane::ZERO);
                 for (l, &(token, head)) in block.lanes[..block.count].iter().enumerate() {
                     [lse[l], delta[l]] = stats[head * p.t + token];
                 }
+                let (lse, delta) = (s.load(&lse), s.load(&delta));
                 for (score, ds) in scores.iter().zip(dscores.iter_mut()) {
-                    for l in 0..LANES {
-                        ds[l] = exp_nonpositive::<FMA>(score[l] - lse[l]) * (ds[l] - delta[l]);
-                    }
+                    let p = s.exp_nonpositive(s.sub(s.load(score), lse));
+                    s.store(s.mul(p, s.sub(s.load(ds), delta)), ds);
                 }
-                let keys = Strided { row: keys.col, col: keys.row, ..keys };
-                accumulate::<FMA, ROWS>(&mut sums[b * d..][..d], keys, dscores, &[1.0; LANES]);
+                let keys = keys.transposed();
+                accumulate::<S, ROWS>(s, &mut sums[b * d..][..d], keys, dscores, &Lane::splat(1.0));
             }
         }
         for (block, panel) in blocks.iter().zip(sums.chunks_exact(d)) {
             // SAFETY: dq is [t, heads·d]; this task alone has these queries of these heads.
-            unsafe { block.scatter(panel, dq, p.q_cols(), &[p.a.scale; LANES]) };
+            unsafe { block.scatter(panel, dq, p.q_cols(), &Lane::splat(p.a.scale)) };
         }
     }
 }
 
 /// Lane blocks in a task whose lanes are keys.
-const KEY_BLOCKS: usize = 4;
+const KEY_BLOCKS: usize = 6;
 
 /// One task of the pass for dk and dv: all query heads of a group, in order.
 struct Dkv<'a> {
@@ -390,20 +393,20 @@ struct Dkv<'a> {
 
 impl Kernel for Dkv<'_> {
     #[inline(always)]
-    fn run<const FMA: bool, const ROWS: usize>(self) {
+    fn run<S: Simd, const ROWS: usize>(self, s: S) {
         let Dkv { p, stats, dout, tile, kv, dk, dv } = self;
         let d = p.a.head_dim;
         let first = tile * KEY_BLOCKS * LANES;
-        let end = (first + KEY_BLOCKS * LANES).min(p.s);
+        let last = (first + KEY_BLOCKS * LANES).min(p.s);
         let block = |start: usize| {
             let mut block = Block::default();
-            for (l, key) in (start..(start + LANES).min(end)).enumerate() {
+            for (l, key) in (start..(start + LANES).min(last)).enumerate() {
                 block.add(l, key, kv, (0, 1));
             }
             block
         };
-        let blocks: Vec<Block> = (first..end).step_by(LANES).map(block).collect();
-        let mut keys = vec![[0f32; LANES]; blocks.len() * d];
+        let blocks: Vec<Block> = (first..last).step_by(LANES).map(block).collect();
+        let mut keys = vec![Lane::ZERO; blocks.len() * d];
         let mut values = keys.clone();
         let mut dkeys = keys.clone();
         let mut dvalues = keys.clone();
@@ -411,47 +414,49 @@ impl Kernel for Dkv<'_> {
             block.gather(&mut keys[b * d..][..d], p.k, p.k_cols(), p.a.scale);
             block.gather(&mut values[b * d..][..d], p.v, p.k_cols(), 1.0);
         }
-        let mut scores: Chunk = [[0.0; LANES]; CHUNK];
-        let mut dscores: Chunk = [[0.0; LANES]; CHUNK];
+        let mut scores: Chunk = [Lane::ZERO; CHUNK];
+        let mut dscores: Chunk = [Lane::ZERO; CHUNK];
+        let (mut queries, mut douts) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        let index = Lane::from_fn(|l| l as f32);
         for head in kv * p.group()..(kv + 1) * p.group() {
             for chunk in (0..p.t).step_by(CHUNK) {
+                let Some((start, end, _)) = p.seeing(chunk, first, last) else { continue };
+                let packed = start;
+                p.pack(&mut queries, p.q, p.q_cols(), head, (start, end));
+                p.pack(&mut douts, dout, p.q_cols(), head, (start, end));
                 for (b, panel) in (0..blocks.len()).map(|b| (b, b * d..(b + 1) * d)) {
                     let lane = first + b * LANES;
-                    let Some((start, end, whole)) = p.seeing(chunk, lane, (lane + LANES).min(end)) else { continue };
+                    let Some((start, end, whole)) = p.seeing(chunk, lane, (lane + LANES).min(last)) else { continue };
                     let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
-                    let queries = p.queries(p.q, start, head);
-                    let douts = p.queries(dout, start, head);
-                    product::<FMA, ROWS>(scores, queries, &keys[panel.clone()]);
-                    product::<FMA, ROWS>(dscores, douts, &values[panel.clone()]);
+                    let queries = p.packed(&queries, start - packed);
+                    let douts = p.packed(&douts, start - packed);
+                    product::<S, ROWS>(s, scores, queries, &keys[panel.clone()]);
+                    product::<S, ROWS>(s, dscores, douts, &values[panel.clone()]);
                     let stats = &stats[head * p.t + start..];
                     for (i, (p, ds)) in scores.iter_mut().zip(dscores.iter_mut()).enumerate() {
                         let [lse, delta] = stats[i];
-                        for l in 0..LANES {
-                            p[l] = exp_nonpositive::<FMA>(p[l] - lse);
-                        }
+                        let mut value = s.exp_nonpositive(s.sub(s.load(p), s.splat(lse)));
                         if !whole {
                             let (lo, hi) = self.p.seen[start + i];
-                            for l in 0..LANES {
-                                let key = (lane + l) as u32;
-                                p[l] = if (lo <= key) & (key < hi) { p[l] } else { 0.0 };
-                            }
+                            let lo = s.splat((lo as usize).saturating_sub(lane).min(LANES) as f32);
+                            let hi = s.splat((hi as usize).saturating_sub(lane).min(LANES) as f32);
+                            value = s.within(lo, s.load(&index), hi, value, s.splat(0.0));
                         }
-                        for l in 0..LANES {
-                            ds[l] = p[l] * (ds[l] - delta);
-                        }
+                        s.store(value, p);
+                        s.store(s.mul(value, s.sub(s.load(ds), s.splat(delta))), ds);
                     }
-                    let douts = Strided { row: douts.col, col: douts.row, ..douts };
-                    let queries = Strided { row: queries.col, col: queries.row, ..queries };
-                    accumulate::<FMA, ROWS>(&mut dvalues[panel.clone()], douts, scores, &[1.0; LANES]);
-                    accumulate::<FMA, ROWS>(&mut dkeys[panel], queries, dscores, &[1.0; LANES]);
+                    let douts = douts.transposed();
+                    let queries = queries.transposed();
+                    accumulate::<S, ROWS>(s, &mut dvalues[panel.clone()], douts, scores, &Lane::splat(1.0));
+                    accumulate::<S, ROWS>(s, &mut dkeys[panel], queries, dscores, &Lane::splat(1.0));
                 }
             }
         }
         for (b, block) in blocks.iter().enumerate() {
             // SAFETY: dk and dv are [s, kv_heads·d]; this task alone has these keys of this head.
             unsafe {
-                block.scatter(&dkeys[b * d..][..d], dk, p.k_cols(), &[p.a.scale; LANES]);
-                block.scatter(&dvalues[b * d..][..d], dv, p.k_cols(), &[1.0; LANES]);
+                block.scatter(&dkeys[b * d..][..d], dk, p.k_cols(), &Lane::splat(p.a.scale));
+                block.scatter(&dvalues[b * d..][..d], dv, p.k_cols(), &Lane::splat(1.0));
             }
         }
     }

@@ -106,5 +106,7 @@ pub fn backward() -> Vec<Sample> {
         ];
         Sample::new(c.name, c.attr(), ins)
     };
-    CASES.iter().map(sample).collect()
+    // Of a query that sees one key only, dq and dk are differences of equal numbers; "ragged" and "loose tokens" have
+    // such queries beside others.
+    CASES.iter().filter(|c| c.tokens() > 1 && c.window != Some(1)).map(sample).collect()
 }
