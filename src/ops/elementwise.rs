@@ -529,7 +529,7 @@ const MATRICES: &[(&str, &[usize])] = &[
     ("one column", &[65, 1]),
     ("odd", &[7, 17]),
     ("wide", &[33, 129]),
-    ("long", &[260, 35]),
+    ("long", &[520, 35]),
 ];
 
 /// `what` is added to the samples' names.

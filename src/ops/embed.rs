@@ -152,7 +152,7 @@ pub static CACHE_WRITE: OpDef = OpDef {
             ("one token", &[0], 1, 1),
             ("out of order", &[5, 0, 3], 7, 33),
             ("positions outside the cache", &[-1, 2, 3, 1], 3, 7),
-            ("a large cache", &[300, 299, 0], 301, 33),
+            ("a large cache", &[600, 599, 0], 601, 33),
             ("a prompt", &[0, 1, 2, 3, 4, 5, 6, 7, 8], 17, 65),
         ];
         table.into_iter().map(sample).collect()
@@ -360,7 +360,7 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("ids outside the table", &[-1, 4, 5, 2, i32::MIN, i32::MAX, 4], 5, 18, 0.5),
     ("wide rows", &[6, 6, 3], 7, 130, 11.3),
     ("many tokens", &[1; 65], 33, 3, 1.0),
-    ("a large table", &[511, 3, 250, 3, 600], 512, 34, 0.25),
+    ("a large table", &[1023, 3, 500, 3, 1200], 1024, 34, 0.25),
 ];
 
 fn ids_in(ids: &[i32]) -> SampleIn {

@@ -108,27 +108,73 @@ impl<'a> HostCall<'a> {
         let xs = ins.map(|i| self.input_ptr::<f32>(i));
         par::ranges(self.outs[outs[0]].len(), 1 << 14, |range| {
             vectorized(|| {
-                // Whole blocks are read before they are written, so that the loops vectorize even in place.
-                let mut block = [[0f32; 256]; N];
-                let mut result = [[0f32; 256]; M];
-                for start in range.clone().step_by(256) {
-                    let n = (range.end - start).min(256);
-                    for (b, x) in block.iter_mut().zip(xs) {
+                let mut start = range.start;
+                while start < range.end {
+                    let n = (range.end - start).min(LANES);
+                    let mut x = [[0f32; LANES]; N];
+                    for (x, from) in x.iter_mut().zip(xs) {
                         // SAFETY: start + n ≤ the operands' length; ranges of different threads are disjoint.
-                        unsafe { std::ptr::copy_nonoverlapping(x.add(start), b.as_mut_ptr(), n) };
+                        unsafe { load(x, from.add(start), n) };
                     }
-                    for i in 0..256 {
-                        let y = f(std::array::from_fn(|k| block[k][i]));
-                        for (r, y) in result.iter_mut().zip(y) {
-                            r[i] = y;
-                        }
+                    // All is read before anything is written, so that loops vectorize even in place.
+                    let y = lanes(&x, &f);
+                    for (y, to) in y.iter().zip(ys) {
+                        // SAFETY: as above.
+                        unsafe { store(y, to.add(start), n) };
                     }
-                    for (r, y) in result.iter().zip(ys) {
-                        // SAFETY: as above; `result` is a local.
-                        unsafe { std::ptr::copy_nonoverlapping(r.as_ptr(), y.add(start), n) };
-                    }
+                    start += n;
                 }
             });
         });
+    }
+}
+
+/// Elements that `map` handles side by side.
+const LANES: usize = 8;
+
+/// `f` of each lane, as plain loops that the compiler turns into vector instructions.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // iterators and array::from_fn stay calls where link-time optimization is off
+fn lanes<const N: usize, const M: usize>(
+    x: &[[f32; LANES]; N],
+    f: &impl Fn([f32; N]) -> [f32; M],
+) -> [[f32; LANES]; M] {
+    let mut y = [[0f32; LANES]; M];
+    for i in 0..LANES {
+        let mut lane = [0f32; N];
+        for k in 0..N {
+            lane[k] = x[k][i];
+        }
+        let result = f(lane);
+        for k in 0..M {
+            y[k][i] = result[k];
+        }
+    }
+    y
+}
+
+/// # Safety
+/// `n` ≤ [`LANES`] elements can be read at `from`.
+#[inline(always)]
+unsafe fn load(x: &mut [f32; LANES], from: *const f32, n: usize) {
+    // SAFETY: the caller's promise; floats need no more than their own alignment here.
+    unsafe {
+        match n {
+            LANES => *x = from.cast::<[f32; LANES]>().read_unaligned(),
+            _ => std::ptr::copy_nonoverlapping(from, x.as_mut_ptr(), n),
+        }
+    }
+}
+
+/// # Safety
+/// `n` ≤ [`LANES`] elements can be written at `to`.
+#[inline(always)]
+unsafe fn store(y: &[f32; LANES], to: *mut f32, n: usize) {
+    // SAFETY: as in `load`.
+    unsafe {
+        match n {
+            LANES => to.cast::<[f32; LANES]>().write_unaligned(*y),
+            _ => std::ptr::copy_nonoverlapping(y.as_ptr(), to, n),
+        }
     }
 }

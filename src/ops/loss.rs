@@ -333,8 +333,8 @@ fn samples() -> Vec<Sample> {
         ("f16 weights", DType::F16, 5, 20, 67),
         ("nf4 weights", DType::Nf4, 9, 36, 65),
         ("nf4_dq weights", DType::Nf4Dq, 3, 64, 300),
-        ("several blocks of tokens", DType::F32, 50, 36, 300),
-        ("a large vocabulary", DType::Nf4Dq, 2, 66, 1101),
+        ("several blocks of tokens", DType::F32, 50, 36, 520),
+        ("a large vocabulary", DType::Nf4Dq, 2, 66, 2101),
     ];
     for (name, dtype, t, d, v) in shapes {
         for (grad_x, grad_w) in [(false, false), (true, false), (true, true), (false, true)] {

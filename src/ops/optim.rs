@@ -104,7 +104,7 @@ pub static ADAMW: OpDef = OpDef {
             ("one element", 1, 4.0, hyper(0.1, 1.0)),
             ("no clipping", 33, 9.0, hyper(0.0, 0.0)),
             ("below the largest norm", 65, 0.25, hyper(0.01, 1.0)),
-            ("clipped", 8219, 1e4, hyper(0.01, 0.5)),
+            ("clipped", 16411, 1e4, hyper(0.01, 0.5)),
             ("an infinite gradient is skipped", 17, f64::INFINITY, hyper(0.1, 1.0)),
             ("a gradient that is no number is skipped", 17, f64::NAN, hyper(0.1, 1.0)),
         ];
@@ -145,7 +145,7 @@ pub static ZERO: OpDef = OpDef {
     wgsl: |l| Ok(over(l, "ZERO", "zero", |r| vec![Arg::OutPart(0, bytes(r, 1))])),
     samples: || {
         let sample = |(name, n)| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::f32(&[n]))]);
-        [("one element", 1), ("odd", 33), ("many", 1025)].into_iter().map(sample).collect()
+        [("one element", 1), ("odd", 33), ("many", 16411)].into_iter().map(sample).collect()
     },
 };
 

@@ -75,7 +75,7 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     wgsl: wgsl_dequantize,
     samples: || {
         let table =
-            [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("five nested blocks", 1041, 64)];
+            [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("nine nested blocks", 2081, 64)];
         let types = [DType::Nf4, DType::Nf4Dq];
         let sample = |(name, n, k)| {
             types.map(|dtype| {
