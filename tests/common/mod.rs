@@ -4,6 +4,7 @@
 pub mod data;
 pub mod devices;
 pub mod golden;
+pub mod graphs;
 pub mod interpret;
 pub mod run;
 pub mod tolerance;
