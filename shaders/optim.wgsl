@@ -97,8 +97,8 @@ fn adamw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     let bits = sumsq[0];
     if (bits & 0x7f800000u) == 0x7f800000u { return; }
     let lr = hyper[0];
-    let beta1 = hyper[1];
-    let beta2 = hyper[2];
+    let rate1 = hyper[1];
+    let rate2 = hyper[2];
     let largest = hyper[7];
     var clip = 1.0;
     if largest > 0.0 { clip = min(largest / (sqrt(bitcast<f32>(bits)) + 1e-6), 1.0); }
@@ -109,8 +109,8 @@ fn adamw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
         let i = ((wg.y * groups.x + wg.x) * EACH + k) * WG + lid;
         if i < p.n {
             let d = clip * g[i];
-            let mi = m[i] + (1.0 - beta1) * (d - m[i]);
-            let vi = beta2 * v[i] + (1.0 - beta2) * d * d;
+            let mi = m[i] + rate1 * (d - m[i]);
+            let vi = v[i] + rate2 * (d * d - v[i]);
             w[i] = w[i] * keep - step * (mi / (sqrt(vi) / root + hyper[3]));
             m[i] = mi;
             v[i] = vi;

@@ -58,9 +58,10 @@ pub static SUM_SQUARES: OpDef = OpDef {
 /// `adamw` [p, g, m, v F32[N], sumsq F32[1], hyper F32[8]] → p′, m′, v′ (Loshchilov & Hutter 2019), in the order of
 /// PyTorch's `torch.optim.AdamW` and `clip_grad_norm_`.
 ///
-/// hyper = [lr, β₁, β₂, eps, weight decay, 1−β₁ᵗ, 1−β₂ᵗ, largest norm (≤ 0: no clipping)]:
-/// g ← g·min(1, largest / (√sumsq + 1e-6)); p ← p·(1 − lr·decay); m ← m + (1−β₁)(g − m); v ← β₂v + (1−β₂)g²;
+/// hyper = [lr, 1−β₁, 1−β₂, eps, weight decay, 1−β₁ᵗ, 1−β₂ᵗ, largest norm (≤ 0: no clipping)]:
+/// g ← g·min(1, largest / (√sumsq + 1e-6)); p ← p·(1 − lr·decay); m ← m + (1−β₁)(g − m); v ← v + (1−β₂)(g² − v);
 /// p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps). If `sumsq` is not finite, nothing changes.
+/// The rates come as 1−β because f32 holds 0.001 well, and 1 − 0.999 badly.
 pub static ADAMW: OpDef = OpDef {
     name: "adamw",
     infer: |attr, ins| match (attr, ins) {
@@ -77,7 +78,7 @@ pub static ADAMW: OpDef = OpDef {
     },
     reference: |_, ins| {
         let [p, g, m, v, sumsq, hyper] = ins else { unreachable!("infer refused it") };
-        let [lr, b1, b2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| hyper.data[i]);
+        let [lr, rate1, rate2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| hyper.data[i]);
         let (mut p, mut m, mut v) = (p.clone(), m.clone(), v.clone());
         if !sumsq.data[0].is_finite() {
             return vec![p, m, v];
@@ -85,8 +86,8 @@ pub static ADAMW: OpDef = OpDef {
         let clip = if largest > 0.0 { (largest / (sumsq.data[0].sqrt() + 1e-6)).min(1.0) } else { 1.0 };
         for i in 0..p.data.len() {
             let g = clip * g.data[i];
-            m.data[i] += (1.0 - b1) * (g - m.data[i]);
-            v.data[i] = b2 * v.data[i] + (1.0 - b2) * g * g;
+            m.data[i] += rate1 * (g - m.data[i]);
+            v.data[i] += rate2 * (g * g - v.data[i]);
             let step = lr / bc1 * m.data[i] / (v.data[i].sqrt() / bc2.sqrt() + eps);
             p.data[i] = p.data[i] * (1.0 - lr * decay) - step;
         }
@@ -99,7 +100,7 @@ pub static ADAMW: OpDef = OpDef {
     host: host_adamw,
     wgsl: wgsl_adamw,
     samples: || {
-        let hyper = |decay: f64, largest: f64| vec![1e-3, 0.9, 0.999, 1e-8, decay, 0.271, 0.002997, largest];
+        let hyper = |decay: f64, largest: f64| vec![1e-3, 0.1, 0.001, 1e-8, decay, 0.271, 0.002997, largest];
         let table = [
             ("one element", 1, 4.0, hyper(0.1, 1.0)),
             ("no clipping", 33, 9.0, hyper(0.0, 0.0)),
@@ -201,7 +202,7 @@ fn host_sum_squares(call: &HostCall) {
 
 fn host_adamw(call: &HostCall) {
     let (sumsq, h) = (call.input::<f32>(4)[0], call.input::<f32>(5));
-    let [lr, b1, b2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| h[i]);
+    let [lr, rate1, rate2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| h[i]);
     if !sumsq.is_finite() {
         return call.map_many([0, 1, 2], [0, 2, 3], |pmv| pmv);
     }
@@ -209,8 +210,8 @@ fn host_adamw(call: &HostCall) {
     let (keep, step, root) = (1.0 - lr * decay, lr / bc1, bc2.sqrt());
     call.map_many([0, 1, 2], [0, 1, 2, 3], |[p, g, m, v]| {
         let g = clip * g;
-        let m = m + (1.0 - b1) * (g - m);
-        let v = b2 * v + (1.0 - b2) * g * g;
+        let m = m + rate1 * (g - m);
+        let v = v + rate2 * (g * g - v);
         [p * keep - step * (m / (v.sqrt() / root + eps)), m, v]
     });
 }

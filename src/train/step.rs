@@ -22,7 +22,7 @@ pub struct Step {
     pub loss: Val,
     /// Sum of squares of the gradient before clipping, F32[1].
     pub sum_squares: Val,
-    /// Rate, betas, epsilon, decay, bias corrections, norm to clip to: F32[8], as [`optim::ADAMW`] reads them.
+    /// Rate, 1 − betas, epsilon, decay, bias corrections, norm to clip to: F32[8], as [`optim::ADAMW`] reads them.
     pub hyper: Val,
     pub weights: Vec<Weight>,
 }

@@ -89,8 +89,8 @@ impl Trainer {
         }
         let t = (self.steps + 1) as i32;
         let AdamW { beta1, beta2, eps, weight_decay, max_grad_norm } = self.adamw;
-        let hyper = [lr, beta1, beta2, eps, weight_decay, 1.0 - beta1.powi(t), 1.0 - beta2.powi(t), max_grad_norm]
-            .map(|x| x as f32);
+        let (bias1, bias2) = (1.0 - beta1.powi(t), 1.0 - beta2.powi(t));
+        let hyper = [lr, 1.0 - beta1, 1.0 - beta2, eps, weight_decay, bias1, bias2, max_grad_norm].map(|x| x as f32);
         self.exec.upload(self.leaves.hyper, bytemuck::cast_slice(&hyper))?;
         self.exec.run(Phase::UPDATE)?;
         self.steps += 1;
