@@ -1,3 +1,5 @@
+//! Matrix products of every shape, operand format and edge, against float64.
+
 use super::*;
 use half::{bf16, f16};
 
@@ -61,7 +63,9 @@ impl Owned {
 
     /// Element `i`, straight from the format's definition.
     fn get(&self, i: usize) -> f64 {
-        let nf4 = |codes: &[u8]| NF4[(if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 }) as usize] as f64;
+        let nf4 = |codes: &[u8]| {
+            NF4[(if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 }) as usize] as f64
+        };
         match self {
             Owned::F32(x) => x[i] as f64,
             Owned::Bf16(x) => x[i].to_f64(),
