@@ -32,7 +32,8 @@ struct Case {
     name: &'static str,
     attr: Attr,
     ins: Vec<In>,
-    /// Pairs (input, output) in one place, as in a plan.
+    /// Pairs (input, output) in one place, as in a plan; only where running it over and over on its own result
+    /// leads to no infinities or denormal numbers.
     shared: &'static [(usize, usize)],
 }
 
@@ -93,7 +94,7 @@ fn cases() -> Vec<Case> {
     let rstd = || In::Ones(Ty::f32(&[T]));
     let ins = vec![f32s(&[T, D]), f32s(&[T, D]), f32s(&[D]), rstd(), f32s(&[T, D])];
     case("rms_norm_dx", "residual", norm(true), ins, &[(4, 0)]);
-    case("rms_norm_dw", "tokens", norm(false), vec![f32s(&[T, D]), f32s(&[T, D]), rstd()], &[]);
+    case("rms_norm_dw", "tokens", Attr::Acc(false), vec![f32s(&[T, D]), f32s(&[T, D]), rstd()], &[]);
 
     let rope = Attr::Rope(Rope { heads: HEADS, head_dim: HEAD, inverse: false });
     case("rope", "queries", rope, vec![f32s(&[T, D]), f32s(&[T, HEAD]), positions()], &[(0, 0)]);
@@ -117,8 +118,8 @@ fn cases() -> Vec<Case> {
     case("scale", "tokens", Attr::None, vec![f32s(&[T, D]), scalar()], &[(0, 0)]);
     case("gated_act", "silu", Attr::Act(Act::Silu), vec![f32s(&[T, F]), f32s(&[T, F])], &[]);
     let ins = vec![f32s(&[T, F]), f32s(&[T, F]), f32s(&[T, F])];
-    case("gated_act_bwd", "silu", Attr::Act(Act::Silu), ins, &[(1, 0), (2, 1)]);
-    case("dropout", "tokens", Attr::Dropout(Dropout { p: 0.1, site: 1 }), vec![f32s(&[T, D]), rng()], &[(0, 0)]);
+    case("gated_act_bwd", "silu", Attr::Act(Act::Silu), ins, &[]);
+    case("dropout", "tokens", Attr::Dropout(Dropout { p: 0.1, site: 1 }), vec![f32s(&[T, D]), rng()], &[]);
     let factor = |acc| Attr::Factor(Factor { factor: 0.5, acc });
     case("add_row", "tokens", factor(false), vec![f32s(&[T, D]), f32s(&[D])], &[(0, 0)]);
     case("add_row_dv", "tokens", factor(false), vec![f32s(&[T, D])], &[]);
