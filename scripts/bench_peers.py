@@ -77,7 +77,7 @@ def run(engine, data, work):
         command = [args.trimtab, "train", "--model", args.model, "--data", data, "--method", "lora", "--rank", "16",
                    "--alpha", "32", "--targets", "all-linear", "--batch-size", str(args.batch),
                    "--micro-tokens", str(args.batch * args.seq), "--max-seq-len", str(args.seq),
-                   "--steps", str(args.warmup + args.steps), "--lr", "2e-4", "--dtype", "f32", "--device", "cpu",
+                   "--steps", str(args.warmup + args.steps), "--lr", "2e-4", "--schedule", "constant", "--warmup", "0", "--dtype", "f32", "--device", "cpu",
                    "--no-shuffle", "--out", f"{work}/out"]
     with open(f"{work}/stdout", "w+") as out, open(f"{work}/stderr", "w+") as err:
         child = subprocess.Popen(command, stdout=out, stderr=err, env=env)

@@ -1,33 +1,20 @@
 //! The CPU as a device: memory is this process's, a launch is a function call.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use memmap2::MmapMut;
 
 use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
-use crate::dtype::ALIGN;
 use crate::error::{Error, Result};
 
-/// One aligned allocation.
+/// One allocation: anonymous pages, which the system zeroes and takes only when they are first touched.
 struct Block {
-    ptr: *mut u8,
-    layout: Layout,
+    map: MmapMut,
+    bytes: u64,
 }
-
-// SAFETY: the block owns its memory; access goes through the backend, which is borrowed for it.
-unsafe impl Send for Block {}
 
 impl Block {
-    fn new(bytes: usize) -> Option<Block> {
-        let layout = Layout::from_size_align(bytes.max(1), ALIGN).ok()?;
-        // SAFETY: the layout's size is not zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        (!ptr.is_null()).then_some(Block { ptr, layout })
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: `ptr` came from `alloc_zeroed` with this layout and is freed once.
-        unsafe { dealloc(self.ptr, self.layout) }
+    fn new(bytes: u64) -> Option<Block> {
+        let map = MmapMut::map_anon(usize::try_from(bytes).ok()?.max(1)).ok()?;
+        Some(Block { map, bytes })
     }
 }
 
@@ -61,9 +48,9 @@ impl Cpu {
     fn resolve(&self, slice: Slice) -> Result<HostSlice> {
         let block = self.blocks.get(slice.buffer.0 as usize).and_then(|b| b.as_ref());
         match block {
-            Some(b) if slice.offset + slice.bytes <= b.layout.size() as u64 => Ok(HostSlice {
+            Some(b) if slice.offset + slice.bytes <= b.bytes => Ok(HostSlice {
                 // SAFETY: the range lies within the block, checked on the line above.
-                ptr: unsafe { b.ptr.add(slice.offset as usize) },
+                ptr: unsafe { b.map.as_ptr().add(slice.offset as usize).cast_mut() },
                 bytes: slice.bytes as usize,
             }),
             _ => {
@@ -85,7 +72,7 @@ impl Backend for Cpu {
     }
 
     fn alloc(&mut self, bytes: u64) -> Result<Buffer> {
-        let block = usize::try_from(bytes).ok().and_then(Block::new).ok_or_else(|| Error::Memory {
+        let block = Block::new(bytes).ok_or_else(|| Error::Memory {
             needed: bytes,
             available: 0,
             hint: "the system refused the allocation; use a smaller model, --quantize nf4, or fewer --micro-tokens"
@@ -98,7 +85,7 @@ impl Backend for Cpu {
 
     fn free(&mut self, buffer: Buffer) {
         if let Some(block) = self.blocks[buffer.0 as usize].take() {
-            self.bytes -= block.layout.size() as u64;
+            self.bytes -= block.bytes;
         }
     }
 

@@ -122,12 +122,18 @@ fn segment(caps: &Caps) -> u64 {
     (caps.max_buffer / crate::dtype::ALIGN as u64 * crate::dtype::ALIGN as u64).max(crate::dtype::ALIGN as u64)
 }
 
-/// A view lies within what it views; its start is a whole number of elements, so of bytes only for dense types.
+/// A view lies within what it views.
 fn view(g: &Graph, places: &[Option<Place>], v: Val) -> Result<Place> {
     let (root, start) = g.root(v);
     let place = places[root.index()].ok_or_else(|| g.refuse("plan", format!("{} has no place", g.value(v).name)))?;
     let ty = g.ty(v);
-    Ok(Place { offset: place.offset + ty.dtype.bytes(start) as u64, bytes: ty.bytes() as u64, ..place })
+    let offset = match start {
+        0 => 0,
+        // The parts of a quantized tensor lie apart: a piece of it is no range of bytes.
+        _ if ty.dtype.is_quantized() => return Err(g.refuse("view", format!("a part of the quantized {ty}"))),
+        _ => ty.dtype.bytes(start) as u64,
+    };
+    Ok(Place { offset: place.offset + offset, bytes: ty.bytes() as u64, ..place })
 }
 
 fn place_leaves(

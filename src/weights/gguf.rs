@@ -290,6 +290,10 @@ impl Gguf {
         Ok(Gguf { path: path.into(), map, metadata, tensors })
     }
 
+    pub(super) fn release(&self) {
+        super::release(&self.map);
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

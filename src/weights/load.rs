@@ -39,6 +39,9 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
         done += ty.bytes() as u64;
         progress(done, total)?;
     }
+    if let Some(base) = from.base {
+        base.release();
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use memmap2::Mmap;
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -113,6 +114,15 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     }
 }
 
+/// Gives back the resident pages of a mapped file.
+fn release(map: &Mmap) {
+    #[cfg(unix)]
+    // SAFETY: the mapping is of a file and read-only, so a page that is given back comes again with the same bytes.
+    let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    #[cfg(not(unix))]
+    let _ = map;
+}
+
 /// The config.json of a folder, whether or not it holds weights.
 pub fn read_config(folder: &Path) -> Result<Value> {
     read_json(&folder.join("config.json"))?
@@ -163,6 +173,15 @@ impl Checkpoint {
             tensors.insert(name, Entry { info, place: Place::Safetensors { file } });
         }
         Ok(Checkpoint { path: path.into(), config, files: Files::Safetensors(files), tensors })
+    }
+
+    /// Lets the system take back the pages of the mapped files that were read: weights that were copied to a device
+    /// need not stay resident beside it. They are read again if asked for.
+    pub fn release(&self) {
+        match &self.files {
+            Files::Safetensors(files) => files.iter().for_each(SafetensorsFile::release),
+            Files::Gguf(gguf) => gguf.release(),
+        }
     }
 
     pub fn path(&self) -> &Path {

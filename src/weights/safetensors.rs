@@ -43,6 +43,10 @@ impl SafetensorsFile {
         Ok(SafetensorsFile { path: path.into(), map, data: 8 + header_bytes, header })
     }
 
+    pub(super) fn release(&self) {
+        super::release(&self.map);
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
