@@ -1,4 +1,5 @@
 // Attention, backward: for each head and query, lse and δ_t = Σ over features of dout out, side by side.
+// variant:
 override WG: u32 = 64u;
 
 struct Params {

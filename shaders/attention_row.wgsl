@@ -1,5 +1,6 @@
 // Attention, forward, for few queries (decoding): a workgroup has one query of one head. Of each tile of 64 keys an
 // invocation scores one; then it sums features lid, lid + 64, ... of the values. See attention.wgsl for the equations.
+// variant:
 #include "common/attention.wgsl"
 
 @group(0) @binding(next) var<storage, read_write> out: array<f32>;

@@ -1,3 +1,5 @@
+//! Matrix products of every shape, operand format and edge, against float64.
+
 use super::*;
 use half::{bf16, f16};
 
