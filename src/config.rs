@@ -193,7 +193,7 @@ settings! {
         #[doc = "How it falls after the warmup: not at all, in a line to 0, or along half a cosine to 0"]
         schedule: Schedule = "SCHEDULE", { Schedule::Cosine };
         #[doc = "Steps in which it rises from 0; below 1, that share of all steps"]
-        warmup: f64 = "N", { 0.03 },
+        warmup: f64 = "N", { 0.0 },
             if |v| v.is_finite() && *v >= 0.0 && (*v < 1.0 || v.fract() == 0.0) => "a whole number of steps, or a share below 1";
         #[doc = "Decay of the trained tensors, apart from the gradient (AdamW)"]
         weight_decay: f64 = "X", { 0.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";

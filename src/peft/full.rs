@@ -23,7 +23,8 @@ impl Method for Full {
         true
     }
 
-    /// A Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were.
+    /// A Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a
+    /// tokenizer.json made from what a GGUF file holds.
     fn save(&self, save: &Save) -> Result<()> {
         std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
         let (dtype, name) = match save.dtype {
@@ -48,6 +49,10 @@ impl Method for Full {
             if from.is_file() {
                 std::fs::copy(&from, save.dir.join(file)).map_err(|e| Error::io(&from, e))?;
             }
+        }
+        // A GGUF file holds its tokenizer inside.
+        if save.base.path.is_file() {
+            save.base.tokenizer()?.save(save.dir.join("tokenizer.json"))?;
         }
         let mut config = save.base.config.clone();
         if let Some(config) = config.as_object_mut() {
