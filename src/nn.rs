@@ -42,8 +42,8 @@ pub struct Site {
 /// Where the first value of a tensor comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// The tensor of this name in the base model's files.
-    Base { role: Role },
+    /// The tensor of this name in the base model's files, unless an adapter holds another.
+    Base { tensor: String, role: Role },
     /// An adapter's tensor under this key in its file; else drawn as `init` says.
     Adapter { init: Init },
     /// Computed when the graph was built.
@@ -127,16 +127,22 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(name) {
             return val;
         }
-        let trainable = self.method.trains(name, role);
-        let val = match trainable {
-            true => self.g.leaf(Class::Param, name, Ty::f32(shape)),
+        let source = Source::Base { tensor: name.to_string(), role };
+        let val = match self.method.trains(name, role) {
+            true => {
+                let key = self.method.key(name);
+                let val = self.g.leaf(Class::Param, &key, Ty::f32(shape));
+                self.keep(val, &key, source, true)
+            }
             false => {
                 // Vectors (norms, biases) are small and read at full precision everywhere.
                 let dtype = if shape.len() == 1 { DType::F32 } else { (self.storage)(name, role) };
-                self.g.leaf(Class::Frozen, name, Ty::new(dtype, shape))
+                let val = self.g.leaf(Class::Frozen, name, Ty::new(dtype, shape));
+                self.keep(val, name, source, false)
             }
         };
-        self.keep(val, name, Source::Base { role }, trainable)
+        self.named.insert(name.to_string(), val);
+        val
     }
 
     /// A new trainable tensor of a method, under its key in the adapter's file.

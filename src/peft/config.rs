@@ -91,6 +91,10 @@ pub struct AdapterConfig {
     /// Regular expression on the end of a module path, and the rank or alpha there; the first that matches counts.
     pub rank_pattern: Vec<(String, usize)>,
     pub alpha_pattern: Vec<(String, f64)>,
+    /// B has a bias (`lora_B.bias`, `[out]`), added behind the product and scaled like it.
+    pub lora_bias: bool,
+    /// Modules of the base model that are trained whole, and kept in the adapter's file.
+    pub modules_to_save: Vec<String>,
     /// `init_lora_weights`: how A and B started. Training from a given adapter does not use it.
     pub init: Value,
     compiled: OnceLock<Compiled>,
@@ -113,6 +117,8 @@ impl AdapterConfig {
             layers_pattern: Vec::new(),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            lora_bias: false,
+            modules_to_save: Vec::new(),
             init: Value::Bool(true),
             compiled: OnceLock::new(),
         }
@@ -161,9 +167,7 @@ fn no_embedding(v: &Value) -> bool {
 #[rustfmt::skip]
 static REFUSED: &[Refused] = &[
     Refused { key: "bias", harmless: |v| v.is_null() || v == "none", hint: MERGE },
-    Refused { key: "lora_bias", harmless: idle, hint: MERGE },
     Refused { key: "use_dora", harmless: idle, hint: MERGE },
-    Refused { key: "modules_to_save", harmless: idle, hint: MERGE },
     Refused { key: "trainable_token_indices", harmless: idle, hint: MERGE },
     Refused { key: "target_parameters", harmless: idle, hint: MERGE },
     Refused { key: "target_modules", harmless: no_embedding, hint: "leave the embedding and the output head out, or merge the adapter with PEFT" },
@@ -294,6 +298,8 @@ impl AdapterConfig {
             alpha_pattern: get(map, "alpha_pattern", "an object of numbers", Vec::new(), |v| {
                 pattern_of(v, Value::as_f64)
             })?,
+            lora_bias: get(map, "lora_bias", "true or false", false, Value::as_bool)?,
+            modules_to_save: get(map, "modules_to_save", "a list of names", Vec::new(), strings_of)?,
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
             compiled: OnceLock::new(),
         };
@@ -305,7 +311,7 @@ impl AdapterConfig {
     ///
     /// Of PEFT 0.21.2's 44 keys only those are written that PEFT 0.9 and its other readers (vLLM, mistral.rs,
     /// llama.cpp's converter) know too: an older PEFT stops at a key it does not know, and every PEFT fills in the
-    /// default of a key that is missing. `exclude_modules` is written only if it is set.
+    /// default of a key that is missing. `exclude_modules` and `lora_bias` are written only if they are set.
     pub fn to_json(&self) -> String {
         let number = |x: f64| match x.fract() == 0.0 && x.abs() < 9e15 {
             true => Value::from(x as i64),
@@ -336,8 +342,17 @@ impl AdapterConfig {
             ),
             ("layers_to_transform", Value::from(self.layers.clone())),
             ("lora_alpha", number(self.alpha)),
+        ]);
+        pairs.extend(self.lora_bias.then(|| ("lora_bias", Value::Bool(true))));
+        pairs.extend([
             ("lora_dropout", self.dropout.into()),
-            ("modules_to_save", Value::Null),
+            (
+                "modules_to_save",
+                match self.modules_to_save.is_empty() {
+                    true => Value::Null,
+                    false => self.modules_to_save.clone().into(),
+                },
+            ),
             ("peft_type", "LORA".into()),
             ("r", self.rank.into()),
             ("rank_pattern", self.rank_pattern.iter().map(|(k, v)| (k.clone(), Value::from(*v))).collect()),
@@ -404,6 +419,11 @@ impl AdapterConfig {
             alpha: self.alpha_pattern.iter().map(|(k, _)| ending("alpha_pattern", k)).collect::<Result<_>>()?,
         };
         Ok(self.compiled.get_or_init(|| compiled))
+    }
+
+    /// Whether the base model's module (its path in the Hugging Face model) is trained whole.
+    pub fn saves(&self, module: &str) -> bool {
+        listed(&self.modules_to_save, module)
     }
 
     /// What LoRA does at the linear layer `module` (its path in the Hugging Face model:

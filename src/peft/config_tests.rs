@@ -135,9 +135,7 @@ fn the_first_pattern_that_matches_counts() {
 fn says_no_to_what_it_cannot_do_and_names_the_key() {
     let table = [
         ("dora", "use_dora"),
-        ("lora_bias_loraonly", "lora_bias"),
         ("lora_bias_all", "bias"),
-        ("lora_modules_to_save", "modules_to_save"),
         ("lora_trainable_tokens", "trainable_token_indices"),
         ("lora_target_parameters", "target_parameters"),
         ("lora_embed", "target_modules"),

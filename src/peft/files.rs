@@ -28,6 +28,16 @@ pub fn lora_b(module: &str) -> String {
     format!("{PREFIX}{module}.lora_B.weight")
 }
 
+/// Name in the file of the bias of B, `[out]`, of the linear layer `module`.
+pub fn lora_bias(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_B.bias")
+}
+
+/// Name in the file of a tensor of the base model that is trained whole.
+pub fn saved(tensor: &str) -> String {
+    format!("{PREFIX}{tensor}")
+}
+
 /// A tensor to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Out<'a> {

@@ -7,7 +7,7 @@ use super::files;
 use super::{Method, Save};
 use crate::error::Result;
 use crate::graph::Val;
-use crate::nn::{Init, Nn, Site};
+use crate::nn::{Init, Nn, Role, Site};
 use crate::ops::{Dropout, Lora as LowRank};
 
 pub struct Lora {
@@ -17,6 +17,14 @@ pub struct Lora {
 impl Method for Lora {
     fn name(&self) -> &'static str {
         "lora"
+    }
+
+    fn trains(&self, name: &str, _: Role) -> bool {
+        name.rsplit_once('.').is_some_and(|(module, _)| self.config.saves(module))
+    }
+
+    fn key(&self, name: &str) -> String {
+        files::saved(name)
     }
 
     fn check(&self, linears: &[String]) -> Result<()> {
@@ -40,6 +48,11 @@ impl Method for Lora {
         let a = nn.adapter(&files::lora_a(&site.path), &[rank, features], Init::Uniform { bound });
         let b = nn.adapter(&files::lora_b(&site.path), &[out, rank], Init::Zeros);
         let dropout = (nn.training && dropout > 0.0).then(|| Dropout { p: dropout, site: nn.next_dropout() });
-        nn.plain_linear(x, w, bias, Some((LowRank { scale, dropout }, a, b)))
+        let y = nn.plain_linear(x, w, bias, Some((LowRank { scale, dropout }, a, b)))?;
+        if !self.config.lora_bias {
+            return Ok(y);
+        }
+        let bias = nn.adapter(&files::lora_bias(&site.path), &[out], Init::Zeros);
+        nn.g.add_row(y, bias, scale)
     }
 }

@@ -25,6 +25,11 @@ pub trait Method {
         false
     }
 
+    /// Under which name the method keeps a weight of the base model that it trains.
+    fn key(&self, name: &str) -> String {
+        name.to_string()
+    }
+
     /// Whether the method can be set on a model with these linear layers (module paths).
     fn check(&self, _linears: &[String]) -> Result<()> {
         Ok(())

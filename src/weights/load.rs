@@ -47,23 +47,22 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
 
 fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
     let name = &weight.name;
-    match &weight.source {
-        Source::Data(data) => Ok(bytemuck::cast_slice(data).to_vec()),
-        Source::Adapter { init } => match from.adapter {
-            None => Ok(bytemuck::cast_slice(&draw(*init, ty.len(), name, from.seed)).to_vec()),
-            Some(tensors) => match tensors.get(name) {
-                Some(t) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
-                Some(t) => {
-                    Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape)))
-                }
-                None => {
-                    Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
-                }
-            },
-        },
-        Source::Base { role } => match from.base {
-            None => encode(&fresh(*role, ty, name, from), ty),
-            Some(checkpoint) => read(checkpoint, name, ty),
+    let adapted = from.adapter.and_then(|tensors| tensors.get(name));
+    match (&weight.source, adapted) {
+        (Source::Data(data), _) => Ok(bytemuck::cast_slice(data).to_vec()),
+        (_, Some(t)) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
+        (_, Some(t)) => {
+            Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape)))
+        }
+        (Source::Adapter { init }, None) if from.adapter.is_none() => {
+            Ok(bytemuck::cast_slice(&draw(*init, ty.len(), name, from.seed)).to_vec())
+        }
+        (Source::Adapter { .. }, None) => {
+            Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
+        }
+        (Source::Base { tensor, role }, None) => match from.base {
+            None => encode(&fresh(*role, ty, tensor, from), ty),
+            Some(checkpoint) => read(checkpoint, tensor, ty),
         },
     }
 }
