@@ -11,14 +11,15 @@ has_vulkan() {
 
 if ! has_vulkan; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        # Debian 12's own Mesa is four times slower than the one in its backports.
-        codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+        # Debian 12's own Mesa is four times slower than the one in its backports, which the same mirror has.
+        apt-get update -q >/dev/null || true
+        mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | awk '$2 == "bookworm" && !seen++ { print $1 }')
         from=()
-        if [ "$codename" = bookworm ]; then
-            echo 'deb http://deb.debian.org/debian bookworm-backports main' >/etc/apt/sources.list.d/backports.list
+        if [ -n "$mirror" ]; then
+            echo "deb $mirror bookworm-backports main" >/etc/apt/sources.list.d/bookworm-backports.list
+            apt-get update -q >/dev/null || true
             from=(-t bookworm-backports)
         fi
-        apt-get update -q >/dev/null || true
         apt-get install -qy "${from[@]}" mesa-vulkan-drivers libvulkan1 >/dev/null ||
             apt-get install -qy mesa-vulkan-drivers libvulkan1 >/dev/null || true
     fi
