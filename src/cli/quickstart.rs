@@ -17,7 +17,7 @@ quantize = \"nf4\"
 rank = 16
 lr = 2e-3
 warmup = 10
-steps = 120
+steps = 180
 batch-size = 8
 max-seq-len = 256
 ";
