@@ -19,6 +19,10 @@ impl Golden {
         self.file().names().iter().map(|n| n.to_string()).collect()
     }
 
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        self.file().tensor(name).unwrap().shape().to_vec()
+    }
+
     pub fn f32(&self, name: &str) -> Vec<f32> {
         bytemuck::pod_collect_to_vec(self.file().tensor(name).unwrap().data())
     }
