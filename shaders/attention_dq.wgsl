@@ -26,58 +26,9 @@
 @group(0) @binding(next) var<storage, read_write> bounds: array<i32>;
 @group(0) @binding(next) var<uniform> p: Params;
 
-fn q4(row: u32, rows: u32, head: u32, f: u32) -> vec4<f32> {
-    if row >= rows || f >= p.d { return vec4<f32>(0.0); }
-    let i = (row * p.heads + head) * p.d + f;
-#if VEC
-    return q[i / 4u];
-#else
-    var some = vec4<f32>(q[i], 0.0, 0.0, 0.0);
-    if f + 1u < p.d { some.y = q[i + 1u]; }
-    if f + 2u < p.d { some.z = q[i + 2u]; }
-    if f + 3u < p.d { some.w = q[i + 3u]; }
-    return some;
-#end
-}
-fn k4(row: u32, rows: u32, head: u32, f: u32) -> vec4<f32> {
-    if row >= rows || f >= p.d { return vec4<f32>(0.0); }
-    let i = (row * p.kv_heads + head) * p.d + f;
-#if VEC
-    return k[i / 4u];
-#else
-    var some = vec4<f32>(k[i], 0.0, 0.0, 0.0);
-    if f + 1u < p.d { some.y = k[i + 1u]; }
-    if f + 2u < p.d { some.z = k[i + 2u]; }
-    if f + 3u < p.d { some.w = k[i + 3u]; }
-    return some;
-#end
-}
-fn v4(row: u32, rows: u32, head: u32, f: u32) -> vec4<f32> {
-    if row >= rows || f >= p.d { return vec4<f32>(0.0); }
-    let i = (row * p.kv_heads + head) * p.d + f;
-#if VEC
-    return v[i / 4u];
-#else
-    var some = vec4<f32>(v[i], 0.0, 0.0, 0.0);
-    if f + 1u < p.d { some.y = v[i + 1u]; }
-    if f + 2u < p.d { some.z = v[i + 2u]; }
-    if f + 3u < p.d { some.w = v[i + 3u]; }
-    return some;
-#end
-}
-fn dout4(row: u32, rows: u32, head: u32, f: u32) -> vec4<f32> {
-    if row >= rows || f >= p.d { return vec4<f32>(0.0); }
-    let i = (row * p.heads + head) * p.d + f;
-#if VEC
-    return dout[i / 4u];
-#else
-    var some = vec4<f32>(dout[i], 0.0, 0.0, 0.0);
-    if f + 1u < p.d { some.y = dout[i + 1u]; }
-    if f + 2u < p.d { some.z = dout[i + 2u]; }
-    if f + 3u < p.d { some.w = dout[i + 3u]; }
-    return some;
-#end
-}
+#include "common/attention_qk.wgsl"
+#include "common/attention_v.wgsl"
+#include "common/attention_dout.wgsl"
 fn put_dq(row: u32, rows: u32, head: u32, f: u32, v: vec4<f32>) {
     if row >= rows || f >= p.d { return; }
     let i = (row * p.heads + head) * p.d + f;
