@@ -40,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     bool inside = threadIdx.x < ROWS && row < end;
     uint2 span = inside ? visible(row / pack, bounds, keys, causal, window) : make_uint2(0, 0);
     uint4 reach = meet(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
+    uint2 mine = meet_warp(spans);
     u32 share = ((reach.y - reach.x + COLS - 1) / COLS + gridDim.z - 1) / gridDim.z * COLS;
     u32 key = reach.x + blockIdx.z * share, stop = min(key + share, reach.y);
     if (key < stop) load<COLS>(right_k, ks, key, stop);
@@ -60,13 +61,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         __syncthreads();
         load<COLS>(right_v, vs, key, stop);
         copy_commit();
+        bool met = key < mine.y && key + COLS > mine.x;
         Scores s;
-        clear(s);
-        scores(s, side, right_k);
+        if (met) {
+            clear(s);
+            scores(s, side, right_k);
+        }
         copy_wait<0>();
         __syncthreads();
         if (key + COLS < stop) load<COLS>(right_k, ks, key + COLS, stop);
         copy_commit();
+        if (!met) continue;
         bool whole = key >= reach.z && key + COLS <= reach.w;
 #pragma unroll
         for (int i = 0; i < 2 * BLOCKS; i++) {

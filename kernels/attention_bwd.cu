@@ -63,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     bool inside = threadIdx.x < ROWS && first + threadIdx.x < tokens;
     uint2 span = inside ? visible(first + threadIdx.x, bounds, keys, causal, window) : make_uint2(0, 0);
     uint4 reach = meet(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
+    uint2 mine = meet_warp(spans);
     float lse[BLOCKS][2], delta[BLOCKS][2];
 #pragma unroll
     for (int i = 0; i < 2 * BLOCKS; i++) {
@@ -94,28 +95,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             copy_commit();
         }
         act *tile_k = right + 2 * stage * TILE, *tile_v = tile_k + TILE;
-        Scores s, dp;
-        clear(s);
+        if (key < mine.y && key + COLS > mine.x) {
+            Scores s, dp;
+            clear(s);
 #pragma unroll
-        for (int i = 0; i < BLOCKS * COLS / 2; i++) {
-            dp[i / (COLS / 2)][i / 4 % (COLS / 8)][i % 4] = -delta[i / (COLS / 2)][i % 4 / 2];
-        }
-        scores(s, side, tile_k);
-        scores(dp, side_out, tile_v);
-        bool whole = key >= reach.z && key + COLS <= reach.w;
-#pragma unroll
-        for (int i = 0; i < 2 * BLOCKS; i++) {
-            int b = i / 2, h = i % 2;
-            uint2 span = whole ? make_uint2(0, 0xffffffffu) : spans[l.row + 8 * i + l.g];
-#pragma unroll
-            for (int n = 0; n < COLS / 4; n++) {
-                u32 at = key + n / 2 * 8 + 2 * l.t + n % 2;
-                float& x = s[b][n / 2][n % 2 + 2 * h];
-                x = exp2_fast(fmaf(x, scale2, -lse[b][h])) * dp[b][n / 2][n % 2 + 2 * h];
-                x = at - span.x < span.y ? x : 0.0f;
+            for (int i = 0; i < BLOCKS * COLS / 2; i++) {
+                dp[i / (COLS / 2)][i / 4 % (COLS / 8)][i % 4] = -delta[i / (COLS / 2)][i % 4 / 2];
             }
+            scores(s, side, tile_k);
+            scores(dp, side_out, tile_v);
+            bool whole = key >= reach.z && key + COLS <= reach.w;
+#pragma unroll
+            for (int i = 0; i < 2 * BLOCKS; i++) {
+                int b = i / 2, h = i % 2;
+                uint2 span = whole ? make_uint2(0, 0xffffffffu) : spans[l.row + 8 * i + l.g];
+#pragma unroll
+                for (int n = 0; n < COLS / 4; n++) {
+                    u32 at = key + n / 2 * 8 + 2 * l.t + n % 2;
+                    float& x = s[b][n / 2][n % 2 + 2 * h];
+                    x = exp2_fast(fmaf(x, scale2, -lse[b][h])) * dp[b][n / 2][n % 2 + 2 * h];
+                    x = at - span.x < span.y ? x : 0.0f;
+                }
+            }
+            weigh(o, s, tile_k);
         }
-        weigh(o, s, tile_k);
         if (STAGES == 1) {
             __syncthreads();
             if (key + COLS < reach.y) fetch(0, key + COLS);
@@ -150,6 +153,7 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
     bool inside = threadIdx.x < ROWS && first + threadIdx.x < tokens;
     uint2 span = inside ? seeing(first + threadIdx.x, bounds, tokens, causal, window) : make_uint2(0, 0);
     uint4 reach = meet(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
+    uint2 mine = meet_warp(spans);
     auto fetch = [&](int stage, u32 head, u32 query) {
         act* tile = right + 2 * stage * TILE;
         load<COLS>(tile, {q + (size_t)head * d, stride, 1, d}, query, reach.y);
@@ -182,43 +186,45 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
         }
         act *tile_q = right + 2 * stage * TILE, *tile_out = tile_q + TILE;
         float2* stat = right_stats + stage * COLS;
-        Scores s;
-        clear(s);
-        scores(s, side_k, tile_q);
-        bool whole = query >= reach.z && query + COLS <= reach.w;
-#pragma unroll
-        for (int n = 0; n < COLS / 4; n++) {
-            float lse = stat[n / 2 * 8 + 2 * l.t + n % 2].x;
-#pragma unroll
-            for (int i = 0; i < 2 * BLOCKS; i++) {
-                float& x = s[i / 2][n / 2][n % 2 + i % 2 * 2];
-                x = exp2_fast(fmaf(x, scale2, -lse));
-            }
-        }
-        if (!whole) {
-#pragma unroll
-            for (int i = 0; i < 2 * BLOCKS; i++) {
-                uint2 span = spans[l.row + 8 * i + l.g];
-#pragma unroll
-                for (int n = 0; n < COLS / 4; n++) {
-                    float& x = s[i / 2][n / 2][n % 2 + i % 2 * 2];
-                    x = query + n / 2 * 8 + 2 * l.t + n % 2 - span.x < span.y ? x : 0.0f;
-                }
-            }
-        }
-        if (DV) weigh(ov, s, tile_out);
-        if (DK) {
-            Scores dp;
+        if (query < mine.y && query + COLS > mine.x) {
+            Scores s;
+            clear(s);
+            scores(s, side_k, tile_q);
+            bool whole = query >= reach.z && query + COLS <= reach.w;
 #pragma unroll
             for (int n = 0; n < COLS / 4; n++) {
-                float delta = stat[n / 2 * 8 + 2 * l.t + n % 2].y;
+                float lse = stat[n / 2 * 8 + 2 * l.t + n % 2].x;
 #pragma unroll
-                for (int i = 0; i < 2 * BLOCKS; i++) dp[i / 2][n / 2][n % 2 + i % 2 * 2] = -delta;
+                for (int i = 0; i < 2 * BLOCKS; i++) {
+                    float& x = s[i / 2][n / 2][n % 2 + i % 2 * 2];
+                    x = exp2_fast(fmaf(x, scale2, -lse));
+                }
             }
-            scores(dp, side_v, tile_out);
+            if (!whole) {
 #pragma unroll
-            for (int i = 0; i < BLOCKS * COLS / 2; i++) ((float*)s)[i] *= ((float*)dp)[i];
-            weigh(ok, s, tile_q);
+                for (int i = 0; i < 2 * BLOCKS; i++) {
+                    uint2 span = spans[l.row + 8 * i + l.g];
+#pragma unroll
+                    for (int n = 0; n < COLS / 4; n++) {
+                        float& x = s[i / 2][n / 2][n % 2 + i % 2 * 2];
+                        x = query + n / 2 * 8 + 2 * l.t + n % 2 - span.x < span.y ? x : 0.0f;
+                    }
+                }
+            }
+            if (DV) weigh(ov, s, tile_out);
+            if (DK) {
+                Scores dp;
+#pragma unroll
+                for (int n = 0; n < COLS / 4; n++) {
+                    float delta = stat[n / 2 * 8 + 2 * l.t + n % 2].y;
+#pragma unroll
+                    for (int i = 0; i < 2 * BLOCKS; i++) dp[i / 2][n / 2][n % 2 + i % 2 * 2] = -delta;
+                }
+                scores(dp, side_v, tile_out);
+#pragma unroll
+                for (int i = 0; i < BLOCKS * COLS / 2; i++) ((float*)s)[i] *= ((float*)dp)[i];
+                weigh(ok, s, tile_q);
+            }
         }
         query = next, head = next_head;
         if (STAGES == 1) {

@@ -66,7 +66,20 @@ struct Source {
 // Copies the N rows from `first` on into a tile; zeros stand for rows from `end` on and features from d on.
 template <int N> __device__ __forceinline__ void load(act* tile, Source from, u32 first, u32 end) {
     if (from.d % EACH == 0) {
+        constexpr int STEP = THREADS / PIECES;
+        if (THREADS % PIECES == 0 && N % STEP == 0 && from.pack == 1) {
+            // A thread has the same piece of every STEP-th row: little to compute, few registers.
+            u32 r = threadIdx.x / PIECES, c = threadIdx.x % PIECES;
+            const act* at = from.x + (size_t)(first + r) * from.stride + c * EACH;
+            bool some = c * EACH < from.d;
 #pragma unroll
+            for (int i = 0; i < N / STEP; i++, r += STEP, at += STEP * from.stride) {
+                bool inside = some && first + r < end;
+                copy16(piece(tile, r, c), inside ? at : from.x, inside);
+            }
+            return;
+        }
+#pragma unroll 1
         for (int i = threadIdx.x; i < N * PIECES; i += THREADS) {
             u32 r = i / PIECES, c = i % PIECES;
             bool inside = first + r < end && c * EACH < from.d;
@@ -107,6 +120,19 @@ __device__ __forceinline__ uint4 meet(uint2* spans, u32* room, bool inside, u32 
         r = make_uint4(min(r.x, o.x), max(r.y, o.y), max(r.z, o.z), min(r.w, o.w));
     }
     return r.x < r.y ? r : make_uint4(0, 0, 0, 0);
+}
+
+// The columns that any of this warp's rows meets: tiles outside of them cost it nothing.
+__device__ __forceinline__ uint2 meet_warp(const uint2* spans) {
+    Lane l;
+    uint2 span = spans[l.row + l.lane % (16 * BLOCKS)];
+    u32 lo = span.y > 0 ? span.x : 0xffffffffu, hi = span.x + span.y;
+#pragma unroll
+    for (int step = 8 * BLOCKS; step > 0; step /= 2) {
+        lo = min(lo, __shfl_xor_sync(0xffffffffu, lo, step));
+        hi = max(hi, __shfl_xor_sync(0xffffffffu, hi, step));
+    }
+    return make_uint2(lo, hi);
 }
 
 // The keys that query t sees; the queries that see key s of the same tokens.
@@ -220,10 +246,14 @@ template <> struct Side<true> {
     }
 };
 
+// Steps that are written out where rows are read from shared memory: with all of them so many loads are in flight that
+// registers spill.
+constexpr int UNROLL = BLOCKS == 2 ? 2 : 4;
+
 // s += rows · columnsᵀ
 template <bool KEEP> __device__ __forceinline__ void scores(Scores& s, const Side<KEEP>& rows, act* columns) {
     Lane l;
-#pragma unroll
+#pragma unroll KEEP ? HEAD_DIM / 16 : UNROLL
     for (int k = 0; k < HEAD_DIM / 16; k++) {
         u32 a[BLOCKS][4];
         rows.get(a, k);
