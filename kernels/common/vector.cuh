@@ -7,10 +7,12 @@ template <class T> struct Lanes { static const u32 N = 16 / sizeof(T); };
 
 __device__ __forceinline__ size_t length(u32 low, u32 high) { return ((u64)high << 32) | low; }
 
-// v = x[0..N]; N·sizeof(T) is 8 or a multiple of 16, and x is aligned to it or to 16.
+// v = x[0..N]; one element, or N·sizeof(T) is 8 or a multiple of 16 and x is aligned to it or to 16.
 template <u32 N, class T> __device__ __forceinline__ void load(float (&v)[N], const T* x) {
     constexpr u32 BYTES = N * sizeof(T);
-    if constexpr (BYTES % 16 == 0) {
+    if constexpr (N == 1) {
+        v[0] = to_f32(*x);
+    } else if constexpr (BYTES % 16 == 0) {
         constexpr u32 EACH = 16 / sizeof(T);
 #pragma unroll
         for (u32 i = 0; i < N / EACH; i++) {
@@ -32,11 +34,13 @@ template <u32 N, class T> __device__ __forceinline__ void load(float (&v)[N], co
 // y[0..N] = v, as above.
 template <u32 N, class T> __device__ __forceinline__ void store(T* y, const float (&v)[N]) {
     constexpr u32 BYTES = N * sizeof(T);
-    static_assert(BYTES == 8 || BYTES % 16 == 0, "8 bytes, or 16 at a time");
+    static_assert(N == 1 || BYTES == 8 || BYTES % 16 == 0, "8 bytes, or 16 at a time");
     T part[N];
 #pragma unroll
     for (u32 k = 0; k < N; k++) part[k] = from_f32<T>(v[k]);
-    if constexpr (BYTES == 8) {
+    if constexpr (N == 1) {
+        *y = part[0];
+    } else if constexpr (BYTES == 8) {
         uint2 raw;
         memcpy(&raw, part, 8);
         *(uint2*)y = raw;

@@ -42,6 +42,14 @@ pub fn act(x: &Ty) -> (&'static str, i64) {
     ("ACT", code)
 }
 
+/// Elements of `x` in 16 bytes: what a thread of a CUDA kernel takes at a time.
+pub fn lanes(x: &Ty) -> usize {
+    match x.dtype {
+        DType::BF16 | DType::F16 => 8,
+        _ => 4,
+    }
+}
+
 /// The macro that tells a CUDA kernel how a weight is stored, and its four pointers (`common/weight.cuh`).
 pub fn weight(input: usize, w: &Ty) -> ((&'static str, i64), [Arg; 4]) {
     let plain = [Arg::In(input), Arg::Absent, Arg::Absent, Arg::Absent];
@@ -97,7 +105,7 @@ impl Columns {
     ) -> Vec<Cuda> {
         let cols = self.x.cols();
         // 16 threads take 16 bytes each.
-        let slab = 16 * if self.x.dtype == DType::F32 { 4 } else { 8 };
+        let slab = 16 * lanes(&self.x);
         let partial = Arg::Work(0..self.workspace());
         let launch = |entry, grid, args, params, flops: usize| Cuda {
             file,

@@ -13,7 +13,7 @@ const MOST: usize = 512;
 /// Threads of a row's team, threads of a block and number of blocks for rows of type `x`.
 fn team(x: &Ty, l: &Lower) -> (u32, u32, [u32; 3]) {
     // Four runs of 16 bytes are what a thread keeps of a row.
-    let kept = 4 * 16 / x.dtype.bytes(2) * 2;
+    let kept = 4 * launch::lanes(x);
     match x.cols() <= 32 * kept {
         true => (32, WARPS as u32, launch::grid(x.rows().div_ceil(WARPS / 32), l.caps)),
         false => {
