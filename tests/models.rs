@@ -229,10 +229,11 @@ fn on_a_residual(name: &str, golden: &Golden) -> (Lora, Given) {
 #[test]
 fn lora_adapters_give_peft_logits_loss_and_gradients() {
     type Read = fn(&str, &Golden) -> (Lora, Given);
-    let table: [(&str, Read); 7] = [
+    let table: [(&str, Read); 8] = [
         ("lora", from_files),
         ("rslora", from_files),
         ("lora_rankpattern", from_files),
+        ("dora", from_files),
         ("lora_bias", from_files),
         ("lora_modules_to_save", from_files),
         ("pissa", on_a_residual),

@@ -33,6 +33,11 @@ pub fn lora_bias(module: &str) -> String {
     format!("{PREFIX}{module}.lora_B.bias")
 }
 
+/// Name in the file of DoRA's magnitudes, `[out]`, of the linear layer `module`.
+pub fn magnitude(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_magnitude_vector")
+}
+
 /// Name in the file of a tensor of the base model that is trained whole.
 pub fn saved(tensor: &str) -> String {
     format!("{PREFIX}{tensor}")
