@@ -1,7 +1,7 @@
 //! The folder of a PEFT LoRA adapter: `adapter_config.json`, `adapter_model.safetensors`, `README.md`.
 //!
-//! Tensors are named `base_model.model.<module>.lora_A.weight` `[rank, in]` and `….lora_B.weight` `[out, rank]`,
-//! f32, in a safetensors file with the metadata `{"format": "pt"}`.
+//! Tensors are named `base_model.model.<module>.lora_A.weight` `[rank, in]` and `….lora_B.weight` `[out, rank]`
+//! (DoRA: also `….lora_magnitude_vector` `[out]`), f32, in a safetensors file with the metadata `{"format": "pt"}`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
