@@ -58,6 +58,8 @@ pub static DORA_NORM: OpDef = OpDef {
         row_norms(w, call.ins[0].cols(), &low_rank, call.output(0));
     },
     wgsl,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples,
 };
 

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{bytes, grid, rows};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&MUL_ROW, &MUL_ROW_DV, &DIV_ROW];
@@ -28,6 +28,8 @@ pub static MUL_ROW: OpDef = OpDef {
     workspace: no_workspace,
     host: |call| host(call, |x, v| x * v),
     wgsl: |l| Ok(wgsl(l, &MUL_ROW, "MUL")),
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || samples(SampleIn::normal),
 };
 
@@ -58,6 +60,8 @@ pub static MUL_ROW_DV: OpDef = OpDef {
     workspace: no_workspace,
     host: host_dv,
     wgsl: wgsl_dv,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {
@@ -84,6 +88,9 @@ pub static DIV_ROW: OpDef = OpDef {
     workspace: no_workspace,
     host: |call| host(call, |x, v| x / v),
     wgsl: |l| Ok(wgsl(l, &DIV_ROW, "DIV")),
+    cuda: crate::ops::no_cuda,
+    // It stands between weights, which are f32.
+    acts: crate::ops::no_acts,
     samples: || samples(|ty| SampleIn::uniform(ty, 0.5, 4.0)),
 };
 
