@@ -129,6 +129,13 @@ fn on_wgpu() {
     }
 }
 
+#[test]
+fn on_cuda() {
+    if let Some(device) = Device::cuda() {
+        check(&device, |_| true);
+    }
+}
+
 /// CUDA's kernels, their PTX interpreted.
 #[test]
 fn on_interpreted_cuda() {
