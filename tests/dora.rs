@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::data::Random;
 use common::devices::{Device, devices};
@@ -85,7 +85,7 @@ fn the_layer_is_that_of_peft() {
 }
 
 fn base() -> Base {
-    Base::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/base")).unwrap()
+    Base::open(common::root("tests/fixtures/golden/base")).unwrap()
 }
 
 const IDS: [u32; 9] = [1, 17, 5, 60, 33, 8, 90, 12, 44];
