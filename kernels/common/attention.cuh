@@ -59,7 +59,8 @@ struct Source {
     size_t stride;
     u32 pack, d;
     __device__ __forceinline__ const act* at(u32 row) const {
-        return x + row / pack * stride + (pack == 1 ? 0 : row % pack * d);
+        if (pack == 1) return x + row * stride;
+        return x + row / pack * stride + row % pack * d;
     }
 };
 

@@ -7,11 +7,16 @@ use crate::error::{Error, Result};
 use crate::ops::{Arg, Attention, Attr, Cuda, Lower, launch};
 
 /// Keys of a split are at least this many: less is not worth the second pass.
-const SPLIT: usize = 256;
+const SPLIT: usize = 128;
 /// Keys are split until there are this many blocks: two for each multiprocessor of the largest cards.
 const BLOCKS: usize = 264;
 /// Threads of the kernels that have a warp for each query and head.
 const ROW_THREADS: usize = 128;
+
+/// Whether a multiprocessor holds two blocks of 64 KiB of shared memory each.
+fn roomy(caps: &Caps) -> bool {
+    caps.workgroup_memory >= 128 << 10
+}
 
 /// How a block cuts its head: `kernels/common/attention.cuh` has the meaning of each.
 #[derive(Clone, Copy, Debug)]
@@ -26,19 +31,21 @@ struct Tile {
 }
 
 impl Tile {
-    fn new(a: &Attention, dtype: DType, shape: fn(usize, bool) -> (usize, usize, usize)) -> Tile {
+    /// `shape` gives warps, blocks and columns for a size of heads, 16 bits or not.
+    fn new(a: &Attention, dtype: DType, shape: impl Fn(usize, bool) -> (usize, usize, usize)) -> Tile {
         let head = [32, 64, 96, 128, 192].into_iter().find(|&class| a.head_dim <= class).unwrap_or(256);
         let (warps, blocks, cols) = shape(head, dtype != DType::F32);
         Tile { head, warps, blocks, cols, stages: 1, dtype }
     }
 
-    /// Forward: at most 244 registers a thread, and 48 KiB for queries, keys and values, so that two blocks fit on a
-    /// multiprocessor (sm_75: one). Two blocks of 16 rows a warp halve what tensor cores read of keys and values; beyond
-    /// heads of 128 the sums leave no registers for them.
-    fn forward(a: &Attention, dtype: DType) -> Tile {
+    /// Forward: at most 48 KiB for queries, keys and values (64 on cards with room for two such blocks), and no spilled
+    /// registers, which from sm_100 on takes narrower tiles. Two blocks of 16 rows a warp halve what tensor cores read of
+    /// keys and values; beyond heads of 128 the sums leave no registers for them.
+    fn forward(a: &Attention, dtype: DType, caps: &Caps) -> Tile {
+        let wide = if roomy(caps) && caps.arch < 100 { 64 } else { 32 };
         Tile::new(a, dtype, |head, narrow| match (head, narrow) {
             (32 | 64, true) => (4, 2, 64),
-            (96 | 128, true) => (4, 2, 32),
+            (96 | 128, true) => (4, 2, wide),
             (192, true) => (4, 1, 32),
             (_, true) => (4, 1, 16),
             (32 | 64 | 96, false) => (4, 1, 32),
@@ -62,7 +69,7 @@ impl Tile {
             (192, false) => (2, 1, 8),
             (_, false) => (1, 1, 8),
         });
-        let stages = if dtype != DType::F32 && caps.workgroup_memory >= 128 << 10 { 2 } else { 1 };
+        let stages = if dtype != DType::F32 && roomy(caps) { 2 } else { 1 };
         Tile { stages, ..tile }
     }
 
@@ -129,9 +136,9 @@ struct Forward {
 }
 
 impl Forward {
-    fn new(a: &Attention, ins: &[Ty]) -> Forward {
+    fn new(a: &Attention, ins: &[Ty], caps: &Caps) -> Forward {
         let (queries, keys, group) = (ins[0].rows(), ins[1].rows(), a.heads / a.kv_heads);
-        let tile = Tile::forward(a, ins[0].dtype);
+        let tile = Tile::forward(a, ins[0].dtype, caps);
         let pack = if queries * group <= tile.rows() { group } else { 1 };
         let grid = [a.heads / pack, (queries * pack).div_ceil(tile.rows())];
         let blocks = (grid[0] * grid[1]).max(1);
@@ -147,7 +154,7 @@ impl Forward {
 
 pub fn forward_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     match caps.target {
-        Target::Cuda => Forward::new(&spec(attr), ins).parts(&spec(attr), ins[0].rows()),
+        Target::Cuda => Forward::new(&spec(attr), ins, caps).parts(&spec(attr), ins[0].rows()),
         _ => 0,
     }
 }
@@ -155,7 +162,7 @@ pub fn forward_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
 pub fn forward(l: &Lower) -> Result<Vec<Cuda>> {
     let a = spec(l.attr);
     let queries = l.ins[0].rows();
-    let f = Forward::new(&a, l.ins);
+    let f = Forward::new(&a, l.ins, l.caps);
     check(l, &a, f.grid[1])?;
     let parts = match f.parts(&a, queries) {
         0 => Arg::Absent,
