@@ -98,7 +98,7 @@ fn logits(
     nn.training = false;
     let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[tokens, model.vocab()]));
     let hidden = model.hidden(&mut nn).unwrap();
-    let head = model.head(&mut nn);
+    let head = model.head(&mut nn).unwrap();
     nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[hidden, head], &[Some(logits)]).unwrap();
     let plan = Plan::new(&nn.g, backend.caps()).unwrap();
     let (batch, weights) = (nn.batch, nn.weights);
@@ -229,12 +229,14 @@ fn on_a_residual(name: &str, golden: &Golden) -> (Lora, Given) {
 #[test]
 fn lora_adapters_give_peft_logits_loss_and_gradients() {
     type Read = fn(&str, &Golden) -> (Lora, Given);
-    let table: [(&str, Read); 7] = [
+    let table: [(&str, Read); 9] = [
         ("lora", from_files),
         ("rslora", from_files),
         ("lora_rankpattern", from_files),
         ("lora_bias", from_files),
         ("lora_modules_to_save", from_files),
+        ("lora_embed", from_files),
+        ("lora_trainable_tokens", from_files),
         ("pissa", on_a_residual),
         ("olora", on_a_residual),
     ];

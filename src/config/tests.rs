@@ -107,6 +107,7 @@ fn the_saved_file_repeats_the_run() {
         ("dropout", "0.05"),
         ("rslora", "true"),
         ("targets", r".*\.(q|v)_proj"),
+        ("trainable_tokens", "5, 17"),
         ("steps", "9"),
         ("batch_size", "3"),
         ("max_seq_len", "100"),

@@ -16,8 +16,7 @@ use crate::ops::{
     Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
 };
 
-pub static OPS: &[&OpDef] =
-    &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
+pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
 
 /// `embed` [ids I32[N], table (F32|BF16|F16)[V,D]] → y F32[N,D] = scale·table\[ids\]. An id outside 0..V gives zeros.
 pub static EMBED: OpDef = OpDef {

@@ -136,9 +136,7 @@ fn says_no_to_what_it_cannot_do_and_names_the_key() {
     let table = [
         ("dora", "use_dora"),
         ("lora_bias_all", "bias"),
-        ("lora_trainable_tokens", "trainable_token_indices"),
         ("lora_target_parameters", "target_parameters"),
-        ("lora_embed", "target_modules"),
         ("lora_lmhead", "target_modules"),
         ("pissa", "init_lora_weights"),
         ("olora", "init_lora_weights"),

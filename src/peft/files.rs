@@ -33,6 +33,26 @@ pub fn lora_bias(module: &str) -> String {
     format!("{PREFIX}{module}.lora_B.bias")
 }
 
+/// Name in the file of A, `[rank, vocabulary]`, of the embedding `module`.
+pub fn embedding_a(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_embedding_A")
+}
+
+/// Name in the file of B, `[hidden, rank]`, of the embedding `module`.
+pub fn embedding_b(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_embedding_B")
+}
+
+/// Name in the file of the table of an embedding that LoRA stands on. PEFT writes it along, and loads it as the base's.
+pub fn base_layer(module: &str) -> String {
+    format!("{PREFIX}{module}.base_layer.weight")
+}
+
+/// Name in the file of the trained rows, `[tokens, hidden]`, of the table `module`.
+pub fn tokens(module: &str) -> String {
+    format!("{PREFIX}{module}.token_adapter.trainable_tokens_delta")
+}
+
 /// Name in the file of a tensor of the base model that is trained whole.
 pub fn saved(tensor: &str) -> String {
     format!("{PREFIX}{tensor}")
@@ -106,13 +126,16 @@ fn widen(view: &TensorView) -> Option<Vec<f32>> {
 
 impl Adapter {
     /// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
-    /// missing, left over, or of another shape: an adapter that fits only in part is never applied.
+    /// missing, left over, or of another shape: an adapter that fits only in part is never applied. The table of an
+    /// embedding that is adapted may be there.
     pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let path = dir.join(WEIGHTS_FILE);
         let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
         let missing: Vec<&str> =
             expected.iter().map(|(n, _)| n.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
-        let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !wanted.contains_key(n)).collect();
+        let table = |n: &str| n.strip_suffix(".base_layer.weight").map(|m| format!("{m}.lora_embedding_A"));
+        let placed = |n: &str| wanted.contains_key(n) || table(n).is_some_and(|a| wanted.contains_key(a.as_str()));
+        let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !placed(n)).collect();
         if !missing.is_empty() || !left.is_empty() {
             let mut found = Vec::new();
             if !left.is_empty() {
