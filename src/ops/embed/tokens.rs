@@ -101,7 +101,7 @@ pub static REPLACE_ROWS: OpDef = OpDef {
             ("one row", &[0], 1, 1),
             ("out of order", &[5, 0, 3], 7, 33),
             ("tokens outside the table", &[-1, 2, 3, 1], 3, 8),
-            ("a large table", &[600, 599, 0], 601, 34),
+            ("a large table", &[600, 599, 0], 601, 66),
             ("wide rows", &[1], 2, 130),
         ];
         let mut all = Vec::new();
