@@ -168,7 +168,7 @@ settings! {
         dropout: f64 = "X", { 0.0 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
         #[doc = "LoRA: scale by alpha / sqrt(rank) (rsLoRA)"]
         rslora: bool = "BOOL", { false };
-        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,v_proj), or a regular expression"]
+        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,embed_tokens), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
         #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
         trainable_tokens: Option<Vec<usize>> = "IDS", { None },

@@ -1,4 +1,4 @@
-//! Training on the embedding: LoRA on it, and single tokens of it. Both learn, and live on in PEFT's files.
+//! Training on the embedding and the head: LoRA on them, and single tokens. All learn, and live on in PEFT's files.
 
 mod common;
 
@@ -32,6 +32,10 @@ fn lora_on(targets: &[&str]) -> AdapterConfig {
 
 fn on_the_embedding() -> AdapterConfig {
     lora_on(&["embed_tokens"])
+}
+
+fn on_the_head() -> AdapterConfig {
+    lora_on(&["lm_head"])
 }
 
 fn on_tokens() -> AdapterConfig {
@@ -91,11 +95,14 @@ impl Drop for Scratch {
 #[test]
 fn what_is_trained_on_the_embedding_learns_and_is_kept() {
     type Config = fn() -> AdapterConfig;
-    let table: [(&str, Config, f64); 2] = [("lora", on_the_embedding, 1e-2), ("tokens", on_tokens, 1e-2)];
+    let (all, untied) = (&BASES[..], &BASES[..1]);
+    let table: [(&str, Config, &[&str]); 3] =
+        [("lora", on_the_embedding, all), ("tokens", on_tokens, all), ("head", on_the_head, untied)];
+    let lr = 1e-2;
     for device in devices() {
-        for (folder, dtype) in BASES.into_iter().zip([DType::F32, DType::BF16]) {
-            let base = Base::open(fixture(folder)).unwrap();
-            for (name, config, lr) in table {
+        for (name, config, folders) in table {
+            for (folder, dtype) in folders.iter().zip([DType::BF16, DType::F32]) {
+                let base = Base::open(fixture(folder)).unwrap();
                 let what = format!("{name} on {folder} on {}", device.name);
                 let mut run = session(&base, config(), &device, dtype, None);
                 let fell = losses(&mut run, 12, lr);
@@ -165,14 +172,19 @@ fn first_values_and_files_are_those_of_peft() {
 #[test]
 fn what_does_not_go_together_is_refused() {
     type Change = fn(&mut AdapterConfig);
-    let table: [(&[&str], Change, &str); 8] = [
+    let table: [(&[&str], Change, &str); 9] = [
         (&["embed_tokens", "q_proj"], |c| c.tokens = Some(Tokens::Embedding(vec![5])), "which is a target too"),
         (&["embed_tokens"], |c| c.lora_bias = true, "lora_bias"),
         (&["q_proj"], |c| c.tokens = Some(Tokens::Embedding(vec![5, 128])), "128"),
         (&["q_proj"], |c| c.tokens = Some(Tokens::Modules(vec![("wte".into(), vec![5])])), "wte"),
-        (&["q_proj", "lm_head"], |_| {}, "lm_head"),
+        (
+            &["lm_head"],
+            |c| c.tokens = Some(Tokens::Modules(vec![("lm_head".into(), vec![5])])),
+            "which is a target too",
+        ),
+        (&["q_proj", "lm_head"], |c| c.dropout = 0.1, "dropout on lm_head"),
+        (&["q_proj", "lm_head"], |c| c.lora_bias = true, "lora_bias on lm_head"),
         (&["q_proj", "embed_token"], |_| {}, "embed_tokens?"),
-        (&["q_proj"], |c| c.targets = Targets::Regex(".*".into()), "lm_head"),
         (
             &["q_proj"],
             |c| {
@@ -191,7 +203,10 @@ fn what_does_not_go_together_is_refused() {
         assert!(error.contains(part), "{part}: {error}");
     }
     // The control: each of them alone.
-    for config in [on_the_embedding(), on_tokens(), lora_on(&["embed_tokens", "q_proj"])] {
+    for config in [on_the_embedding(), on_tokens(), on_the_head(), lora_on(&["embed_tokens", "q_proj", "lm_head"])] {
         plan(config).unwrap();
     }
+    let tied = Base::open(fixture(BASES[1])).unwrap();
+    let error = planned(&tied, on_the_head(), &Device::cpu(), DType::F32).map(drop).unwrap_err().to_string();
+    assert!(error.contains("lm_head"), "{error}");
 }

@@ -250,13 +250,14 @@ fn agrees(base: &Checkpoint, packed: &Packed, name: &str, read: Read) {
 
 #[test]
 fn lora_adapters_give_peft_logits_loss_and_gradients() {
-    let table: [(&str, Read); 9] = [
+    let table: [(&str, Read); 10] = [
         ("lora", from_files),
         ("rslora", from_files),
         ("lora_rankpattern", from_files),
         ("lora_bias", from_files),
         ("lora_modules_to_save", from_files),
         ("lora_embed", from_files),
+        ("lora_lmhead", from_files),
         ("lora_trainable_tokens", from_files),
         ("pissa", on_a_residual),
         ("olora", on_a_residual),

@@ -161,17 +161,11 @@ fn keeps_base(v: &Value) -> bool {
     }
 }
 
-fn no_head(v: &Value) -> bool {
-    let head = |n: &Value| n.as_str().is_some_and(|n| n.rsplit('.').next() == Some("lm_head"));
-    !v.as_array().is_some_and(|names| names.iter().any(head))
-}
-
 #[rustfmt::skip]
 static REFUSED: &[Refused] = &[
     Refused { key: "bias", harmless: |v| v.is_null() || v == "none", hint: MERGE },
     Refused { key: "use_dora", harmless: idle, hint: MERGE },
     Refused { key: "target_parameters", harmless: idle, hint: MERGE },
-    Refused { key: "target_modules", harmless: no_head, hint: "leave the output head out, or merge the adapter with PEFT" },
     Refused { key: "ensure_weight_tying", harmless: idle, hint: "tokens are trained in a tied head too without it; LoRA goes with the embedding alone" },
     Refused { key: "init_lora_weights", harmless: keeps_base, hint: CONVERT },
     Refused { key: "loftq_config", harmless: idle, hint: CONVERT },

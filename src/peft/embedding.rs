@@ -1,20 +1,23 @@
-//! LoRA on the embedding, and trained tokens of a table that is frozen otherwise, as Hugging Face PEFT has them inside
-//! LoRA adapters.
+//! LoRA on the embedding and on the output head, and trained tokens of a table that is frozen otherwise, as Hugging
+//! Face PEFT has them inside LoRA adapters.
 //!
 //! * LoRA: `y = e·(W[id] + s·B A[:, id])`, A `[rank, vocabulary]` starting at zero, B `[hidden, rank]` normal (0, 1), `e`
 //!   the model's own factor, `s = α/r`. There is no dropout. An output head that is tied to W stays as it was.
+//! * LoRA on the head: the weight of the loss is `W + s·B A`, A `[rank, hidden]`, B `[vocabulary, rank]`, a copy of W in
+//!   f32, because the loss wants its weight as one tensor; so there is no dropout before A.
 //! * Trained tokens: their rows of W are replaced by those of a tensor `[tokens, hidden]`, which starts as them. Of a
-//!   head that is tied to the embedding the same rows are replaced; the head is then a copy of W in f32, because the
-//!   loss wants its weight as one tensor.
+//!   head that is tied to the embedding the same rows are replaced, in such a copy.
 
-use super::config::AdapterConfig;
+use super::config::{AdapterConfig, LoraSpec};
 use super::files;
 use super::tokens::Tokens;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Init, Nn, Role, Site};
 
 const TOKENS: &str = "trainable_token_indices";
+const ONE: &str = "one of the two: LoRA on the table, or trained tokens of it";
 
 impl AdapterConfig {
     /// The trained tokens of the table at `module`.
@@ -27,20 +30,14 @@ impl AdapterConfig {
         Ok(Some(ids))
     }
 
-    /// Whether PEFT writes the table of the embedding `module` into the adapter's file, frozen as it is: it does if
-    /// the embedding is a target, and no tokens are trained.
+    /// Whether PEFT writes the table of `module`, the embedding or the head, into the adapter's file, frozen as it
+    /// is: it does if it is a target, and no tokens are trained.
     pub(super) fn keeps_table(&self, module: &str) -> Result<bool> {
         Ok(self.tokens.is_none() && !self.saves(module) && self.resolve_embedding(module)?.is_some())
     }
 
-    /// Errors if what is asked of the embedding and the head is not there, or is more than there is.
+    /// Errors if tokens are asked of a module that is not there.
     pub(super) fn check_tables(&self, embedding: &str, head: &str) -> Result<()> {
-        if self.resolve_embedding(head)?.is_some() {
-            return Err(Error::unsupported(
-                format!("targets that mean the output head, {head}"),
-                "leave it out, or train it whole: modules_to_save in the adapter_config.json of --adapter",
-            ));
-        }
         if let Some(Tokens::Modules(modules)) = &self.tokens {
             for (name, _) in modules {
                 let name = std::slice::from_ref(name);
@@ -57,10 +54,7 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val
     let (path, ids) = (&site.path, nn.batch.ids);
     match (config.resolve_embedding(path)?, config.tokens_of(path, true)?) {
         (None, None) => nn.plain_embed(table, scale),
-        (Some(_), Some(_)) => {
-            let found = format!("{path}, which is a target too");
-            Err(Error::config(TOKENS, found, "one of the two: LoRA on the embedding, or trained tokens"))
-        }
+        (Some(_), Some(_)) => Err(Error::config(TOKENS, format!("{path}, which is a target too"), ONE)),
         (Some(_), None) if config.lora_bias => {
             Err(Error::unsupported(format!("lora_bias on {path}"), "leave the embedding out of the targets"))
         }
@@ -84,6 +78,7 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val
 }
 
 pub(super) fn head(config: &AdapterConfig, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
+    let lora = config.resolve_embedding(&site.path)?;
     let own = config.tokens_of(&site.path, false)?;
     let shared = match tied {
         Some(embedding) => config.tokens_of(embedding, true)?.map(|ids| (embedding, ids)),
@@ -93,10 +88,46 @@ pub(super) fn head(config: &AdapterConfig, nn: &mut Nn, site: &Site, tied: Optio
     let (module, ids) = match (shared, own) {
         (Some((embedding, ids)), own) if own.is_none_or(|own| own == ids) => (embedding, ids),
         (_, Some(ids)) => (site.path.as_str(), ids),
-        (_, None) => return Ok(w),
+        (_, None) => {
+            return match lora {
+                Some(spec) => adapted_head(config, spec, nn, &site.path, tied.is_some(), w),
+                None => Ok(w),
+            };
+        }
     };
+    if lora.is_some() {
+        return Err(Error::config(TOKENS, format!("{}, which is a target too", site.path), ONE));
+    }
     let (x, tokens) = trained(nn, module, tied.unwrap_or(&site.path), w, ids)?;
     nn.g.replace_rows(w, x, tokens)
+}
+
+/// W + s·B A.
+fn adapted_head(config: &AdapterConfig, spec: LoraSpec, nn: &mut Nn, path: &str, tied: bool, w: Val) -> Result<Val> {
+    let refuse = |what: &str, hint: &str| Err(Error::unsupported(format!("{what} on {path}"), hint));
+    match () {
+        _ if tied => return refuse("LoRA", "leave the head out of the targets: here it is the embedding itself"),
+        _ if config.lora_bias => return refuse("lora_bias", "leave the head out of the targets"),
+        _ if nn.training && spec.dropout > 0.0 => {
+            return refuse("dropout", "set it to 0, or leave the head out of the targets");
+        }
+        _ => {}
+    }
+    let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+    let bound = 1.0 / (dim as f32).sqrt();
+    let a = nn.adapter(&files::lora_a(path), &[spec.rank, dim], Init::Uniform { bound });
+    let b = nn.adapter(&files::lora_b(path), &[vocab, spec.rank], Init::Zeros);
+    let wide = match nn.g.ty(w).dtype {
+        DType::F32 => w,
+        dtype if dtype.is_quantized() => nn.g.nf4_dequantize(w)?,
+        _ => {
+            let rows: Vec<i32> = (0..vocab as i32).collect();
+            let rows = nn.constant_i32(&format!("{path}.rows"), &rows);
+            nn.g.embed(rows, w, 1.0)?
+        }
+    };
+    let update = nn.g.matmul(b, false, a, false, spec.scale)?;
+    nn.g.add(wide, update)
 }
 
 /// The trained rows `ids` of the table `w` of module `owner`, kept under the name of `module`; and the ids as a value.

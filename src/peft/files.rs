@@ -43,7 +43,8 @@ pub fn embedding_b(module: &str) -> String {
     format!("{PREFIX}{module}.lora_embedding_B")
 }
 
-/// Name in the file of the table of an embedding that LoRA stands on. PEFT writes it along, and loads it as the base's.
+/// Name in the file of the weight that LoRA stands on. PEFT writes it along if `module` is the embedding or the head,
+/// and loads it as the base's.
 pub fn base_layer(module: &str) -> String {
     format!("{PREFIX}{module}.base_layer.weight")
 }
@@ -126,15 +127,17 @@ fn widen(view: &TensorView) -> Option<Vec<f32>> {
 
 impl Adapter {
     /// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
-    /// missing, left over, or of another shape: an adapter that fits only in part is never applied. The table of an
-    /// embedding that is adapted may be there.
+    /// missing, left over, or of another shape: an adapter that fits only in part is never applied. The weight that
+    /// an adapted module stands on (PEFT writes it for the embedding and the head) may be there.
     pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let path = dir.join(WEIGHTS_FILE);
         let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
         let missing: Vec<&str> =
             expected.iter().map(|(n, _)| n.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
-        let table = |n: &str| n.strip_suffix(".base_layer.weight").map(|m| format!("{m}.lora_embedding_A"));
-        let placed = |n: &str| wanted.contains_key(n) || table(n).is_some_and(|a| wanted.contains_key(a.as_str()));
+        let adapted =
+            |m: &str| ["lora_embedding_A", "lora_A.weight"].map(|a| wanted.contains_key(&*format!("{m}.{a}")));
+        let table = |n: &str| n.strip_suffix(".base_layer.weight").is_some_and(|m| adapted(m).contains(&true));
+        let placed = |n: &str| wanted.contains_key(n) || table(n);
         let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !placed(n)).collect();
         if !missing.is_empty() || !left.is_empty() {
             let mut found = Vec::new();

@@ -30,7 +30,7 @@ impl Method for Lora {
 
     fn keeps(&self, name: &str, role: Role) -> Result<Option<String>> {
         match name.strip_suffix(".weight") {
-            Some(module) if role == Role::Embed && self.config.keeps_table(module)? => {
+            Some(module) if matches!(role, Role::Embed | Role::Head) && self.config.keeps_table(module)? => {
                 Ok(Some(files::base_layer(module)))
             }
             _ => Ok(None),
@@ -41,7 +41,9 @@ impl Method for Lora {
         self.config.check_tables(model.embedding(), model.head_path())?;
         let linears = model.linears();
         let mut modules: Vec<&str> = linears.iter().map(String::as_str).collect();
-        modules.extend((self.config.targets != Targets::AllLinear).then(|| model.embedding()));
+        if self.config.targets != Targets::AllLinear {
+            modules.extend([model.embedding(), model.head_path()]);
+        }
         self.config.resolve_all(&modules).map(drop)
     }
 

@@ -63,7 +63,7 @@ fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
         (Source::Adapter { .. } | Source::Rows { .. }, None) => {
             Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
         }
-        // PEFT writes the table of an embedding that it adapts into the adapter's file, and loads it from there.
+        // PEFT writes the table of an embedding or head that it adapts into the adapter's file, and loads it again.
         (Source::Base { tensor, .. }, None) if let Some(t) = kept(tensor, from) => match t.shape == ty.shape {
             true => encode(&t.data, ty),
             false => Err(Error::config(
@@ -79,7 +79,7 @@ fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
     }
 }
 
-/// The table of an embedding as the adapter's file has it.
+/// A frozen weight as the adapter's file has it.
 fn kept<'a>(tensor: &str, from: &Sources<'a>) -> Option<&'a AdapterTensor> {
     from.adapter?.get(&files::base_layer(tensor.strip_suffix(".weight")?))
 }
