@@ -13,7 +13,8 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
 use crate::ops::quant::{weight_define, weight_parts};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Acts, Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
+    no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
@@ -53,6 +54,8 @@ pub static EMBED: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed,
     wgsl: wgsl_embed,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -101,6 +104,8 @@ pub static EMBED_DW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_dw,
     wgsl: wgsl_embed_dw,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {
@@ -149,6 +154,8 @@ pub static CACHE_WRITE: OpDef = OpDef {
     workspace: no_workspace,
     host: host_cache_write,
     wgsl: wgsl_cache_write,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || {
         let sample = |(name, positions, c, d): (&'static str, &[i32], usize, usize)| {
             let (cache, x) = (Ty::f32(&[c, d]), Ty::f32(&[positions.len(), d]));

@@ -14,7 +14,7 @@ use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_parts};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, check,
+    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, check,
 };
 
 pub static OPS: &[&OpDef] = &[&LINEAR_CROSS_ENTROPY];
@@ -68,6 +68,11 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     },
     host,
     wgsl,
+    cuda: crate::ops::no_cuda,
+    acts: |attr| match loss(attr).grad_x {
+        true => Acts { ins: &[0], outs: &[1] },
+        false => Acts { ins: &[0], outs: &[] },
+    },
     samples,
 };
 
