@@ -20,7 +20,7 @@ const EMBED: &str = "model.embed_tokens";
 const ABSENT: usize = 3;
 
 fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+    common::root("tests/fixtures").join(path)
 }
 
 /// A model with a head of its own, and one that scales its embedding and has it for a head.

@@ -44,6 +44,8 @@ pub static EMBED_COLS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_cols,
     wgsl: wgsl_embed_cols,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let one = |(name, ids, v, r, scale): &(&str, &[i32], usize, usize, f32)| {
             let ins = vec![ids_in(ids), SampleIn::normal(Ty::f32(&[*r, *v]))];
@@ -89,6 +91,8 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_cols_dw,
     wgsl: wgsl_embed_cols_dw,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {

@@ -39,6 +39,8 @@ pub static TOKEN_ROWS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_token_rows,
     wgsl: wgsl_token_rows,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let table: [(_, &[i32], &[i32]); 5] = [
             ("one token", &[3], &[3]),
@@ -96,6 +98,8 @@ pub static REPLACE_ROWS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_replace_rows,
     wgsl: wgsl_replace_rows,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let table: [(_, &[i32], usize, usize); 5] = [
             ("one row", &[0], 1, 1),
