@@ -168,6 +168,8 @@ settings! {
         dropout: f64 = "X", { 0.0 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
         #[doc = "LoRA: scale by alpha / sqrt(rank) (rsLoRA)"]
         rslora: bool = "BOOL", { false };
+        #[doc = "LoRA: train the norms of the weights' rows apart from their directions (DoRA)"]
+        dora: bool = "BOOL", { false };
         #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,embed_tokens), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
         #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
@@ -261,7 +263,7 @@ impl Default for RunConfig {
 
 impl RunConfig {
     /// Puts defaults, the file and the flags together, and checks the result. If an adapter is given, its
-    /// `adapter_config.json` is read and sets rank, alpha, rslora and targets.
+    /// `adapter_config.json` is read and sets rank, alpha, rslora, dora and targets.
     pub fn resolve(file: Option<&Path>, flags: &Flags) -> Result<RunConfig> {
         let (text, path) = match file {
             Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
@@ -329,6 +331,7 @@ impl RunConfig {
         theirs.rank = adapter.rank;
         theirs.alpha = adapter.alpha;
         theirs.rslora = adapter.rslora;
+        theirs.dora = adapter.dora;
         theirs.targets = adapter.targets.clone();
         theirs.trainable_tokens = match &adapter.tokens {
             Some(Tokens::Embedding(ids)) => Some(ids.clone()),
@@ -336,7 +339,7 @@ impl RunConfig {
             Some(Tokens::Modules(_)) | None => None,
         };
         theirs.dropout = adapter.dropout;
-        for name in ["rank", "alpha", "rslora", "targets", "trainable_tokens", "dropout"] {
+        for name in ["rank", "alpha", "rslora", "dora", "targets", "trainable_tokens", "dropout"] {
             let (i, field) = (Self::index(name), find(name)?);
             let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
             match self.origins[i].given() {
@@ -427,6 +430,7 @@ impl RunConfig {
             }
         };
         adapter.rslora = self.rslora;
+        adapter.dora = self.dora;
         adapter.dropout = self.dropout;
         adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
         Ok(Some(adapter))

@@ -50,6 +50,17 @@ pub enum Source {
     Rows { tensor: String, role: Role, rows: Vec<usize> },
     /// Computed when the graph was built: its bytes.
     Data(Vec<u8>),
+    /// Computed when weights are loaded, as they are held.
+    RowNorms(RowNorms),
+}
+
+/// The norms of the rows of `w + scale·b·a`, leaves that are loaded before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowNorms {
+    pub w: Val,
+    pub a: Val,
+    pub b: Val,
+    pub scale: f32,
 }
 
 /// How a new tensor starts.
@@ -63,6 +74,7 @@ pub enum Init {
     Normal {
         std: f32,
     },
+    RowNorms(RowNorms),
 }
 
 /// A leaf that is filled before the first step.
@@ -184,6 +196,16 @@ impl<'a> Nn<'a> {
         }
         let val = self.g.leaf(Class::Frozen, name, Ty::i32(&[data.len()]));
         self.keep(val, name, Source::Data(bytemuck::cast_slice(data).to_vec()), false)
+    }
+
+    /// The norms that DoRA divides by, as a constant: for use where nothing is trained.
+    pub fn row_norms(&mut self, name: &str, of: RowNorms) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let rows = self.g.shape(of.w)[0];
+        let val = self.g.leaf(Class::Frozen, name, Ty::f32(&[rows]));
+        self.keep(val, name, Source::RowNorms(of), false)
     }
 
     fn keep(&mut self, val: Val, name: &str, source: Source, trainable: bool) -> Val {

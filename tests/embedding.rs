@@ -172,7 +172,7 @@ fn first_values_and_files_are_those_of_peft() {
 #[test]
 fn what_does_not_go_together_is_refused() {
     type Change = fn(&mut AdapterConfig);
-    let table: [(&[&str], Change, &str); 9] = [
+    let table: [(&[&str], Change, &str); 11] = [
         (&["embed_tokens", "q_proj"], |c| c.tokens = Some(Tokens::Embedding(vec![5])), "which is a target too"),
         (&["embed_tokens"], |c| c.lora_bias = true, "lora_bias"),
         (&["q_proj"], |c| c.tokens = Some(Tokens::Embedding(vec![5, 128])), "128"),
@@ -182,6 +182,8 @@ fn what_does_not_go_together_is_refused() {
             |c| c.tokens = Some(Tokens::Modules(vec![("lm_head".into(), vec![5])])),
             "which is a target too",
         ),
+        (&["embed_tokens"], |c| c.dora = true, "DoRA on model.embed_tokens"),
+        (&["lm_head"], |c| c.dora = true, "DoRA on lm_head"),
         (&["q_proj", "lm_head"], |c| c.dropout = 0.1, "dropout on lm_head"),
         (&["q_proj", "lm_head"], |c| c.lora_bias = true, "lora_bias on lm_head"),
         (&["q_proj", "embed_token"], |_| {}, "embed_tokens?"),

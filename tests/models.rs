@@ -240,8 +240,10 @@ fn agrees(base: &Checkpoint, packed: &Packed, name: &str, read: Read) {
         let expected: Vec<String> = golden.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
         assert_eq!(expected.len(), grads.len(), "{name}: not the tensors that PEFT trains");
         for key in expected {
-            // While it trains, PEFT keeps such a module beside the original; its file does not say so.
+            // While it trains, PEFT keeps such a module beside the original, and magnitudes as a module's weight; its
+            // file does not say so.
             let file_key = key["grad.".len()..].replace(".modules_to_save", "");
+            let file_key = file_key.replace("magnitude_vector.weight", "magnitude_vector");
             let got = grads.get(&file_key).unwrap_or_else(|| panic!("{name}: no {key}"));
             check(&format!("{name} {key} on {}", d.name), got, &golden.f32(&key));
         }
@@ -250,10 +252,11 @@ fn agrees(base: &Checkpoint, packed: &Packed, name: &str, read: Read) {
 
 #[test]
 fn lora_adapters_give_peft_logits_loss_and_gradients() {
-    let table: [(&str, Read); 10] = [
+    let table: [(&str, Read); 11] = [
         ("lora", from_files),
         ("rslora", from_files),
         ("lora_rankpattern", from_files),
+        ("dora", from_files),
         ("lora_bias", from_files),
         ("lora_modules_to_save", from_files),
         ("lora_embed", from_files),

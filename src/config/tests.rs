@@ -110,6 +110,7 @@ fn the_saved_file_repeats_the_run() {
         ("alpha", "7.5"),
         ("dropout", "0.05"),
         ("rslora", "true"),
+        ("dora", "true"),
         ("targets", r".*\.(q|v)_proj"),
         ("trainable_tokens", "5, 17"),
         ("steps", "9"),

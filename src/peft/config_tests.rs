@@ -44,9 +44,8 @@ fn reads_what_peft_wrote() {
 /// What is written is, line for line, what PEFT writes, less the keys that older readers stop at.
 #[test]
 fn writes_the_lines_that_peft_writes() {
-    let names =
-        ["lora", "rslora", "lora_rankpattern", "lora_embed", "lora_lmhead", "multi_adapter", "multi_adapter/second"];
-    for name in names {
+    let plain = ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"];
+    for name in plain.into_iter().chain(["lora_embed", "lora_lmhead"]) {
         let theirs = fixture(name);
         let ours = AdapterConfig::parse(&theirs).unwrap().to_json();
         let ours_map: Map<String, Value> = serde_json::from_str(&ours).unwrap();
@@ -142,7 +141,6 @@ fn the_first_pattern_that_matches_counts() {
 #[test]
 fn says_no_to_what_it_cannot_do_and_names_the_key() {
     let table = [
-        ("dora", "use_dora"),
         ("lora_bias_all", "bias"),
         ("lora_target_parameters", "target_parameters"),
         ("pissa", "init_lora_weights"),
@@ -159,6 +157,8 @@ fn says_no_to_what_it_cannot_do_and_names_the_key() {
             other => panic!("{name}: {other:?}"),
         }
     }
+    let both = with(&[("use_dora", "true"), ("lora_bias", "true")]);
+    assert!(matches!(both, Err(Error::Unsupported { what, .. }) if what.contains("lora_bias")));
     assert!(with(&[("init_lora_weights", "\"gaussian\""), ("a_key_of_tomorrow", "[1]")]).is_ok());
 }
 

@@ -55,6 +55,9 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val
     match (config.resolve_embedding(path)?, config.tokens_of(path, true)?) {
         (None, None) => nn.plain_embed(table, scale),
         (Some(_), Some(_)) => Err(Error::config(TOKENS, format!("{path}, which is a target too"), ONE)),
+        (Some(_), None) if config.dora => {
+            Err(Error::unsupported(format!("DoRA on {path}"), "leave the embedding out of the targets"))
+        }
         (Some(_), None) if config.lora_bias => {
             Err(Error::unsupported(format!("lora_bias on {path}"), "leave the embedding out of the targets"))
         }
@@ -107,6 +110,7 @@ fn adapted_head(config: &AdapterConfig, spec: LoraSpec, nn: &mut Nn, path: &str,
     let refuse = |what: &str, hint: &str| Err(Error::unsupported(format!("{what} on {path}"), hint));
     match () {
         _ if tied => return refuse("LoRA", "leave the head out of the targets: here it is the embedding itself"),
+        _ if config.dora => return refuse("DoRA", "leave the head out of the targets"),
         _ if config.lora_bias => return refuse("lora_bias", "leave the head out of the targets"),
         _ if nn.training && spec.dropout > 0.0 => {
             return refuse("dropout", "set it to 0, or leave the head out of the targets");
