@@ -1,6 +1,11 @@
 //! Rows of a table by index: the token embedding and its gradient, and the cache of keys and values.
 
+mod columns;
 mod cuda;
+mod tokens;
+
+pub use columns::{EMBED_COLS, EMBED_COLS_DW};
+pub use tokens::{REPLACE_ROWS, TOKEN_ROWS};
 
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
@@ -13,7 +18,7 @@ use crate::ops::{
     no_workspace,
 };
 
-pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE];
+pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
 
 /// `embed` [ids I32[N], table (F32|BF16|F16)[V,D]] → y F32[N,D] = scale·table\[ids\]. An id outside 0..V gives zeros.
 pub static EMBED: OpDef = OpDef {
@@ -341,11 +346,18 @@ fn wgsl_embed_dw(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
-    let (n, c, d) = (l.ins[2].len(), l.outs[0].rows(), l.outs[0].cols());
     let mut all = match l.shared[0] {
         Some(_) => Vec::new(),
         None => start(l, Some(0)),
     };
+    all.extend(write_rows(l, 1, 2));
+    Ok(all)
+}
+
+/// Dispatches that write the rows of input `x` into output 0 at the rows that input `positions` says.
+fn write_rows(l: &Lower, x: usize, positions: usize) -> Vec<Dispatch> {
+    let (n, c, d) = (l.ins[positions].len(), l.outs[0].rows(), l.outs[0].cols());
+    let mut all = Vec::new();
     for tokens in rows(n, d, l.caps) {
         for part in rows(c, d, l.caps) {
             all.push(Dispatch {
@@ -354,13 +366,13 @@ fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
                 entry: "cache_write",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
-                args: vec![Arg::OutPart(0, bytes(&part, d)), Arg::InPart(1, bytes(&tokens, d)), Arg::In(2)],
+                args: vec![Arg::OutPart(0, bytes(&part, d)), Arg::InPart(x, bytes(&tokens, d)), Arg::In(positions)],
                 params: [tokens.len(), tokens.start, d, part.start, part.end].map(|w| w as u32).to_vec(),
                 flops: (tokens.len() * d) as u64,
             });
         }
     }
-    Ok(all)
+    all
 }
 
 /// 0, 1, 2, 3, 0, 1, … : each id many times, over more tokens than a kernel asks at once.
