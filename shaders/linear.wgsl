@@ -20,8 +20,12 @@
 // variant: W_NF4DQ LORA
 // variant: W_NF4DQ BIAS
 // variant: W_NF4DQ BIAS LORA
+// also: SUBGROUP
 #include "common/tile.wgsl"
 #include "common/weight.wgsl"
+// Invocations that share a few elements of y.
+const WG: u32 = 64u;
+#include "common/reduce.wgsl"
 
 // Rows of W are multiples of four elements long.
 override VEC: bool = false;
@@ -173,33 +177,22 @@ fn store(t: u32, n: u32, v: f32) {
     }
 }
 
-// Few tokens: a workgroup computes 4 elements of y, 16 lanes each, so that every row of W is read once, in order.
-const LANES: u32 = 16u;
-const ROWS: u32 = 4u;
-var<workgroup> partial: array<f32, LANES * ROWS>;
-
-@compute @workgroup_size(LANES, ROWS)
-fn row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
-    let n = wg.x * ROWS + lid.y;
+// Few tokens: a workgroup computes 4 elements of y, so that every row of W is read once, in order.
+@compute @workgroup_size(WG)
+fn row(@builtin(workgroup_id) wg: vec3<u32>, lane: Lane) {
+    let n = wg.x * 4u;
     let t = wg.y;
     var sums = vec4<f32>(0.0);
-    for (var k = lid.x * 4u; k < p.k; k += 4u * LANES) {
-        sums += x4(t, k) * w4(n, k);
+    for (var k = lane.index * 4u; k < p.k; k += 4u * WG) {
+        let v = x4(t, k);
+        sums += vec4<f32>(dot(v, w4(n, k)), dot(v, w4(n + 1u, k)), dot(v, w4(n + 2u, k)), dot(v, w4(n + 3u, k)));
     }
 #if LORA
-    for (var r = lid.x * 4u; r < p.r; r += 4u * LANES) {
-        sums += xa4(t, r) * lb4(n, r);
+    for (var r = lane.index * 4u; r < p.r; r += 4u * WG) {
+        let v = xa4(t, r);
+        sums += vec4<f32>(dot(v, lb4(n, r)), dot(v, lb4(n + 1u, r)), dot(v, lb4(n + 2u, r)), dot(v, lb4(n + 3u, r)));
     }
 #end
-    partial[lid.y * LANES + lid.x] = (sums.x + sums.y) + (sums.z + sums.w);
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lid.x < half {
-            partial[lid.y * LANES + lid.x] += partial[lid.y * LANES + lid.x + half];
-        }
-        workgroupBarrier();
-    }
-    if lid.x == 0u {
-        store(t, n, partial[lid.y * LANES]);
-    }
+    let all = reduce_add4(lane, sums);
+    if lane.index == 0u { store4(t, n, all); }
 }

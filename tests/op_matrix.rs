@@ -114,6 +114,14 @@ fn on_wgpu() {
     }
 }
 
+/// Kernels come in a plain variant and in richer ones; the test above runs the richest that the adapter has.
+#[test]
+fn on_wgpu_without_optional_features() {
+    if let Some(device) = Device::wgpu_plain() {
+        check(&device, |_| true);
+    }
+}
+
 /// Operands that are larger than a binding may be, without large operands: everything that splits, splits here.
 #[test]
 fn on_wgpu_under_small_limits() {

@@ -26,6 +26,11 @@ impl Device {
         Device::wgpu_like("wgpu", Ask::Adapter, u64::MAX)
     }
 
+    /// The adapter without its optional features.
+    pub fn wgpu_plain() -> Option<Device> {
+        Device::wgpu_like("wgpu without optional features", Ask::Plain, u64::MAX)
+    }
+
     /// The adapter under WebGPU's default limits, and with no binding larger than `max_binding` bytes.
     pub fn wgpu_small(max_binding: u64) -> Option<Device> {
         Device::wgpu_like("wgpu under small limits", Ask::Defaults, max_binding)

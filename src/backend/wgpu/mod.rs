@@ -18,7 +18,7 @@ use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 
 pub use adapters::{AdapterInfo, adapters, choose};
 pub use record::params_bytes;
-pub use shaders::{SHADERS, shader};
+pub use shaders::{SHADERS, richest, shader};
 
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
 use crate::dtype::ALIGN;
@@ -88,12 +88,14 @@ impl Gpu {
     }
 }
 
-/// Which limits a device is asked for.
+/// Which limits and optional features a device is asked for.
 #[derive(Clone, Debug, Default)]
 pub enum Ask {
     /// All that the adapter offers.
     #[default]
     Adapter,
+    /// All that the adapter offers in size, and no optional features: every kernel's plain variant.
+    Plain,
     /// What every WebGPU implementation offers (128 MiB bindings, 256 MiB buffers, 8 storage buffers), and no
     /// optional features. What runs under these runs anywhere.
     Defaults,
@@ -129,6 +131,7 @@ impl Wgpu {
     fn open(adapter: &wgpu::Adapter, info: &AdapterInfo, ask: Ask) -> Result<Wgpu> {
         let (limits, features) = match ask {
             Ask::Adapter => (adapter.limits(), adapter.features() & (Features::SHADER_F16 | Features::SUBGROUP)),
+            Ask::Plain => (adapter.limits(), Features::empty()),
             Ask::Defaults => (Limits::default(), Features::empty()),
         };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
@@ -190,6 +193,13 @@ impl Wgpu {
     /// split large operands without large operands.
     pub fn limit_binding(mut self, bytes: u64) -> Wgpu {
         self.caps.max_binding = self.caps.max_binding.min(bytes);
+        self
+    }
+
+    /// The same device, but saying that it has no subgroup operations: what is left differs in no bit from the plain
+    /// variants.
+    pub fn without_subgroups(mut self) -> Wgpu {
+        self.caps.subgroup = None;
         self
     }
 
