@@ -12,6 +12,10 @@
 // variant: W_F16 LORA
 // variant: W_F16 BIAS
 // variant: W_F16 BIAS LORA
+// variant: W_F16 F16
+// variant: W_F16 F16 LORA
+// variant: W_F16 F16 BIAS
+// variant: W_F16 F16 BIAS LORA
 // variant: W_NF4
 // variant: W_NF4 LORA
 // variant: W_NF4 BIAS
@@ -46,14 +50,7 @@ struct Params {
 }
 @group(0) @binding(next) var<storage, read_write> y: array<f32>;
 @group(0) @binding(next) var<storage, read_write> x: array<f32>;
-#if W_F32
-@group(0) @binding(next) var<storage, read_write> w: array<f32>;
-#else
-@group(0) @binding(next) var<storage, read_write> w: array<u32>;
-#end
-#if !W_F32 && !W_BF16 && !W_F16
-@group(0) @binding(next) var<storage, read_write> w_scales: array<u32>;
-#end
+#include "common/weight_binding.wgsl"
 #if BIAS
 @group(0) @binding(next) var<storage, read_write> bias: array<f32>;
 #end
@@ -73,15 +70,19 @@ fn x4(t: u32, k: u32) -> vec4<f32> {
     if k + 2u < p.k { v.z = x[i + 2u]; }
     return v;
 }
-fn w4(n: u32, k: u32) -> vec4<f32> {
+fn w4(n: u32, k: u32) -> TileB {
     let i = n * p.k + k;
-    if n >= p.n || k >= p.k { return vec4<f32>(0.0); }
+    if n >= p.n || k >= p.k { return TileB(); }
+#if F16
+    return w[i / 4u];
+#else
     if VEC { return weight4_at(i); }
     var v = vec4<f32>(weight_at(i), 0.0, 0.0, 0.0);
     if k + 1u < p.k { v.y = weight_at(i + 1u); }
     if k + 2u < p.k { v.z = weight_at(i + 2u); }
     if k + 3u < p.k { v.w = weight_at(i + 3u); }
     return v;
+#end
 }
 #if LORA
 fn xa4(t: u32, r: u32) -> vec4<f32> {
@@ -129,21 +130,21 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         workgroupBarrier();
     }
 #if LORA
-    for (var r0 = 0u; r0 < p.r; r0 += BK) {
-        for (var u = lid; u < UNITS_A; u += THREADS) {
-            let r = r0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
+    for (var r0 = 0u; r0 < p.r; r0 += RK) {
+        for (var u = lid; u < MG * (RK / 4u); u += THREADS) {
+            let r = r0 + 4u * (u % (RK / 4u));
+            let g = u / (RK / 4u);
             let t = m0 + 4u * g;
-            tile_put_a(g, u % (BK / 4u), xa4(t, r), xa4(t + 1u, r), xa4(t + 2u, r), xa4(t + 3u, r));
+            tile_put_a(g, u % (RK / 4u), xa4(t, r), xa4(t + 1u, r), xa4(t + 2u, r), xa4(t + 3u, r));
         }
-        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
-            let r = r0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
+        for (var u = THREADS - 1u - lid; u < NG * (RK / 4u); u += THREADS) {
+            let r = r0 + 4u * (u % (RK / 4u));
+            let g = u / (RK / 4u);
             let n = n0 + 4u * g;
-            tile_put_b(g, u % (BK / 4u), lb4(n, r), lb4(n + 1u, r), lb4(n + 2u, r), lb4(n + 3u, r));
+            low_put_b(g, u % (RK / 4u), lb4(n, r), lb4(n + 1u, r), lb4(n + 2u, r), lb4(n + 3u, r));
         }
         workgroupBarrier();
-        tile_step(lid);
+        low_step(lid);
         workgroupBarrier();
     }
 #end
@@ -185,7 +186,12 @@ fn row(@builtin(workgroup_id) wg: vec3<u32>, lane: Lane) {
     var sums = vec4<f32>(0.0);
     for (var k = lane.index * 4u; k < p.k; k += 4u * WG) {
         let v = x4(t, k);
-        sums += vec4<f32>(dot(v, w4(n, k)), dot(v, w4(n + 1u, k)), dot(v, w4(n + 2u, k)), dot(v, w4(n + 3u, k)));
+        sums += vec4<f32>(
+            dot(v, vec4<f32>(w4(n, k))),
+            dot(v, vec4<f32>(w4(n + 1u, k))),
+            dot(v, vec4<f32>(w4(n + 2u, k))),
+            dot(v, vec4<f32>(w4(n + 3u, k))),
+        );
     }
 #if LORA
     for (var r = lane.index * 4u; r < p.r; r += 4u * WG) {

@@ -180,7 +180,7 @@ fn a_launch_that_cannot_be_is_refused_by_name() {
         ),
         (
             // A variant for subgroups on a device that was opened without them.
-            "optim",
+            "missing capability",
             kernel(&|k| {
                 if let Kernel::Wgsl { shader, defines, entry, .. } = k {
                     (*shader, *defines, *entry) = ("optim", vec!["SUM", "SUBGROUP"], "sum");

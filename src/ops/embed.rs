@@ -5,7 +5,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
-use crate::ops::quant::{weight_define, weight_parts};
+use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
     Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
 };
@@ -261,7 +261,9 @@ fn wgsl_embed(l: &Lower) -> Result<Vec<Dispatch>> {
             args.extend(part.args);
             all.push(Dispatch {
                 shader: "embed",
-                defines: vec!["EMBED", weight_define(l.ins[1].dtype).unwrap_or("W_F32")],
+                defines: std::iter::once("EMBED")
+                    .chain(weight_defines(&l.ins[1], l.caps).unwrap_or_default())
+                    .collect(),
                 entry: "embed",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
