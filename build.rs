@@ -1,6 +1,9 @@
 //! Preprocesses every variant of every shader, has naga check it, and writes the table that the wgpu backend embeds.
-//! A shader that would fail on a user's GPU fails the build, with the file and line it was written at.
+//! A shader that would fail on a user's GPU fails the build, with the file and line it was written at. CUDA sources are
+//! carried as they are.
 
+#[path = "build/kernels.rs"]
+mod kernels;
 #[path = "build/preprocess.rs"]
 mod preprocess;
 #[path = "build/validate.rs"]
@@ -13,13 +16,15 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=shaders");
-    match table(Path::new("shaders")) {
-        Ok(code) => {
-            let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("shaders.rs");
-            if let Err(e) = std::fs::write(&out, code) {
-                fail(&format!("{}: {e}", out.display()));
-            }
-        }
+    println!("cargo:rerun-if-changed=kernels");
+    write("shaders.rs", table(Path::new("shaders")));
+    write("kernels.rs", kernels::table(Path::new("kernels")));
+}
+
+fn write(name: &str, code: Result<String, String>) {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join(name);
+    match code.and_then(|code| std::fs::write(&out, code).map_err(|e| format!("{}: {e}", out.display()))) {
+        Ok(()) => {}
         Err(errors) => fail(&errors),
     }
 }

@@ -7,9 +7,9 @@ mod common;
 use common::data::{decode, operands};
 use common::devices::Device;
 use common::run::Run;
-use common::tolerance::{compare, sway, tolerance};
+use common::tolerance::{compare, rounding, sway, tolerance};
 use trimtab::backend::{Backend, Target};
-use trimtab::dtype::Ty;
+use trimtab::dtype::{DType, Ty};
 use trimtab::ops::quant::weight_defines;
 use trimtab::ops::{self, OpDef, Sample};
 
@@ -17,7 +17,7 @@ use trimtab::ops::{self, OpDef, Sample};
 fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Option<String> {
     let (stored, meant) = operands(op.name, sample);
     let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
-    let outs = match (op.infer)(&sample.attr, &tys) {
+    let outs = match op.types(&sample.attr, &tys) {
         Ok(outs) => outs,
         Err(e) => return Some(format!("its own sample is refused: {e}")),
     };
@@ -34,12 +34,13 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
         return Some(format!("the definition gives {} outputs, the shape rule {}", wants.len(), outs.len()));
     }
     let cost = (op.cost)(&sample.attr, &tys, &outs);
+    let act16 = op.act16(&sample.attr, &tys);
     let sways = sway(op, sample, &meant, &wants);
     for (o, ((ty, got), want)) in outs.iter().zip(&first).zip(&wants).enumerate() {
         if want.shape != ty.shape {
             return Some(format!("output {o}: the definition gives {:?}, the shape rule {ty}", want.shape));
         }
-        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]);
+        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]) + rounding(act16, &want.data);
         if let Err(e) = compare(&decode(ty, got), &want.data, allowed) {
             return Some(format!("output {o}: {e}"));
         }
@@ -75,6 +76,16 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
     None
 }
 
+/// The sample with its activations in 16 bits; None if it has none.
+fn in_16_bits(op: &OpDef, sample: &Sample, dtype: DType) -> Option<Sample> {
+    let mut narrow = sample.clone();
+    let acts = (op.acts)(&sample.attr).ins;
+    for &i in acts {
+        narrow.ins.get_mut(i).iter_mut().for_each(|input| input.ty.dtype = dtype);
+    }
+    (!acts.is_empty()).then_some(narrow)
+}
+
 /// Runs the samples that `wanted` picks and fails with a list of all that is wrong.
 fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
     let only = std::env::var("TRIMTAB_OP").ok();
@@ -82,9 +93,13 @@ fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
     let (mut ran, mut wrong) = (0, Vec::new());
     for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
         for (i, sample) in (op.samples)().iter().enumerate().filter(|(_, s)| wanted(s)) {
-            ran += 1;
-            if let Some(what) = verdict(op, sample, &mut *backend) {
-                wrong.push(format!("{} #{i} ({}): {what}", op.name, sample.name));
+            let narrow = backend.caps().act16.and_then(|dtype| in_16_bits(op, sample, dtype));
+            for sample in [Some(sample), narrow.as_ref()].into_iter().flatten() {
+                ran += 1;
+                if let Some(what) = verdict(op, sample, &mut *backend) {
+                    let act = sample.ins.first().map_or(String::new(), |i| i.ty.dtype.to_string());
+                    wrong.push(format!("{} #{i} ({}, {act}): {what}", op.name, sample.name));
+                }
             }
         }
     }
@@ -123,6 +138,22 @@ fn on_wgpu_without_optional_features() {
     }
 }
 
+/// CUDA's kernels, their PTX interpreted.
+#[test]
+fn on_interpreted_cuda() {
+    if let Some(device) = Device::ptx(80) {
+        check(&device, |_| true);
+    }
+}
+
+/// The same for a card without bf16.
+#[test]
+fn on_interpreted_cuda_75() {
+    if let Some(device) = Device::ptx(75) {
+        check(&device, |_| true);
+    }
+}
+
 /// A weight is widened exactly, whether the kernel reads words or the type f16.
 #[test]
 fn f16_kernels_give_the_plain_kernels_bits() {
@@ -148,7 +179,6 @@ fn f16_kernels_give_the_plain_kernels_bits() {
             let (a, b) = (run(&mut *plain), run(&mut *able));
             assert!(a.is_ok() && a == b, "{} #{i} ({}): {:?}", op.name, sample.name, (a.err(), b.err()));
             ran += 1;
-            eprintln!("{} {}", op.name, sample.name);
         }
     }
     assert!(ran >= 8, "only {ran} samples have such a weight");
@@ -179,6 +209,8 @@ mod controls {
         workspace: no_workspace,
         host: |call| call.map(0, [0], |[x]| 2.0 * x),
         wgsl: |_| Ok(Vec::new()),
+        cuda: |_| Ok(Vec::new()),
+        acts: ops::no_acts,
         samples: Vec::new,
     };
 

@@ -39,6 +39,8 @@ impl Cpu {
             max_invocations: 0,
             max_bindings: u32::MAX,
             f16: false,
+            act16: None,
+            arch: 0,
             subgroup: None,
             software: false,
         };

@@ -12,7 +12,7 @@ mod wgsl;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Attention, Attr, Cost, Grad, OpDef, Tensor, check};
+use crate::ops::{Acts, Attention, Attr, Cost, Grad, OpDef, Tensor, check};
 
 pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD];
 
@@ -27,6 +27,8 @@ pub static ATTENTION: OpDef = OpDef {
     workspace: crate::ops::no_workspace,
     host: host::forward,
     wgsl: wgsl::forward,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1, 2], outs: &[0] },
     samples: samples::forward,
 };
 
@@ -46,6 +48,8 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     workspace: |attr, ins, _| 8 * (spec(attr).heads * ins[0].rows()) as u64,
     host: host::backward,
     wgsl: wgsl::backward,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1, 2, 4, 6], outs: &[0, 1, 2] },
     samples: samples::backward,
 };
 

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{bytes, flat, grid, rows};
 use crate::ops::{
-    Act, Arg, Attr, Cost, Dispatch, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
-    no_workspace,
+    Act, Acts, Arg, Attr, Cost, Dispatch, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor,
+    check, no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&ADD, &SCALE, &GATED_ACT, &GATED_ACT_BWD, &DROPOUT, &ADD_ROW, &ADD_ROW_DV];
@@ -36,6 +36,8 @@ pub static ADD: OpDef = OpDef {
             None => elements(l, &ADD, vec!["ADD"], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
         })
     },
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
 };
 
@@ -65,6 +67,8 @@ pub static SCALE: OpDef = OpDef {
             None => elements(l, &SCALE, vec!["SCALE"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &[]),
         })
     },
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || {
         samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
     },
@@ -103,6 +107,8 @@ pub static GATED_ACT: OpDef = OpDef {
             None => elements(l, &GATED_ACT, vec!["GATED", name], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
         })
     },
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || act_samples(2),
 };
 
@@ -149,6 +155,8 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
         }
         Ok(elements(l, &GATED_ACT_BWD, defines, &slots, &[]))
     },
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1, 2], outs: &[0, 1] },
     samples: || act_samples(3),
 };
 
@@ -186,6 +194,8 @@ pub static DROPOUT: OpDef = OpDef {
             None => elements(l, &DROPOUT, vec!["DROPOUT"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &more),
         })
     },
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || {
         samples("", SIZES, |ty| {
             let rng = SampleIn::values(Ty::u32(&[4]), vec![4_000_000_000.0, 17.0, 3.0, 1.0]);
@@ -225,6 +235,8 @@ pub static ADD_ROW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_add_row,
     wgsl: wgsl_add_row,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || {
         samples("", MATRICES, |ty| {
             let v = Ty::f32(&[ty.cols()]);
@@ -263,6 +275,8 @@ pub static ADD_ROW_DV: OpDef = OpDef {
     workspace: no_workspace,
     host: host_add_row_dv,
     wgsl: wgsl_add_row_dv,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[] },
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {

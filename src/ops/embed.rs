@@ -7,7 +7,8 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
 use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Acts, Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
+    no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE];
@@ -47,6 +48,8 @@ pub static EMBED: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed,
     wgsl: wgsl_embed,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -95,6 +98,8 @@ pub static EMBED_DW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_dw,
     wgsl: wgsl_embed_dw,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {
@@ -143,6 +148,8 @@ pub static CACHE_WRITE: OpDef = OpDef {
     workspace: no_workspace,
     host: host_cache_write,
     wgsl: wgsl_cache_write,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || {
         let sample = |(name, positions, c, d): (&'static str, &[i32], usize, usize)| {
             let (cache, x) = (Ty::f32(&[c, d]), Ty::f32(&[positions.len(), d]));
@@ -261,9 +268,7 @@ fn wgsl_embed(l: &Lower) -> Result<Vec<Dispatch>> {
             args.extend(part.args);
             all.push(Dispatch {
                 shader: "embed",
-                defines: std::iter::once("EMBED")
-                    .chain(weight_defines(&l.ins[1], l.caps).unwrap_or_default())
-                    .collect(),
+                defines: [vec!["EMBED"], weight_defines(&l.ins[1], l.caps).unwrap_or_default()].concat(),
                 entry: "embed",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
@@ -362,6 +367,7 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("ids outside the table", &[-1, 4, 5, 2, i32::MIN, i32::MAX, 4], 5, 18, 0.5),
     ("wide rows", &[6, 6, 3], 7, 130, 11.3),
     ("many tokens", &[1; 65], 33, 3, 1.0),
+    ("rows of fours", &[4, 0, 2], 5, 12, 1.5),
     ("a large table", &[1023, 3, 500, 3, 1200], 1024, 34, 0.25),
 ];
 

@@ -14,7 +14,9 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, LowRank};
 use crate::ops::matmul::mat;
-use crate::ops::{Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor};
+use crate::ops::{
+    Acts, Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor,
+};
 
 pub static OPS: &[&OpDef] = &[&LINEAR, &LINEAR_DX];
 
@@ -47,6 +49,8 @@ pub static LINEAR: OpDef = OpDef {
     workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear,
     wgsl: wgsl_linear,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[0, 1] },
     samples: || samples(false),
 };
 
@@ -76,6 +80,8 @@ pub static LINEAR_DX: OpDef = OpDef {
     workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear_dx,
     wgsl: wgsl_linear_dx,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 2], outs: &[0] },
     samples: || samples(true),
 };
 

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace,
+    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
@@ -26,6 +26,12 @@ pub static MATMUL: OpDef = OpDef {
     workspace: no_workspace,
     host: host_matmul,
     wgsl: wgsl_matmul,
+    cuda: crate::ops::no_cuda,
+    // A sum over tokens is the gradient of a weight, and f32; else b is a weight and the product an activation.
+    acts: |attr| match matmul_attr(attr).ta {
+        true => Acts { ins: &[0, 1], outs: &[] },
+        false => Acts { ins: &[0, 2], outs: &[0] },
+    },
     samples: samples_matmul,
 };
 
@@ -58,6 +64,8 @@ pub static SUM_ROWS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_sum_rows,
     wgsl: wgsl_sum_rows,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[] },
     samples: || {
         let m = |t, n| SampleIn::normal(Ty::f32(&[t, n]));
         vec![

@@ -3,13 +3,15 @@
 //! `y = x · rstd · (offset + w)` with `rstd = 1 / √(mean(x²) + eps)` for each row. The offset is 1 in the Gemma
 //! family, whose weights are stored around 0.
 
+mod cuda;
+
 use crate::backend::{Caps, Target};
 use crate::cpu::{math, par};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, check, launch,
+    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, check, launch,
 };
 
 pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW];
@@ -25,6 +27,8 @@ pub static RMS_NORM: OpDef = OpDef {
     workspace: crate::ops::no_workspace,
     host: host_norm,
     wgsl: wgsl_norm,
+    cuda: cuda::rms_norm,
+    acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: samples_norm,
 };
 
@@ -39,6 +43,8 @@ pub static RMS_NORM_DX: OpDef = OpDef {
     workspace: crate::ops::no_workspace,
     host: host_dx,
     wgsl: wgsl_dx,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1, 4], outs: &[0] },
     samples: samples_dx,
 };
 
@@ -53,6 +59,8 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     workspace: dw_workspace,
     host: host_dw,
     wgsl: wgsl_dw,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: samples_dw,
 };
 
@@ -320,7 +328,7 @@ fn wgsl_dx(l: &Lower) -> Result<Vec<Dispatch>> {
 fn dw_workspace(_: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     match caps.target {
         Target::Wgsl => (4 * ins[1].rows().div_ceil(DW_ROWS) * ins[1].cols()) as u64,
-        Target::Host | Target::Null => 0,
+        _ => 0,
     }
 }
 

@@ -40,6 +40,8 @@ pub static SUM_SQUARES: OpDef = OpDef {
     },
     host: host_sum_squares,
     wgsl: wgsl_sum_squares,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for (name, n) in [("one element", 1), ("odd", 33), ("a piece and one", PIECE + 1), ("pieces", 3 * PIECE + 77)] {
@@ -99,6 +101,8 @@ pub static ADAMW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_adamw,
     wgsl: wgsl_adamw,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let hyper = |decay: f64, largest: f64| vec![1e-3, 0.1, 0.001, 1e-8, decay, 0.271, 0.002997, largest];
         let table = [
@@ -144,6 +148,8 @@ pub static ZERO: OpDef = OpDef {
         });
     },
     wgsl: |l| Ok(over(l, "ZERO", "zero", |r| vec![Arg::OutPart(0, bytes(r, 1))])),
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let sample = |(name, n)| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::f32(&[n]))]);
         [("one element", 1), ("odd", 33), ("many", 16411)].into_iter().map(sample).collect()

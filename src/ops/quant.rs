@@ -44,6 +44,8 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
         }
     },
     wgsl: wgsl_quantize,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let sample =
             |(name, n, k, double)| Sample::new(name, Attr::Nf4 { double }, vec![SampleIn::normal(Ty::f32(&[n, k]))]);
@@ -74,6 +76,8 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     workspace: no_workspace,
     host: host_dequantize,
     wgsl: wgsl_dequantize,
+    cuda: crate::ops::no_cuda,
+    acts: crate::ops::no_acts,
     samples: || {
         let table =
             [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("nine nested blocks", 2081, 64)];

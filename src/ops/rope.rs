@@ -10,7 +10,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check, launch,
+    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check, launch,
 };
 
 pub use table::{RopeScaling, RopeSpec, Yarn, rope_table};
@@ -31,6 +31,8 @@ pub static ROPE: OpDef = OpDef {
     workspace: crate::ops::no_workspace,
     host,
     wgsl,
+    cuda: crate::ops::no_cuda,
+    acts: |_| Acts { ins: &[0], outs: &[0] },
     samples,
 };
 

@@ -1,7 +1,9 @@
 //! The devices that tests run on: the CPU always, and a GPU (a software rasterizer will do) if there is one.
 
+use super::ptx::Ptx;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::Cpu;
+use trimtab::backend::cuda;
 use trimtab::backend::wgpu::{Ask, Wgpu, adapters};
 
 #[derive(Clone, Debug)]
@@ -15,6 +17,7 @@ enum Kind {
     Cpu,
     /// What is asked for, the largest binding, and whether subgroup operations are used where they are there.
     Wgpu(Ask, u64, bool),
+    Ptx(u32),
 }
 
 impl Device {
@@ -54,9 +57,23 @@ impl Device {
         None
     }
 
+    /// A CUDA card of this architecture, interpreted; None if there is no NVRTC to compile for it.
+    pub fn ptx(arch: u32) -> Option<Device> {
+        match cuda::version() {
+            Ok(_) => Some(Device { name: format!("interpreted sm_{arch}"), kind: Kind::Ptx(arch) }),
+            Err(why) => {
+                let required = std::env::var_os("TRIMTAB_REQUIRE_NVRTC").is_some_and(|v| v == "1");
+                assert!(!required, "{why}, and TRIMTAB_REQUIRE_NVRTC=1");
+                eprintln!("SKIPPED on interpreted sm_{arch}: {why}");
+                None
+            }
+        }
+    }
+
     pub fn open(&self) -> Box<dyn Backend> {
         match &self.kind {
             Kind::Cpu => Box::new(Cpu::new()),
+            Kind::Ptx(arch) => Box::new(Ptx::new(*arch)),
             Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
                 Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
                 Ok(gpu) => Box::new(gpu.limit_binding(*max)),

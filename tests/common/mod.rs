@@ -6,5 +6,6 @@ pub mod devices;
 pub mod golden;
 pub mod graphs;
 pub mod interpret;
+pub mod ptx;
 pub mod run;
 pub mod tolerance;

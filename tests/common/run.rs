@@ -8,7 +8,7 @@ use trimtab::plan::{Operands, lower};
 /// A NaN as f32, and out of range as an index: what a kernel reads where it should not, shows.
 const GUARD: u32 = 0x7fc0_dead;
 /// What outputs and scratch memory hold before: an element that was not written, or was read before, shows.
-const POISON: u32 = 0x7fc0_beef;
+const POISON: u32 = super::ptx::POISON;
 
 pub struct Run<'a> {
     pub op: &'static OpDef,
@@ -29,7 +29,7 @@ impl Run<'_> {
     /// The outputs' bytes.
     pub fn on(&self, device: &mut dyn Backend) -> Result<Vec<Vec<u8>>, String> {
         let in_tys: Vec<Ty> = self.ins.iter().map(|(ty, _)| ty.clone()).collect();
-        let out_tys = (self.op.infer)(self.attr, &in_tys).map_err(|e| format!("infer: {e}"))?;
+        let out_tys = self.op.types(self.attr, &in_tys).map_err(|e| format!("infer: {e}"))?;
         let work = (self.op.workspace)(self.attr, &in_tys, device.caps());
 
         // Every room is followed by a guard, the first also preceded by one.
