@@ -27,8 +27,10 @@ fn feature(key: u32, keys: u32, f: u32, kv: u32, old: f32, factor: f32) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn attention_row(@builtin(workgroup_id) wg: vec3<u32>, lane: Lane) {
-    let lid = lane.index;
+fn attention_row(@builtin(workgroup_id) wg: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let t = wg.x;
     let head = wg.y;
     let kv = head / (p.heads / p.kv_heads);

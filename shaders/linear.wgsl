@@ -180,11 +180,14 @@ fn store(t: u32, n: u32, v: f32) {
 
 // Few tokens: a workgroup computes 4 elements of y, so that every row of W is read once, in order.
 @compute @workgroup_size(WG)
-fn row(@builtin(workgroup_id) wg: vec3<u32>, lane: Lane) {
+fn row(@builtin(workgroup_id) wg: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let n = wg.x * 4u;
     let t = wg.y;
     var sums = vec4<f32>(0.0);
-    for (var k = lane.index * 4u; k < p.k; k += 4u * WG) {
+    for (var k = lid * 4u; k < p.k; k += 4u * WG) {
         let v = x4(t, k);
         sums += vec4<f32>(
             dot(v, vec4<f32>(w4(n, k))),
@@ -194,11 +197,11 @@ fn row(@builtin(workgroup_id) wg: vec3<u32>, lane: Lane) {
         );
     }
 #if LORA
-    for (var r = lane.index * 4u; r < p.r; r += 4u * WG) {
+    for (var r = lid * 4u; r < p.r; r += 4u * WG) {
         let v = xa4(t, r);
         sums += vec4<f32>(dot(v, lb4(n, r)), dot(v, lb4(n + 1u, r)), dot(v, lb4(n + 2u, r)), dot(v, lb4(n + 3u, r)));
     }
 #end
     let all = reduce_add4(lane, sums);
-    if lane.index == 0u { store4(t, n, all); }
+    if lid == 0u { store4(t, n, all); }
 }

@@ -22,8 +22,10 @@ struct Params {
 
 // A workgroup for each row.
 @compute @workgroup_size(WG)
-fn softmax(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, lane: Lane) {
-    let lid = lane.index;
+fn softmax(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let row = wg.y * groups.x + wg.x;
     if row >= p.rows { return; }
     // A label that is not trained on is negative, as an unsigned number beyond every vocabulary.
@@ -63,8 +65,10 @@ struct Params {
 @group(0) @binding(next) var<uniform> p: Params;
 
 @compute @workgroup_size(WG)
-fn total(lane: Lane) {
-    let lid = lane.index;
+fn total(
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     var sum = 0.0;
     for (var i = lid; i < p.n; i += WG) { sum += losses[i]; }
     let all = reduce_add(lane, sum);

@@ -50,8 +50,10 @@ struct Params {
 
 #if FORWARD
 @compute @workgroup_size(WG)
-fn rms_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, lane: Lane) {
-    let lid = lane.index;
+fn rms_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let row = wg.y * groups.x + wg.x;
     let live = row < p.rows;
     let at = row * p.cols;
@@ -77,8 +79,10 @@ fn gradient(at: u32, i: u32) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn rms_norm_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, lane: Lane) {
-    let lid = lane.index;
+fn rms_norm_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let row = wg.y * groups.x + wg.x;
     let live = row < p.rows;
     let at = row * p.cols;

@@ -35,14 +35,17 @@ struct Params {
 @group(0) @binding(next) var<uniform> p: Params;
 
 @compute @workgroup_size(WG)
-fn partial_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, lane: Lane) {
+fn partial_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let piece = wg.y * groups.x + wg.x;
     let start = piece * PIECE;
     if start >= p.n { return; }
     var sum = 0.0;
-    for (var i = start + lane.index; i < min(start + PIECE, p.n); i += WG) { sum += x[i] * x[i]; }
+    for (var i = start + lid; i < min(start + PIECE, p.n); i += WG) { sum += x[i] * x[i]; }
     sum = reduce_add(lane, sum);
-    if lane.index == 0u { partials[p.first + piece] = sum; }
+    if lid == 0u { partials[p.first + piece] = sum; }
 }
 #end
 
@@ -58,11 +61,14 @@ struct Params {
 @group(0) @binding(next) var<uniform> p: Params;
 
 @compute @workgroup_size(WG)
-fn sum(lane: Lane) {
+fn sum(
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     var sum = 0.0;
-    for (var i = lane.index; i < p.n; i += WG) { sum += partials[i]; }
+    for (var i = lid; i < p.n; i += WG) { sum += partials[i]; }
     sum = reduce_add(lane, sum);
-    if lane.index == 0u {
+    if lid == 0u {
 #if INPLACE
         y[0] += sum;
 #end

@@ -1,16 +1,19 @@
 // Sums and maxima over a workgroup, the same value for each of its invocations. Include it where a kernel reduces, with
-// a constant WG, its invocations: a power of two.
+// a constant WG, its invocations: a power of two. The entry point ends its parameters with common/lane.wgsl and makes
+// `Lane(lid, subgroup, subgroups)`.
 //
 // With SUBGROUP a subgroup adds up by itself, and what its subgroups found is added in their order; without, a tree
 // over workgroup memory. How large subgroups are, and whether they are full, does not matter. (WGSL says `enable
 // subgroups;` here; naga 30 knows the functions without it and refuses the line.)
 struct Lane {
-    @builtin(local_invocation_index) index: u32,
-#if SUBGROUP
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-#end
+    index: u32,
+    subgroup: u32,
+    subgroups: u32,
 }
+#if !SUBGROUP
+const subgroup: u32 = 0u;
+const subgroups: u32 = 1u;
+#end
 
 // Only those that a kernel uses take room.
 var<workgroup> lanes: array<f32, WG>;
