@@ -1,6 +1,6 @@
 //! The shader preprocessor: `#include "path"` (each file at most once), `#if A && !B`, `#else`, `#end`, and the
 //! `// variant: A B` lines that declare which sets of symbols a shader is compiled with. A line `// also: C` stands for
-//! each of those with C behind it once more: variants for devices that can do more, which do the same. `@binding(next)`
+//! each of those above it with C behind it once more: for devices that can do more, and doing the same. `@binding(next)`
 //! is numbered in the order of the lines that stay, so that a variant without some operand has no gap; `enable` lines
 //! move to the top, where WGSL wants them, so that an included file can have them.
 //!
@@ -17,17 +17,20 @@ pub struct Text {
 
 /// The sets of symbols that `source` declares, in its order. A shader that declares none has the one without symbols.
 pub fn variants(source: &str) -> Vec<Vec<String>> {
-    let lines = |prefix| source.lines().filter_map(move |line| line.strip_prefix(prefix));
     let symbols = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<String>>();
-    let mut found: Vec<Vec<String>> = lines("// variant:").map(symbols).collect();
-    if found.is_empty() {
-        found.push(Vec::new());
+    let (mut plain, mut richer) = (Vec::new(), Vec::new());
+    for line in source.lines() {
+        if let Some(variant) = line.strip_prefix("// variant:") {
+            plain.push(symbols(variant));
+        } else if let Some(more) = line.strip_prefix("// also:") {
+            richer.extend(plain.iter().map(|variant| [variant.as_slice(), &symbols(more)].concat()));
+        }
     }
-    for more in lines("// also:").map(symbols) {
-        let with: Vec<_> = found.iter().map(|plain| [plain.as_slice(), &more].concat()).collect();
-        found.extend(with);
+    if plain.is_empty() {
+        plain.push(Vec::new());
     }
-    found
+    plain.extend(richer);
+    plain
 }
 
 /// Preprocesses `root/file`. `seen` collects every file read.

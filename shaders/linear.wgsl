@@ -12,10 +12,6 @@
 // variant: W_F16 LORA
 // variant: W_F16 BIAS
 // variant: W_F16 BIAS LORA
-// variant: W_F16 F16
-// variant: W_F16 F16 LORA
-// variant: W_F16 F16 BIAS
-// variant: W_F16 F16 BIAS LORA
 // variant: W_NF4
 // variant: W_NF4 LORA
 // variant: W_NF4 BIAS
@@ -24,8 +20,17 @@
 // variant: W_NF4DQ LORA
 // variant: W_NF4DQ BIAS
 // variant: W_NF4DQ BIAS LORA
+// also: COOP
+// variant: W_F16 F16
+// variant: W_F16 F16 LORA
+// variant: W_F16 F16 BIAS
+// variant: W_F16 F16 BIAS LORA
 // also: SUBGROUP
+#if COOP
+#include "common/tile_coop.wgsl"
+#else
 #include "common/tile.wgsl"
+#end
 #include "common/weight.wgsl"
 // Invocations that share a few elements of y.
 const WG: u32 = 64u;
@@ -107,11 +112,11 @@ fn lb4(n: u32, r: u32) -> vec4<f32> {
 }
 #end
 
-@compute @workgroup_size(THREADS)
-fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+#include "common/tile_entry.wgsl"
+fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let n0 = wg.x * BN;
-    tile_clear();
+    tile_clear(lid);
     for (var k0 = 0u; k0 < p.k; k0 += BK) {
         for (var u = lid; u < UNITS_A; u += THREADS) {
             let k = k0 + 4u * (u % (BK / 4u));
@@ -148,16 +153,7 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         workgroupBarrier();
     }
 #end
-    let t = m0 + tile_row(lid);
-    let n = n0 + tile_col(lid);
-    store4(t, n, acc[0]);
-    store4(t + 1u, n, acc[1]);
-    store4(t + 2u, n, acc[2]);
-    store4(t + 3u, n, acc[3]);
-    store4(t + 4u, n, acc[4]);
-    store4(t + 5u, n, acc[5]);
-    store4(t + 6u, n, acc[6]);
-    store4(t + 7u, n, acc[7]);
+    tile_store(lid, m0, n0);
 }
 
 fn store4(t: u32, n: u32, v: vec4<f32>) {
@@ -178,6 +174,7 @@ fn store(t: u32, n: u32, v: f32) {
     }
 }
 
+#if !COOP
 // Few tokens: a workgroup computes 4 elements of y, so that every row of W is read once, in order.
 @compute @workgroup_size(WG)
 fn row(@builtin(workgroup_id) wg: vec3<u32>,
@@ -205,3 +202,4 @@ fn row(@builtin(workgroup_id) wg: vec3<u32>,
     let all = reduce_add4(lane, sums);
     if lid == 0u { store4(t, n, all); }
 }
+#end

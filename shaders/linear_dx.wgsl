@@ -2,23 +2,28 @@
 // pass's dropout factors. A dispatch sums over some rows of W; with ADD it adds to what dx holds.
 // variant: W_F32
 // variant: W_F32 LORA
-// variant: W_F32 LORA DROPOUT
 // variant: W_BF16
 // variant: W_BF16 LORA
-// variant: W_BF16 LORA DROPOUT
 // variant: W_F16
 // variant: W_F16 LORA
+// variant: W_NF4
+// variant: W_NF4 LORA
+// variant: W_NF4DQ
+// variant: W_NF4DQ LORA
+// also: COOP
+// variant: W_F32 LORA DROPOUT
+// variant: W_BF16 LORA DROPOUT
 // variant: W_F16 LORA DROPOUT
 // variant: W_F16 F16
 // variant: W_F16 F16 LORA
 // variant: W_F16 F16 LORA DROPOUT
-// variant: W_NF4
-// variant: W_NF4 LORA
 // variant: W_NF4 LORA DROPOUT
-// variant: W_NF4DQ
-// variant: W_NF4DQ LORA
 // variant: W_NF4DQ LORA DROPOUT
+#if COOP
+#include "common/tile_coop.wgsl"
+#else
 #include "common/tile.wgsl"
+#end
 #include "common/weight.wgsl"
 #if DROPOUT
 #include "common/philox.wgsl"
@@ -121,11 +126,11 @@ fn mask4(e: u32) -> vec4<f32> {
 }
 #end
 
-@compute @workgroup_size(THREADS)
-fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+#include "common/tile_entry.wgsl"
+fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let c0 = wg.x * BN;
-    tile_clear();
+    tile_clear(lid);
 #if LORA
     // First, because the mask is on this part only.
     for (var r0 = 0u; r0 < p.r; r0 += RK) {
@@ -176,16 +181,7 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         tile_step(lid);
         workgroupBarrier();
     }
-    let t = m0 + tile_row(lid);
-    let c = c0 + tile_col(lid);
-    store4(t, c, acc[0]);
-    store4(t + 1u, c, acc[1]);
-    store4(t + 2u, c, acc[2]);
-    store4(t + 3u, c, acc[3]);
-    store4(t + 4u, c, acc[4]);
-    store4(t + 5u, c, acc[5]);
-    store4(t + 6u, c, acc[6]);
-    store4(t + 7u, c, acc[7]);
+    tile_store(lid, m0, c0);
 }
 
 fn store4(t: u32, c: u32, v: vec4<f32>) {

@@ -138,6 +138,14 @@ fn on_wgpu_without_optional_features() {
     }
 }
 
+/// Products by cooperative matrices, which are used only where the user asks for them.
+#[test]
+fn on_wgpu_with_cooperative_matrices() {
+    if let Some(device) = Device::wgpu_coop() {
+        check(&device, |_| true);
+    }
+}
+
 /// CUDA's kernels, their PTX interpreted.
 #[test]
 fn on_interpreted_cuda() {

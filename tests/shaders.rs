@@ -42,8 +42,11 @@ fn conditions_includes_and_bindings() {
     let source = std::fs::read_to_string(root.join("a.wgsl")).unwrap();
     assert_eq!(variants(&source), [vec![], vec!["A".to_string(), "B".into()]]);
     assert_eq!(variants("x"), [Vec::<String>::new()]);
-    let doubled = variants("// variant: A\n// variant: B\n// also: C\n");
-    assert_eq!(doubled.iter().map(|v| v.join(" ")).collect::<Vec<_>>(), ["A", "B", "A C", "B C"]);
+    let doubled = variants("// variant: A\n// variant: B\n// also: C\n// variant: D\n// also: E\n");
+    assert_eq!(
+        doubled.iter().map(|v| v.join(" ")).collect::<Vec<_>>(),
+        ["A", "B", "D", "A C", "B C", "A E", "B E", "D E"]
+    );
 }
 
 #[test]

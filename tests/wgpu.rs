@@ -242,7 +242,10 @@ fn a_device_takes_the_richest_variant_that_it_can_run() {
     let able = Caps { subgroup: Some((4, 128)), ..plain.clone() };
     for (stem, defines, reduces) in [("optim", "SUM", true), ("optim", "ADAMW", false), ("nowhere", "SUM", false)] {
         let best = if reduces { vec![defines, "SUBGROUP"] } else { vec![defines] };
-        assert_eq!(richest(stem, &[defines], &able), best);
-        assert_eq!(richest(stem, &[defines], &plain), [defines]);
+        assert_eq!(richest(stem, &[defines], "sum", &able), best);
+        assert_eq!(richest(stem, &[defines], "sum", &plain), [defines]);
     }
+    let able = Caps { coop: true, ..able };
+    assert_eq!(richest("linear", &["W_F32"], "tile", &able), ["W_F32", "COOP"]);
+    assert_eq!(richest("linear", &["W_F32"], "row", &able), ["W_F32", "SUBGROUP"]);
 }

@@ -5,7 +5,7 @@
 //   default  64 x 64, 128 threads, 8 x 4 each
 //   NARROW   64 x 16,  64 threads, 4 x 4 each: few columns (the low-rank products)
 //   FLAT     16 x 64,  64 threads, 4 x 4 each: few rows
-// The including file loads a 4 x 4 block with tile_put_a / tile_put_b and calls tile_step between barriers. A linear
+// The including file has store4(m, n, v), loads a 4 x 4 block with tile_put_a / tile_put_b and calls tile_step between barriers. A linear
 // layer's low-rank part goes by RK columns of a and rows of b at a time, through low_put_b and low_step.
 //
 // With F16 (default shape only) b's tile holds f16: half the memory, and exact, since that is how b is stored. The
@@ -89,7 +89,7 @@ fn low_put_b_k(g: u32, k: u32, v: vec4<f32>) {
 #end
 }
 
-fn tile_clear() {
+fn tile_clear(lid: u32) {
     acc[0] = vec4<f32>(0.0);
     acc[1] = vec4<f32>(0.0);
     acc[2] = vec4<f32>(0.0);
@@ -99,6 +99,22 @@ fn tile_clear() {
     acc[5] = vec4<f32>(0.0);
     acc[6] = vec4<f32>(0.0);
     acc[7] = vec4<f32>(0.0);
+#end
+}
+
+// Calls the kernel's store4 for the thread's elements of the block at (m0, n0).
+fn tile_store(lid: u32, m0: u32, n0: u32) {
+    let m = m0 + tile_row(lid);
+    let n = n0 + tile_col(lid);
+    store4(m, n, acc[0]);
+    store4(m + 1u, n, acc[1]);
+    store4(m + 2u, n, acc[2]);
+    store4(m + 3u, n, acc[3]);
+#if !NARROW && !FLAT
+    store4(m + 4u, n, acc[4]);
+    store4(m + 5u, n, acc[5]);
+    store4(m + 6u, n, acc[6]);
+    store4(m + 7u, n, acc[7]);
 #end
 }
 

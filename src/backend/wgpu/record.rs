@@ -108,7 +108,7 @@ impl Pipelines {
         };
         let bits = constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
         let bound = (launch.args.len(), !launch.params.is_empty());
-        let defines = richest(stem, defines, caps);
+        let defines = richest(stem, defines, entry, caps);
         let key: Key = (stem, defines.clone(), entry, bits, bound);
         if let Some(pipeline) = self.pipelines.get(&key) {
             return Ok(pipeline.clone());

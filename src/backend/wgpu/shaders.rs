@@ -14,13 +14,14 @@ pub fn shader(stem: &str, defines: &[&str]) -> Option<&'static str> {
 
 /// Of the variants that compute the same as this one, the one that makes the most of the device: a lowering names the
 /// plain one and need not know (`// also:` in a shader's header).
-pub fn richest(stem: &str, defines: &[&'static str], caps: &Caps) -> Vec<&'static str> {
-    let mut best = defines.to_vec();
-    for (symbol, there) in [("SUBGROUP", caps.subgroup.is_some())] {
-        best.push(symbol);
-        if !there || shader(stem, &best).is_none() {
-            best.pop();
+pub fn richest(stem: &str, defines: &[&'static str], entry: &str, caps: &Caps) -> Vec<&'static str> {
+    // Cooperative matrices are for the tiled products.
+    let symbols = [("COOP", caps.coop && entry == "tile"), ("SUBGROUP", caps.subgroup.is_some())];
+    for (symbol, there) in symbols {
+        let richer = [defines, &[symbol]].concat();
+        if there && shader(stem, &richer).is_some() {
+            return richer;
         }
     }
-    best
+    defines.to_vec()
 }
