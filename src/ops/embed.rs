@@ -12,7 +12,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
-use crate::ops::quant::{weight_define, weight_parts};
+use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
     Acts, Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
     no_workspace,
@@ -276,7 +276,7 @@ fn wgsl_embed(l: &Lower) -> Result<Vec<Dispatch>> {
             args.extend(part.args);
             all.push(Dispatch {
                 shader: "embed",
-                defines: vec!["EMBED", weight_define(l.ins[1].dtype).unwrap_or("W_F32")],
+                defines: [vec!["EMBED"], weight_defines(&l.ins[1], l.caps).unwrap_or_default()].concat(),
                 entry: "embed",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
@@ -393,6 +393,7 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("ids outside the table", &[-1, 4, 5, 2, i32::MIN, i32::MAX, 4], 5, 18, 0.5),
     ("wide rows", &[6, 6, 3], 7, 130, 11.3),
     ("many tokens", &[1; 65], 33, 3, 1.0),
+    ("rows of fours", &[4, 0, 2], 5, 12, 1.5),
     ("a large table", &[1023, 3, 500, 3, 1200], 1024, 34, 0.25),
     ("an id far behind its first", &FAR, 5, 36, -2.0),
     ("rows of several strips", &[1, 0, 1], 3, 1029, 1.0),
