@@ -142,7 +142,8 @@ fn the_mean_of_many_scales_is_torchs() {
     // 16 units of 256 groups of 32, more units, groups and values behind them.
     let blocks = 32 * (256 * 18 + 37) + 13;
     let mut random = Random::new(3);
-    let scales: Vec<f32> = (0..blocks).map(|_| 0.5 + random.uniform() as f32).collect();
+    // Of many sizes, so that each sum is rounded.
+    let scales: Vec<f32> = (0..blocks).map(|_| (16.0 * random.uniform()).exp2() as f32).collect();
     // A tensor with these scales: one element of each block is not 0.
     let mut x = vec![0.0; blocks * Nf4Layout::BLOCK];
     x.iter_mut().step_by(Nf4Layout::BLOCK).zip(&scales).for_each(|(x, s)| *x = *s);
