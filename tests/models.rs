@@ -25,7 +25,7 @@ use trimtab::weights::{Checkpoint, load};
 const TOLERANCE: f64 = 1e-5;
 
 fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+    common::root("tests/fixtures").join(path)
 }
 
 fn as_f32(_: &str, _: Role) -> DType {
@@ -263,7 +263,7 @@ fn lora_adapters_give_peft_logits_loss_and_gradients() {
 
 #[test]
 fn bitsandbytes_checkpoints_give_the_logits_of_their_dequantized_twins() {
-    let golden = Golden::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_bnb4_logits.safetensors"));
+    let golden = Golden::open(common::root("tests/golden/tiny_bnb4_logits.safetensors"));
     let ids = golden.i64("input_ids");
     let packed = Packed::new(&ids, &ids, 12);
     for (folder, key) in [("tiny_llama_bnb4", "bnb4.logits"), ("tiny_llama_bnb4_dq", "bnb4_dq.logits")] {

@@ -148,16 +148,21 @@ pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
     }
 }
 
-/// Opens the device that the setting names. `Auto` takes a hardware GPU if there is one, else the CPU.
+/// Opens the device that the setting names. `Auto` takes a CUDA card if there is one and its compiler, else a
+/// hardware GPU, else the CPU.
 pub fn open(device: &crate::config::Device) -> Result<Box<dyn Backend>> {
     use crate::config::Device;
     Ok(match device {
         Device::Cpu => Box::new(cpu::Cpu::new()),
         Device::Null => Box::new(null::Null::new()),
         Device::Wgpu(index) => Box::new(wgpu::Wgpu::new(*index)?),
-        Device::Auto => match wgpu::choose(&wgpu::adapters()) {
-            Some(index) => Box::new(wgpu::Wgpu::new(Some(index))?),
-            None => Box::new(cpu::Cpu::new()),
+        Device::Cuda(index) => Box::new(cuda::Cuda::new(*index)?),
+        Device::Auto => match (cuda::choose(), || wgpu::choose(&wgpu::adapters())) {
+            (Some(index), _) => Box::new(cuda::Cuda::new(Some(index))?),
+            (None, adapter) => match adapter() {
+                Some(index) => Box::new(wgpu::Wgpu::new(Some(index))?),
+                None => Box::new(cpu::Cpu::new()),
+            },
         },
     })
 }

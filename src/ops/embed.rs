@@ -1,5 +1,7 @@
 //! Rows of a table by index: the token embedding and its gradient, and the cache of keys and values.
 
+mod cuda;
+
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
@@ -48,7 +50,7 @@ pub static EMBED: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed,
     wgsl: wgsl_embed,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::embed,
     acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
@@ -98,7 +100,7 @@ pub static EMBED_DW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_dw,
     wgsl: wgsl_embed_dw,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::embed_dw,
     acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
@@ -148,18 +150,19 @@ pub static CACHE_WRITE: OpDef = OpDef {
     workspace: no_workspace,
     host: host_cache_write,
     wgsl: wgsl_cache_write,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::cache_write,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || {
         let sample = |(name, positions, c, d): (&'static str, &[i32], usize, usize)| {
             let (cache, x) = (Ty::f32(&[c, d]), Ty::f32(&[positions.len(), d]));
             Sample::new(name, Attr::None, vec![SampleIn::normal(cache), SampleIn::normal(x), ids_in(positions)])
         };
-        let table: [(_, &[i32], _, _); 5] = [
+        let table: [(_, &[i32], _, _); 6] = [
             ("one token", &[0], 1, 1),
             ("out of order", &[5, 0, 3], 7, 33),
             ("positions outside the cache", &[-1, 2, 3, 1], 3, 7),
             ("a large cache", &[600, 599, 0], 601, 33),
+            ("aligned rows", &[2, 1], 3, 128),
             ("a prompt", &[0, 1, 2, 3, 4, 5, 6, 7, 8], 17, 65),
         ];
         table.into_iter().map(sample).collect()
@@ -360,6 +363,17 @@ fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(all)
 }
 
+/// 0, 1, 2, 3, 0, 1, … : each id many times, over more tokens than a kernel asks at once.
+const FAR: [i32; 300] = {
+    let mut ids = [0; 300];
+    let mut i = 0;
+    while i < 300 {
+        ids[i] = (i % 4) as i32;
+        i += 1;
+    }
+    ids
+};
+
 /// Ids, rows of the table, columns, scale.
 const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("one token", &[0], 1, 1, 1.0),
@@ -368,6 +382,8 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("wide rows", &[6, 6, 3], 7, 130, 11.3),
     ("many tokens", &[1; 65], 33, 3, 1.0),
     ("a large table", &[1023, 3, 500, 3, 1200], 1024, 34, 0.25),
+    ("an id far behind its first", &FAR, 5, 36, -2.0),
+    ("rows of several strips", &[1, 0, 1], 3, 1029, 1.0),
 ];
 
 fn ids_in(ids: &[i32]) -> SampleIn {

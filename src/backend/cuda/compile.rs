@@ -60,6 +60,25 @@ fn present() -> Result<()> {
     FOUND.get_or_init(find).clone().map_err(|found| Error::device("NVRTC", found, INSTALL))
 }
 
+/// What to compile to for a card of `arch`: its machine code, or, by a compiler older than the card, the text of the
+/// newest architecture the compiler knows, which the driver finishes.
+pub fn target(arch: u32) -> Result<(u32, Output)> {
+    present()?;
+    let mut count: c_int = 0;
+    // SAFETY: the library is there; it writes one integer.
+    let status = unsafe { sys::nvrtcGetNumSupportedArchs(&mut count) };
+    status.result().map_err(|e| Error::device("NVRTC", e.to_string(), INSTALL))?;
+    let mut known = vec![0 as c_int; count.max(0) as usize];
+    // SAFETY: it writes as many integers as it said.
+    let status = unsafe { sys::nvrtcGetSupportedArchs(known.as_mut_ptr()) };
+    status.result().map_err(|e| Error::device("NVRTC", e.to_string(), INSTALL))?;
+    match known.iter().map(|&a| a as u32).filter(|&a| a <= arch).max() {
+        Some(newest) if newest == arch => Ok((arch, Output::Cubin)),
+        Some(newest) => Ok((newest, Output::Ptx)),
+        None => Err(Error::device("NVRTC", format!("a compiler that does not know sm_{arch}"), INSTALL)),
+    }
+}
+
 /// Compiles `kernels/<file>.cu` with `defines` for `sm_<arch>`.
 pub fn compile(file: &str, defines: &[(&'static str, i64)], arch: u32, output: Output) -> Result<Compiled> {
     present()?;
