@@ -7,8 +7,8 @@
 // memory are pieces of 16 bytes, their places exclusive-ored with the row, so that neither ldmatrix nor the stores meet
 // in a bank.
 //
-// TILE chooses the shape: 0 128 × 128 (large), 1 64 × 64 (too few tiles of the first kind to fill a card), 2 64 × 16
-// and 3 16 × 64 (a low-rank factor's side).
+// TILE chooses the shape: 0 128 × 128 (sm_80 on: before, registers spill), 1 64 × 64 (too few tiles of the first kind to
+// fill a card), 2 64 × 16 and 3 16 × 64 (a low-rank factor's side).
 #pragma once
 #include "source.cuh"
 
@@ -31,7 +31,8 @@ typedef float Sums[TM][TN];
 #else
 constexpr int BK = 32;
 #if __CUDA_ARCH__ >= 800
-constexpr int STAGES = 3;
+// Two blocks of the large tile fit the shared memory of every card since sm_80; the others have room for one more.
+constexpr int STAGES = TILE == 0 ? 3 : 4;
 #else
 constexpr int STAGES = 2;
 #endif
@@ -180,15 +181,29 @@ __device__ __forceinline__ void accumulate(Sums& sums, u8* room, const A& a, con
     u8* room_b = room + STAGES * A_BYTES;
     u32 steps = (k1 - k0 + BK - 1) / BK;
     __syncthreads();  // tables are there; whoever still reads tiles is done
+    // Stages that are under way before the first is waited for: the registers beside the large tile hold one.
+    constexpr int AHEAD = TILE == 0 ? 1 : STAGES - 1;
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) {
-        if (s < steps) {
-            load_a.begin(a, room + s * A_BYTES, m0, k0 + s * BK);
-            load_b.begin(b, room_b + s * B_BYTES, n0, k0 + s * BK);
-            load_a.finish(a, room + s * A_BYTES, m0, k0 + s * BK);
-            load_b.finish(b, room_b + s * B_BYTES, n0, k0 + s * BK);
+    for (int first = 0; first < STAGES - 1; first += AHEAD) {
+        Loader<A_ALONG_K, BM, A> first_a[AHEAD];
+        Loader<B_ALONG_K, BN, B> first_b[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            int s = first + i;
+            if (s < steps) {
+                first_a[i].begin(a, room + s * A_BYTES, m0, k0 + s * BK);
+                first_b[i].begin(b, room_b + s * B_BYTES, n0, k0 + s * BK);
+            }
+            copy_commit();
         }
-        copy_commit();
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            int s = first + i;
+            if (s < steps) {
+                first_a[i].finish(a, room + s * A_BYTES, m0, k0 + s * BK);
+                first_b[i].finish(b, room_b + s * B_BYTES, n0, k0 + s * BK);
+            }
+        }
     }
     u32 now = 0, free = STAGES - 1;
     for (u32 step = 0; step < steps; step++) {

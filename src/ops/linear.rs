@@ -49,7 +49,7 @@ pub static LINEAR: OpDef = OpDef {
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
     workspace: |attr, ins, caps| match (Operands::of(spec(attr), false).low_rank, caps.target) {
-        (Some((a, _)), Target::Cuda) => cuda::workspace(spec(attr), ins, a),
+        (Some((a, _)), Target::Cuda) => cuda::workspace(spec(attr), ins, a, caps),
         _ => scratch(attr, &ins[0], &ins[1], caps),
     },
     host: host_linear,

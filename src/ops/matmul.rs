@@ -28,7 +28,7 @@ pub static MATMUL: OpDef = OpDef {
         Cost { flops: 2 * (m * n * k) as u64, terms: k + 1 }
     },
     workspace: |attr, ins, caps| match caps.target {
-        Target::Cuda => tiles::workspace(dims(matmul_attr(attr), ins)),
+        Target::Cuda => tiles::workspace(dims(matmul_attr(attr), ins), caps),
         _ => 0,
     },
     host: host_matmul,

@@ -23,12 +23,12 @@ const FLAT: Tile = Tile { code: 3, m: 16, n: 64 };
 const FULL: usize = 64;
 
 impl Tile {
-    /// For an m × n product.
-    pub fn of(m: usize, n: usize) -> Tile {
+    /// For an m × n product. Before sm_80 registers do not hold the large tile and what is fetched beside it.
+    pub fn of(m: usize, n: usize, caps: &Caps) -> Tile {
         match (m, n) {
             (_, ..=16) => TALL,
             (..=16, _) => FLAT,
-            _ if LARGE.count(m, n) >= FULL => LARGE,
+            _ if LARGE.count(m, n) >= FULL && caps.arch >= 80 => LARGE,
             _ => MIDDLE,
         }
     }
@@ -41,11 +41,17 @@ impl Tile {
     /// an operand kept as activations are.
     pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> Cuda {
         let act = launch::act(act);
-        // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have 3 stages
-        // of 32, 2 before sm_80.
+        // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have stages of
+        // 32.
+        let large = self.code == LARGE.code;
+        let stages = match (caps.arch, large) {
+            (..80, _) => 2,
+            (_, true) => 3,
+            (_, false) => 4,
+        };
         let (threads, shared) = match act.1 {
-            0 => (if self.code == LARGE.code { 256 } else { 128 }, 2 * 16 * 4 * (self.m + self.n + 8)),
-            _ => (128, if caps.arch >= 80 { 3 } else { 2 } * 32 * 2 * (self.m + self.n)),
+            0 => (if large { 256 } else { 128 }, 2 * 16 * 4 * (self.m + self.n + 8)),
+            _ => (128, stages * 32 * 2 * (self.m + self.n)),
         };
         Cuda {
             file,
@@ -61,18 +67,18 @@ impl Tile {
     }
 }
 
-/// Into how many parts the sum over k is split, and the length of one: so many that some 128 blocks run, each with at
+/// Into how many parts the sum over k is split, and the length of one: so many that some 256 blocks run, each with at
 /// least 256 terms. Depends on the shape only, and so do the results.
-fn split((m, n, k): (usize, usize, usize)) -> (usize, usize) {
-    let parts = (128 / Tile::of(m, n).count(m, n).max(1)).min(k / 256).max(1);
+fn split((m, n, k): (usize, usize, usize), caps: &Caps) -> (usize, usize) {
+    let parts = (256 / Tile::of(m, n, caps).count(m, n).max(1)).min(k / 256).max(1);
     // A part ends with a tile.
     let step = k.div_ceil(parts).next_multiple_of(32);
     (k.div_ceil(step).max(1), step)
 }
 
 /// The scratch bytes of a [`Product`] of (m, n, k).
-pub(super) fn workspace(dims: (usize, usize, usize)) -> u64 {
-    match split(dims).0 {
+pub(super) fn workspace(dims: (usize, usize, usize), caps: &Caps) -> u64 {
+    match split(dims, caps).0 {
         1 => 0,
         parts => (4 * parts * dims.0 * dims.1) as u64,
     }
@@ -102,18 +108,18 @@ impl Product<'_> {
         let Matmul { ta, tb, alpha, .. } = self.spec;
         let (parts, step) = match self.factor {
             Some(_) => (1, k.next_multiple_of(32)),
-            None => split(self.dims),
+            None => split(self.dims, caps),
         };
         let part = match parts {
             1 => Arg::Absent,
-            _ => Arg::Work(0..workspace(self.dims)),
+            _ => Arg::Work(0..workspace(self.dims, caps)),
         };
         let dropped = self.dropout.is_some();
         let (drop, rng) = self.dropout.map_or((Dropout { p: 0.0, site: 0 }, Arg::Absent), |d| d);
         let (threshold, keep) = philox::keep(drop);
         let acc = self.acc.unwrap_or(Arg::Absent);
         let factor = self.factor.unwrap_or(Arg::Absent);
-        let mut tiles = Tile::of(m, n).launch("matmul", self.act, self.dims, caps);
+        let mut tiles = Tile::of(m, n, caps).launch("matmul", self.act, self.dims, caps);
         tiles.defines.extend([("TA", ta as i64), ("TB", tb as i64), ("DROPOUT", dropped as i64)]);
         tiles.grid[2] = parts as u32;
         tiles.args = vec![self.c.clone(), self.a, self.b, acc.clone(), rng, factor, part.clone()];

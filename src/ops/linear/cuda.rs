@@ -35,7 +35,7 @@ impl Forward<'_> {
         let (t, n, k) = self.dims;
         let (xa, b, rank, scale) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0, 0.0));
         let (define, w) = launch::weight(self.w.0, self.w.1);
-        let mut all = Tile::of(t, n).launch("linear", self.act, (t, n, k + rank), caps);
+        let mut all = Tile::of(t, n, caps).launch("linear", self.act, (t, n, k + rank), caps);
         all.args = vec![self.y, self.x];
         all.args.extend(w);
         all.args.extend([self.bias.unwrap_or(Arg::Absent), xa, b]);
@@ -80,7 +80,7 @@ impl Backward<'_> {
         let (drop, rng) = self.dropout.unwrap_or((Dropout { p: 0.0, site: 0 }, Arg::Absent));
         let (threshold, keep) = philox::keep(drop);
         let (define, w) = launch::weight(self.w.0, self.w.1);
-        let mut all = Tile::of(t, k).launch("linear_dx", self.act, (t, n + rank, k), caps);
+        let mut all = Tile::of(t, k, caps).launch("linear_dx", self.act, (t, n + rank, k), caps);
         all.defines.push(define);
         all.args = vec![self.dx, self.dy];
         all.args.extend(w);
@@ -97,10 +97,10 @@ fn few_xa(s: Linear, t: usize) -> bool {
 }
 
 /// The scratch bytes of `xa`; `a` is A's operand number.
-pub(super) fn workspace(s: Linear, ins: &[Ty], a: usize) -> u64 {
+pub(super) fn workspace(s: Linear, ins: &[Ty], a: usize, caps: &Caps) -> u64 {
     match few_xa(s, ins[0].rows()) {
         true => 0,
-        false => tiles::workspace((ins[0].rows(), ins[a].rows(), ins[0].cols())),
+        false => tiles::workspace((ins[0].rows(), ins[a].rows(), ins[0].cols()), caps),
     }
 }
 
