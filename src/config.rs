@@ -168,6 +168,8 @@ settings! {
         dropout: f64 = "X", { 0.0 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
         #[doc = "LoRA: scale by alpha / sqrt(rank) (rsLoRA)"]
         rslora: bool = "BOOL", { false };
+        #[doc = "LoRA: train the norms of the weights' rows apart from their directions (DoRA)"]
+        dora: bool = "BOOL", { false };
         #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,v_proj), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
         #[doc = "LoRA: adapter to start from; its adapter_config.json sets the method"]
@@ -258,7 +260,7 @@ impl Default for RunConfig {
 
 impl RunConfig {
     /// Puts defaults, the file and the flags together, and checks the result. If an adapter is given, its
-    /// `adapter_config.json` is read and sets rank, alpha, rslora and targets.
+    /// `adapter_config.json` is read and sets rank, alpha, rslora, dora and targets.
     pub fn resolve(file: Option<&Path>, flags: &Flags) -> Result<RunConfig> {
         let (text, path) = match file {
             Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
@@ -326,9 +328,10 @@ impl RunConfig {
         theirs.rank = adapter.rank;
         theirs.alpha = adapter.alpha;
         theirs.rslora = adapter.rslora;
+        theirs.dora = adapter.dora;
         theirs.targets = adapter.targets.clone();
         theirs.dropout = adapter.dropout;
-        for name in ["rank", "alpha", "rslora", "targets", "dropout"] {
+        for name in ["rank", "alpha", "rslora", "dora", "targets", "dropout"] {
             let (i, field) = (Self::index(name), find(name)?);
             let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
             match self.origins[i].given() {
@@ -415,6 +418,7 @@ impl RunConfig {
             None => AdapterConfig::lora(self.rank, self.alpha, self.targets.clone()),
         };
         adapter.rslora = self.rslora;
+        adapter.dora = self.dora;
         adapter.dropout = self.dropout;
         adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
         Ok(Some(adapter))

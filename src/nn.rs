@@ -48,6 +48,17 @@ pub enum Source {
     Adapter { init: Init },
     /// Computed when the graph was built.
     Data(Vec<f32>),
+    /// Computed when weights are loaded, as they are held.
+    RowNorms(RowNorms),
+}
+
+/// The norms of the rows of `w + scale·b·a`, leaves that are loaded before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowNorms {
+    pub w: Val,
+    pub a: Val,
+    pub b: Val,
+    pub scale: f32,
 }
 
 /// How a new tensor starts.
@@ -58,6 +69,7 @@ pub enum Init {
     Uniform {
         bound: f32,
     },
+    RowNorms(RowNorms),
 }
 
 /// A leaf that is filled before the first step.
@@ -161,6 +173,16 @@ impl<'a> Nn<'a> {
         }
         let val = self.g.leaf(Class::Frozen, name, Ty::f32(shape));
         self.keep(val, name, Source::Data(data()), false)
+    }
+
+    /// The norms that DoRA divides by, as a constant: for use where nothing is trained.
+    pub fn row_norms(&mut self, name: &str, of: RowNorms) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let rows = self.g.shape(of.w)[0];
+        let val = self.g.leaf(Class::Frozen, name, Ty::f32(&[rows]));
+        self.keep(val, name, Source::RowNorms(of), false)
     }
 
     fn keep(&mut self, val: Val, name: &str, source: Source, trainable: bool) -> Val {

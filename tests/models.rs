@@ -229,10 +229,11 @@ fn on_a_residual(name: &str, golden: &Golden) -> (Lora, Given) {
 #[test]
 fn lora_adapters_give_peft_logits_loss_and_gradients() {
     type Read = fn(&str, &Golden) -> (Lora, Given);
-    let table: [(&str, Read); 7] = [
+    let table: [(&str, Read); 8] = [
         ("lora", from_files),
         ("rslora", from_files),
         ("lora_rankpattern", from_files),
+        ("dora", from_files),
         ("lora_bias", from_files),
         ("lora_modules_to_save", from_files),
         ("pissa", on_a_residual),
@@ -252,8 +253,10 @@ fn lora_adapters_give_peft_logits_loss_and_gradients() {
             let expected: Vec<String> = golden.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
             assert_eq!(expected.len(), grads.len(), "{name}: not the tensors that PEFT trains");
             for key in expected {
-                // While it trains, PEFT keeps such a module beside the original; its file does not say so.
+                // While it trains, PEFT keeps such a module beside the original, and magnitudes as a module's weight;
+                // its file does not say so.
                 let file_key = key["grad.".len()..].replace(".modules_to_save", "");
+                let file_key = file_key.replace("magnitude_vector.weight", "magnitude_vector");
                 let got = grads.get(&file_key).unwrap_or_else(|| panic!("{name}: no {key}"));
                 check(&format!("{name} {key} on {}", d.name), got, &golden.f32(&key));
             }

@@ -106,6 +106,7 @@ fn the_saved_file_repeats_the_run() {
         ("alpha", "7.5"),
         ("dropout", "0.05"),
         ("rslora", "true"),
+        ("dora", "true"),
         ("targets", r".*\.(q|v)_proj"),
         ("steps", "9"),
         ("batch_size", "3"),

@@ -13,6 +13,7 @@ mod tensor;
 mod tiles;
 
 pub mod attention;
+pub mod dora;
 pub mod elementwise;
 pub mod embed;
 pub mod linear;
@@ -22,6 +23,7 @@ pub mod norm;
 pub mod optim;
 pub mod quant;
 pub mod rope;
+pub mod row_factor;
 
 pub use attr::*;
 pub use host::{Host, HostCall};
@@ -44,6 +46,8 @@ pub static FAMILIES: &[&[&OpDef]] = &[
     loss::OPS,
     optim::OPS,
     quant::OPS,
+    row_factor::OPS,
+    dora::OPS,
 ];
 
 /// Every row.

@@ -83,6 +83,8 @@ pub struct AdapterConfig {
     pub rank: usize,
     pub alpha: f64,
     pub rslora: bool,
+    /// The norms of the rows of W + scale·B·A are trained apart from their directions (DoRA).
+    pub dora: bool,
     pub dropout: f64,
     pub targets: Targets,
     pub exclude: Option<Targets>,
@@ -110,6 +112,7 @@ impl AdapterConfig {
             rank,
             alpha,
             rslora: false,
+            dora: false,
             dropout: 0.0,
             targets,
             exclude: None,
@@ -167,7 +170,6 @@ fn no_embedding(v: &Value) -> bool {
 #[rustfmt::skip]
 static REFUSED: &[Refused] = &[
     Refused { key: "bias", harmless: |v| v.is_null() || v == "none", hint: MERGE },
-    Refused { key: "use_dora", harmless: idle, hint: MERGE },
     Refused { key: "trainable_token_indices", harmless: idle, hint: MERGE },
     Refused { key: "target_parameters", harmless: idle, hint: MERGE },
     Refused { key: "target_modules", harmless: no_embedding, hint: "leave the embedding and the output head out, or merge the adapter with PEFT" },
@@ -284,6 +286,7 @@ impl AdapterConfig {
             rank: get(map, "r", RANK, 8, rank_of)?,
             alpha: get(map, "lora_alpha", FACTOR, 8.0, Value::as_f64)?,
             rslora: get(map, "use_rslora", "true or false", false, Value::as_bool)?,
+            dora: get(map, "use_dora", "true or false", false, Value::as_bool)?,
             dropout: get(map, "lora_dropout", "a number from 0 to below 1", 0.0, |v| {
                 v.as_f64().filter(|p| (0.0..1.0).contains(p))
             })?,
@@ -303,6 +306,10 @@ impl AdapterConfig {
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
             compiled: OnceLock::new(),
         };
+        if config.dora && config.lora_bias {
+            let what = "adapter_config.json: lora_bias = true with use_dora = true";
+            return Err(Error::unsupported(what, "PEFT has no such adapter either; set one of them to false"));
+        }
         config.compiled()?;
         Ok(config)
     }
@@ -359,7 +366,7 @@ impl AdapterConfig {
             ("revision", Value::from(self.revision.clone())),
             ("target_modules", names(&self.targets)),
             ("task_type", Value::from(self.task_type.clone())),
-            ("use_dora", false.into()),
+            ("use_dora", self.dora.into()),
             ("use_rslora", self.rslora.into()),
         ]);
         let map: Map<String, Value> = pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();

@@ -44,7 +44,7 @@ fn reads_what_peft_wrote() {
 /// What is written is, line for line, what PEFT writes, less the keys that older readers stop at.
 #[test]
 fn writes_the_lines_that_peft_writes() {
-    for name in ["lora", "rslora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"] {
+    for name in ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"] {
         let theirs = fixture(name);
         let ours = AdapterConfig::parse(&theirs).unwrap().to_json();
         let ours_map: Map<String, Value> = serde_json::from_str(&ours).unwrap();
@@ -134,7 +134,6 @@ fn the_first_pattern_that_matches_counts() {
 #[test]
 fn says_no_to_what_it_cannot_do_and_names_the_key() {
     let table = [
-        ("dora", "use_dora"),
         ("lora_bias_all", "bias"),
         ("lora_trainable_tokens", "trainable_token_indices"),
         ("lora_target_parameters", "target_parameters"),
@@ -154,6 +153,8 @@ fn says_no_to_what_it_cannot_do_and_names_the_key() {
             other => panic!("{name}: {other:?}"),
         }
     }
+    let both = with(&[("use_dora", "true"), ("lora_bias", "true")]);
+    assert!(matches!(both, Err(Error::Unsupported { what, .. }) if what.contains("lora_bias")));
     assert!(with(&[("init_lora_weights", "\"gaussian\""), ("a_key_of_tomorrow", "[1]")]).is_ok());
 }
 

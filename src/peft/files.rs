@@ -1,7 +1,7 @@
 //! The folder of a PEFT LoRA adapter: `adapter_config.json`, `adapter_model.safetensors`, `README.md`.
 //!
-//! Tensors are named `base_model.model.<module>.lora_A.weight` `[rank, in]` and `….lora_B.weight` `[out, rank]`,
-//! f32, in a safetensors file with the metadata `{"format": "pt"}`.
+//! Tensors are named `base_model.model.<module>.lora_A.weight` `[rank, in]` and `….lora_B.weight` `[out, rank]`
+//! (DoRA: also `….lora_magnitude_vector` `[out]`), f32, in a safetensors file with the metadata `{"format": "pt"}`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -31,6 +31,11 @@ pub fn lora_b(module: &str) -> String {
 /// Name in the file of the bias of B, `[out]`, of the linear layer `module`.
 pub fn lora_bias(module: &str) -> String {
     format!("{PREFIX}{module}.lora_B.bias")
+}
+
+/// Name in the file of DoRA's magnitudes, `[out]`, of the linear layer `module`.
+pub fn magnitude(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_magnitude_vector")
 }
 
 /// Name in the file of a tensor of the base model that is trained whole.

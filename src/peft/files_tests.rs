@@ -36,7 +36,7 @@ fn shapes(adapter: &Adapter) -> Vec<(String, Vec<usize>)> {
 
 #[test]
 fn what_peft_wrote_is_written_again_byte_for_byte() {
-    for name in ["lora", "rslora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"] {
+    for name in ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"] {
         let scratch = Scratch::new(&name.replace('/', "-"));
         let adapter = read_adapter(&fixture(name)).unwrap();
         let mut reversed = outs(&adapter);

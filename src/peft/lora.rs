@@ -1,10 +1,9 @@
 //! LoRA (Hu et al. 2021, arXiv:2106.09685): `y += s·B(A·dropout(x))` at the targeted linear layers, `s = α/r`, or
 //! `α/√r` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). A starts uniform in ±1/√in (Kaiming with a = √5, as in
-//! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows.
+//! Hugging Face PEFT), B at zero. With `use_dora` it is DoRA, see `dora.rs`. On a quantized weight this is QLoRA; nothing here knows.
 
 use super::config::{AdapterConfig, LoraSpec};
-use super::files;
-use super::{Method, Save};
+use super::{Method, Save, dora, files};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Init, Nn, Role, Site};
@@ -48,7 +47,11 @@ impl Method for Lora {
         let a = nn.adapter(&files::lora_a(&site.path), &[rank, features], Init::Uniform { bound });
         let b = nn.adapter(&files::lora_b(&site.path), &[out, rank], Init::Zeros);
         let dropout = (nn.training && dropout > 0.0).then(|| Dropout { p: dropout, site: nn.next_dropout() });
-        let y = nn.plain_linear(x, w, bias, Some((LowRank { scale, dropout }, a, b)))?;
+        let low_rank = (LowRank { scale, dropout }, a, b);
+        if self.config.dora {
+            return dora::linear(nn, &site.path, x, w, bias, low_rank);
+        }
+        let y = nn.plain_linear(x, w, bias, Some(low_rank))?;
         if !self.config.lora_bias {
             return Ok(y);
         }

@@ -1,6 +1,7 @@
 //! Methods: what is trained, and what is added to the model for it. One file a method, hooks at sites.
 
 pub mod config;
+mod dora;
 pub mod files;
 pub mod full;
 pub mod lora;

@@ -7,10 +7,12 @@ use rayon::prelude::*;
 
 use super::Checkpoint;
 use crate::cpu::philox::philox;
+use crate::cpu::weight::weight as stored;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
-use crate::nn::{Init, Role, Source, Weight};
+use crate::nn::{Init, Role, RowNorms, Source, Weight};
+use crate::ops::dora;
 use crate::peft::files::AdapterTensor;
 use crate::quant::nf4;
 
@@ -34,7 +36,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     let mut done = 0;
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
-        let bytes = first_value(weight, &ty, from)?;
+        let bytes = first_value(exec, weight, &ty, from)?;
         exec.upload(weight.val, &bytes)?;
         done += ty.bytes() as u64;
         progress(done, total)?;
@@ -45,17 +47,23 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     Ok(())
 }
 
-fn first_value(weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
+fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
     let name = &weight.name;
     let adapted = from.adapter.and_then(|tensors| tensors.get(name));
     match (&weight.source, adapted) {
         (Source::Data(data), _) => Ok(bytemuck::cast_slice(data).to_vec()),
+        (Source::RowNorms(of), _) => Ok(bytemuck::cast_slice(&row_norms(exec, *of)?).to_vec()),
         (_, Some(t)) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
         (_, Some(t)) => {
             Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape)))
         }
         (Source::Adapter { init }, None) if from.adapter.is_none() => {
-            Ok(bytemuck::cast_slice(&draw(*init, ty.len(), name, from.seed)).to_vec())
+            let data = match *init {
+                Init::Zeros => vec![0.0; ty.len()],
+                Init::Uniform { bound } => uniform(bound, ty.len(), name, from.seed),
+                Init::RowNorms(of) => row_norms(exec, of)?,
+            };
+            Ok(bytemuck::cast_slice(&data).to_vec())
         }
         (Source::Adapter { .. }, None) => {
             Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
@@ -133,16 +141,25 @@ fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources) -> Vec<f32> {
     }
 }
 
-fn draw(init: Init, n: usize, name: &str, seed: u64) -> Vec<f32> {
-    match init {
-        Init::Zeros => vec![0.0; n],
-        Init::Uniform { bound } => (0..n)
-            .map(|i| {
-                let word = words(seed, name, i / 4)[i % 4];
-                (unit(word) * 2.0 - 1.0) * bound
-            })
-            .collect(),
-    }
+/// Uniform in ±bound.
+fn uniform(bound: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
+    let one = |i: usize| (unit(words(seed, name, i / 4)[i % 4]) * 2.0 - 1.0) * bound;
+    (0..n).map(one).collect()
+}
+
+/// The norms of the rows of `w + scale·b·a` as the device holds them: a quantized weight has the norms of what it
+/// decodes to.
+fn row_norms(exec: &mut Exec, of: RowNorms) -> Result<Vec<f32>> {
+    let ty = exec.graph.ty(of.w).clone();
+    let (a, b) = (exec.download_f32(of.a)?, exec.download_f32(of.b)?);
+    let slice = exec.slice(of.w)?;
+    // Words, for a boundary that floats may lie on.
+    let mut words = vec![0u32; (slice.bytes as usize).div_ceil(4)];
+    let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..slice.bytes as usize];
+    exec.backend.download(slice, bytes)?;
+    let mut norms = vec![0.0; ty.rows()];
+    dora::row_norms(stored(bytes, &ty), ty.cols(), &dora::LowRank { a: &a, b: &b, scale: of.scale }, &mut norms);
+    Ok(norms)
 }
 
 /// Four random words for elements 4i.. of the tensor `name`: the draw depends on nothing else, neither the order of
