@@ -68,7 +68,7 @@ impl Tile {
 }
 
 /// Into how many parts the sum over k is split, and the length of one: so many that some 256 blocks run, each with at
-/// least 256 terms. Depends on the shape only, and so do the results.
+/// least 256 terms. Depends on the shape and the kind of card only, and so do the results.
 fn split((m, n, k): (usize, usize, usize), caps: &Caps) -> (usize, usize) {
     let parts = (256 / Tile::of(m, n, caps).count(m, n).max(1)).min(k / 256).max(1);
     // A part ends with a tile.
