@@ -1,6 +1,7 @@
 //! LoRA (Hu et al. 2021, arXiv:2106.09685): `y += s·B(A·dropout(x))` at the targeted linear layers, `s = α/r`, or
 //! `α/√r` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). A starts uniform in ±1/√in (Kaiming with a = √5, as in
-//! Hugging Face PEFT), B at zero. With `use_dora` it is DoRA, see `dora.rs`. On a quantized weight this is QLoRA; nothing here knows.
+//! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows. With `use_dora` it is DoRA:
+//! see `dora.rs`.
 
 use super::config::{AdapterConfig, LoraSpec};
 use super::{Method, Save, dora, files};
