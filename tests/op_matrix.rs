@@ -142,6 +142,14 @@ fn on_interpreted_cuda_75() {
     }
 }
 
+/// Blocks of tokens, without a vocabulary of hundreds of thousands.
+#[test]
+fn on_interpreted_cuda_with_little_scratch() {
+    if let Some(device) = Device::ptx_small(80, 64 << 10) {
+        check(&device, |sample| sample.name.starts_with("several blocks of tokens"));
+    }
+}
+
 /// Operands that are larger than a binding may be, without large operands: everything that splits, splits here.
 #[test]
 fn on_wgpu_under_small_limits() {
