@@ -82,7 +82,7 @@ impl Backward<'_> {
         let (drop, rng) = self.dropout.unwrap_or((Dropout { p: 0.0, site: 0 }, Arg::Absent));
         let (threshold, keep) = philox::keep(drop);
         let (define, w) = launch::weight(self.w.0, self.w.1);
-        let mut all = Tile::of(t, k, caps).launch("linear_dx", self.act, (t, n + rank, k), caps);
+        let mut all = Tile::of(t, k, caps).launch("linear_dx", self.act, (t, k, n + rank), caps);
         all.defines.push(define);
         all.args = vec![self.dx, self.dy];
         all.args.extend(w);
