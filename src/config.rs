@@ -12,7 +12,7 @@ use toml::Value;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-use crate::peft::{AdapterConfig, Targets, files};
+use crate::peft::{AdapterConfig, Targets, Tokens, files, tokens::distinct};
 
 mod value;
 
@@ -170,8 +170,11 @@ settings! {
         rslora: bool = "BOOL", { false };
         #[doc = "LoRA: train the norms of the weights' rows apart from their directions (DoRA)"]
         dora: bool = "BOOL", { false };
-        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,v_proj), or a regular expression"]
+        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,embed_tokens), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
+        #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
+        trainable_tokens: Option<Vec<usize>> = "IDS", { None },
+            if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
         #[doc = "LoRA: adapter to start from; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
@@ -330,14 +333,19 @@ impl RunConfig {
         theirs.rslora = adapter.rslora;
         theirs.dora = adapter.dora;
         theirs.targets = adapter.targets.clone();
+        theirs.trainable_tokens = match &adapter.tokens {
+            Some(Tokens::Embedding(ids)) => Some(ids.clone()),
+            // Of several tables: more than the setting can say, so it stays with the adapter.
+            Some(Tokens::Modules(_)) | None => None,
+        };
         theirs.dropout = adapter.dropout;
-        for name in ["rank", "alpha", "rslora", "dora", "targets", "dropout"] {
+        for name in ["rank", "alpha", "rslora", "dora", "targets", "trainable_tokens", "dropout"] {
             let (i, field) = (Self::index(name), find(name)?);
             let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
             match self.origins[i].given() {
                 true if name == "dropout" => theirs.dropout = self.dropout,
                 true if ours != fixed => {
-                    let text = |v: Option<Value>| v.map_or(String::new(), |v| toml_text(&v));
+                    let text = |v: Option<Value>| v.map_or("nothing".into(), |v| toml_text(&v));
                     let expected = format!("{} as in {}, or no --adapter", text(fixed), dir.display());
                     return Err(Error::config(name, format!("{} ({})", text(ours), self.origins[i]), expected));
                 }
@@ -415,7 +423,11 @@ impl RunConfig {
         }
         let mut adapter = match &self.adapter {
             Some(dir) => files::read_config(dir)?,
-            None => AdapterConfig::lora(self.rank, self.alpha, self.targets.clone()),
+            None => {
+                let mut new = AdapterConfig::lora(self.rank, self.alpha, self.targets.clone());
+                new.tokens = self.trainable_tokens.clone().map(Tokens::Embedding);
+                new
+            }
         };
         adapter.rslora = self.rslora;
         adapter.dora = self.dora;
