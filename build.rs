@@ -1,6 +1,9 @@
 //! Preprocesses every variant of every shader, has naga check it, and writes the table that the wgpu backend embeds.
-//! A shader that would fail on a user's GPU fails the build, with the file and line it was written at.
+//! A shader that would fail on a user's GPU fails the build, with the file and line it was written at. CUDA sources are
+//! carried as they are.
 
+#[path = "build/kernels.rs"]
+mod kernels;
 #[path = "build/preprocess.rs"]
 mod preprocess;
 #[path = "build/validate.rs"]
@@ -13,13 +16,15 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=shaders");
-    match table(Path::new("shaders")) {
-        Ok(code) => {
-            let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("shaders.rs");
-            if let Err(e) = std::fs::write(&out, code) {
-                fail(&format!("{}: {e}", out.display()));
-            }
-        }
+    println!("cargo:rerun-if-changed=kernels");
+    write("shaders.rs", table(Path::new("shaders")));
+    write("kernels.rs", kernels::table(Path::new("kernels")));
+}
+
+fn write(name: &str, code: Result<String, String>) {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join(name);
+    match code.and_then(|code| std::fs::write(&out, code).map_err(|e| format!("{}: {e}", out.display()))) {
+        Ok(()) => {}
         Err(errors) => fail(&errors),
     }
 }
@@ -50,10 +55,18 @@ fn table(root: &Path) -> Result<String, String> {
         let file = format!("{stem}.wgsl");
         let source = std::fs::read_to_string(root.join(&file)).map_err(|e| format!("{file}: {e}"))?;
         for defines in preprocess::variants(&source) {
-            let checked = preprocess::preprocess(root, &file, &defines, &mut seen)
-                .and_then(|text| validate::validate(&text, &defines).map(|()| text));
-            match checked {
-                Ok(text) => rows.push((stem.clone(), defines.join(" "), text.text)),
+            let mut check = || {
+                let text = preprocess::preprocess(root, &file, &defines, &mut seen)?;
+                // What `// also:` asks for where it changes nothing is no variant.
+                let asked = |l: &str| l.strip_prefix("// variant:").is_some_and(|v| v.split_whitespace().eq(&defines));
+                if !source.lines().any(asked) && rows.iter().any(|row| row.0 == *stem && row.2 == text.text) {
+                    return Ok(None);
+                }
+                validate::validate(&text, &defines).map(|()| Some(text.text))
+            };
+            match check() {
+                Ok(Some(text)) => rows.push((stem.clone(), defines.join(" "), text)),
+                Ok(None) => {}
                 Err(e) => {
                     let _ = writeln!(errors, "{e}\n(variant {defines:?})");
                 }

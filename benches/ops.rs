@@ -177,7 +177,7 @@ fn encode(ty: &Ty, values: &[f32]) -> Vec<u8> {
 
 fn bench(c: &mut Criterion, op: &'static OpDef, case: &Case) {
     let ins: Vec<Ty> = case.ins.iter().map(|i| i.ty().clone()).collect();
-    let outs = (op.infer)(&case.attr, &ins).unwrap_or_else(|e| panic!("{} {}: {e}", case.op, case.name));
+    let outs = op.types(&case.attr, &ins).unwrap_or_else(|e| panic!("{} {}: {e}", case.op, case.name));
     let cost = (op.cost)(&case.attr, &ins, &outs);
     let mut group = c.benchmark_group(case.op);
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));

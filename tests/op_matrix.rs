@@ -4,19 +4,20 @@
 
 mod common;
 
-use common::data::{decode, operands};
+use common::data::{decode, in_16_bits, operands};
 use common::devices::Device;
 use common::run::Run;
-use common::tolerance::{compare, sway, tolerance};
+use common::tolerance::{compare, rounding, sway, tolerance};
 use trimtab::backend::{Backend, Target};
 use trimtab::dtype::Ty;
+use trimtab::ops::quant::weight_defines;
 use trimtab::ops::{self, OpDef, Sample};
 
 /// What is wrong with `op` on `sample`; None: nothing.
 fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Option<String> {
     let (stored, meant) = operands(op.name, sample);
     let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
-    let outs = match (op.infer)(&sample.attr, &tys) {
+    let outs = match op.types(&sample.attr, &tys) {
         Ok(outs) => outs,
         Err(e) => return Some(format!("its own sample is refused: {e}")),
     };
@@ -33,12 +34,13 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
         return Some(format!("the definition gives {} outputs, the shape rule {}", wants.len(), outs.len()));
     }
     let cost = (op.cost)(&sample.attr, &tys, &outs);
+    let act16 = op.act16(&sample.attr, &tys);
     let sways = sway(op, sample, &meant, &wants);
     for (o, ((ty, got), want)) in outs.iter().zip(&first).zip(&wants).enumerate() {
         if want.shape != ty.shape {
             return Some(format!("output {o}: the definition gives {:?}, the shape rule {ty}", want.shape));
         }
-        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]);
+        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]) + rounding(act16, &want.data);
         if let Err(e) = compare(&decode(ty, got), &want.data, allowed) {
             return Some(format!("output {o}: {e}"));
         }
@@ -81,9 +83,13 @@ fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
     let (mut ran, mut wrong) = (0, Vec::new());
     for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
         for (i, sample) in (op.samples)().iter().enumerate().filter(|(_, s)| wanted(s)) {
-            ran += 1;
-            if let Some(what) = verdict(op, sample, &mut *backend) {
-                wrong.push(format!("{} #{i} ({}): {what}", op.name, sample.name));
+            let narrow = backend.caps().act16.and_then(|dtype| in_16_bits(op, sample, dtype));
+            for sample in [Some(sample), narrow.as_ref()].into_iter().flatten() {
+                ran += 1;
+                if let Some(what) = verdict(op, sample, &mut *backend) {
+                    let act = sample.ins.first().map_or(String::new(), |i| i.ty.dtype.to_string());
+                    wrong.push(format!("{} #{i} ({}, {act}): {what}", op.name, sample.name));
+                }
             }
         }
     }
@@ -114,6 +120,75 @@ fn on_wgpu() {
     }
 }
 
+#[test]
+fn on_cuda() {
+    if let Some(device) = Device::cuda() {
+        check(&device, |_| true);
+    }
+}
+
+/// Kernels come in a plain variant and in richer ones; the test above runs the richest that the adapter has.
+#[test]
+fn on_wgpu_without_optional_features() {
+    if let Some(device) = Device::wgpu_plain() {
+        check(&device, |_| true);
+    }
+}
+
+/// Products by cooperative matrices, which are used only where the user asks for them.
+#[test]
+fn on_wgpu_with_cooperative_matrices() {
+    if let Some(device) = Device::wgpu_coop() {
+        check(&device, |_| true);
+    }
+}
+
+/// CUDA's kernels, their PTX interpreted.
+#[test]
+fn on_interpreted_cuda() {
+    if let Some(device) = Device::ptx(80) {
+        check(&device, |_| true);
+    }
+}
+
+/// The same for a card without bf16.
+#[test]
+fn on_interpreted_cuda_75() {
+    if let Some(device) = Device::ptx(75) {
+        check(&device, |_| true);
+    }
+}
+
+/// A weight is widened exactly, whether the kernel reads words or the type f16.
+#[test]
+fn f16_kernels_give_the_plain_kernels_bits() {
+    let (Some(plain), Some(able)) = (Device::wgpu_plain(), Device::wgpu_without_subgroups()) else { return };
+    let (mut plain, mut able) = (plain.open(), able.open());
+    if !able.caps().f16 {
+        eprintln!("SKIPPED: {} has no f16", able.caps().device);
+        return;
+    }
+    let defines = |d: &dyn Backend, ty: &Ty| weight_defines(ty, d.caps()).unwrap_or_default().join(" ");
+    let mut ran = 0;
+    for op in ops::table() {
+        for (i, sample) in (op.samples)().iter().enumerate() {
+            let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+            if !tys.iter().any(|ty| defines(&*able, ty) == "W_F16 F16" && defines(&*plain, ty) == "W_F16") {
+                continue;
+            }
+            let (stored, _) = operands(op.name, sample);
+            let run = |device: &mut dyn Backend| {
+                let ins = tys.iter().cloned().zip(stored.iter().map(Vec::as_slice)).collect();
+                Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
+            };
+            let (a, b) = (run(&mut *plain), run(&mut *able));
+            assert!(a.is_ok() && a == b, "{} #{i} ({}): {:?}", op.name, sample.name, (a.err(), b.err()));
+            ran += 1;
+        }
+    }
+    assert!(ran >= 8, "only {ran} samples have such a weight");
+}
+
 /// Operands that are larger than a binding may be, without large operands: everything that splits, splits here.
 #[test]
 fn on_wgpu_under_small_limits() {
@@ -139,6 +214,8 @@ mod controls {
         workspace: no_workspace,
         host: |call| call.map(0, [0], |[x]| 2.0 * x),
         wgsl: |_| Ok(Vec::new()),
+        cuda: |_| Ok(Vec::new()),
+        acts: ops::no_acts,
         samples: Vec::new,
     };
 

@@ -39,7 +39,10 @@ impl Cpu {
             max_invocations: 0,
             max_bindings: u32::MAX,
             f16: false,
+            act16: None,
+            arch: 0,
             subgroup: None,
+            coop: false,
             software: false,
         };
         Cpu { caps, blocks: Vec::new(), recordings: Vec::new(), bytes: 0 }

@@ -2,11 +2,13 @@
 //! no models; what it launches was lowered from the op table by `exec`.
 
 pub mod cpu;
+pub mod cuda;
 pub mod null;
 pub mod wgpu;
 
 use std::sync::Arc;
 
+use crate::dtype::DType;
 use crate::error::Result;
 
 /// What kind of kernel a device takes.
@@ -16,6 +18,8 @@ pub enum Target {
     Host,
     /// WGSL.
     Wgsl,
+    /// CUDA.
+    Cuda,
     /// Nothing is computed.
     Null,
 }
@@ -38,8 +42,14 @@ pub struct Caps {
     /// Storage buffers one kernel may bind.
     pub max_bindings: u32,
     pub f16: bool,
+    /// The type of 16 bits in which activations can be kept, if any.
+    pub act16: Option<DType>,
+    /// CUDA's compute capability as in `sm_80`; 0 elsewhere.
+    pub arch: u32,
     /// Smallest and largest subgroup, if subgroup operations are there at all.
     pub subgroup: Option<(u32, u32)>,
+    /// WGSL's cooperative matrices of 8×8 f32 are there, and asked for.
+    pub coop: bool,
     /// A CPU that pretends to be a GPU.
     pub software: bool,
 }
@@ -82,6 +92,15 @@ pub enum Kernel {
         entry: &'static str,
         constants: Vec<(&'static str, f64)>,
         grid: [u32; 3],
+    },
+    Cuda {
+        /// Names the file in the table that `build.rs` made (`crate::backend::cuda::kernel`).
+        file: &'static str,
+        defines: Vec<(&'static str, i64)>,
+        entry: &'static str,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
     },
     /// For the null backend.
     Nothing,
@@ -127,20 +146,25 @@ pub trait Backend: Send {
 pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
     match caps.target {
         Target::Wgsl => wgpu::params_bytes(launches),
-        Target::Host | Target::Null => 0,
+        Target::Host | Target::Null | Target::Cuda => 0,
     }
 }
 
-/// Opens the device that the setting names. `Auto` takes a hardware GPU if there is one, else the CPU.
+/// Opens the device that the setting names. `Auto` takes a CUDA card if there is one and its compiler, else a
+/// hardware GPU, else the CPU.
 pub fn open(device: &crate::config::Device) -> Result<Box<dyn Backend>> {
     use crate::config::Device;
     Ok(match device {
         Device::Cpu => Box::new(cpu::Cpu::new()),
         Device::Null => Box::new(null::Null::new()),
         Device::Wgpu(index) => Box::new(wgpu::Wgpu::new(*index)?),
-        Device::Auto => match wgpu::choose(&wgpu::adapters()) {
-            Some(index) => Box::new(wgpu::Wgpu::new(Some(index))?),
-            None => Box::new(cpu::Cpu::new()),
+        Device::Cuda(index) => Box::new(cuda::Cuda::new(*index)?),
+        Device::Auto => match (cuda::choose(), || wgpu::choose(&wgpu::adapters())) {
+            (Some(index), _) => Box::new(cuda::Cuda::new(Some(index))?),
+            (None, adapter) => match adapter() {
+                Some(index) => Box::new(wgpu::Wgpu::new(Some(index))?),
+                None => Box::new(cpu::Cpu::new()),
+            },
         },
     })
 }

@@ -1,5 +1,6 @@
 //! `trimtab devices`: what there is to compute on, and which of it `--device auto` takes.
 
+use trimtab::backend::cuda;
 use trimtab::backend::wgpu::{AdapterInfo, adapters, choose};
 use trimtab::train::progress::human;
 
@@ -10,12 +11,37 @@ use super::{Outcome, print};
 pub struct Args {}
 
 pub fn run(_: Args) -> Outcome {
-    print(&listing(&adapters()))
+    print(&listing(&cards(), &adapters()))
 }
 
-fn listing(adapters: &[AdapterInfo]) -> String {
+/// The lines about CUDA: driver, compiler, cards.
+fn cards() -> String {
+    let (driver, cards) = match cuda::start().and_then(|version| Ok((version, cuda::cards()?))) {
+        Ok(found) => found,
+        Err(why) => return format!("cuda    none: {why}\n"),
+    };
+    let compiler = match cuda::version() {
+        Ok((major, minor)) => format!("NVRTC {major}.{minor}"),
+        Err(why) => why.to_string(),
+    };
+    let mut text = String::new();
+    for (i, card) in cards.iter().enumerate() {
+        let kernels = if cuda::usable(card) { "" } else { ", no kernels (sm_75 or newer has)" };
+        text += &format!("cuda:{i}  {} (sm_{}{kernels})\n", card.name, card.arch);
+        text += &format!("        driver for CUDA {}.{}, {compiler}\n", driver / 1000, driver % 1000 / 10);
+        text += &format!(
+            "        {} of memory, {} multiprocessors, {} of shared memory for a block\n",
+            human(card.memory),
+            card.multiprocessors,
+            human(card.shared.into())
+        );
+    }
+    text
+}
+
+fn listing(cards: &str, adapters: &[AdapterInfo]) -> String {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut text = format!("cpu     {}, {threads} threads\n", std::env::consts::ARCH);
+    let mut text = format!("cpu     {}, {threads} threads\n{cards}", std::env::consts::ARCH);
     for (i, a) in adapters.iter().enumerate() {
         let software = if a.software { ", a software rasterizer" } else { "" };
         text += &format!("wgpu:{i}  {} ({:?}, {}{software})\n", a.name, a.device_type, a.backend);
@@ -41,6 +67,9 @@ fn listing(adapters: &[AdapterInfo]) -> String {
 
 /// What `auto` takes, and why.
 fn verdict(adapters: &[AdapterInfo]) -> String {
+    if let Some(i) = cuda::choose() {
+        return format!("auto    takes cuda:{i}: a CUDA card with kernels of its own\n");
+    }
     let (device, why) = match choose(adapters) {
         Some(i) => {
             let others = adapters.iter().enumerate().any(|(j, a)| j != i && !a.software);

@@ -110,6 +110,24 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
+const IDS: &str = "whole numbers divided by commas (in a file: an array of them)";
+
+impl Setting for Vec<usize> {
+    fn blank() -> Self {
+        Vec::new()
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>().map_err(|_| IDS.into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        let one = |v: &Value| v.as_integer().and_then(|i| i.try_into().ok());
+        value.as_array().and_then(|a| a.iter().map(one).collect()).ok_or_else(|| IDS.into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::Array(self.iter().map(|&id| Value::Integer(id as i64)).collect()))
+    }
+}
+
 impl Setting for Targets {
     fn blank() -> Self {
         Targets::AllLinear
@@ -137,9 +155,11 @@ impl Setting for Targets {
 /// `auto`, or which device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// A hardware GPU if there is one, else the CPU; never a software rasterizer.
+    /// A CUDA card if there is one, else another hardware GPU, else the CPU; never a software rasterizer.
     Auto,
     Cpu,
+    /// The N-th CUDA card, or the first that has kernels.
+    Cuda(Option<usize>),
     /// The N-th adapter that `trimtab devices` lists, or the best.
     Wgpu(Option<usize>),
     /// Plans everything and computes nothing.
@@ -151,6 +171,8 @@ impl fmt::Display for Device {
         match self {
             Device::Auto => f.write_str("auto"),
             Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(None) => f.write_str("cuda"),
+            Device::Cuda(Some(n)) => write!(f, "cuda:{n}"),
             Device::Wgpu(None) => f.write_str("wgpu"),
             Device::Wgpu(Some(n)) => write!(f, "wgpu:{n}"),
             Device::Null => f.write_str("null"),
@@ -166,11 +188,16 @@ impl Setting for Device {
         match text {
             "auto" => Some(Device::Auto),
             "cpu" => Some(Device::Cpu),
+            "cuda" => Some(Device::Cuda(None)),
             "wgpu" => Some(Device::Wgpu(None)),
             "null" => Some(Device::Null),
-            _ => text.strip_prefix("wgpu:").and_then(|n| n.parse().ok()).map(|n| Device::Wgpu(Some(n))),
+            _ => {
+                let numbered = |prefix| text.strip_prefix(prefix).and_then(|n| n.parse().ok());
+                let cuda = numbered("cuda:").map(|n| Device::Cuda(Some(n)));
+                cuda.or_else(|| numbered("wgpu:").map(|n| Device::Wgpu(Some(n))))
+            }
         }
-        .ok_or_else(|| "auto, cpu, wgpu, wgpu:N or null".into())
+        .ok_or_else(|| "auto, cpu, cuda, cuda:N, wgpu, wgpu:N or null".into())
     }
     fn from_toml(value: &Value) -> Result<Self, String> {
         Self::from_text(value.as_str().unwrap_or_default())

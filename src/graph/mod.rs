@@ -180,7 +180,7 @@ impl Graph {
     /// The same; output `i` overwrites the storage of `into[i]`.
     pub fn node_into(&mut self, op: &'static OpDef, attr: Attr, ins: &[Val], into: &[Option<Val>]) -> Result<Vec<Val>> {
         let tys: Vec<Ty> = ins.iter().map(|&v| self.ty(v).clone()).collect();
-        let out_tys = (op.infer)(&attr, &tys).map_err(|found| self.refuse(op.name, found))?;
+        let out_tys = op.types(&attr, &tys).map_err(|found| self.refuse(op.name, found))?;
         let needs_grad = !matches!(op.grad, Grad::Stop) && ins.iter().any(|&v| self.needs_grad(v));
         let node = self.nodes.len();
         let mut outs = Vec::with_capacity(out_tys.len());

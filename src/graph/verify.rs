@@ -48,7 +48,7 @@ pub fn verify(g: &Graph) -> Result<()> {
             }
         }
         let tys: Vec<_> = node.ins.iter().map(|&v| g.ty(v).clone()).collect();
-        let outs = (node.op.infer)(&node.attr, &tys).map_err(error)?;
+        let outs = node.op.types(&node.attr, &tys).map_err(error)?;
         if outs.len() != node.outs.len() || outs.iter().zip(&node.outs).any(|(t, &o)| t != g.ty(o)) {
             return Err(error("its outputs are not of the types its row gives".into()));
         }

@@ -10,8 +10,10 @@ mod dense;
 mod host;
 mod launch;
 mod tensor;
+mod tiles;
 
 pub mod attention;
+pub mod dora;
 pub mod elementwise;
 pub mod embed;
 pub mod linear;
@@ -21,13 +23,14 @@ pub mod norm;
 pub mod optim;
 pub mod quant;
 pub mod rope;
+pub mod row_factor;
 
 pub use attr::*;
 pub use host::{Host, HostCall};
 pub use tensor::{Fill, Sample, SampleIn, Tensor};
 
 use crate::backend::Caps;
-use crate::dtype::Ty;
+use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 
@@ -43,6 +46,8 @@ pub static FAMILIES: &[&[&OpDef]] = &[
     loss::OPS,
     optim::OPS,
     quant::OPS,
+    row_factor::OPS,
+    dora::OPS,
 ];
 
 /// Every row.
@@ -67,6 +72,10 @@ pub struct OpDef {
     pub host: Host,
     /// The WGSL launches.
     pub wgsl: fn(&Lower) -> Result<Vec<Dispatch>>,
+    /// The CUDA launches.
+    pub cuda: fn(&Lower) -> Result<Vec<Cuda>>,
+    /// Which operands a device may keep in 16 bits.
+    pub acts: fn(&Attr) -> Acts,
     /// What tests and benches run it on; odd sizes among them.
     pub samples: fn() -> Vec<Sample>,
 }
@@ -104,13 +113,59 @@ pub fn no_workspace(_: &Attr, _: &[Ty], _: &Caps) -> u64 {
     0
 }
 
-/// What a row's WGSL lowering knows.
+/// The operands of a row that are activations: inputs and outputs by number. `infer` speaks of them as f32; a device
+/// may keep all of them in 16 bits ([`Caps::act16`]), and then only all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Acts {
+    pub ins: &'static [usize],
+    pub outs: &'static [usize],
+}
+
+/// No operand is an activation.
+pub fn no_acts(_: &Attr) -> Acts {
+    Acts::default()
+}
+
+impl OpDef {
+    /// The 16-bit type in which the activations among `ins` are kept, if they are.
+    pub fn act16(&self, attr: &Attr, ins: &[Ty]) -> Option<DType> {
+        let first = ins.get(*(self.acts)(attr).ins.first()?)?.dtype;
+        matches!(first, DType::BF16 | DType::F16).then_some(first)
+    }
+
+    /// Types of the outputs from the types of the inputs; the error says what is wrong with them.
+    pub fn types(&self, attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
+        let Some(dtype) = self.act16(attr, ins) else { return (self.infer)(attr, ins) };
+        let acts = (self.acts)(attr);
+        let mut wide = ins.to_vec();
+        for &i in acts.ins.iter().filter(|&&i| i < ins.len()) {
+            if ins[i].dtype != dtype {
+                return Err(format!("{ins:?}: activations of two types; cast operand {i} to {dtype}"));
+            }
+            wide[i].dtype = DType::F32;
+        }
+        let mut outs = (self.infer)(attr, &wide)?;
+        for &o in acts.outs {
+            if let Some(out) = outs.get_mut(o) {
+                out.dtype = dtype;
+            }
+        }
+        Ok(outs)
+    }
+}
+
+/// Not written yet.
+pub fn no_cuda(l: &Lower) -> Result<Vec<Cuda>> {
+    Err(crate::error::Error::device(&l.caps.device, "an op without a CUDA kernel", "use --device cpu or wgpu"))
+}
+
+/// What a row's lowering knows.
 pub struct Lower<'a> {
     pub attr: &'a Attr,
     pub ins: &'a [Ty],
     pub outs: &'a [Ty],
     /// For each output: the input in whose storage it lies, if any. WebGPU forbids binding a range twice,
-    /// so such a pair is bound once.
+    /// so such a pair is bound once there.
     pub shared: &'a [Option<usize>],
     pub caps: &'a Caps,
 }
@@ -133,6 +188,24 @@ pub struct Dispatch {
     pub flops: u64,
 }
 
+/// One launch of a CUDA kernel. A kernel's parameters are its pointers, in the order of `args`, and then 32-bit words.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cuda {
+    /// File stem in `kernels/`.
+    pub file: &'static str,
+    /// Macros the file is compiled with. One set is one compilation, so they hold what shapes code, not sizes.
+    pub defines: Vec<(&'static str, i64)>,
+    pub entry: &'static str,
+    pub grid: [u32; 3],
+    /// Threads of a block, along x.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    pub args: Vec<Arg>,
+    pub params: Vec<u32>,
+    pub flops: u64,
+}
+
 /// Something to bind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Arg {
@@ -142,4 +215,6 @@ pub enum Arg {
     OutPart(usize, std::ops::Range<u64>),
     InPart(usize, std::ops::Range<u64>),
     Work(std::ops::Range<u64>),
+    /// CUDA only: a null pointer, where the kernel has an operand that this launch does without.
+    Absent,
 }

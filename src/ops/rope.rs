@@ -3,6 +3,7 @@
 //! Each head's first `2h` features are rotated in pairs (i, i + h), by the convention of transformers'
 //! `rotate_half`: `y₁ = x₁·cos − x₂·sin`, `y₂ = x₂·cos + x₁·sin`. Features behind them pass (partial rotary).
 
+mod cuda;
 mod table;
 
 use crate::cpu::{math, par};
@@ -10,7 +11,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check, launch,
+    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check, launch,
 };
 
 pub use table::{RopeScaling, RopeSpec, Yarn, rope_table};
@@ -31,6 +32,8 @@ pub static ROPE: OpDef = OpDef {
     workspace: crate::ops::no_workspace,
     host,
     wgsl,
+    cuda: cuda::launches,
+    acts: |_| Acts { ins: &[0], outs: &[0] },
     samples,
 };
 
@@ -167,6 +170,7 @@ fn samples() -> Vec<Sample> {
         ("ragged", 7, 3, 6, 6, 9, false),
         ("backward", 17, 2, 64, 64, 33, true),
         ("partial", 33, 2, 10, 4, 17, false),
+        ("partial, aligned", 5, 3, 48, 32, 5, true),
         ("more than small limits bind", 140, 2, 64, 64, 99, false),
         ("positions beyond the table", 9, 1, 8, 8, 5, false),
     ];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Caps, HostSlice, Kernel, Launch, Slice, Target};
+use crate::backend::{Buffer, Caps, HostSlice, Kernel, Launch, Slice, Target};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Attr, HostCall, Lower, OpDef};
@@ -35,6 +35,12 @@ pub fn lower(
 ) -> Result<Vec<Launch>> {
     let name = format!("{site}:{}", op.name);
     let flops = (op.cost)(attr, ins, outs).flops;
+    if let Some(dtype) = op.act16(attr, ins)
+        && caps.act16 != Some(dtype)
+    {
+        let hint = "use --dtype f32 with this device";
+        return Err(Error::device(&caps.device, format!("{name}: activations in {dtype}"), hint));
+    }
     match caps.target {
         Target::Null => Ok(vec![Launch { name, kernel: Kernel::Nothing, args: Vec::new(), params: Vec::new(), flops }]),
         Target::Host => {
@@ -67,6 +73,24 @@ pub fn lower(
                 })
                 .collect()
         }
+        Target::Cuda => {
+            let shared = at.shared();
+            let launches = (op.cuda)(&Lower { attr, ins, outs, shared: &shared, caps })?;
+            launches
+                .into_iter()
+                .map(|c| {
+                    let args = c.args.iter().map(|a| place(a, at, &name)).collect::<Result<Vec<_>>>()?;
+                    let (file, defines, entry, grid) = (c.file, c.defines, c.entry, c.grid);
+                    Ok(Launch {
+                        name: format!("{name}/{entry}"),
+                        kernel: Kernel::Cuda { file, defines, entry, grid, block: c.block, shared: c.shared },
+                        args,
+                        params: c.params,
+                        flops: c.flops,
+                    })
+                })
+                .collect()
+        }
     }
 }
 
@@ -74,6 +98,7 @@ fn place(arg: &Arg, at: &Operands, name: &str) -> Result<Slice> {
     let (whole, part) = match arg {
         Arg::Out(i) => return Ok(at.outs[*i]),
         Arg::In(i) => return Ok(at.ins[*i]),
+        Arg::Absent => return Ok(Slice { buffer: Buffer(0), offset: 0, bytes: 0 }),
         Arg::OutPart(i, r) => (at.outs[*i], r),
         Arg::InPart(i, r) => (at.ins[*i], r),
         Arg::Work(r) => match at.work {

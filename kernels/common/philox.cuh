@@ -1,0 +1,42 @@
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), the twin of
+// src/cpu/philox.rs: four random words from a counter and a key, the same on every device.
+#pragma once
+#include "types.cuh"
+
+__device__ __forceinline__ uint4 philox(uint4 c, uint2 k) {
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        u32 high0 = __umulhi(0xD2511F53u, c.x), low0 = 0xD2511F53u * c.x;
+        u32 high1 = __umulhi(0xCD9E8D57u, c.z), low1 = 0xCD9E8D57u * c.z;
+        c = make_uint4(high1 ^ c.y ^ k.x, low1, high0 ^ c.w ^ k.y, low0);
+        k.x += 0x9E3779B9u;
+        k.y += 0xBB67AE85u;
+    }
+    return c;
+}
+
+// Which elements dropout keeps: element i by word i % 4 of counter (i / 4, site, step, micro-batch) under the seed as
+// key; rng = (seed low, seed high, step, micro-batch). Kept iff the word is at least threshold = p·2³²; then times
+// keep_scale = 1/(1-p).
+struct Dropout {
+    uint4 rng;
+    u32 site, threshold;
+    float keep_scale;
+
+    __device__ __forceinline__ float factor(size_t i) const {
+        uint4 r = philox(make_uint4((u32)(i / 4), site, rng.z, rng.w), make_uint2(rng.x, rng.y));
+        u32 lane = (u32)i % 4;
+        u32 word = lane == 0 ? r.x : lane == 1 ? r.y : lane == 2 ? r.z : r.w;
+        return word >= threshold ? keep_scale : 0.0f;
+    }
+    // The factors of elements i to i+3, i a multiple of 4.
+    __device__ __forceinline__ float4 factor4(size_t i) const {
+        uint4 r = philox(make_uint4((u32)(i / 4), site, rng.z, rng.w), make_uint2(rng.x, rng.y));
+        return make_float4(r.x >= threshold ? keep_scale : 0.0f, r.y >= threshold ? keep_scale : 0.0f,
+                           r.z >= threshold ? keep_scale : 0.0f, r.w >= threshold ? keep_scale : 0.0f);
+    }
+};
+__device__ __forceinline__ Dropout dropout(const u32* rng, u32 site, u32 threshold, float keep_scale) {
+    Dropout d = {make_uint4(rng[0], rng[1], rng[2], rng[3]), site, threshold, keep_scale};
+    return d;
+}

@@ -1,0 +1,263 @@
+//! NVIDIA GPUs, through CUDA's driver and NVRTC, both loaded when first needed: the same binary works without them.
+//!
+//! Kernels run on one stream, in the order of the plan, replayed as CUDA graphs; copies have a stream of their own.
+
+mod cache;
+mod compile;
+mod driver;
+mod kernels;
+mod record;
+mod transfer;
+
+use std::ffi::c_int;
+
+use cudarc::driver::{result, sys};
+
+pub use cache::{CACHE_PATH, compiled, folder};
+pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, source, version};
+pub use driver::{CardInfo, cards, start, usable};
+pub use kernels::{KERNELS, kernel};
+
+use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use driver::fail;
+use record::{Modules, Recorded};
+use transfer::Transfer;
+
+/// What a card of compute capability `arch` (as in `sm_80`) offers, whatever its memory.
+pub fn caps(device: String, arch: u32) -> Caps {
+    Caps {
+        device,
+        target: Target::Cuda,
+        max_binding: u64::MAX,
+        max_buffer: u64::MAX,
+        // A grid's y and z; x may be longer.
+        max_groups: 65_535,
+        // What a block may ask for (CUDA C++ Programming Guide, "Compute Capabilities").
+        workgroup_memory: match arch {
+            75 => 64 << 10,
+            80 | 87 => 163 << 10,
+            86 | 89 | 120 | 121 => 99 << 10,
+            _ => 227 << 10,
+        },
+        max_invocations: 1024,
+        max_bindings: u32::MAX,
+        f16: true,
+        act16: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
+        arch,
+        subgroup: Some((32, 32)),
+        coop: false,
+        software: false,
+    }
+}
+
+/// The card that `--device auto` takes: the first that has kernels, where their compiler is there too.
+pub fn choose() -> Option<usize> {
+    let cards = cards().ok()?;
+    version().ok()?;
+    cards.iter().position(usable)
+}
+
+pub struct Cuda {
+    caps: Caps,
+    compute: sys::CUstream,
+    /// Address and bytes of each allocation.
+    buffers: Vec<Option<(u64, u64)>>,
+    recordings: Vec<Option<Recorded>>,
+    modules: Modules,
+    transfer: Transfer,
+    bytes: u64,
+    /// Last, so that it is dropped last.
+    context: Context,
+}
+
+/// The card's primary context, kept open.
+struct Context {
+    device: sys::CUdevice,
+    handle: sys::CUcontext,
+}
+
+impl Context {
+    fn open(index: usize) -> Result<Context> {
+        let open = || {
+            let device = result::device::get(index as c_int)?;
+            // SAFETY: a device from `device::get`; released when dropped.
+            let handle = unsafe { result::primary_ctx::retain(device)? };
+            Ok(Context { device, handle })
+        };
+        open().map_err(|e| fail("opening the card", e))
+    }
+
+    /// Makes it current on this thread.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context is open.
+        unsafe { result::ctx::set_current(self.handle) }.map_err(|e| fail("entering the card's context", e))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained in `open`.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+// SAFETY: the driver's handles may be used from any thread; every verb makes the context current on its own first.
+unsafe impl Send for Cuda {}
+
+impl Cuda {
+    /// Opens card `index` of [`cards`], or the first that has kernels.
+    pub fn new(index: Option<usize>) -> Result<Cuda> {
+        let cards = cards()?;
+        let index = index.or_else(|| cards.iter().position(usable)).unwrap_or(0);
+        let Some(card) = cards.get(index) else {
+            let hint = "`trimtab devices` lists what there is; or use --device wgpu or cpu";
+            return Err(Error::device(format!("cuda:{index}"), format!("{} cards", cards.len()), hint));
+        };
+        if !usable(card) {
+            let hint = "kernels need sm_75 (Turing) or newer; use --device wgpu or cpu";
+            return Err(Error::device(&card.name, format!("sm_{}", card.arch), hint));
+        }
+        let mut caps = caps(format!("{} (CUDA, sm_{})", card.name, card.arch), card.arch);
+        caps.workgroup_memory = caps.workgroup_memory.min(card.shared);
+        caps.max_buffer = card.memory;
+        let context = Context::open(index)?;
+        context.enter()?;
+        let compute =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("making a stream", e))?;
+        Ok(Cuda {
+            caps,
+            context,
+            compute,
+            buffers: Vec::new(),
+            recordings: Vec::new(),
+            modules: Modules::default(),
+            transfer: Transfer::new()?,
+            bytes: 0,
+        })
+    }
+
+    /// The address of `slice`, which must lie within an allocation.
+    fn address(&self, slice: Slice) -> Result<u64> {
+        let buffer = self.buffers.get(slice.buffer.0 as usize).copied().flatten();
+        match (buffer, slice.offset.checked_add(slice.bytes)) {
+            (Some((base, bytes)), Some(end)) if end <= bytes => Ok(base + slice.offset),
+            _ => Err(Error::device(
+                "cuda",
+                format!("{slice:?} is not within an allocation"),
+                "this is a bug in the plan",
+            )),
+        }
+    }
+
+    /// What the driver says it allocated for `buffer`, in bytes.
+    pub fn allocated(&self, buffer: Buffer) -> Result<u64> {
+        self.context.enter()?;
+        let address = self.address(Slice { buffer, offset: 0, bytes: 0 })?;
+        let (mut base, mut bytes) = (0, 0);
+        // SAFETY: an address that the driver gave; it writes two integers.
+        unsafe { sys::cuMemGetAddressRange_v2(&mut base, &mut bytes, address) }
+            .result()
+            .map_err(|e| fail("asking for an allocation", e))?;
+        Ok(bytes as u64)
+    }
+}
+
+impl Backend for Cuda {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&mut self, bytes: u64) -> Result<Buffer> {
+        self.context.enter()?;
+        // SAFETY: allocates; freed by `free` or when dropped. The driver gives nothing for zero bytes.
+        let address = unsafe { result::malloc_sync(bytes.max(4) as usize) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::Memory {
+                needed: bytes,
+                available: result::mem_get_info().map_or(0, |(free, _)| free as u64),
+                hint: format!("{} has no more free memory; other programs may hold some", self.caps.device),
+            },
+            _ => fail("allocating", e),
+        })?;
+        self.bytes += bytes;
+        self.buffers.push(Some((address, bytes)));
+        // SAFETY: the range was allocated above.
+        unsafe { result::memset_d8_async(address, 0, bytes.max(4) as usize, self.compute) }
+            .map_err(|e| fail("clearing memory", e))?;
+        Ok(Buffer(self.buffers.len() as u32 - 1))
+    }
+
+    fn free(&mut self, buffer: Buffer) {
+        if let Some((address, bytes)) = self.buffers.get_mut(buffer.0 as usize).and_then(Option::take) {
+            self.bytes -= bytes;
+            // SAFETY: allocated by `alloc`, forgotten just now; the driver waits for what still uses it.
+            let _ = self.context.enter().map(|()| unsafe { result::free_sync(address) });
+        }
+    }
+
+    fn memory(&self) -> u64 {
+        self.bytes
+    }
+
+    fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
+        self.context.enter()?;
+        self.write(Slice { bytes: src.len() as u64, ..dst }, src)
+    }
+
+    fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()> {
+        self.context.enter()?;
+        self.read(Slice { bytes: dst.len() as u64, ..src }, dst)
+    }
+
+    fn copy(&mut self, dst: Slice, src: Slice) -> Result<()> {
+        self.context.enter()?;
+        let bytes = dst.bytes.min(src.bytes);
+        let (to, from) = (self.address(dst)?, self.address(src)?);
+        // SAFETY: both ranges lie within allocations.
+        unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.compute) }.map_err(|e| fail("copying", e))
+    }
+
+    fn record(&mut self, launches: &[Launch]) -> Result<Recording> {
+        self.context.enter()?;
+        let recorded = self.capture(launches)?;
+        self.recordings.push(Some(recorded));
+        Ok(Recording(self.recordings.len() as u32 - 1))
+    }
+
+    fn replay(&mut self, recording: Recording) -> Result<()> {
+        self.context.enter()?;
+        match self.recordings.get(recording.0 as usize) {
+            Some(Some(recorded)) => recorded.run(self.compute),
+            _ => Err(Error::device("cuda", format!("{recording:?} is not there"), "this is a bug in the executor")),
+        }
+    }
+
+    fn forget(&mut self, recording: Recording) {
+        let _ = self.context.enter();
+        if let Some(slot) = self.recordings.get_mut(recording.0 as usize) {
+            *slot = None;
+        }
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the stream lives.
+        unsafe { result::stream::synchronize(self.compute) }.map_err(|e| fail("waiting", e))
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // What failed before fails again here, and nothing can be done about it.
+        let _ = self.sync();
+        self.recordings.clear();
+        self.modules.unload();
+        for (address, _) in self.buffers.drain(..).flatten() {
+            // SAFETY: allocated by `alloc` and not freed since.
+            let _ = unsafe { result::free_sync(address) };
+        }
+        // SAFETY: made in `new`, and nothing is on it any more.
+        let _ = unsafe { result::stream::destroy(self.compute) };
+    }
+}
