@@ -44,10 +44,8 @@ fn sources() -> Vec<(String, String)> {
 
 /// Fails with every complaint that `rule` has about the sources.
 fn holds_in_src(rule: fn(&str) -> Vec<String>) {
-    let complaints: Vec<String> = sources()
-        .iter()
-        .flat_map(|(name, text)| rule(text).into_iter().map(move |c| format!("{name}: {c}")))
-        .collect();
+    let complaints: Vec<String> =
+        sources().iter().flat_map(|(name, text)| rule(text).into_iter().map(move |c| format!("{name}: {c}"))).collect();
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
