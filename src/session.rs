@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Caps};
 use crate::data::pack::MicroBatch;
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::models::{self, Model};
-use crate::nn::Role;
+use crate::nn::{Role, Source};
 use crate::peft::files::AdapterTensor;
 use crate::peft::{Method, Save};
 use crate::plan::{Account, Plan};
@@ -68,12 +68,20 @@ impl Base {
     }
 }
 
+/// What activations are kept in when `dtype` is asked for: 16 bits where the device can, else f32.
+pub fn activations(dtype: DType, caps: &Caps) -> DType {
+    match dtype {
+        DType::BF16 | DType::F16 => caps.act16.unwrap_or(DType::F32),
+        _ => DType::F32,
+    }
+}
+
 /// What a run is, apart from the model and the method.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Format of the linear layers' frozen weights, if they are to be quantized.
     pub quantize: Option<DType>,
-    /// Format of the other frozen weights.
+    /// Format of the other frozen weights, and of activations where the device keeps them in 16 bits.
     pub dtype: DType,
     /// Longest sequence.
     pub max_seq_len: usize,
@@ -110,9 +118,10 @@ pub struct Planned<'a> {
 impl<'a> Planned<'a> {
     pub fn new(base: &'a Base, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
         let model = base.model(options.max_seq_len)?;
-        method.check(&model.linears())?;
+        method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
-        let step = Step::new(&*model, &*method, &storage, options.micro_tokens, backend.caps())?;
+        let act = activations(options.dtype, backend.caps());
+        let step = Step::new(&*model, &*method, &storage, act, options.micro_tokens, backend.caps())?;
         let plan = Plan::new(&step.graph, backend.caps())?;
         drop(storage);
         let init_std = model.init_std();
@@ -133,10 +142,7 @@ impl<'a> Planned<'a> {
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
             let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
-            weights
-                .filter(|w| !matches!(w.source, crate::nn::Source::Data(_)))
-                .map(|w| self.step.graph.ty(w.val).len())
-                .sum()
+            weights.filter(|w| !matches!(w.source, Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
         };
         (count(true), count(false))
     }
@@ -179,6 +185,15 @@ impl Session<'_> {
     /// Writes what was trained: a PEFT adapter, or a whole model with its weights in `dtype`.
     pub fn save(&mut self, dir: &Path, dtype: DType) -> Result<()> {
         let trained = self.trainer.trained()?;
-        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained })
+        let mut kept = Vec::new();
+        for weight in self.trainer.weights().to_vec() {
+            let Source::Base { tensor, role } = &weight.source else { continue };
+            if let Some(name) = self.method.keeps(tensor, *role)?.filter(|_| !weight.trainable) {
+                let exec = &mut self.trainer.exec;
+                let ty = exec.graph.ty(weight.val).clone();
+                kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
+            }
+        }
+        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained, kept: &kept })
     }
 }

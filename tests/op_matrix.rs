@@ -4,12 +4,12 @@
 
 mod common;
 
-use common::data::{decode, operands};
+use common::data::{decode, in_16_bits, operands};
 use common::devices::Device;
 use common::run::Run;
 use common::tolerance::{compare, rounding, sway, tolerance};
 use trimtab::backend::{Backend, Target};
-use trimtab::dtype::{DType, Ty};
+use trimtab::dtype::Ty;
 use trimtab::ops::quant::weight_defines;
 use trimtab::ops::{self, OpDef, Sample};
 
@@ -76,16 +76,6 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
     None
 }
 
-/// The sample with its activations in 16 bits; None if it has none.
-fn in_16_bits(op: &OpDef, sample: &Sample, dtype: DType) -> Option<Sample> {
-    let mut narrow = sample.clone();
-    let acts = (op.acts)(&sample.attr).ins;
-    for &i in acts {
-        narrow.ins.get_mut(i).iter_mut().for_each(|input| input.ty.dtype = dtype);
-    }
-    (!acts.is_empty()).then_some(narrow)
-}
-
 /// Runs the samples that `wanted` picks and fails with a list of all that is wrong.
 fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
     let only = std::env::var("TRIMTAB_OP").ok();
@@ -126,6 +116,13 @@ fn on_the_cpu() {
 #[test]
 fn on_wgpu() {
     if let Some(device) = Device::wgpu() {
+        check(&device, |_| true);
+    }
+}
+
+#[test]
+fn on_cuda() {
+    if let Some(device) = Device::cuda() {
         check(&device, |_| true);
     }
 }

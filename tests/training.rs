@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::devices::{Device, devices};
 use common::golden::Golden;
@@ -19,7 +19,7 @@ use trimtab::train::trainer::{AdamW, StepReport, Trainer};
 use trimtab::weights::{Checkpoint, load};
 
 fn path(p: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(p)
+    common::root("tests").join(p)
 }
 
 /// The sequences of a golden run, two to a step.
@@ -59,7 +59,7 @@ impl Setup {
             true => DType::Nf4Dq,
             false => DType::F32,
         };
-        let step = Step::new(&*model, &*method, &storage, self.tokens, backend.caps()).unwrap();
+        let step = Step::new(&*model, &*method, &storage, DType::F32, self.tokens, backend.caps()).unwrap();
         let plan = Plan::new(&step.graph, backend.caps()).unwrap();
         let total = plan.account.total;
         let mut trainer = Trainer::new(backend, step, plan, self.adamw, 7).unwrap();

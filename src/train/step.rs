@@ -28,15 +28,16 @@ pub struct Step {
 }
 
 impl Step {
-    /// Builds the step for micro-batches of `tokens` packed tokens.
+    /// Builds the step for micro-batches of `tokens` packed tokens, activations in `act`.
     pub fn new(
         model: &dyn Model,
         method: &dyn Method,
         storage: &dyn Fn(&str, Role) -> DType,
+        act: DType,
         tokens: usize,
         caps: &Caps,
     ) -> Result<Step> {
-        let mut nn = Nn::new(method, storage, tokens);
+        let mut nn = Nn::new(method, storage, act, tokens);
         let labels = nn.g.leaf(Class::Io, "labels", Ty::i32(&[tokens]));
         let [inv_count, loss, sum_squares] =
             ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(Class::Io, name, Ty::f32(&[1])));
@@ -44,7 +45,7 @@ impl Step {
         let one = nn.constant("one", &[1], || vec![1.0]);
 
         let hidden = model.hidden(&mut nn)?;
-        let head = model.head(&mut nn);
+        let head = model.head(&mut nn)?;
         nn.g.site = "loss".into();
         let micro_loss = nn.g.linear_cross_entropy(hidden, head, labels, inv_count)?;
         let Nn { mut g, weights, batch, .. } = nn;

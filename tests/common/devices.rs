@@ -3,7 +3,7 @@
 use super::ptx::Ptx;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::Cpu;
-use trimtab::backend::cuda;
+use trimtab::backend::cuda::{self, Cuda};
 use trimtab::backend::wgpu::{Ask, Wgpu, adapters};
 
 #[derive(Clone, Debug)]
@@ -18,6 +18,7 @@ enum Kind {
     /// What is asked for, the largest binding, and whether subgroup operations are used where they are there.
     Wgpu(Ask, u64, bool),
     Ptx(u32),
+    Cuda,
 }
 
 impl Device {
@@ -67,6 +68,16 @@ impl Device {
         None
     }
 
+    /// The CUDA card; None if there is none.
+    pub fn cuda() -> Option<Device> {
+        if cuda::choose().is_some() {
+            return Some(Device { name: "cuda".into(), kind: Kind::Cuda });
+        }
+        let required = std::env::var_os("TRIMTAB_REQUIRE_CUDA").is_some_and(|v| v == "1");
+        assert!(!required, "no CUDA card with a compiler, and TRIMTAB_REQUIRE_CUDA=1");
+        None
+    }
+
     /// A CUDA card of this architecture, interpreted; None if there is no NVRTC to compile for it.
     pub fn ptx(arch: u32) -> Option<Device> {
         match cuda::version() {
@@ -83,6 +94,10 @@ impl Device {
     pub fn open(&self) -> Box<dyn Backend> {
         match &self.kind {
             Kind::Cpu => Box::new(Cpu::new()),
+            Kind::Cuda => match Cuda::new(None) {
+                Ok(card) => Box::new(card),
+                Err(e) => panic!("{e}"),
+            },
             Kind::Ptx(arch) => Box::new(Ptx::new(*arch)),
             Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
                 Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
@@ -95,5 +110,5 @@ impl Device {
 
 /// Every device there is.
 pub fn devices() -> Vec<Device> {
-    [Some(Device::cpu()), Device::wgpu()].into_iter().flatten().collect()
+    [Some(Device::cpu()), Device::wgpu(), Device::cuda()].into_iter().flatten().collect()
 }

@@ -84,7 +84,7 @@ impl Ptx {
                 None => {
                     let name = format!("operand {i}");
                     let bytes = self.bytes(arg);
-                    let fresh = bytes.chunks_exact(4).all(|w| w == POISON.to_le_bytes());
+                    let fresh = bytes.iter().zip(POISON.to_le_bytes().iter().cycle()).all(|(b, p)| b == p);
                     match fresh {
                         true => memory.alloc_uninit(&name, bytes.len()),
                         false => memory.alloc(&name, bytes),
@@ -99,7 +99,7 @@ impl Ptx {
         params.extend(launch.params.iter().map(|&word| Param::U32(word)));
         let grid = Grid { entry, grid: *grid, block: [*block, 1, 1], shared_bytes: *shared, params: &params, schedule };
         let stats = run(&module, &mut memory, &grid).map_err(|f| fail(&launch.name, f.to_string()))?;
-        self.instructions += stats.instructions;
+        self.instructions += stats.thread_instructions;
         for (slice, address) in places {
             self.bytes(slice).copy_from_slice(memory.read(address));
         }

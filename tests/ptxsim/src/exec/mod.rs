@@ -1,0 +1,9 @@
+//! Instructions at work: a group of instructions a file.
+
+mod access;
+mod atomic;
+mod barrier;
+mod bulk;
+mod collective;
+mod copy;
+mod step;
