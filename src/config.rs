@@ -12,7 +12,7 @@ use toml::Value;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-use crate::peft::{AdapterConfig, Targets, files};
+use crate::peft::{AdapterConfig, Targets, Tokens, files, tokens::distinct};
 use crate::train::optimizer::{Bits, Rule};
 
 mod value;
@@ -169,8 +169,13 @@ settings! {
         dropout: f64 = "X", { 0.0 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
         #[doc = "LoRA: scale by alpha / sqrt(rank) (rsLoRA)"]
         rslora: bool = "BOOL", { false };
-        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,v_proj), or a regular expression"]
+        #[doc = "LoRA: train the norms of the weights' rows apart from their directions (DoRA)"]
+        dora: bool = "BOOL", { false };
+        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,embed_tokens), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
+        #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
+        trainable_tokens: Option<Vec<usize>> = "IDS", { None },
+            if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
         #[doc = "LoRA: adapter to start from; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
@@ -272,7 +277,7 @@ impl Default for RunConfig {
 
 impl RunConfig {
     /// Puts defaults, the file and the flags together, and checks the result. If an adapter is given, its
-    /// `adapter_config.json` is read and sets rank, alpha, rslora and targets.
+    /// `adapter_config.json` is read and sets rank, alpha, rslora, dora and targets.
     pub fn resolve(file: Option<&Path>, flags: &Flags) -> Result<RunConfig> {
         let (text, path) = match file {
             Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
@@ -340,15 +345,21 @@ impl RunConfig {
         theirs.rank = adapter.rank;
         theirs.alpha = adapter.alpha;
         theirs.rslora = adapter.rslora;
+        theirs.dora = adapter.dora;
         theirs.targets = adapter.targets.clone();
+        theirs.trainable_tokens = match &adapter.tokens {
+            Some(Tokens::Embedding(ids)) => Some(ids.clone()),
+            // Of several tables: more than the setting can say, so it stays with the adapter.
+            Some(Tokens::Modules(_)) | None => None,
+        };
         theirs.dropout = adapter.dropout;
-        for name in ["rank", "alpha", "rslora", "targets", "dropout"] {
+        for name in ["rank", "alpha", "rslora", "dora", "targets", "trainable_tokens", "dropout"] {
             let (i, field) = (Self::index(name), find(name)?);
             let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
             match self.origins[i].given() {
                 true if name == "dropout" => theirs.dropout = self.dropout,
                 true if ours != fixed => {
-                    let text = |v: Option<Value>| v.map_or(String::new(), |v| toml_text(&v));
+                    let text = |v: Option<Value>| v.map_or("nothing".into(), |v| toml_text(&v));
                     let expected = format!("{} as in {}, or no --adapter", text(fixed), dir.display());
                     return Err(Error::config(name, format!("{} ({})", text(ours), self.origins[i]), expected));
                 }
@@ -454,9 +465,14 @@ impl RunConfig {
         }
         let mut adapter = match &self.adapter {
             Some(dir) => files::read_config(dir)?,
-            None => AdapterConfig::lora(self.rank, self.alpha, self.targets.clone()),
+            None => {
+                let mut new = AdapterConfig::lora(self.rank, self.alpha, self.targets.clone());
+                new.tokens = self.trainable_tokens.clone().map(Tokens::Embedding);
+                new
+            }
         };
         adapter.rslora = self.rslora;
+        adapter.dora = self.dora;
         adapter.dropout = self.dropout;
         adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
         Ok(Some(adapter))

@@ -11,7 +11,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::models::{self, Model};
-use crate::nn::Role;
+use crate::nn::{Role, Source};
 use crate::peft::files::AdapterTensor;
 use crate::peft::{Method, Save};
 use crate::plan::{Account, Plan};
@@ -111,7 +111,7 @@ pub struct Planned<'a> {
 impl<'a> Planned<'a> {
     pub fn new(base: &'a Base, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
         let model = base.model(options.max_seq_len)?;
-        method.check(&model.linears())?;
+        method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
         let (tokens, optimizer) = (options.micro_tokens, options.optimizer);
         let step = Step::with(&*model, &*method, &storage, tokens, optimizer, backend.caps())?;
@@ -135,10 +135,7 @@ impl<'a> Planned<'a> {
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
             let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
-            weights
-                .filter(|w| !matches!(w.source, crate::nn::Source::Data(_)))
-                .map(|w| self.step.graph.ty(w.val).len())
-                .sum()
+            weights.filter(|w| !matches!(w.source, Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
         };
         (count(true), count(false))
     }
@@ -181,6 +178,15 @@ impl Session<'_> {
     /// Writes what was trained: a PEFT adapter, or a whole model with its weights in `dtype`.
     pub fn save(&mut self, dir: &Path, dtype: DType) -> Result<()> {
         let trained = self.trainer.trained()?;
-        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained })
+        let mut kept = Vec::new();
+        for weight in self.trainer.weights().to_vec() {
+            let Source::Base { tensor, role } = &weight.source else { continue };
+            if let Some(name) = self.method.keeps(tensor, *role)?.filter(|_| !weight.trainable) {
+                let exec = &mut self.trainer.exec;
+                let ty = exec.graph.ty(weight.val).clone();
+                kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
+            }
+        }
+        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained, kept: &kept })
     }
 }

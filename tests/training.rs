@@ -20,7 +20,7 @@ use trimtab::train::trainer::{StepReport, Trainer};
 use trimtab::weights::{Checkpoint, load};
 
 fn path(p: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(p)
+    common::root("tests").join(p)
 }
 
 /// The sequences of a golden run, two to a step.

@@ -23,15 +23,15 @@ struct Dropout {
     u32 site, threshold;
     float keep_scale;
 
-    __device__ __forceinline__ float factor(u32 i) const {
-        uint4 r = philox(make_uint4(i / 4, site, rng.z, rng.w), make_uint2(rng.x, rng.y));
-        u32 lane = i % 4;
+    __device__ __forceinline__ float factor(size_t i) const {
+        uint4 r = philox(make_uint4((u32)(i / 4), site, rng.z, rng.w), make_uint2(rng.x, rng.y));
+        u32 lane = (u32)i % 4;
         u32 word = lane == 0 ? r.x : lane == 1 ? r.y : lane == 2 ? r.z : r.w;
         return word >= threshold ? keep_scale : 0.0f;
     }
     // The factors of elements i to i+3, i a multiple of 4.
-    __device__ __forceinline__ float4 factor4(u32 i) const {
-        uint4 r = philox(make_uint4(i / 4, site, rng.z, rng.w), make_uint2(rng.x, rng.y));
+    __device__ __forceinline__ float4 factor4(size_t i) const {
+        uint4 r = philox(make_uint4((u32)(i / 4), site, rng.z, rng.w), make_uint2(rng.x, rng.y));
         return make_float4(r.x >= threshold ? keep_scale : 0.0f, r.y >= threshold ? keep_scale : 0.0f,
                            r.z >= threshold ? keep_scale : 0.0f, r.w >= threshold ? keep_scale : 0.0f);
     }

@@ -65,6 +65,10 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("model = ''", &[], "model"),
         ("targets = []", &[], "targets"),
         ("targets = [1]", &[], "targets"),
+        ("trainable-tokens = 5", &[], "trainable-tokens"),
+        ("trainable-tokens = [-5]", &[], "trainable-tokens"),
+        ("", &[("trainable_tokens", "5;17")], "--trainable-tokens"),
+        ("", &[("trainable_tokens", "5,5")], "each once"),
         ("lr = nan", &[], "lr"),
         ("lr = inf", &[], "lr"),
         ("", &[("rank", "four")], "--rank"),
@@ -106,7 +110,9 @@ fn the_saved_file_repeats_the_run() {
         ("alpha", "7.5"),
         ("dropout", "0.05"),
         ("rslora", "true"),
+        ("dora", "true"),
         ("targets", r".*\.(q|v)_proj"),
+        ("trainable_tokens", "5, 17"),
         ("steps", "9"),
         ("batch_size", "3"),
         ("max_seq_len", "100"),
@@ -177,6 +183,19 @@ fn an_adapter_sets_the_method() {
     let error = resolve("", &[("adapter", path), ("rank", "8")]).unwrap_err().to_string();
     assert!(error.contains("rank") && error.contains('8') && error.contains('4'), "{error}");
     assert!(resolve("", &[("adapter", path), ("method", "full")]).is_err());
+}
+
+#[test]
+fn an_adapter_names_its_tokens() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft/lora_trainable_tokens");
+    let path = dir.to_str().unwrap();
+    let config = resolve("", &[("adapter", path)]).unwrap();
+    assert_eq!(config.trainable_tokens, Some(vec![1, 5, 9]));
+    let again = resolve(&config.to_toml(), &[]).unwrap();
+    assert_eq!(again.adapter_config().unwrap().unwrap().tokens, Some(Tokens::Embedding(vec![1, 5, 9])));
+    assert!(resolve("trainable-tokens = [1, 5]", &[("adapter", path)]).is_err());
+    let new = resolve("", &[("trainable_tokens", "17, 5")]).unwrap().adapter_config().unwrap().unwrap();
+    assert_eq!(new.tokens, Some(Tokens::Embedding(vec![17, 5])));
 }
 
 #[test]

@@ -110,6 +110,24 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
+const IDS: &str = "whole numbers divided by commas (in a file: an array of them)";
+
+impl Setting for Vec<usize> {
+    fn blank() -> Self {
+        Vec::new()
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>().map_err(|_| IDS.into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        let one = |v: &Value| v.as_integer().and_then(|i| i.try_into().ok());
+        value.as_array().and_then(|a| a.iter().map(one).collect()).ok_or_else(|| IDS.into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::Array(self.iter().map(|&id| Value::Integer(id as i64)).collect()))
+    }
+}
+
 impl Setting for Targets {
     fn blank() -> Self {
         Targets::AllLinear

@@ -61,7 +61,7 @@ fn phase(nn: &mut Nn, model: &dyn Model, tokens: usize, capacity: usize, logits:
     let row = nn.g.leaf(Class::Io, "row", Ty::i32(&[1]));
     nn.cached = Some(Cached { capacity, slots });
     let hidden = model.hidden(nn)?;
-    let head = model.head(nn);
+    let head = model.head(nn)?;
     nn.g.site = "logits".into();
     let last = nn.g.embed(row, hidden, 1.0)?;
     nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[last, head], &[Some(logits)])?;

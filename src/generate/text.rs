@@ -53,7 +53,7 @@ pub fn generate(
         Some(adapter) => Box::new(Lora { config: adapter.config.clone() }),
         None => Box::new(Frozen),
     };
-    method.check(&model.linears())?;
+    method.check(&*model)?;
     let storage = base.storage(config.quantized(), config.dtype.into());
     let generation = Generation::new(&*model, &*method, &storage, CHUNK.min(capacity), capacity)?;
     let weights = generation.weights.clone();

@@ -1,5 +1,7 @@
 //! What an op is told besides its operands, fixed when the graph is built.
 
+use crate::dtype::DType;
+
 /// The attributes of a node, one variant an op family.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attr {
@@ -19,6 +21,8 @@ pub enum Attr {
     Attention(Attention),
     Act(Act),
     Dropout(Dropout),
+    /// The float type of the result.
+    Cast(DType),
     Loss(Loss),
     Nf4 {
         double: bool,

@@ -1,17 +1,23 @@
-//! Ops that work element by element: sums, factors, gated activations, dropout.
+//! Ops that work element by element: sums, factors, gated activations, dropout, casts.
 
+mod cast;
+mod cuda;
+
+use crate::backend::Target;
 use crate::cpu::philox::{Mask, keep};
 use crate::cpu::{math, par};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
-use crate::ops::launch::{bytes, flat, grid, rows};
+use crate::ops::launch::{self, bytes, flat, grid, rows};
 use crate::ops::{
     Act, Acts, Arg, Attr, Cost, Dispatch, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor,
     check, no_workspace,
 };
 
-pub static OPS: &[&OpDef] = &[&ADD, &SCALE, &GATED_ACT, &GATED_ACT_BWD, &DROPOUT, &ADD_ROW, &ADD_ROW_DV];
+pub use cast::CAST;
+
+pub static OPS: &[&OpDef] = &[&ADD, &SCALE, &GATED_ACT, &GATED_ACT_BWD, &DROPOUT, &ADD_ROW, &ADD_ROW_DV, &CAST];
 
 /// `add` [a F32[..], b F32[..]] → a + b.
 pub static ADD: OpDef = OpDef {
@@ -36,7 +42,7 @@ pub static ADD: OpDef = OpDef {
             None => elements(l, &ADD, vec!["ADD"], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
         })
     },
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::add,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
 };
@@ -67,7 +73,7 @@ pub static SCALE: OpDef = OpDef {
             None => elements(l, &SCALE, vec!["SCALE"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &[]),
         })
     },
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::scale,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || {
         samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
@@ -107,7 +113,7 @@ pub static GATED_ACT: OpDef = OpDef {
             None => elements(l, &GATED_ACT, vec!["GATED", name], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
         })
     },
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::gated_act,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || act_samples(2),
 };
@@ -155,7 +161,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
         }
         Ok(elements(l, &GATED_ACT_BWD, defines, &slots, &[]))
     },
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::gated_act_bwd,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0, 1] },
     samples: || act_samples(3),
 };
@@ -194,7 +200,7 @@ pub static DROPOUT: OpDef = OpDef {
             None => elements(l, &DROPOUT, vec!["DROPOUT"], &[Slot::Out(0), Slot::In(0), Slot::Whole(1)], &more),
         })
     },
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::dropout,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || {
         samples("", SIZES, |ty| {
@@ -235,7 +241,7 @@ pub static ADD_ROW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_add_row,
     wgsl: wgsl_add_row,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::add_row,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || {
         samples("", MATRICES, |ty| {
@@ -272,10 +278,13 @@ pub static ADD_ROW_DV: OpDef = OpDef {
     grad: Grad::Missing,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() },
-    workspace: no_workspace,
+    workspace: |_, ins, caps| match caps.target {
+        Target::Cuda => launch::Columns::new(&ins[0]).workspace(),
+        _ => 0,
+    },
     host: host_add_row_dv,
     wgsl: wgsl_add_row_dv,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::add_row_dv,
     acts: |_| Acts { ins: &[0], outs: &[] },
     samples: || {
         let mut all = Vec::new();

@@ -1,17 +1,24 @@
 //! Rows of a table by index: the token embedding and its gradient, and the cache of keys and values.
 
+mod columns;
+mod cuda;
+mod tokens;
+
+pub use columns::{EMBED_COLS, EMBED_COLS_DW};
+pub use tokens::{REPLACE_ROWS, TOKEN_ROWS};
+
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
-use crate::ops::quant::{weight_define, weight_parts};
+use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
     Acts, Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
     no_workspace,
 };
 
-pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE];
+pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
 
 /// `embed` [ids I32[N], table (F32|BF16|F16)[V,D]] → y F32[N,D] = scale·table\[ids\]. An id outside 0..V gives zeros.
 pub static EMBED: OpDef = OpDef {
@@ -48,7 +55,7 @@ pub static EMBED: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed,
     wgsl: wgsl_embed,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::embed,
     acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
@@ -98,7 +105,7 @@ pub static EMBED_DW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_dw,
     wgsl: wgsl_embed_dw,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::embed_dw,
     acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
@@ -148,18 +155,19 @@ pub static CACHE_WRITE: OpDef = OpDef {
     workspace: no_workspace,
     host: host_cache_write,
     wgsl: wgsl_cache_write,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::cache_write,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || {
         let sample = |(name, positions, c, d): (&'static str, &[i32], usize, usize)| {
             let (cache, x) = (Ty::f32(&[c, d]), Ty::f32(&[positions.len(), d]));
             Sample::new(name, Attr::None, vec![SampleIn::normal(cache), SampleIn::normal(x), ids_in(positions)])
         };
-        let table: [(_, &[i32], _, _); 5] = [
+        let table: [(_, &[i32], _, _); 6] = [
             ("one token", &[0], 1, 1),
             ("out of order", &[5, 0, 3], 7, 33),
             ("positions outside the cache", &[-1, 2, 3, 1], 3, 7),
             ("a large cache", &[600, 599, 0], 601, 33),
+            ("aligned rows", &[2, 1], 3, 128),
             ("a prompt", &[0, 1, 2, 3, 4, 5, 6, 7, 8], 17, 65),
         ];
         table.into_iter().map(sample).collect()
@@ -268,7 +276,7 @@ fn wgsl_embed(l: &Lower) -> Result<Vec<Dispatch>> {
             args.extend(part.args);
             all.push(Dispatch {
                 shader: "embed",
-                defines: vec!["EMBED", weight_define(l.ins[1].dtype).unwrap_or("W_F32")],
+                defines: [vec!["EMBED"], weight_defines(&l.ins[1], l.caps).unwrap_or_default()].concat(),
                 entry: "embed",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
@@ -338,11 +346,18 @@ fn wgsl_embed_dw(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
-    let (n, c, d) = (l.ins[2].len(), l.outs[0].rows(), l.outs[0].cols());
     let mut all = match l.shared[0] {
         Some(_) => Vec::new(),
         None => start(l, Some(0)),
     };
+    all.extend(write_rows(l, 1, 2));
+    Ok(all)
+}
+
+/// Dispatches that write the rows of input `x` into output 0 at the rows that input `positions` says.
+fn write_rows(l: &Lower, x: usize, positions: usize) -> Vec<Dispatch> {
+    let (n, c, d) = (l.ins[positions].len(), l.outs[0].rows(), l.outs[0].cols());
+    let mut all = Vec::new();
     for tokens in rows(n, d, l.caps) {
         for part in rows(c, d, l.caps) {
             all.push(Dispatch {
@@ -351,14 +366,25 @@ fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
                 entry: "cache_write",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
-                args: vec![Arg::OutPart(0, bytes(&part, d)), Arg::InPart(1, bytes(&tokens, d)), Arg::In(2)],
+                args: vec![Arg::OutPart(0, bytes(&part, d)), Arg::InPart(x, bytes(&tokens, d)), Arg::In(positions)],
                 params: [tokens.len(), tokens.start, d, part.start, part.end].map(|w| w as u32).to_vec(),
                 flops: (tokens.len() * d) as u64,
             });
         }
     }
-    Ok(all)
+    all
 }
+
+/// 0, 1, 2, 3, 0, 1, … : each id many times, over more tokens than a kernel asks at once.
+const FAR: [i32; 300] = {
+    let mut ids = [0; 300];
+    let mut i = 0;
+    while i < 300 {
+        ids[i] = (i % 4) as i32;
+        i += 1;
+    }
+    ids
+};
 
 /// Ids, rows of the table, columns, scale.
 const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
@@ -367,7 +393,10 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("ids outside the table", &[-1, 4, 5, 2, i32::MIN, i32::MAX, 4], 5, 18, 0.5),
     ("wide rows", &[6, 6, 3], 7, 130, 11.3),
     ("many tokens", &[1; 65], 33, 3, 1.0),
+    ("rows of fours", &[4, 0, 2], 5, 12, 1.5),
     ("a large table", &[1023, 3, 500, 3, 1200], 1024, 34, 0.25),
+    ("an id far behind its first", &FAR, 5, 36, -2.0),
+    ("rows of several strips", &[1, 0, 1], 3, 1029, 1.0),
 ];
 
 fn ids_in(ids: &[i32]) -> SampleIn {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::backend::Caps;
 use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
-use crate::ops::Arg;
+use crate::ops::{Arg, Cuda};
 
 /// `groups` workgroups over x and y; kernels find their number by `wg.y * num_wg.x + wg.x` and skip those beyond
 /// the end.
@@ -42,6 +42,14 @@ pub fn act(x: &Ty) -> (&'static str, i64) {
     ("ACT", code)
 }
 
+/// Elements of `x` in 16 bytes: what a thread of a CUDA kernel takes at a time.
+pub fn lanes(x: &Ty) -> usize {
+    match x.dtype {
+        DType::BF16 | DType::F16 => 8,
+        _ => 4,
+    }
+}
+
 /// The macro that tells a CUDA kernel how a weight is stored, and its four pointers (`common/weight.cuh`).
 pub fn weight(input: usize, w: &Ty) -> ((&'static str, i64), [Arg; 4]) {
     let plain = [Arg::In(input), Arg::Absent, Arg::Absent, Arg::Absent];
@@ -60,4 +68,76 @@ pub fn weight(input: usize, w: &Ty) -> ((&'static str, i64), [Arg; 4]) {
         DType::Nf4Dq => (("W", 4), nf4(true)),
         _ => (("W", 0), plain),
     }
+}
+
+/// The two launches of `kernels/common/columns.cuh`, which sum over the rows of a matrix.
+pub struct Columns {
+    x: Ty,
+    /// Blocks of rows, and rows of each.
+    blocks: usize,
+    each: usize,
+}
+
+impl Columns {
+    pub fn new(x: &Ty) -> Columns {
+        // 16 rows a thread: enough to be worth its part in the second pass, and many blocks.
+        const EACH: usize = 256;
+        // A grid's y ends at 65535.
+        let each = x.rows().div_ceil(65535).max(EACH);
+        Columns { x: x.clone(), blocks: x.rows().div_ceil(each).max(1), each }
+    }
+
+    /// Bytes of the partial sums.
+    pub fn workspace(&self) -> u64 {
+        4 * (self.blocks * self.x.cols()) as u64
+    }
+
+    /// `first`: the operands of the first launch behind the partial sums; `acc`: what is added to the sums of output
+    /// 0; `more`: parameters of the second.
+    pub fn launches(
+        &self,
+        file: &'static str,
+        entries: [&'static str; 2],
+        first: Vec<Arg>,
+        acc: Arg,
+        more: &[u32],
+        caps: &Caps,
+    ) -> Vec<Cuda> {
+        let cols = self.x.cols();
+        // 16 threads take 16 bytes each.
+        let slab = 16 * lanes(&self.x);
+        let partial = Arg::Work(0..self.workspace());
+        let launch = |entry, grid, args, params, flops: usize| Cuda {
+            file,
+            defines: vec![act(&self.x)],
+            entry,
+            grid,
+            block: 256,
+            shared: 0,
+            args,
+            params,
+            flops: flops as u64,
+        };
+        vec![
+            launch(
+                entries[0],
+                [cols.div_ceil(slab) as u32, self.blocks as u32, 1],
+                [partial.clone()].into_iter().chain(first).collect(),
+                vec![self.x.rows() as u32, cols as u32, self.each as u32],
+                3 * self.x.len(),
+            ),
+            launch(
+                entries[1],
+                grid(cols.div_ceil(32), caps),
+                vec![Arg::Out(0), partial, acc],
+                [self.blocks as u32, cols as u32].into_iter().chain(more.iter().copied()).collect(),
+                self.blocks * cols,
+            ),
+        ]
+    }
+}
+
+/// A length as two words, the low one first.
+pub fn words(len: usize) -> [u32; 2] {
+    [len as u32, (len as u64 >> 32) as u32]
 }

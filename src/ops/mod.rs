@@ -12,6 +12,7 @@ mod launch;
 mod tensor;
 
 pub mod attention;
+pub mod dora;
 pub mod elementwise;
 pub mod embed;
 pub mod linear;
@@ -21,6 +22,7 @@ pub mod norm;
 pub mod optim;
 pub mod quant;
 pub mod rope;
+pub mod row_factor;
 
 pub use attr::*;
 pub use host::{Host, HostCall};
@@ -43,6 +45,8 @@ pub static FAMILIES: &[&[&OpDef]] = &[
     loss::OPS,
     optim::OPS,
     quant::OPS,
+    row_factor::OPS,
+    dora::OPS,
 ];
 
 /// Every row.

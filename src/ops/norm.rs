@@ -43,7 +43,7 @@ pub static RMS_NORM_DX: OpDef = OpDef {
     workspace: crate::ops::no_workspace,
     host: host_dx,
     wgsl: wgsl_dx,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::rms_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 4], outs: &[0] },
     samples: samples_dx,
 };
@@ -59,7 +59,7 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     workspace: dw_workspace,
     host: host_dw,
     wgsl: wgsl_dw,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::rms_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: samples_dw,
 };
@@ -328,6 +328,7 @@ fn wgsl_dx(l: &Lower) -> Result<Vec<Dispatch>> {
 fn dw_workspace(_: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     match caps.target {
         Target::Wgsl => (4 * ins[1].rows().div_ceil(DW_ROWS) * ins[1].cols()) as u64,
+        Target::Cuda => launch::Columns::new(&ins[1]).workspace(),
         _ => 0,
     }
 }
@@ -378,7 +379,7 @@ fn wgsl_dw(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 /// What the samples have in common: a name, rows, features, eps and offset.
-const SHAPES: [(&str, usize, usize, f32, f32); 7] = [
+const SHAPES: [(&str, usize, usize, f32, f32); 10] = [
     ("one element", 1, 1, 0.5, 0.0),
     ("one row", 1, 33, 1e-5, 0.0),
     ("odd", 7, 65, 1e-6, 0.0),
@@ -386,6 +387,9 @@ const SHAPES: [(&str, usize, usize, f32, f32); 7] = [
     ("large eps", 3, 17, 0.5, 0.0),
     ("many short rows", 129, 8, 1e-5, 0.0),
     ("several blocks of rows", 600, 35, 1e-5, 0.0),
+    ("aligned heads", 9, 128, 1e-6, 0.0),
+    ("wider than a warp keeps", 3, 1032, 1e-5, 0.0),
+    ("wider than a warp keeps, crooked", 2, 1030, 1e-5, 0.0),
 ];
 
 fn samples_norm() -> Vec<Sample> {

@@ -6,6 +6,8 @@ mod blocks;
 mod eight_bit;
 mod plain;
 
+mod cuda;
+
 use crate::backend::Target;
 use crate::cpu::par;
 use crate::dtype::Ty;
@@ -46,12 +48,12 @@ pub static SUM_SQUARES: OpDef = OpDef {
         terms: ins[0].len().min(PIECE) + ins[0].len() / PIECE + 1,
     },
     workspace: |_, ins, caps| match caps.target {
-        Target::Wgsl => 4 * ins[0].len().div_ceil(PIECE) as u64,
+        Target::Wgsl | Target::Cuda => 4 * ins[0].len().div_ceil(PIECE) as u64,
         _ => 8 * ins[0].len().div_ceil(PIECE) as u64,
     },
     host: host_sum_squares,
     wgsl: wgsl_sum_squares,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::sum_squares,
     acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
@@ -109,7 +111,7 @@ pub static ADAMW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_adamw,
     wgsl: wgsl_adamw,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::adamw,
     acts: crate::ops::no_acts,
     samples: || {
         let hyper = |decay: f64, largest: f64| vec![1e-3, 0.1, 0.001, 1e-8, decay, 0.271, 0.002997, largest];
@@ -156,7 +158,7 @@ pub static ZERO: OpDef = OpDef {
         });
     },
     wgsl: |l| Ok(over(l, "ZERO", "zero", |r| vec![Arg::OutPart(0, bytes(r, 1))])),
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::zero,
     acts: crate::ops::no_acts,
     samples: || {
         let sample = |(name, n)| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::f32(&[n]))]);

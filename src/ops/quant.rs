@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::backend::Caps;
 use crate::cpu::par;
 use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
 use crate::error::Result;
@@ -228,6 +229,13 @@ pub fn weight_define(dtype: DType) -> Option<&'static str> {
         DType::Nf4Dq => Some("W_NF4DQ"),
         DType::I32 | DType::U32 => None,
     }
+}
+
+/// The same with what the device can do: where it has the type f16, the weight is bound as that, four at a time. (The
+/// products by cooperative matrices are f32 throughout.)
+pub fn weight_defines(ty: &Ty, caps: &Caps) -> Option<Vec<&'static str>> {
+    let half = ty.dtype == DType::F16 && caps.f16 && !caps.coop && ty.cols().is_multiple_of(4);
+    weight_define(ty.dtype).map(|define| std::iter::once(define).chain(half.then_some("F16")).collect())
 }
 
 /// Rows come in multiples of this many where a weight of `cols` columns is cut: each part then starts on a

@@ -3,6 +3,7 @@
 //! Each head's first `2h` features are rotated in pairs (i, i + h), by the convention of transformers'
 //! `rotate_half`: `y₁ = x₁·cos − x₂·sin`, `y₂ = x₂·cos + x₁·sin`. Features behind them pass (partial rotary).
 
+mod cuda;
 mod table;
 
 use crate::cpu::{math, par};
@@ -31,7 +32,7 @@ pub static ROPE: OpDef = OpDef {
     workspace: crate::ops::no_workspace,
     host,
     wgsl,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::launches,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples,
 };
@@ -169,6 +170,7 @@ fn samples() -> Vec<Sample> {
         ("ragged", 7, 3, 6, 6, 9, false),
         ("backward", 17, 2, 64, 64, 33, true),
         ("partial", 33, 2, 10, 4, 17, false),
+        ("partial, aligned", 5, 3, 48, 32, 5, true),
         ("more than small limits bind", 140, 2, 64, 64, 99, false),
         ("positions beyond the table", 9, 1, 8, 8, 5, false),
     ];

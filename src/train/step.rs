@@ -60,7 +60,7 @@ impl Step {
         let one = nn.constant("one", &[1], || vec![1.0]);
 
         let hidden = model.hidden(&mut nn)?;
-        let head = model.head(&mut nn);
+        let head = model.head(&mut nn)?;
         nn.g.site = "loss".into();
         let micro_loss = nn.g.linear_cross_entropy(hidden, head, labels, inv_count)?;
         let Nn { mut g, weights, batch, .. } = nn;

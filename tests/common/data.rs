@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use trimtab::dtype::{DType, Ty};
-use trimtab::ops::{Fill, Sample, Tensor};
+use trimtab::ops::{Fill, OpDef, Sample, Tensor};
 use trimtab::quant::nf4;
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -99,4 +99,14 @@ pub fn operands(op: &str, sample: &Sample) -> (Vec<Vec<u8>>, Vec<Tensor>) {
         stored.push(bytes);
     }
     (stored, meant)
+}
+
+/// The sample with its activations in 16 bits; None if it has none.
+pub fn in_16_bits(op: &OpDef, sample: &Sample, dtype: DType) -> Option<Sample> {
+    let mut narrow = sample.clone();
+    let acts = (op.acts)(&sample.attr).ins;
+    for &i in acts {
+        narrow.ins.get_mut(i).iter_mut().for_each(|input| input.ty.dtype = dtype);
+    }
+    (!acts.is_empty()).then_some(narrow)
 }

@@ -1,6 +1,8 @@
 //! What the integration tests share. Each test binary uses a part of it.
 #![allow(dead_code)]
 
+use std::path::PathBuf;
+
 pub mod data;
 pub mod devices;
 pub mod golden;
@@ -9,3 +11,10 @@ pub mod interpret;
 pub mod ptx;
 pub mod run;
 pub mod tolerance;
+
+/// A path in the repository: where cargo says it is, or, for a binary that runs where it was not built, where the
+/// variable of the same name says.
+pub fn root(path: &str) -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(here).join(path)
+}

@@ -99,7 +99,7 @@ impl Ptx {
         params.extend(launch.params.iter().map(|&word| Param::U32(word)));
         let grid = Grid { entry, grid: *grid, block: [*block, 1, 1], shared_bytes: *shared, params: &params, schedule };
         let stats = run(&module, &mut memory, &grid).map_err(|f| fail(&launch.name, f.to_string()))?;
-        self.instructions += stats.instructions;
+        self.instructions += stats.thread_instructions;
         for (slice, address) in places {
             self.bytes(slice).copy_from_slice(memory.read(address));
         }

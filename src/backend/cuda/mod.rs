@@ -47,6 +47,7 @@ pub fn caps(device: String, arch: u32) -> Caps {
         act16: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
         subgroup: Some((32, 32)),
+        coop: false,
         software: false,
     }
 }

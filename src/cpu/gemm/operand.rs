@@ -140,6 +140,13 @@ impl<'a> Mat<'a> {
         Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// Decodes `out.len()` elements of row `i` from column `from` on. The matrix must be row-major.
+    #[inline(always)]
+    pub fn decode_row(&self, i: usize, from: usize, out: &mut [f32]) {
+        assert!(self.col_stride == 1 && i < self.rows && from + out.len() <= self.cols, "not a stretch of a row");
+        self.store.decode(i * self.row_stride + from, out);
+    }
+
     pub(super) fn f32_data(&self) -> Option<&'a [f32]> {
         match self.store {
             Store::F32(s) => Some(s),

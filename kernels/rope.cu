@@ -1,0 +1,51 @@
+// Rotary position embeddings (src/ops/rope.rs has the equation): in each head, features i and i + half are rotated by the
+// angle of the token's position, features from 2·half on pass. A block a token, whose angles its heads share; y may be x:
+// a thread alone reads and writes its pairs.
+#include "common/vector.cuh"
+
+// N pairs a thread: 16 bytes of each half where heads are aligned, else one.
+template <u32 N>
+__device__ __forceinline__ void rotate(act* y, const act* x, const float* angles, u32 heads, u32 head_dim, u32 half,
+                                       float sign) {
+    u32 pairs = half / N, each = pairs + (head_dim - 2 * half) / N;
+    for (u32 item = threadIdx.x; item < heads * each; item += blockDim.x) {
+        u32 head = item / each, i = item % each;
+        u32 at = head * head_dim + i * N;
+        if (i < pairs) {
+            float a[N], b[N], c[N], s[N], first[N], second[N];
+            load(a, x + at);
+            load(b, x + at + half);
+            load(c, angles + i * N);
+            load(s, angles + half + i * N);
+#pragma unroll
+            for (u32 k = 0; k < N; k++) {
+                s[k] *= sign;
+                first[k] = a[k] * c[k] - b[k] * s[k];
+                second[k] = b[k] * c[k] + a[k] * s[k];
+            }
+            store(y + at, first);
+            store(y + at + half, second);
+        } else {
+            float v[N];
+            load(v, x + at + half);
+            store(y + at + half, v);
+        }
+    }
+}
+
+// `sign` is 1, or -1 backward. Positions outside the table take its nearest row.
+extern "C" __global__ void __launch_bounds__(256) rope(act* y, const act* x, const float* table, const int* positions,
+                                                       u32 tokens, u32 heads, u32 head_dim, u32 half, u32 rows,
+                                                       float sign) {
+    constexpr u32 N = Lanes<act>::N;
+    u32 token = block_number();
+    if (token >= tokens) return;
+    int position = positions[token];
+    u32 row = position < 0 ? 0 : (u32)position < rows ? (u32)position : rows - 1;
+    const float* angles = table + (size_t)row * 2 * half;
+    size_t at = (size_t)token * heads * head_dim;
+    if (half % N == 0 && head_dim % N == 0)
+        rotate<N>(y + at, x + at, angles, heads, head_dim, half, sign);
+    else
+        rotate<1>(y + at, x + at, angles, heads, head_dim, half, sign);
+}

@@ -1,0 +1,84 @@
+//! The CUDA launches of the elementwise ops: a thread takes 16 bytes of each operand.
+
+use super::{act, drop, factor};
+use crate::cpu::philox::keep;
+use crate::error::Result;
+use crate::ops::{Act, Arg, Cuda, Factor, Lower, launch};
+
+/// Threads of a block: whole warps, and enough blocks to even out.
+const BLOCK: usize = 256;
+
+/// A launch over the elements of output 0. Parameters: their number in two words, `more`.
+fn elements(l: &Lower, entry: &'static str, args: Vec<Arg>, more: &[u32], flops: usize) -> Result<Vec<Cuda>> {
+    let n = l.outs[0].len();
+    Ok(vec![Cuda {
+        file: "elementwise",
+        defines: vec![launch::act(&l.outs[0])],
+        entry,
+        grid: launch::grid(n.div_ceil(BLOCK * launch::lanes(&l.outs[0])), l.caps),
+        block: BLOCK as u32,
+        shared: 0,
+        args,
+        params: launch::words(n).into_iter().chain(more.iter().copied()).collect(),
+        flops: (flops * n) as u64,
+    }])
+}
+
+pub fn add(l: &Lower) -> Result<Vec<Cuda>> {
+    elements(l, "add", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[], 1)
+}
+
+pub fn scale(l: &Lower) -> Result<Vec<Cuda>> {
+    elements(l, "scale", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[], 1)
+}
+
+/// The activation's number in `kernels/elementwise.cu`.
+fn kind(act: Act) -> u32 {
+    match act {
+        Act::Silu => 0,
+        Act::GeluTanh => 1,
+        Act::Gelu => 2,
+    }
+}
+
+pub fn gated_act(l: &Lower) -> Result<Vec<Cuda>> {
+    elements(l, "gated_act", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[kind(act(l.attr))], 12)
+}
+
+pub fn gated_act_bwd(l: &Lower) -> Result<Vec<Cuda>> {
+    let args = vec![Arg::Out(0), Arg::Out(1), Arg::In(0), Arg::In(1), Arg::In(2)];
+    elements(l, "gated_act_bwd", args, &[kind(act(l.attr))], 24)
+}
+
+pub fn dropout(l: &Lower) -> Result<Vec<Cuda>> {
+    let (threshold, scale) = keep(drop(l.attr));
+    let more = [drop(l.attr).site, threshold, scale.to_bits()];
+    elements(l, "dropout", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &more, 20)
+}
+
+pub fn add_row(l: &Lower) -> Result<Vec<Cuda>> {
+    let (x, lanes) = (&l.ins[0], launch::lanes(&l.ins[0]));
+    let (rows, cols) = (x.rows(), x.cols());
+    let block = cols.div_ceil(lanes).next_multiple_of(32).min(BLOCK);
+    // Rows that a thread adds its part of v to; a grid's y ends at 65535.
+    let each = rows.div_ceil(65535).max(8);
+    Ok(vec![Cuda {
+        file: "elementwise",
+        defines: vec![launch::act(x)],
+        entry: "add_row",
+        grid: [cols.div_ceil(block * lanes) as u32, rows.div_ceil(each) as u32, 1],
+        block: block as u32,
+        shared: 0,
+        args: vec![Arg::Out(0), Arg::In(0), Arg::In(1)],
+        params: vec![rows as u32, cols as u32, each as u32, factor(l.attr).factor.to_bits()],
+        flops: 2 * x.len() as u64,
+    }])
+}
+
+pub fn add_row_dv(l: &Lower) -> Result<Vec<Cuda>> {
+    let Factor { factor: f, acc } = factor(l.attr);
+    let acc = if acc { Arg::In(1) } else { Arg::Absent };
+    let columns = launch::Columns::new(&l.ins[0]);
+    let entries = ["add_row_dv", "add_row_dv_sum"];
+    Ok(columns.launches("elementwise", entries, vec![Arg::In(0)], acc, &[f.to_bits()], l.caps))
+}

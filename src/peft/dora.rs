@@ -1,0 +1,51 @@
+//! DoRA (Liu et al. 2024, arXiv:2402.09353): LoRA whose weight `W + s·B·A` keeps its directions, while the norms of its
+//! rows are trained as a tensor of their own.
+//!
+//! `y = g∘(W x + s·B A x) + bias` with `g = m / ‖W + s·B·A‖`, the norm of each row. m starts as that norm, so g starts
+//! at 1; the norm counts as a constant in the gradient (section 4.3). With dropout, `x̃ = dropout(x)`, Hugging Face PEFT
+//! (`tuners/lora/dora.py`) computes `y = W x + bias + (g − 1)∘W x̃ + g∘s·B A x̃`, which is
+//! `W(x − x̃) + bias + g∘(W x̃ + s·B A x̃)`: two products with W, as many as PEFT has.
+
+use super::files;
+use crate::error::Result;
+use crate::graph::Val;
+use crate::nn::{Init, Nn, RowNorms};
+use crate::ops::Lora as LowRank;
+
+/// The linear layer at `path` with the low-rank part (what, A, B).
+pub(super) fn linear(
+    nn: &mut Nn,
+    path: &str,
+    x: Val,
+    w: Val,
+    bias: Option<Val>,
+    (low_rank, a, b): (LowRank, Val, Val),
+) -> Result<Val> {
+    let LowRank { scale, dropout } = low_rank;
+    let norms = RowNorms { w, a, b, scale };
+    let magnitude = nn.adapter(&files::magnitude(path), &[nn.g.shape(w)[0]], Init::RowNorms(norms));
+    // Where nothing is trained the norms are the same for every token: they are computed once, when weights are loaded.
+    let norm = match nn.training {
+        true => nn.g.dora_norm(w, a, b, scale)?,
+        false => nn.row_norms(&format!("{path}.dora_norm"), norms),
+    };
+    let gain = nn.g.div_row(magnitude, norm)?;
+    let (x, rest) = match dropout {
+        None => (x, None),
+        Some(drop) => {
+            let kept = nn.g.dropout(x, nn.batch.rng, drop)?;
+            let minus_one = nn.constant("minus_one", &[1], || vec![-1.0]);
+            let minus_kept = nn.g.scale(kept, minus_one)?;
+            let dropped = nn.g.add(x, minus_kept)?;
+            (kept, Some(nn.plain_linear(dropped, w, bias, None)?))
+        }
+    };
+    let low_rank = LowRank { scale, dropout: None };
+    let directed = nn.plain_linear(x, w, None, Some((low_rank, a, b)))?;
+    let y = nn.g.mul_row(directed, gain)?;
+    match (rest, bias) {
+        (Some(rest), _) => nn.g.add(rest, y),
+        (None, Some(bias)) => nn.g.add_row(y, bias, 1.0),
+        (None, None) => Ok(y),
+    }
+}

@@ -1,0 +1,8 @@
+//! Instructions at work: a group of instructions a file.
+
+mod access;
+mod atomic;
+mod barrier;
+mod collective;
+mod copy;
+mod step;

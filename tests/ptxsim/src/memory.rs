@@ -1,0 +1,190 @@
+//! Simulated global memory: one allocation a buffer, each with bounds, an "initialised" flag a byte, and a race shadow.
+
+use crate::finding::Kind;
+use crate::shadow::{Cell, Conflict, Who};
+
+/// Buffers lie 2^40 bytes apart, so that an address says which buffer it was meant for.
+const STRIDE_BITS: u32 = 40;
+/// A buffer begins in the middle of its range: a negative offset is still its own.
+const MIDDLE: u64 = 1 << (STRIDE_BITS - 1);
+
+struct Buffer {
+    name: String,
+    bytes: Vec<u8>,
+    /// Which bytes were written; empty where all were.
+    known: Vec<bool>,
+    read_only: bool,
+    /// Race cells of the running launch; empty until the first access that needs them.
+    cells: Vec<Cell>,
+}
+
+/// Global memory of a simulated device.
+#[derive(Default)]
+pub struct Memory {
+    buffers: Vec<Buffer>,
+}
+
+/// A broken rule, before its place is known.
+#[derive(Debug)]
+pub struct Fault {
+    pub kind: Kind,
+    pub text: String,
+    /// The other side of a race.
+    pub conflict: Option<Conflict>,
+    /// The lane, where an instruction runs for many at once.
+    pub lane: Option<usize>,
+}
+
+impl Fault {
+    pub fn new(kind: Kind, text: impl Into<String>) -> Box<Fault> {
+        Box::new(Fault { kind, text: text.into(), conflict: None, lane: None })
+    }
+
+    pub fn race(text: String, conflict: Conflict) -> Box<Fault> {
+        Box::new(Fault { kind: Kind::Race, text, conflict: Some(conflict), lane: None })
+    }
+}
+
+/// What an access wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    pub write: bool,
+    /// Atomic, volatile, relaxed, …: no race with others of its kind.
+    pub strong: bool,
+}
+
+impl Wish {
+    pub const READ: Wish = Wish { write: false, strong: false };
+    pub const WRITE: Wish = Wish { write: true, strong: false };
+
+    pub fn verb(self) -> &'static str {
+        if self.write { "write" } else { "read" }
+    }
+}
+
+/// A place in a buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Spot {
+    buffer: usize,
+    offset: usize,
+}
+
+impl Memory {
+    pub fn new() -> Memory {
+        Memory::default()
+    }
+
+    /// A buffer with these bytes, all initialised; its device address.
+    pub fn alloc(&mut self, name: &str, bytes: &[u8]) -> u64 {
+        self.push(name, bytes.to_vec(), Vec::new())
+    }
+
+    /// A buffer of this many bytes, of which reading any before it is written is a finding.
+    pub fn alloc_uninit(&mut self, name: &str, bytes: usize) -> u64 {
+        self.push(name, vec![0xcd; bytes], vec![false; bytes])
+    }
+
+    fn push(&mut self, name: &str, bytes: Vec<u8>, known: Vec<bool>) -> u64 {
+        self.buffers.push(Buffer { name: name.to_owned(), bytes, known, read_only: false, cells: Vec::new() });
+        ((self.buffers.len() as u64) << STRIDE_BITS) + MIDDLE
+    }
+
+    fn index(&self, address: u64) -> Option<usize> {
+        let index = (address >> STRIDE_BITS).checked_sub(1)? as usize;
+        (index < self.buffers.len()).then_some(index)
+    }
+
+    fn base(index: usize) -> u64 {
+        ((index as u64 + 1) << STRIDE_BITS) + MIDDLE
+    }
+
+    /// The whole buffer that this address lies in, as it is now.
+    ///
+    /// # Panics
+    /// Where no buffer has the address.
+    pub fn read(&self, address: u64) -> &[u8] {
+        let index = self.index(address).expect("an address that alloc returned");
+        &self.buffers[index].bytes
+    }
+
+    /// Makes a write to this buffer a finding, and its reads cheap.
+    ///
+    /// # Panics
+    /// Where no buffer has the address.
+    pub fn read_only(&mut self, address: u64) {
+        let index = self.index(address).expect("an address that alloc returned");
+        self.buffers[index].read_only = true;
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// Forgets the buffers after the first `count`, and all races: a launch is over.
+    pub(crate) fn finish(&mut self, count: usize) {
+        self.buffers.truncate(count);
+        for buffer in &mut self.buffers {
+            buffer.cells = Vec::new();
+        }
+    }
+
+    /// The place of `bytes` at `address`, if it is one buffer's and `wish` is allowed.
+    pub(crate) fn locate(&self, address: u64, bytes: usize, wish: Wish) -> Result<Spot, Box<Fault>> {
+        let outside = |text: String| Err(Fault::new(Kind::OutOfBounds, text));
+        let verb = wish.verb();
+        let Some(index) = self.index(address) else {
+            return outside(format!("{verb} of {bytes} bytes at {address:#x}, which is in no buffer"));
+        };
+        let buffer = &self.buffers[index];
+        let offset = address.wrapping_sub(Memory::base(index)) as i64;
+        if offset < 0 || offset as usize + bytes > buffer.bytes.len() {
+            let (name, size) = (&buffer.name, buffer.bytes.len());
+            return outside(format!("{verb} of {bytes} bytes at offset {offset} of buffer '{name}' of {size} bytes"));
+        }
+        if wish.write && buffer.read_only {
+            let text =
+                format!("write of {bytes} bytes at offset {offset} of buffer '{}', which is only read", buffer.name);
+            return Err(Fault::new(Kind::ReadOnly, text));
+        }
+        Ok(Spot { buffer: index, offset: offset as usize })
+    }
+
+    /// Checks initialisation and races of an access, and notes it.
+    pub(crate) fn note(&mut self, spot: Spot, bytes: usize, wish: Wish, who: &Who) -> Result<(), Box<Fault>> {
+        let buffer = &mut self.buffers[spot.buffer];
+        let range = spot.offset..spot.offset + bytes;
+        if !buffer.known.is_empty() {
+            let known = &mut buffer.known[range.clone()];
+            if wish.write && !wish.strong {
+                known.fill(true);
+            } else if let Some(i) = known.iter().position(|k| !k) {
+                let (name, offset) = (&buffer.name, spot.offset + i);
+                let text = format!("read of byte {offset} of buffer '{name}', which nothing has written");
+                return Err(Fault::new(Kind::Uninitialised, text));
+            }
+        }
+        if buffer.read_only {
+            return Ok(());
+        }
+        if buffer.cells.is_empty() {
+            buffer.cells = vec![[0; 4]; buffer.bytes.len()];
+        }
+        who.touch(&mut buffer.cells[range], wish.write, wish.strong, false).map_err(|conflict| {
+            let at = spot.offset + conflict.offset;
+            Fault::race(format!("{} of byte {at} of buffer '{}'", wish.verb(), buffer.name), conflict)
+        })
+    }
+
+    /// A place as messages name it.
+    pub(crate) fn spell(&self, spot: Spot) -> String {
+        format!("offset {} of buffer '{}'", spot.offset, self.buffers[spot.buffer].name)
+    }
+
+    pub(crate) fn bytes(&self, spot: Spot, bytes: usize) -> &[u8] {
+        &self.buffers[spot.buffer].bytes[spot.offset..spot.offset + bytes]
+    }
+
+    pub(crate) fn bytes_mut(&mut self, spot: Spot, bytes: usize) -> &mut [u8] {
+        &mut self.buffers[spot.buffer].bytes[spot.offset..spot.offset + bytes]
+    }
+}
