@@ -5,7 +5,7 @@ use super::{NORMS, clip, clip_f64, copies};
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
-use crate::ops::launch::{bytes, flat, grid};
+use crate::ops::launch::{bytes, flat, grid, words};
 use crate::ops::{Arg, Attr, Cost, Cuda, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, check, no_acts};
 
 /// Words of a row of the table: where the tensor begins in p, its rows and columns, and where its row and column
@@ -244,10 +244,15 @@ fn cuda(l: &Lower) -> Result<Vec<Cuda>> {
             Arg::In(5),
             Arg::In(6),
         ],
-        params: params(l.ins, &(0..n)),
+        params: [&words(n)[..], &params(l.ins, &(0..n))[2..]].concat(),
         flops: 4 * n as u64,
     };
-    Ok(stages(l.ins).map(launch).to_vec())
+    // The update goes by elements, four a thread, so that the gaps between tensors are carried over too.
+    let stages = stages(l.ins).map(|(entry, groups, over)| match entry {
+        "update" => (entry, n.div_ceil(4 * 256), over),
+        _ => (entry, groups, over),
+    });
+    Ok(stages.map(launch).to_vec())
 }
 
 /// A table of tensors of these rows and columns in a flat stretch, each on a boundary of 64 elements: the table, and

@@ -2,7 +2,7 @@
 
 use super::{NORMS, clip, clip_f64, copies, each};
 use crate::dtype::Ty;
-use crate::ops::launch::{bytes, grid};
+use crate::ops::launch::{bytes, grid, words};
 use crate::ops::{Arg, Attr, Cost, Cuda, Dispatch, Grad, Lower, OpDef, Sample, SampleIn, check, no_acts, no_workspace};
 
 /// `sgd` [p, g F32[N], sumsq F32[1], hyper F32[8]] → p′: `torch.optim.SGD` without momentum.
@@ -182,7 +182,7 @@ fn cuda(l: &Lower, entry: &'static str, outs: &[Arg]) -> Vec<Cuda> {
         block: BLOCK as u32,
         shared: 0,
         args,
-        params: vec![n as u32],
+        params: words(n).to_vec(),
         flops: 10 * n as u64,
     }]
 }
