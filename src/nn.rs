@@ -117,13 +117,15 @@ pub struct Nn<'a> {
     /// Methods that drop out do so only in training.
     pub training: bool,
     storage: &'a dyn Fn(&str, Role) -> DType,
+    /// What activations are kept in.
+    act: DType,
     named: HashMap<String, Val>,
     drops: u32,
 }
 
 impl<'a> Nn<'a> {
-    /// `storage` gives the format in which a frozen weight of a name and role is kept.
-    pub fn new(method: &'a dyn Method, storage: &'a dyn Fn(&str, Role) -> DType, tokens: usize) -> Nn<'a> {
+    /// `storage` gives the format in which a frozen weight of a name and role is kept, `act` the type of activations.
+    pub fn new(method: &'a dyn Method, storage: &'a dyn Fn(&str, Role) -> DType, act: DType, tokens: usize) -> Nn<'a> {
         let mut g = Graph::new();
         let batch = inputs(&mut g, tokens);
         Nn {
@@ -134,6 +136,7 @@ impl<'a> Nn<'a> {
             cached: None,
             training: true,
             storage,
+            act,
             named: HashMap::new(),
             drops: 0,
         }
@@ -226,7 +229,8 @@ impl<'a> Nn<'a> {
         self.g.site = path.to_string();
         let site = Site { path: path.to_string(), role: Role::Embed };
         let method = self.method;
-        method.embed(self, &site, table, scale)
+        let x = method.embed(self, &site, table, scale)?;
+        self.g.cast(x, self.act)
     }
 
     /// The rows themselves.
@@ -294,7 +298,7 @@ impl<'a> Nn<'a> {
             let cache = match self.named.get(&name) {
                 Some(&cache) => cache,
                 None => {
-                    let cache = self.g.leaf(Class::Cache, &name, Ty::f32(&[cached.capacity, width]));
+                    let cache = self.g.leaf(Class::Cache, &name, Ty::new(self.act, &[cached.capacity, width]));
                     self.named.insert(name, cache);
                     cache
                 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Caps};
 use crate::data::pack::MicroBatch;
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
@@ -69,12 +69,20 @@ impl Base {
     }
 }
 
+/// What activations are kept in when `dtype` is asked for: 16 bits where the device can, else f32.
+pub fn activations(dtype: DType, caps: &Caps) -> DType {
+    match dtype {
+        DType::BF16 | DType::F16 => caps.act16.unwrap_or(DType::F32),
+        _ => DType::F32,
+    }
+}
+
 /// What a run is, apart from the model and the method.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Format of the linear layers' frozen weights, if they are to be quantized.
     pub quantize: Option<DType>,
-    /// Format of the other frozen weights.
+    /// Format of the other frozen weights, and of activations where the device keeps them in 16 bits.
     pub dtype: DType,
     /// Longest sequence.
     pub max_seq_len: usize,
@@ -113,8 +121,9 @@ impl<'a> Planned<'a> {
         let model = base.model(options.max_seq_len)?;
         method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
+        let act = activations(options.dtype, backend.caps());
         let (tokens, optimizer) = (options.micro_tokens, options.optimizer);
-        let step = Step::with(&*model, &*method, &storage, tokens, optimizer, backend.caps())?;
+        let step = Step::with(&*model, &*method, &storage, act, tokens, optimizer, backend.caps())?;
         let plan = Plan::new(&step.graph, backend.caps())?;
         drop(storage);
         let init_std = model.init_std();

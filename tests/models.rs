@@ -94,7 +94,7 @@ fn logits(
 ) -> Vec<f32> {
     let model = models::read(base.config(), longest).unwrap();
     let tokens = packed.ids.len();
-    let mut nn = Nn::new(method, storage, tokens);
+    let mut nn = Nn::new(method, storage, DType::F32, tokens);
     nn.training = false;
     let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[tokens, model.vocab()]));
     let hidden = model.hidden(&mut nn).unwrap();
@@ -119,7 +119,7 @@ fn gradients(
     longest: usize,
 ) -> (f32, BTreeMap<String, Vec<f32>>) {
     let model = models::read(base.config(), longest).unwrap();
-    let step = Step::new(&*model, method, &as_f32, packed.ids.len(), backend.caps()).unwrap();
+    let step = Step::new(&*model, method, &as_f32, DType::F32, packed.ids.len(), backend.caps()).unwrap();
     let plan = Plan::new(&step.graph, backend.caps()).unwrap();
     let names: Vec<(String, Val)> = (0..step.graph.values.len() as u32)
         .map(Val)

@@ -9,7 +9,7 @@ use common::devices::Device;
 use common::run::Run;
 use common::tolerance::{compare, rounding, sway, tolerance};
 use trimtab::backend::{Backend, Target};
-use trimtab::dtype::{DType, Ty};
+use trimtab::dtype::Ty;
 use trimtab::ops::quant::weight_defines;
 use trimtab::ops::{self, OpDef, Sample};
 

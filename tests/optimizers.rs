@@ -184,7 +184,7 @@ fn trainer(device: &Device, lora: bool, optimizer: Optimizer) -> Trainer {
     let model = models::read(base.config(), 64).unwrap();
     let backend = device.open();
     let storage = |_: &str, _: Role| DType::F32;
-    let step = Step::with(&*model, &*method, &storage, 48, optimizer, backend.caps()).unwrap();
+    let step = Step::with(&*model, &*method, &storage, DType::F32, 48, optimizer, backend.caps()).unwrap();
     let plan = Plan::new(&step.graph, backend.caps()).unwrap();
     let (total, state) = (plan.account.total, state_bytes(&step));
     let in_account = plan.account.rows.iter().find(|r| r.0 == "optimizer state").map_or(0, |r| r.1);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::devices::{Device, devices};
 use common::golden::Golden;
@@ -61,7 +61,7 @@ impl Setup {
             false => DType::F32,
         };
         let (tokens, caps) = (self.tokens, backend.caps());
-        let step = Step::with(&*model, &*method, &storage, tokens, self.optimizer, caps).unwrap();
+        let step = Step::with(&*model, &*method, &storage, DType::F32, tokens, self.optimizer, caps).unwrap();
         let plan = Plan::new(&step.graph, backend.caps()).unwrap();
         let total = plan.account.total;
         let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();

@@ -41,10 +41,11 @@ impl Generation {
         model: &dyn Model,
         method: &dyn Method,
         storage: &dyn Fn(&str, Role) -> DType,
+        act: DType,
         chunk: usize,
         capacity: usize,
     ) -> Result<Generation> {
-        let mut nn = Nn::new(method, storage, chunk);
+        let mut nn = Nn::new(method, storage, act, chunk);
         nn.training = false;
         let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[1, model.vocab()]));
         let prefill = phase(&mut nn, model, chunk, capacity, logits)?;

@@ -10,6 +10,7 @@ mod dense;
 mod host;
 mod launch;
 mod tensor;
+mod tiles;
 
 pub mod attention;
 pub mod dora;

@@ -1,8 +1,10 @@
 //! Weights as they are stored: which parts of one a kernel binds, and the ops that make and undo 4-bit weights.
 
+mod cuda;
+
 use std::ops::Range;
 
-use crate::backend::Caps;
+use crate::backend::{Caps, Target};
 use crate::cpu::par;
 use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
 use crate::error::Result;
@@ -16,7 +18,7 @@ use crate::quant::nf4;
 pub static OPS: &[&OpDef] = &[&NF4_QUANTIZE, &NF4_DEQUANTIZE];
 
 /// `nf4_quantize` [w F32[N,K]] → Nf4\[N,K\] or, with `double`, Nf4Dq\[N,K\], as bitsandbytes does it (Dettmers et al.
-/// 2023). The CPU kernel gives bitsandbytes' bits ([`nf4::quantize`]). A tensor with an element that is not finite
+/// 2023). The CPU and CUDA kernels give bitsandbytes' bits ([`nf4::quantize`]). A tensor with an element that is not finite
 /// has no NF4 form: it comes out as NaN everywhere on the CPU, and undefined on a GPU.
 pub static NF4_QUANTIZE: OpDef = OpDef {
     name: "nf4_quantize",
@@ -31,7 +33,8 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
     grad: Grad::Stop,
     in_place: &[],
     cost: |_, ins, _| Cost { flops: 20 * ins[0].len() as u64, terms: 4 },
-    workspace: |attr, ins, _| match attr {
+    workspace: |attr, ins, caps| match attr {
+        Attr::Nf4 { double: true } if caps.target == Target::Cuda => cuda::workspace(&ins[0]),
         Attr::Nf4 { double: true } => 4 * ins[0].len().div_ceil(Nf4Layout::BLOCK) as u64,
         _ => 0,
     },
@@ -44,7 +47,7 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
         }
     },
     wgsl: wgsl_quantize,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::quantize,
     acts: crate::ops::no_acts,
     samples: || {
         let sample =
@@ -76,7 +79,7 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     workspace: no_workspace,
     host: host_dequantize,
     wgsl: wgsl_dequantize,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::dequantize,
     acts: crate::ops::no_acts,
     samples: || {
         let table =

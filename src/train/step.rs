@@ -32,15 +32,17 @@ pub struct Step {
 }
 
 impl Step {
-    /// Builds the step for micro-batches of `tokens` packed tokens, with AdamW and its default constants.
+    /// Builds the step for micro-batches of `tokens` packed tokens, activations in `act`, with AdamW and its default
+    /// constants.
     pub fn new(
         model: &dyn Model,
         method: &dyn Method,
         storage: &dyn Fn(&str, Role) -> DType,
+        act: DType,
         tokens: usize,
         caps: &Caps,
     ) -> Result<Step> {
-        Step::with(model, method, storage, tokens, Optimizer::default(), caps)
+        Step::with(model, method, storage, act, tokens, Optimizer::default(), caps)
     }
 
     /// The same with any optimizer.
@@ -48,11 +50,12 @@ impl Step {
         model: &dyn Model,
         method: &dyn Method,
         storage: &dyn Fn(&str, Role) -> DType,
+        act: DType,
         tokens: usize,
         optimizer: Optimizer,
         caps: &Caps,
     ) -> Result<Step> {
-        let mut nn = Nn::new(method, storage, tokens);
+        let mut nn = Nn::new(method, storage, act, tokens);
         let labels = nn.g.leaf(Class::Io, "labels", Ty::i32(&[tokens]));
         let [inv_count, loss, sum_squares] =
             ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(Class::Io, name, Ty::f32(&[1])));

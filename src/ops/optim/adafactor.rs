@@ -2,6 +2,7 @@
 //! are updated by one node, which finds them by a table.
 
 use super::{NORMS, clip, clip_f64, copies};
+use crate::cpu::math::vectorized;
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
@@ -132,30 +133,34 @@ fn host(call: &HostCall) {
         });
         let mean = (r.iter().map(|&r| r as f64).sum::<f64>() / rows as f64) as f32;
         let (r, c) = (&*r, &*c);
-        let update = |i: usize, j: usize, g: f32| clip * g * ((r[i] / mean).sqrt().recip() * c[j].sqrt().recip());
+        let by_row = |i: usize| (r[i] / mean).sqrt().recip();
+        let update = |by_row: f32, c: f32, g: f32| clip * g * (by_row * c.sqrt().recip());
         par::chunks(squares, some_rows, |piece, squares| {
             for (k, square) in squares.iter_mut().enumerate() {
                 let i = piece * some_rows + k;
-                let row = g[i * cols..][..cols].iter().enumerate();
-                *square = row.map(|(j, &g)| (update(i, j, g) as f64).powi(2)).sum();
+                let (by_row, row) = (by_row(i), g[i * cols..][..cols].iter().zip(c));
+                *square = row.map(|(&g, &c)| (update(by_row, c, g) as f64).powi(2)).sum();
             }
         });
         let rms = (squares.iter().sum::<f64>() / (rows * cols) as f64).sqrt() as f32;
         let (keep, step) = (1.0 - lr * decay, lr / (rms / largest_rms).max(1.0));
         par::chunks(p, some_rows * cols, |piece, p| {
-            for (k, p) in p.chunks_exact_mut(cols).enumerate() {
-                let i = piece * some_rows + k;
-                for (j, (p, &g)) in p.iter_mut().zip(&g[i * cols..][..cols]).enumerate() {
-                    *p = *p * keep - step * update(i, j, g);
+            vectorized(|| {
+                for (k, p) in p.chunks_exact_mut(cols).enumerate() {
+                    let i = piece * some_rows + k;
+                    let by_row = by_row(i);
+                    for ((p, &g), &c) in p.iter_mut().zip(&g[i * cols..][..cols]).zip(c) {
+                        *p = *p * keep - step * update(by_row, c, g);
+                    }
                 }
-            }
+            });
         });
     }
 }
 
 fn sum_of_squares(g: &[f32], clip: f32) -> f64 {
     const LANES: usize = 16;
-    crate::cpu::math::vectorized(|| {
+    vectorized(|| {
         let (body, tail) = g.as_chunks::<LANES>();
         let mut lanes = [0f64; LANES];
         for chunk in body {
@@ -196,7 +201,8 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     let n = l.ins[0].len();
     let mut all = copies(l, ADAFACTOR.in_place);
     for (entry, groups, over_gradient) in stages(l.ins) {
-        for piece in if over_gradient { flat(n, l.caps) } else { vec![0..n] } {
+        let pieces = if over_gradient { flat(n, l.caps) } else { std::iter::once(0..n).collect() };
+        for piece in pieces {
             let g = Arg::InPart(1, bytes(&piece, 1));
             let work = Arg::Work(0..4 * room(l.ins).end as u64);
             let (define, mut args) = match entry {
@@ -277,7 +283,8 @@ fn samples() -> Vec<Sample> {
         &[(16, 33)],
         &[(5, 4)],
     ];
-    let sample = |((name, sumsq, largest), shapes): ((&str, f64, f64), &&[(usize, usize)])| {
+    let mut all = Vec::new();
+    for ((name, sumsq, largest), shapes) in NORMS.into_iter().zip(shapes) {
         let (table, [n, rows, cols]) = table(shapes);
         // Nothing but zeros lies between tensors.
         let mut g = vec![0.0; n];
@@ -298,7 +305,7 @@ fn samples() -> Vec<Sample> {
             SampleIn::values(Ty::f32(&[1]), vec![sumsq]),
             SampleIn::values(Ty::f32(&[8]), vec![0.01, rate, 1e-30, 0.9, 0.1, 0.0, 0.0, largest]),
         ];
-        Sample::new(name, Attr::None, ins)
-    };
-    NORMS.into_iter().zip(&shapes).map(sample).collect()
+        all.push(Sample::new(name, Attr::None, ins));
+    }
+    all
 }

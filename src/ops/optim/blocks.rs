@@ -84,8 +84,8 @@ pub fn host<const S: usize>(
                 let mut result = stored;
                 if let Some(clip) = clip {
                     for s in 0..S {
-                        for i in 0..BLOCK {
-                            state[s][i] = maps[s].values[stored[s].0[i] as usize] * stored[s].1;
+                        for (x, &code) in state[s].iter_mut().zip(&stored[s].0) {
+                            *x = maps[s].values[code as usize] * stored[s].1;
                         }
                     }
                     for i in 0..BLOCK {

@@ -29,11 +29,11 @@ pub static ADAMW_8BIT: OpDef = OpDef {
             return [p, m, ma, v, va].map(Clone::clone).to_vec();
         };
         let (mut p, mut m, mut v) = (p.clone(), decode(m, ma, signed()), decode(v, va, unsigned()));
-        for i in 0..p.data.len() {
-            let g = clip * g.data[i];
-            m[i] += rate1 * (g - m[i]);
-            v[i] += rate2 * (g * g - v[i]);
-            p.data[i] = p.data[i] * (1.0 - lr * decay) - lr / bc1 * m[i] / (v[i].sqrt() / bc2.sqrt() + eps);
+        for (((p, g), m), v) in p.data.iter_mut().zip(&g.data).zip(&mut m).zip(&mut v) {
+            let g = clip * g;
+            *m += rate1 * (g - *m);
+            *v += rate2 * (g * g - *v);
+            *p = *p * (1.0 - lr * decay) - lr / bc1 * *m / (v.sqrt() / bc2.sqrt() + eps);
         }
         let ([m, ma], [v, va]) = (encode(&m, signed()), encode(&v, unsigned()));
         vec![p, m, ma, v, va]
@@ -73,8 +73,8 @@ pub static LION_8BIT: OpDef = OpDef {
         let [p, g, m, ma, sumsq, hyper] = ins else { unreachable!("infer refused it") };
         let Some(clip) = clip_f64(sumsq, hyper.data[7]) else { return [p, m, ma].map(Clone::clone).to_vec() };
         let (mut p, mut m) = (p.clone(), decode(m, ma, signed()));
-        for i in 0..p.data.len() {
-            (p.data[i], m[i]) = lion_f64(p.data[i], clip * g.data[i], m[i], &hyper.data);
+        for ((p, g), m) in p.data.iter_mut().zip(&g.data).zip(&mut m) {
+            (*p, *m) = lion_f64(*p, clip * g, *m, &hyper.data);
         }
         let [m, ma] = encode(&m, signed());
         vec![p, m, ma]

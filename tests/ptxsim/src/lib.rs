@@ -2,6 +2,7 @@
 
 mod alu;
 mod build;
+pub mod bulk;
 mod decode;
 mod exec;
 mod finding;

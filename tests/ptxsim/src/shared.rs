@@ -64,6 +64,10 @@ impl Shared {
         Err(Fault::new(Kind::OutOfBounds, text))
     }
 
+    pub fn state(&self, at: usize) -> State {
+        self.state[at]
+    }
+
     /// Checks what is known and races of an access, and notes it.
     pub fn note(&mut self, at: usize, bytes: usize, wish: Wish, who: &Who) -> Result<(), Box<Fault>> {
         let range = at..at + bytes;

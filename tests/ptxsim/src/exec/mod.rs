@@ -3,6 +3,7 @@
 mod access;
 mod atomic;
 mod barrier;
+mod bulk;
 mod collective;
 mod copy;
 mod step;

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use libloading::Library;
 
 /// What the interpreter's PTX is compiled with.
-const OPTIONS: [&str; 4] = ["-arch=compute_80", "-lineinfo", "-default-device", "--std=c++17"];
+const OPTIONS: [&str; 3] = ["-lineinfo", "-default-device", "--std=c++17"];
 
 type Create =
     unsafe extern "C" fn(*mut *mut c_void, *const c_char, *const c_char, c_int, *const c_void, *const c_void) -> c_int;
@@ -36,7 +36,7 @@ pub fn nvrtc() -> Option<String> {
     path
 }
 
-/// Compiles `source` to PTX; `options` come after the usual ones.
+/// Compiles `source` to PTX, for compute_80 unless `options` say otherwise.
 ///
 /// # Panics
 /// With NVRTC's log where it fails.
@@ -67,7 +67,9 @@ pub fn ptx(library: &str, name: &str, source: &str, options: &[&str]) -> String 
         }
     };
     let (code, file) = (CString::new(source).unwrap(), CString::new(name).unwrap());
-    let options: Vec<CString> = OPTIONS.iter().chain(options).map(|o| CString::new(*o).unwrap()).collect();
+    let named = options.iter().any(|o| o.starts_with("-arch"));
+    let arch: &[&str] = if named { &[] } else { &["-arch=compute_80"] };
+    let options: Vec<CString> = arch.iter().chain(&OPTIONS).chain(options).map(|o| CString::new(*o).unwrap()).collect();
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     let mut program = std::ptr::null_mut();
     // SAFETY: all strings outlive the calls; the program is destroyed once, after its texts are copied.
