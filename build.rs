@@ -55,10 +55,18 @@ fn table(root: &Path) -> Result<String, String> {
         let file = format!("{stem}.wgsl");
         let source = std::fs::read_to_string(root.join(&file)).map_err(|e| format!("{file}: {e}"))?;
         for defines in preprocess::variants(&source) {
-            let checked = preprocess::preprocess(root, &file, &defines, &mut seen)
-                .and_then(|text| validate::validate(&text, &defines).map(|()| text));
-            match checked {
-                Ok(text) => rows.push((stem.clone(), defines.join(" "), text.text)),
+            let mut check = || {
+                let text = preprocess::preprocess(root, &file, &defines, &mut seen)?;
+                // What `// also:` asks for where it changes nothing is no variant.
+                let asked = |l: &str| l.strip_prefix("// variant:").is_some_and(|v| v.split_whitespace().eq(&defines));
+                if !source.lines().any(asked) && rows.iter().any(|row| row.0 == *stem && row.2 == text.text) {
+                    return Ok(None);
+                }
+                validate::validate(&text, &defines).map(|()| Some(text.text))
+            };
+            match check() {
+                Ok(Some(text)) => rows.push((stem.clone(), defines.join(" "), text)),
+                Ok(None) => {}
                 Err(e) => {
                     let _ = writeln!(errors, "{e}\n(variant {defines:?})");
                 }

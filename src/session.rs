@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Caps};
 use crate::data::pack::MicroBatch;
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::models::{self, Model};
-use crate::nn::Role;
+use crate::nn::{Role, Source};
 use crate::peft::files::AdapterTensor;
 use crate::peft::{Method, Save};
 use crate::plan::{Account, Plan};
+use crate::train::optimizer::Optimizer;
 use crate::train::step::Step;
-use crate::train::trainer::{AdamW, StepReport, Trainer};
+use crate::train::trainer::{StepReport, Trainer};
 use crate::weights::{Checkpoint, Storage, load};
 
 /// A base model: its config, and its weights unless they are to be drawn at random.
@@ -68,18 +69,26 @@ impl Base {
     }
 }
 
+/// What activations are kept in when `dtype` is asked for: 16 bits where the device can, else f32.
+pub fn activations(dtype: DType, caps: &Caps) -> DType {
+    match dtype {
+        DType::BF16 | DType::F16 => caps.act16.unwrap_or(DType::F32),
+        _ => DType::F32,
+    }
+}
+
 /// What a run is, apart from the model and the method.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Format of the linear layers' frozen weights, if they are to be quantized.
     pub quantize: Option<DType>,
-    /// Format of the other frozen weights.
+    /// Format of the other frozen weights, and of activations where the device keeps them in 16 bits.
     pub dtype: DType,
     /// Longest sequence.
     pub max_seq_len: usize,
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    pub adamw: AdamW,
+    pub optimizer: Optimizer,
     pub seed: u64,
 }
 
@@ -90,7 +99,7 @@ impl Default for Options {
             dtype: DType::F32,
             max_seq_len: 1024,
             micro_tokens: 1024,
-            adamw: AdamW::default(),
+            optimizer: Optimizer::default(),
             seed: 42,
         }
     }
@@ -110,9 +119,11 @@ pub struct Planned<'a> {
 impl<'a> Planned<'a> {
     pub fn new(base: &'a Base, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
         let model = base.model(options.max_seq_len)?;
-        method.check(&model.linears())?;
+        method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
-        let step = Step::new(&*model, &*method, &storage, options.micro_tokens, backend.caps())?;
+        let act = activations(options.dtype, backend.caps());
+        let (tokens, optimizer) = (options.micro_tokens, options.optimizer);
+        let step = Step::with(&*model, &*method, &storage, act, tokens, optimizer, backend.caps())?;
         let plan = Plan::new(&step.graph, backend.caps())?;
         drop(storage);
         let init_std = model.init_std();
@@ -133,10 +144,7 @@ impl<'a> Planned<'a> {
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
             let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
-            weights
-                .filter(|w| !matches!(w.source, crate::nn::Source::Data(_)))
-                .map(|w| self.step.graph.ty(w.val).len())
-                .sum()
+            weights.filter(|w| !matches!(w.source, Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
         };
         (count(true), count(false))
     }
@@ -155,7 +163,7 @@ impl<'a> Planned<'a> {
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session<'a>> {
         let Planned { base, method, backend, step, plan, options, init_std } = self;
-        let mut trainer = Trainer::new(backend, step, plan, options.adamw, options.seed)?;
+        let mut trainer = Trainer::new(backend, step, plan, options.seed)?;
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
@@ -179,6 +187,15 @@ impl Session<'_> {
     /// Writes what was trained: a PEFT adapter, or a whole model with its weights in `dtype`.
     pub fn save(&mut self, dir: &Path, dtype: DType) -> Result<()> {
         let trained = self.trainer.trained()?;
-        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained })
+        let mut kept = Vec::new();
+        for weight in self.trainer.weights().to_vec() {
+            let Source::Base { tensor, role } = &weight.source else { continue };
+            if let Some(name) = self.method.keeps(tensor, *role)?.filter(|_| !weight.trainable) {
+                let exec = &mut self.trainer.exec;
+                let ty = exec.graph.ty(weight.val).clone();
+                kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
+            }
+        }
+        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained, kept: &kept })
     }
 }

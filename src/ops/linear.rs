@@ -370,6 +370,8 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("low rank, bias, dropout", 9, 24, 40, DType::F32, Linear { bias: true, ..lora(dropout) }),
         ("bf16", 5, 33, 31, DType::BF16, plain),
         ("f16", 5, 33, 31, DType::F16, lora(None)),
+        ("f16 by fours", 66, 35, 44, DType::F16, Linear { bias: true, ..lora(dropout) }),
+        ("f16 by fours, one token", 1, 35, 44, DType::F16, lora(None)),
         ("nf4", 9, 40, 64, DType::Nf4, lora(None)),
         ("nf4, blocks across rows", 3, 35, 30, DType::Nf4, plain),
         ("nf4 double", 6, 64, 96, DType::Nf4Dq, lora(dropout)),

@@ -14,7 +14,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::dense::Product;
 use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
-use crate::ops::quant::{WeightPart, weight_define, weight_parts};
+use crate::ops::quant::{WeightPart, weight_define, weight_defines, weight_parts};
 use crate::ops::{
     Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, check,
 };
@@ -270,7 +270,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     let (t, d, v) = (l.ins[0].rows(), l.ins[0].cols(), l.ins[1].rows());
     let Loss { grad_x, grad_w } = loss(l.attr);
     let scratch = Scratch::new(l.ins, l.caps);
-    let define = weight_define(l.ins[1].dtype).unwrap_or("W_F32");
+    let stored = || weight_defines(&l.ins[1], l.caps).unwrap_or_default();
     let vec = (d % 4 == 0).then_some(("VEC", 1.0));
     let dispatch = |shader, entry, defines, constants, grid, args, params: Vec<usize>, flops: usize| Dispatch {
         shader,
@@ -299,7 +299,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
             let args = [logits(), Arg::InPart(0, bytes.clone())].into_iter().chain(part.args.clone()).collect();
             let params = common(part).into_iter().chain([0]).chain(scales(part)).collect();
             let constants = vec.into_iter().collect();
-            all.push(dispatch("linear", "tile", vec![define], constants, tiles(m, n), args, params, 2 * m * n * d));
+            all.push(dispatch("linear", "tile", stored(), constants, tiles(m, n), args, params, 2 * m * n * d));
         }
         let args = vec![logits(), losses(), Arg::In(2), Arg::In(3)];
         let rows = grid(m, l.caps);
@@ -310,7 +310,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
             let params = common(part).into_iter().chain(scales(part)).chain([0; 4]).collect();
             let add = (part.rows.start > 0).then_some(("ADD", 1.0));
             let constants = vec.into_iter().chain(add).collect();
-            all.push(dispatch("linear_dx", "tile", vec![define], constants, tiles(m, d), args, params, 2 * m * n * d));
+            all.push(dispatch("linear_dx", "tile", stored(), constants, tiles(m, d), args, params, 2 * m * n * d));
         }
         if grad_w {
             let dw = Product {

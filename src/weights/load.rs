@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::nn::{Init, Role, RowNorms, Source, Weight};
 use crate::ops::dora;
-use crate::peft::files::AdapterTensor;
+use crate::peft::files::{self, AdapterTensor};
 use crate::quant::nf4;
 
 /// Where first values come from.
@@ -51,7 +51,7 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
     let name = &weight.name;
     let adapted = from.adapter.and_then(|tensors| tensors.get(name));
     match (&weight.source, adapted) {
-        (Source::Data(data), _) => Ok(bytemuck::cast_slice(data).to_vec()),
+        (Source::Data(bytes), _) => Ok(bytes.clone()),
         (Source::RowNorms(of), _) => Ok(bytemuck::cast_slice(&row_norms(exec, *of)?).to_vec()),
         (_, Some(t)) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
         (_, Some(t)) => {
@@ -61,18 +61,57 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
             let data = match *init {
                 Init::Zeros => vec![0.0; ty.len()],
                 Init::Uniform { bound } => uniform(bound, ty.len(), name, from.seed),
+                Init::Normal { std } => normal(std, ty.len(), name, from.seed),
                 Init::RowNorms(of) => row_norms(exec, of)?,
             };
             Ok(bytemuck::cast_slice(&data).to_vec())
         }
-        (Source::Adapter { .. }, None) => {
+        (Source::Rows { tensor, role, rows }, None) if from.adapter.is_none() => {
+            table_rows(rows, ty.cols(), tensor, *role, from)
+        }
+        (Source::Adapter { .. } | Source::Rows { .. }, None) => {
             Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
         }
+        // PEFT writes the table of an embedding or head that it adapts into the adapter's file, and loads it again.
+        (Source::Base { tensor, .. }, None) if let Some(t) = kept(tensor, from) => match t.shape == ty.shape {
+            true => encode(&t.data, ty),
+            false => Err(Error::config(
+                files::base_layer(tensor),
+                format!("shape {:?} in the adapter", t.shape),
+                format!("{:?}", ty.shape),
+            )),
+        },
         (Source::Base { tensor, role }, None) => match from.base {
             None => encode(&fresh(*role, ty, tensor, from), ty),
             Some(checkpoint) => read(checkpoint, tensor, ty),
         },
     }
+}
+
+/// A frozen weight as the adapter's file has it.
+fn kept<'a>(tensor: &str, from: &Sources<'a>) -> Option<&'a AdapterTensor> {
+    from.adapter?.get(&files::base_layer(tensor.strip_suffix(".weight")?))
+}
+
+/// Rows of a tensor of the base model, in f32.
+fn table_rows(rows: &[usize], cols: usize, tensor: &str, role: Role, from: &Sources) -> Result<Vec<u8>> {
+    let mut data = vec![0f32; rows.len() * cols];
+    match from.base {
+        Some(checkpoint) => {
+            for (out, &row) in data.chunks_exact_mut(cols.max(1)).zip(rows) {
+                checkpoint.read_rows(tensor, row..row + 1, out)?;
+            }
+        }
+        None => {
+            // Random weights depend on their place in the table only, so its rows up to the last one will do.
+            let table = Ty::f32(&[rows.iter().max().map_or(0, |r| r + 1), cols]);
+            let table = fresh(role, &table, tensor, from);
+            for (out, &row) in data.chunks_exact_mut(cols.max(1)).zip(rows) {
+                out.copy_from_slice(&table[row * cols..(row + 1) * cols]);
+            }
+        }
+    }
+    Ok(bytemuck::cast_slice(&data).to_vec())
 }
 
 /// The tensor `name` of a checkpoint in the format of `ty`.
@@ -123,6 +162,17 @@ pub fn encode(data: &[f32], ty: &Ty) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What a float tensor of `ty` holds, as f32.
+pub fn decode(bytes: &[u8], ty: &Ty) -> Result<Vec<f32>> {
+    let half = |f: fn([u8; 2]) -> f32| bytes.as_chunks().0.iter().take(ty.len()).map(|&b| f(b)).collect();
+    match ty.dtype {
+        DType::F32 => Ok(bytemuck::pod_collect_to_vec(bytes)),
+        DType::BF16 => Ok(half(|b| bf16::from_ne_bytes(b).to_f32())),
+        DType::F16 => Ok(half(|b| f16::from_ne_bytes(b).to_f32())),
+        other => Err(Error::unsupported(format!("writing a weight stored as {other}"), "keep it as f32, bf16 or f16")),
+    }
+}
+
 /// Random base weights as transformers draws them: normal for matrices, ones for norms, zeros for biases.
 fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources) -> Vec<f32> {
     match (ty.shape.len(), role) {
@@ -145,6 +195,11 @@ fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources) -> Vec<f32> {
 fn uniform(bound: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
     let one = |i: usize| (unit(words(seed, name, i / 4)[i % 4]) * 2.0 - 1.0) * bound;
     (0..n).map(one).collect()
+}
+
+/// Normal with this standard deviation.
+fn normal(std: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
+    (0..n.div_ceil(4)).flat_map(|i| normals(words(seed, name, i))).take(n).map(|x| x * std).collect()
 }
 
 /// The norms of the rows of `w + scale·b·a` as the device holds them: a quantized weight has the norms of what it

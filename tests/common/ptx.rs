@@ -84,7 +84,7 @@ impl Ptx {
                 None => {
                     let name = format!("operand {i}");
                     let bytes = self.bytes(arg);
-                    let fresh = bytes.len() >= 4 && bytes.chunks_exact(4).all(|w| w == POISON.to_le_bytes());
+                    let fresh = bytes.iter().zip(POISON.to_le_bytes().iter().cycle()).all(|(b, p)| b == p);
                     match fresh {
                         true => memory.alloc_uninit(&name, bytes.len()),
                         false => memory.alloc(&name, bytes),

@@ -14,7 +14,7 @@ use std::ffi::c_int;
 use cudarc::driver::{result, sys};
 
 pub use cache::{CACHE_PATH, compiled, folder};
-pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, version};
+pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, source, version};
 pub use driver::{CardInfo, cards, start, usable};
 pub use kernels::{KERNELS, kernel};
 
@@ -47,6 +47,7 @@ pub fn caps(device: String, arch: u32) -> Caps {
         act16: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
         subgroup: Some((32, 32)),
+        coop: false,
         software: false,
     }
 }
