@@ -6,8 +6,18 @@
 #include "common/gemm.cuh"
 #include "common/reduce.cuh"
 
+// WIDE: y is f32, whatever activations are (logits).
+#ifndef WIDE
+#define WIDE 0
+#endif
+#if WIDE
+typedef float Out;
+#else
+typedef act Out;
+#endif
+
 // ldy: elements from row to row of y.
-GEMM_KERNEL linear(act* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
+GEMM_KERNEL linear(Out* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
                    const float* bias, const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, u32 ldy,
                    float scale) {
     extern __shared__ __align__(16) u8 room[];
@@ -29,12 +39,12 @@ GEMM_KERNEL linear(act* y, const act* x, const void* w, const void* absmax, cons
             if (j < n) v += bias[j];
             if (j + 1 < n) w += bias[j + 1];
         }
-        act* row = y + (size_t)i * ldy;
+        Out* row = y + (size_t)i * ldy;
         if (ldy % 2 == 0 && j + 1 < n) {
             store2(row, j, ldy, v, w);
         } else {
-            if (j < n) row[j] = from_f32<act>(v);
-            if (j + 1 < n) row[j + 1] = from_f32<act>(w);
+            if (j < n) row[j] = from_f32<Out>(v);
+            if (j + 1 < n) row[j + 1] = from_f32<Out>(w);
         }
     });
 }
@@ -45,7 +55,7 @@ constexpr int FEW = 8;
 
 // One warp a row of W; TOKENS of the FEW are there.
 template <int TOKENS, class S>
-__device__ __forceinline__ void few(act* y, const S& rows, const Rows<act>& tokens, const float* bias, const act* xa,
+__device__ __forceinline__ void few(Out* y, const S& rows, const Rows<act>& tokens, const float* bias, const act* xa,
                                     const float* lb, u32 t, u32 n, u32 k, u32 r, float scale) {
     u32 row = block_number() * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= n) return;
@@ -92,13 +102,13 @@ __device__ __forceinline__ void few(act* y, const S& rows, const Rows<act>& toke
 #pragma unroll
     for (int i = 0; i < TOKENS; i++) {
         float sum = warp_sum(sums[i]);
-        if (i < t && lane == 0) y[(size_t)i * n + row] = from_f32<act>(sum + b);
+        if (i < t && lane == 0) y[(size_t)i * n + row] = from_f32<Out>(sum + b);
     }
 }
 
 // The same for at most FEW tokens.
 extern "C" __global__ void __launch_bounds__(128)
-    linear_few(act* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
+    linear_few(Out* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
                const float* bias, const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, float scale) {
     Weight weight = {w, absmax, nested, offset};
     WEIGHT_ROWS(rows, weight, n, k);

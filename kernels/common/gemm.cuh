@@ -44,8 +44,10 @@ constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2;
 typedef float Sums[MI][NI][4];
 #endif
 constexpr int RING = STAGES * (A_BYTES + B_BYTES);
-// So that a card's registers hold two blocks of the large tile, and four of the others.
-#define GEMM_KERNEL extern "C" __global__ void __launch_bounds__(THREADS, TILE == 0 ? 2 : 4)
+// So that a card's registers hold two blocks of the large tile (one where f32 sums meet NF4's decoding), and four of the
+// others.
+constexpr int RESIDENT = TILE != 0 ? 4 : ACT == 0 && W >= 3 ? 1 : 2;
+#define GEMM_KERNEL extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 
 // Where piece `piece` of row `row` lies in a tile of rows of PIECES pieces.
 template <int PIECES> __device__ __forceinline__ u32 slot(u32 row, u32 piece) {

@@ -382,6 +382,10 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("large weight, one token", 1, 300, 72, DType::F32, lora(None)),
         ("large nf4 double", 7, 520, 256, DType::Nf4Dq, lora(dropout)),
         ("many tokens", 200, 88, 96, DType::BF16, lora(dropout)),
+        ("long rows", 70, 16, 600, DType::BF16, lora(dropout)),
+        // CUDA's large tiles, forward and backward.
+        ("many tiles", 904, 1000, 40, DType::Nf4Dq, lora(dropout)),
+        ("many tiles back", 904, 40, 1000, DType::Nf4, lora(dropout)),
     ];
     for (name, t, n, k, dtype, mut s) in shapes {
         let normal = |shape: &[usize]| SampleIn::normal(Ty::f32(shape));

@@ -154,11 +154,6 @@ impl OpDef {
     }
 }
 
-/// Not written yet.
-pub fn no_cuda(l: &Lower) -> Result<Vec<Cuda>> {
-    Err(crate::error::Error::device(&l.caps.device, "an op without a CUDA kernel", "use --device cpu or wgpu"))
-}
-
 /// What a row's lowering knows.
 pub struct Lower<'a> {
     pub attr: &'a Attr,

@@ -22,6 +22,8 @@ pub(in crate::ops) struct Forward<'a> {
     pub y: Arg,
     /// Elements from row to row of y.
     pub ldy: usize,
+    /// y is f32, whatever activations are.
+    pub wide: bool,
     pub x: Arg,
     /// The weight's operand number and type.
     pub w: (usize, &'a Ty),
@@ -50,7 +52,7 @@ impl Forward<'_> {
         } else {
             all.params.push(self.ldy as u32);
         }
-        all.defines.push(define);
+        all.defines.extend([define, ("WIDE", self.wide as i64)]);
         all.params.push(scale.to_bits());
         all
     }
@@ -117,7 +119,8 @@ pub fn linear(l: &Lower) -> Result<Vec<Cuda>> {
         if few_xa(s, dims.0) {
             let w = (a, &l.ins[a]);
             let y = Arg::Out(1);
-            let xa = Forward { dims: down, act: x, y, ldy: rank, x: Arg::In(0), w, bias: None, low: None };
+            let wide = false;
+            let xa = Forward { dims: down, act: x, y, ldy: rank, wide, x: Arg::In(0), w, bias: None, low: None };
             all.push(xa.launch(l.caps));
         } else {
             let product = Product {
@@ -138,7 +141,8 @@ pub fn linear(l: &Lower) -> Result<Vec<Cuda>> {
     }
     let bias = o.bias.map(Arg::In);
     let w = (1, &l.ins[1]);
-    all.push(Forward { dims, act: x, y: Arg::Out(0), ldy: dims.1, x: Arg::In(0), w, bias, low }.launch(l.caps));
+    let (y, ldy, wide) = (Arg::Out(0), dims.1, false);
+    all.push(Forward { dims, act: x, y, ldy, wide, x: Arg::In(0), w, bias, low }.launch(l.caps));
     Ok(all)
 }
 
