@@ -13,6 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::peft::{AdapterConfig, Targets, Tokens, files, tokens::distinct};
+use crate::train::optimizer::{Bits, Rule};
 
 mod value;
 
@@ -200,18 +201,31 @@ settings! {
         #[doc = "Steps in which it rises from 0; below 1, that share of all steps"]
         warmup: f64 = "N", { 0.0 },
             if |v| v.is_finite() && *v >= 0.0 && (*v < 1.0 || v.fract() == 0.0) => "a whole number of steps, or a share below 1";
-        #[doc = "Decay of the trained tensors, apart from the gradient (AdamW)"]
+        #[doc = "Update rule; 8bit: its state takes a byte a value, in tensors of 4096 values or more"]
+        optimizer: Optimizer = "NAME", { Optimizer::Adamw };
+        #[doc = "Decay of the trained tensors, apart from the gradient (SGD: added to it)"]
         weight_decay: f64 = "X", { 0.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
         #[doc = "Gradients are scaled down to this norm; 0 is off"]
         max_grad_norm: f64 = "X", { 1.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
-        #[doc = "Optimizer"]
-        optimizer: Optimizer = "NAME", { Optimizer::Adamw };
-        #[doc = "AdamW: decay of the first moment"]
+        #[doc = "AdamW: decay of the first moment; Lion: share of the momentum in a step"]
         adam_beta1: f64 = "X", { 0.9 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
-        #[doc = "AdamW: decay of the second moment"]
-        adam_beta2: f64 = "X", { 0.999 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
+        #[doc = "AdamW: decay of the second moment; Lion: decay of the momentum"]
+        adam_beta2: f64 = "X", { |c| if c.lion() { 0.99 } else { 0.999 } } as "0.999, for lion 0.99",
+            if |v| (0.0..1.0).contains(v) => "0 to below 1";
         #[doc = "AdamW: added to the root of the second moment"]
         adam_eps: f64 = "X", { 1e-8 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+        #[doc = "SGD: share of the momentum that a step keeps; 0 keeps no state"]
+        momentum: f64 = "X", { 0.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
+        #[doc = "SGD: share of the gradient that the momentum does not take"]
+        dampening: f64 = "X", { 0.0 }, if |v| v.is_finite() => "a finite number";
+        #[doc = "SGD: step by the momentum that is to come (Nesterov)"]
+        nesterov: bool = "BOOL", { false };
+        #[doc = "Adafactor: 1 - step ^ this is the decay of the second moment"]
+        adafactor_decay_rate: f64 = "X", { -0.8 }, if |v| v.is_finite() && *v <= 0.0 => "a finite number, 0 or less";
+        #[doc = "Adafactor: added to the square of the gradient"]
+        adafactor_eps: f64 = "X", { 1e-30 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+        #[doc = "Adafactor: largest root mean square of a tensor's update, before the rate"]
+        adafactor_clip: f64 = "X", { 1.0 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
     }
     "Run" {
         #[doc = "Seed of everything random; the same seed gives the same bits"]
@@ -382,6 +396,9 @@ impl RunConfig {
         if self.method == Method::Full && self.adapter.is_some() {
             return clash("adapter", "an adapter with method full", "method lora, or no adapter");
         }
+        if self.nesterov && (self.momentum <= 0.0 || self.dampening != 0.0) {
+            return clash("nesterov", "true without momentum, or with dampening", "a momentum, and dampening 0");
+        }
         if self.double_quant && self.quantize != Quantize::Nf4 {
             return clash("double-quant", "true with quantize none", "quantize = \"nf4\"");
         }
@@ -405,6 +422,31 @@ impl RunConfig {
             true => (self.warmup * steps as f64).ceil() as u64,
             false => self.warmup as u64,
         }
+    }
+
+    fn lion(&self) -> bool {
+        matches!(self.optimizer, Optimizer::Lion | Optimizer::Lion8bit)
+    }
+
+    /// The optimizer with its constants.
+    pub fn optimizer(&self) -> crate::train::optimizer::Optimizer {
+        let bits = match self.optimizer {
+            Optimizer::Adamw8bit | Optimizer::Lion8bit => Bits::B8,
+            _ => Bits::B32,
+        };
+        let (beta1, beta2) = (self.adam_beta1, self.adam_beta2);
+        let rule = match self.optimizer {
+            Optimizer::Adamw | Optimizer::Adamw8bit => Rule::AdamW { beta1, beta2, eps: self.adam_eps, bits },
+            Optimizer::Lion | Optimizer::Lion8bit => Rule::Lion { beta1, beta2, bits },
+            Optimizer::Sgd => Rule::Sgd { momentum: self.momentum, dampening: self.dampening, nesterov: self.nesterov },
+            Optimizer::Adafactor => Rule::Adafactor {
+                decay_rate: self.adafactor_decay_rate,
+                eps: self.adafactor_eps,
+                clip_threshold: self.adafactor_clip,
+            },
+        };
+        let (weight_decay, max_grad_norm) = (self.weight_decay, self.max_grad_norm);
+        crate::train::optimizer::Optimizer { rule, weight_decay, max_grad_norm }
     }
 
     /// The format that frozen weights of linear layers are quantized to, if any.

@@ -15,8 +15,9 @@ use crate::nn::{Role, Source};
 use crate::peft::files::AdapterTensor;
 use crate::peft::{Method, Save};
 use crate::plan::{Account, Plan};
+use crate::train::optimizer::Optimizer;
 use crate::train::step::Step;
-use crate::train::trainer::{AdamW, StepReport, Trainer};
+use crate::train::trainer::{StepReport, Trainer};
 use crate::weights::{Checkpoint, Storage, load};
 
 /// A base model: its config, and its weights unless they are to be drawn at random.
@@ -87,7 +88,7 @@ pub struct Options {
     pub max_seq_len: usize,
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    pub adamw: AdamW,
+    pub optimizer: Optimizer,
     pub seed: u64,
 }
 
@@ -98,7 +99,7 @@ impl Default for Options {
             dtype: DType::F32,
             max_seq_len: 1024,
             micro_tokens: 1024,
-            adamw: AdamW::default(),
+            optimizer: Optimizer::default(),
             seed: 42,
         }
     }
@@ -121,7 +122,8 @@ impl<'a> Planned<'a> {
         method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
         let act = activations(options.dtype, backend.caps());
-        let step = Step::new(&*model, &*method, &storage, act, options.micro_tokens, backend.caps())?;
+        let (tokens, optimizer) = (options.micro_tokens, options.optimizer);
+        let step = Step::with(&*model, &*method, &storage, act, tokens, optimizer, backend.caps())?;
         let plan = Plan::new(&step.graph, backend.caps())?;
         drop(storage);
         let init_std = model.init_std();
@@ -161,7 +163,7 @@ impl<'a> Planned<'a> {
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session<'a>> {
         let Planned { base, method, backend, step, plan, options, init_std } = self;
-        let mut trainer = Trainer::new(backend, step, plan, options.adamw, options.seed)?;
+        let mut trainer = Trainer::new(backend, step, plan, options.seed)?;
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;

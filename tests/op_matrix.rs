@@ -189,6 +189,14 @@ fn f16_kernels_give_the_plain_kernels_bits() {
     assert!(ran >= 8, "only {ran} samples have such a weight");
 }
 
+/// Blocks of tokens, without a vocabulary of hundreds of thousands.
+#[test]
+fn on_interpreted_cuda_with_little_scratch() {
+    if let Some(device) = Device::ptx_small(80, 64 << 10) {
+        check(&device, |sample| sample.name.starts_with("several blocks of tokens"));
+    }
+}
+
 /// Operands that are larger than a binding may be, without large operands: everything that splits, splits here.
 #[test]
 fn on_wgpu_under_small_limits() {

@@ -14,8 +14,9 @@ use trimtab::nn::Role;
 use trimtab::peft::files::read_adapter;
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::Plan;
+use trimtab::train::optimizer::Optimizer;
 use trimtab::train::step::Step;
-use trimtab::train::trainer::{AdamW, StepReport, Trainer};
+use trimtab::train::trainer::{StepReport, Trainer};
 use trimtab::weights::{Checkpoint, load};
 
 fn path(p: &str) -> PathBuf {
@@ -43,7 +44,7 @@ struct Setup {
     quantize: bool,
     dropout: f64,
     tokens: usize,
-    adamw: AdamW,
+    optimizer: Optimizer,
 }
 
 impl Setup {
@@ -59,10 +60,11 @@ impl Setup {
             true => DType::Nf4Dq,
             false => DType::F32,
         };
-        let step = Step::new(&*model, &*method, &storage, DType::F32, self.tokens, backend.caps()).unwrap();
+        let (tokens, caps) = (self.tokens, backend.caps());
+        let step = Step::with(&*model, &*method, &storage, DType::F32, tokens, self.optimizer, caps).unwrap();
         let plan = Plan::new(&step.graph, backend.caps()).unwrap();
         let total = plan.account.total;
-        let mut trainer = Trainer::new(backend, step, plan, self.adamw, 7).unwrap();
+        let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();
         assert_eq!(trainer.exec.backend.memory(), total, "the account is not what was allocated");
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: Some(&base), std: 0.0, adapter: Some(&adapter.tensors), seed: 7 };
@@ -106,8 +108,8 @@ fn adamw_steps_equal_pytorch() {
         let steps: Vec<Vec<MicroBatch>> =
             (0..losses.len()).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect();
         for device in devices() {
-            let adamw = AdamW { weight_decay, ..AdamW::default() };
-            let setup = Setup { lora, quantize: false, dropout: 0.0, tokens: 48, adamw };
+            let optimizer = Optimizer { weight_decay, ..Optimizer::default() };
+            let setup = Setup { lora, quantize: false, dropout: 0.0, tokens: 48, optimizer };
             let (reports, trained) = run(&mut setup.trainer(&device), &steps, |i| lrs[i] as f64);
             for (i, r) in reports.iter().enumerate() {
                 let near = |got: f32, want: f32| ((got - want) / want).abs() < 1e-4;
@@ -141,7 +143,7 @@ fn packing_and_accumulation_change_nothing() {
     let step: Vec<usize> = (0..8).collect();
     for device in devices() {
         let run_with = |tokens: usize, in_order: bool| {
-            let setup = Setup { lora: true, quantize: false, dropout: 0.0, tokens, adamw: AdamW::default() };
+            let setup = Setup { lora: true, quantize: false, dropout: 0.0, tokens, optimizer: Optimizer::default() };
             let micro = pack(&data, &step, tokens, in_order).unwrap();
             let n = micro.len();
             (n, run(&mut setup.trainer(&device), &[micro], |_| 0.0).0[0])
@@ -167,7 +169,7 @@ fn the_same_run_gives_the_same_bits() {
     let data = dataset(&golden);
     let steps: Vec<_> = (0..3).map(|i| pack(&data, &[4 * i, 4 * i + 1, 4 * i + 2], 40, false).unwrap()).collect();
     for device in devices() {
-        let setup = Setup { lora: true, quantize: true, dropout: 0.1, tokens: 40, adamw: AdamW::default() };
+        let setup = Setup { lora: true, quantize: true, dropout: 0.1, tokens: 40, optimizer: Optimizer::default() };
         let once = run(&mut setup.trainer(&device), &steps, |_| 1e-2);
         let twice = run(&mut setup.trainer(&device), &steps, |_| 1e-2);
         assert_eq!(bits(&once.1), bits(&twice.1), "{}", device.name);
@@ -188,7 +190,7 @@ fn a_step_that_is_not_finite_is_skipped() {
     let data = dataset(&golden);
     let micro = pack(&data, &[0, 1], 48, true).unwrap();
     for device in devices() {
-        let setup = Setup { lora: true, quantize: false, dropout: 0.0, tokens: 48, adamw: AdamW::default() };
+        let setup = Setup { lora: true, quantize: false, dropout: 0.0, tokens: 48, optimizer: Optimizer::default() };
         let mut trainer = setup.trainer(&device);
         let weight = trainer.weights().iter().find(|w| w.name == "model.norm.weight").unwrap().val;
         let before = trainer.trained().unwrap();

@@ -256,7 +256,14 @@ words! {
     #[doc = "The course of the learning rate after the warmup."]
     Schedule { Constant = "constant", Linear = "linear", Cosine = "cosine" }
     #[doc = "The update rule."]
-    Optimizer { Adamw = "adamw" }
+    Optimizer {
+        Adamw = "adamw",
+        Adamw8bit = "adamw8bit",
+        Lion = "lion",
+        Lion8bit = "lion8bit",
+        Sgd = "sgd",
+        Adafactor = "adafactor"
+    }
     #[doc = "Storage of frozen weights that are not quantized."]
     Dtype { F32 = "f32", Bf16 = "bf16" }
     #[doc = "Storage of the weights that full training writes."]

@@ -3,6 +3,8 @@
 //! A block of trained tokens at a time: its logits into scratch memory, there turned into their own gradient
 //! (p − onehot), from there into the gradients of x and w. Forward and backward thus compute the logits once.
 
+mod cuda;
+
 use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::{math, par, weight::weight};
@@ -64,11 +66,12 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     },
     workspace: |_, ins, caps| match caps.target {
         Target::Wgsl => Scratch::new(ins, caps).bytes,
+        Target::Cuda => cuda::Scratch::new(ins, caps).bytes,
         _ => 4 * HostScratch::new(ins).floats as u64,
     },
     host,
     wgsl,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::linear_cross_entropy,
     acts: |attr| match loss(attr).grad_x {
         true => Acts { ins: &[0], outs: &[1] },
         false => Acts { ins: &[0], outs: &[] },

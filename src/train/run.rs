@@ -16,7 +16,6 @@ use crate::session::{Base, Options, Planned};
 use crate::train::metrics::{Event, StepEvent};
 use crate::train::schedule;
 use crate::train::svg;
-use crate::train::trainer::AdamW;
 
 /// What a finished run leaves behind.
 #[derive(Clone, Debug)]
@@ -56,13 +55,7 @@ fn options(config: &RunConfig) -> Options {
         dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
-        adamw: AdamW {
-            beta1: config.adam_beta1,
-            beta2: config.adam_beta2,
-            eps: config.adam_eps,
-            weight_decay: config.weight_decay,
-            max_grad_norm: config.max_grad_norm,
-        },
+        optimizer: config.optimizer(),
         seed: config.seed,
     }
 }

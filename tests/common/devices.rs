@@ -17,7 +17,8 @@ enum Kind {
     Cpu,
     /// What is asked for, the largest binding, and whether subgroup operations are used where they are there.
     Wgpu(Ask, u64, bool),
-    Ptx(u32),
+    /// Architecture and largest binding.
+    Ptx(u32, u64),
     Cuda,
 }
 
@@ -80,8 +81,13 @@ impl Device {
 
     /// A CUDA card of this architecture, interpreted; None if there is no NVRTC to compile for it.
     pub fn ptx(arch: u32) -> Option<Device> {
+        Device::ptx_small(arch, u64::MAX)
+    }
+
+    /// The same where scratch memory that need not be larger stays within `max_binding` bytes.
+    pub fn ptx_small(arch: u32, max_binding: u64) -> Option<Device> {
         match cuda::version() {
-            Ok(_) => Some(Device { name: format!("interpreted sm_{arch}"), kind: Kind::Ptx(arch) }),
+            Ok(_) => Some(Device { name: format!("interpreted sm_{arch}"), kind: Kind::Ptx(arch, max_binding) }),
             Err(why) => {
                 let required = std::env::var_os("TRIMTAB_REQUIRE_NVRTC").is_some_and(|v| v == "1");
                 assert!(!required, "{why}, and TRIMTAB_REQUIRE_NVRTC=1");
@@ -98,7 +104,7 @@ impl Device {
                 Ok(card) => Box::new(card),
                 Err(e) => panic!("{e}"),
             },
-            Kind::Ptx(arch) => Box::new(Ptx::new(*arch)),
+            Kind::Ptx(arch, max) => Box::new(Ptx::new(*arch, *max)),
             Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
                 Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
                 Ok(gpu) => Box::new(gpu.limit_binding(*max)),

@@ -44,8 +44,8 @@ pub struct Ptx {
 }
 
 impl Ptx {
-    pub fn new(arch: u32) -> Ptx {
-        let caps = caps(format!("interpreted sm_{arch}"), arch);
+    pub fn new(arch: u32, max_binding: u64) -> Ptx {
+        let caps = Caps { max_binding, ..caps(format!("interpreted sm_{arch}"), arch) };
         Ptx { caps, buffers: Vec::new(), recordings: Vec::new(), replays: 0, instructions: 0 }
     }
 

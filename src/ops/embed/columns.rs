@@ -44,7 +44,7 @@ pub static EMBED_COLS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_cols,
     wgsl: wgsl_embed_cols,
-    cuda: crate::ops::no_cuda,
+    cuda: super::cuda::embed_cols,
     acts: crate::ops::no_acts,
     samples: || {
         let one = |(name, ids, v, r, scale): &(&str, &[i32], usize, usize, f32)| {
@@ -91,7 +91,7 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
     workspace: no_workspace,
     host: host_embed_cols_dw,
     wgsl: wgsl_embed_cols_dw,
-    cuda: crate::ops::no_cuda,
+    cuda: super::cuda::embed_cols_dw,
     acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
@@ -194,6 +194,17 @@ fn wgsl_embed_cols_dw(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(all)
 }
 
+/// More tokens than are asked at a time, ids that come again late among them.
+const MANY: [i32; 600] = {
+    let mut ids = [0; 600];
+    let mut n = 0;
+    while n < ids.len() {
+        ids[n] = n as i32 * 7 % 301;
+        n += 1;
+    }
+    ids
+};
+
 /// Ids, columns and rows of the table, scale.
 const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("one token", &[0], 1, 1, 1.0),
@@ -201,5 +212,7 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("ids outside the table", &[-1, 4, 5, 2, i32::MIN, i32::MAX, 4], 5, 17, 0.5),
     ("a high rank", &[6, 6, 3], 7, 130, 2.5),
     ("many tokens", &[1; 65], 33, 3, 1.0),
+    ("more tokens than threads", &MANY, 300, 5, 2.0),
+    ("a rank beyond a block", &[1, 0, 1], 2, 1027, 0.5),
     ("a large table", &[1022, 3, 500, 3, 1200], 1023, 33, 0.25),
 ];

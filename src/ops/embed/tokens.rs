@@ -39,15 +39,16 @@ pub static TOKEN_ROWS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_token_rows,
     wgsl: wgsl_token_rows,
-    cuda: crate::ops::no_cuda,
+    cuda: super::cuda::token_rows,
     acts: crate::ops::no_acts,
     samples: || {
-        let table: [(_, &[i32], &[i32]); 5] = [
+        let table: [(_, &[i32], &[i32]); 6] = [
             ("one token", &[3], &[3]),
             ("some of them", &[5, 0, 9, 5, 2, -1, 7], &[9, 5, 1]),
             ("none of them", &[1, 2, 3], &[4]),
             ("all of them, out of order", &[2, 1, 0, 2], &[0, 2, 1]),
             ("more than a workgroup", &[1; 65], &[7, 1]),
+            ("a token twice", &[5, 1, 2, 5], &[1, 9, 5, 5, 1, 7, 7, 3, 5]),
         ];
         let mut all: Vec<Sample> = table
             .into_iter()
@@ -98,7 +99,7 @@ pub static REPLACE_ROWS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_replace_rows,
     wgsl: wgsl_replace_rows,
-    cuda: crate::ops::no_cuda,
+    cuda: super::cuda::replace_rows,
     acts: crate::ops::no_acts,
     samples: || {
         let table: [(_, &[i32], usize, usize); 5] = [

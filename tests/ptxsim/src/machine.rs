@@ -12,7 +12,7 @@ use crate::shared::Shared;
 /// Warp-instructions of one launch; a kernel of a test needs far fewer.
 const STEPS: u64 = 200_000_000;
 /// Warp-instructions of one block without any of its warps waiting or ending: more is a loop without an end.
-const PATIENCE: u64 = 5_000_000;
+const PATIENCE: u64 = 10_000_000;
 
 /// One copy of `cp.async`.
 #[derive(Clone, Copy, Debug)]

@@ -136,7 +136,7 @@ fn warp_collectives() {
         let dot = (0..4).fold(5i32, |s, k| s + i32::from((x >> (8 * k)) as i8) * i32::from((y >> (8 * k)) as i8));
         r = r.wrapping_add(dot as u32);
         r = r.wrapping_add(((u64::from(!i) << 32 | u64::from(i)) << 7 >> 32) as u32);
-        r = r.wrapping_add((u64::from(i.wrapping_mul(77_777_777)) * 99_999_999 >> 32) as u32);
+        r = r.wrapping_add(((u64::from(i.wrapping_mul(77_777_777)) * 99_999_999) >> 32) as u32);
         r = match lane {
             0 => r ^ 3,
             1 => r.wrapping_add(5),

@@ -265,5 +265,6 @@ fn unknown_forms_are_refused() {
         let error = evaluate(code, [0; 4], "%r4").unwrap_err();
         assert!(error.contains("PTX line 33"), "{code}: {error}");
     }
+    assert!(evaluate("mov.u32 %r4, %smid;", [0; 4], "%r4").unwrap_err().contains("smid"));
     assert!(evaluate("bra NOWHERE;", [0; 4], "%r4").unwrap_err().contains("NOWHERE"));
 }

@@ -175,7 +175,7 @@ fn atomics_of_every_kind() {
         ("and.b32", 0xff, 0),
         ("xor.b32", 0, (0..32).fold(0, |a, b| a ^ b)),
         ("exch.b32", 5, 31),
-        ("inc.u32", 40, 1),
+        ("inc.u32", 40, 31), // 40 is past lane 0's limit of 0, and each next lane's limit is one higher
     ];
     for (kind, start, want) in cases {
         let code = format!(

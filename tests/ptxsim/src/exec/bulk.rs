@@ -175,7 +175,7 @@ impl Machine<'_> {
         let first = 16 * (w % 4);
         let (left, right) = (read(left, first..first + 16)?, read(right, 0..n)?);
         let regs = &mut self.warps[w].regs;
-        for l in 0..32 {
+        for l in lanes(u32::MAX) {
             let (g, t) = (l / 4, l % 4);
             for (j, r) in d.iter().enumerate() {
                 let (row, column) = (g + 8 * (j >> 1 & 1), j / 4 * 8 + 2 * t + (j & 1));

@@ -6,4 +6,5 @@ mod barrier;
 mod bulk;
 mod collective;
 mod copy;
+mod matrix;
 mod step;

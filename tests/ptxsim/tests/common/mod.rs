@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use libloading::Library;
 
@@ -19,6 +19,8 @@ type Destroy = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
 
 /// NVRTC compiles one program at a time here: tests run in threads.
 static ONE: Mutex<()> = Mutex::new(());
+/// Loaded once: loading takes longer than a compilation.
+static NVRTC: OnceLock<Library> = OnceLock::new();
 
 /// The path of NVRTC; `None`, after saying so, where the tests that need it are to be skipped.
 ///
@@ -43,7 +45,8 @@ pub fn nvrtc() -> Option<String> {
 pub fn ptx(library: &str, name: &str, source: &str, options: &[&str]) -> String {
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     // SAFETY: NVRTC's initialisers have no preconditions.
-    let library = unsafe { Library::new(library) }.unwrap_or_else(|e| panic!("NVRTC at {library}: {e}"));
+    let load = || unsafe { Library::new(library) }.unwrap_or_else(|e| panic!("NVRTC at {library}: {e}"));
+    let library = NVRTC.get_or_init(load);
     // SAFETY: the types are those of nvrtc.h.
     let symbol = |name: &CStr| unsafe { *library.get::<*const ()>(name.to_bytes_with_nul()).unwrap() };
     // SAFETY: as above, for each function in turn.
