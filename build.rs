@@ -2,6 +2,9 @@
 //! A shader that would fail on a user's GPU fails the build, with the file and line it was written at. CUDA sources are
 //! carried as they are.
 
+#[cfg(feature = "cubins")]
+#[path = "build/cubins.rs"]
+mod cubins;
 #[path = "build/kernels.rs"]
 mod kernels;
 #[path = "build/preprocess.rs"]
@@ -19,6 +22,23 @@ fn main() {
     println!("cargo:rerun-if-changed=kernels");
     write("shaders.rs", table(Path::new("shaders")));
     write("kernels.rs", kernels::table(Path::new("kernels")));
+    write("cubins.rs", machine_code());
+}
+
+/// The table of compiled CUDA kernels; empty unless the feature asks for it and NVRTC is there.
+fn machine_code() -> Result<String, String> {
+    #[cfg(feature = "cubins")]
+    {
+        println!("cargo:rerun-if-env-changed=TRIMTAB_NVRTC");
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+        match cubins::nvrtc() {
+            Some(library) => return cubins::table(&library, Path::new("kernels"), &out),
+            None => {
+                println!("cargo::warning=no NVRTC: no compiled CUDA kernels are embedded (TRIMTAB_NVRTC names one)")
+            }
+        }
+    }
+    Ok("&[]\n".into())
 }
 
 fn write(name: &str, code: Result<String, String>) {

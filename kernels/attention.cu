@@ -20,7 +20,7 @@ __device__ __forceinline__ size_t part(u32 z, u32 head, u32 t, u32 heads, u32 to
     return (((size_t)z * heads + head) * tokens + t) * (d + 2);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention(act* out, float* lse, const act* q, const act* k, const act* v, const int* bounds, float* partial, u32 tokens,
               u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window, u32 pack) {
     extern __shared__ uint4 room[];

@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(128)
     if (lane == 0) stats[at] = make_float2(x == -INFINITY ? INFINITY : x * LOG2_E, delta);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dq(act* dq, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* bounds,
                  u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
     extern __shared__ uint4 room[];
@@ -245,19 +245,19 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
 }
 
 #if HEAD_DIM <= 128
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout, const float2* stats,
                   const int* bounds, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal,
                   u32 window) {
     dkv<true, true>(dk, dv, q, k, v, dout, stats, bounds, tokens, d, heads, kv_heads, scale, causal, window);
 }
 #else
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* bounds,
                  u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
     dkv<true, false>(dk, nullptr, q, k, v, dout, stats, bounds, tokens, d, heads, kv_heads, scale, causal, window);
 }
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* bounds, u32 tokens,
                  u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
     dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, bounds, tokens, d, heads, kv_heads, scale, causal, window);

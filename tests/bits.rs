@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::slice::from_ref;
+
 use common::data::Random;
 use common::devices::Device;
 use common::run::Run;
@@ -158,7 +160,7 @@ fn the_mean_of_many_scales_is_torchs() {
         let mut room = |bytes: u64| Slice { buffer: backend.alloc(bytes).unwrap(), offset: 0, bytes };
         let (input, output, work) = (room(ty.bytes() as u64), room(out.bytes() as u64), room(scratch));
         let at = Operands { outs: vec![output], ins: vec![input], work: Some(work) };
-        let launches = lower(&NF4_QUANTIZE, "test", &attr, &[ty.clone()], &[out.clone()], &at, backend.caps()).unwrap();
+        let launches = lower(&NF4_QUANTIZE, "test", &attr, from_ref(&ty), from_ref(&out), &at, backend.caps()).unwrap();
         let means: Vec<Launch> =
             launches.into_iter().filter(|l| l.name.ends_with("/mean") || l.name.ends_with("/mean_units")).collect();
         assert_eq!(means.len(), 2);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::data::in_16_bits;
 use common::devices::Device;
@@ -113,14 +113,18 @@ fn launches(op: &'static OpDef, sample: &Sample, arch: u32) -> Result<Vec<Cuda>,
 /// File, macros and architecture: one compilation.
 type Key = (&'static str, Vec<(&'static str, i64)>, u32);
 
-#[test]
-fn every_kernel_compiles_for_every_architecture_without_spills() {
-    if Device::ptx(80).is_none() {
-        return;
-    }
+/// What of the table a compilation is for.
+#[derive(Default)]
+struct Uses {
+    launches: Vec<Cuda>,
+    /// (entry, op)
+    ops: BTreeSet<(&'static str, &'static str)>,
+}
+
+/// Every compilation that a sample needs, and what is wrong with a lowering.
+fn table() -> (BTreeMap<Key, Uses>, Vec<String>) {
     let only = std::env::var("TRIMTAB_OP").ok();
-    let mut wrong = Vec::new();
-    let mut all: BTreeMap<Key, Vec<Cuda>> = BTreeMap::new();
+    let (mut all, mut wrong) = (BTreeMap::<Key, Uses>::new(), Vec::new());
     for arch in ARCHS {
         for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
             for sample in (op.samples)() {
@@ -129,11 +133,12 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
                 for sample in [Some(&sample), narrow.as_ref()].into_iter().flatten() {
                     match launches(op, sample, arch) {
                         Ok(found) => found.into_iter().for_each(|launch| {
-                            let list = all.entry((launch.file, launch.defines.clone(), arch)).or_default();
+                            let uses = all.entry((launch.file, launch.defines.clone(), arch)).or_default();
+                            uses.ops.insert((launch.entry, op.name));
                             // Of launches that ask the same of a card, one is enough.
                             let asks = |l: &Cuda| (l.entry, l.block, l.shared, l.grid);
-                            if list.iter().all(|l| asks(l) != asks(&launch)) {
-                                list.push(launch);
+                            if uses.launches.iter().all(|l| asks(l) != asks(&launch)) {
+                                uses.launches.push(launch);
                             }
                         }),
                         Err(e) => wrong.push(format!("{} ({}) sm_{arch}: {e}", op.name, sample.name)),
@@ -142,25 +147,160 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
             }
         }
     }
+    (all, wrong)
+}
+
+#[test]
+fn every_kernel_compiles_for_every_architecture_without_spills() {
+    if Device::ptx(80).is_none() {
+        return;
+    }
+    let (all, mut wrong) = table();
     assert!(!all.is_empty() || !wrong.is_empty(), "nothing was compiled");
-    let found: Vec<String> = all
-        .par_iter()
-        .flat_map_iter(|((file, defines, arch), list)| {
-            let limit = cuda::caps(String::new(), *arch).workgroup_memory;
-            let found = match compiled(file, defines, *arch, Output::Cubin) {
-                Ok(c) => complaints(&c.log)
-                    .into_iter()
-                    .chain(list.iter().filter_map(|launch| unstartable(launch, &c.log, limit)))
-                    .collect(),
-                Err(e) => vec![e.to_string()],
-            };
-            found.into_iter().map(move |what| format!("{file}.cu {defines:?} sm_{arch}: {what}"))
-        })
-        .collect();
+    let logs: Vec<(&Key, trimtab::Result<String>)> =
+        all.par_iter().map(|(key, _)| (key, compiled(key.0, &key.1, key.2, Output::Cubin).map(|c| c.log))).collect();
+    let mut report = Report::default();
+    for (key, log) in &logs {
+        let (file, defines, arch) = key;
+        let limit = cuda::caps(String::new(), *arch).workgroup_memory;
+        let found: Vec<String> = match log {
+            Ok(log) => {
+                report.add(key, &all[*key], log);
+                let starts = all[*key].launches.iter().filter_map(|launch| unstartable(launch, log, limit));
+                complaints(log).into_iter().chain(starts).collect()
+            }
+            Err(e) => vec![e.to_string()],
+        };
+        wrong.extend(found.into_iter().map(|what| format!("{file}.cu {defines:?} sm_{arch}: {what}")));
+    }
     eprintln!("{} compilations", all.len());
-    wrong.extend(found);
     wrong.dedup();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    if std::env::var_os("TRIMTAB_OP").is_none() {
+        report.check();
+    }
+}
+
+/// docs/kernels.md, from the compiler's reports.
+#[derive(Default)]
+struct Report {
+    /// By file and entry, by architecture: least and most registers over the variants, most shared memory.
+    kernels: BTreeMap<(&'static str, String), BTreeMap<u32, (u32, u32, u32)>>,
+    units: BTreeSet<(&'static str, u32, Vec<(&'static str, i64)>)>,
+    variants: BTreeMap<&'static str, BTreeSet<Vec<(&'static str, i64)>>>,
+    ops: BTreeMap<(&'static str, String), BTreeSet<&'static str>>,
+}
+
+impl Report {
+    fn add(&mut self, key: &Key, uses: &Uses, log: &str) {
+        let (file, defines, arch) = key;
+        self.units.insert((file, *arch, defines.clone()));
+        self.variants.entry(file).or_default().insert(defines.clone());
+        for (name, takes) in kernels(log) {
+            let dynamic = uses.launches.iter().filter(|l| l.entry == name).map(|l| l.shared).max();
+            let Some(dynamic) = dynamic else { continue };
+            let all = self.kernels.entry((file, name.clone())).or_default();
+            let row = all.entry(*arch).or_insert((u32::MAX, 0, 0));
+            *row = (row.0.min(takes.registers), row.1.max(takes.registers), row.2.max(takes.shared + dynamic));
+            let ops = uses.ops.iter().filter(|(entry, _)| *entry == name).map(|(_, op)| *op);
+            self.ops.entry((file, name.clone())).or_default().extend(ops);
+        }
+    }
+
+    fn table(&self) -> String {
+        let (major, minor) = cuda::version().unwrap();
+        let mut text = format!("NVRTC {major}.{minor}. Spills: none, in any variant on any architecture.\n");
+        let hardware = hardware();
+        for (file, variants) in &self.variants {
+            let source = cuda::kernel(&format!("{file}.cu")).unwrap();
+            let head: Vec<&str> = source
+                .lines()
+                .map_while(|l| l.strip_prefix("//"))
+                .map(str::trim)
+                .take_while(|l| !l.is_empty())
+                .collect();
+            text += &format!("\n### `kernels/{file}.cu`\n\n{}\n\n", head.join(" "));
+            text += &format!("Variants compiled: {}.\n\n", variants.len());
+            text += "| kernel | ops | registers sm_75 / 80 / 86 / 89 / 90 / 100 / 120 | shared memory | interpreted | on hardware |\n";
+            text += "|---|---|---|---|---|---|\n";
+            for ((_, entry), archs) in self.kernels.iter().filter(|((f, _), _)| f == file) {
+                let ops = &self.ops[&(*file, entry.clone())];
+                let registers: Vec<String> = ARCHS
+                    .iter()
+                    .map(|arch| match archs.get(arch) {
+                        Some((a, b, _)) if a == b => a.to_string(),
+                        Some((a, b, _)) => format!("{a}–{b}"),
+                        None => "–".into(),
+                    })
+                    .collect();
+                let shared = archs.values().map(|r| r.2).max().unwrap_or(0);
+                let names: Vec<String> = ops.iter().map(|op| format!("`{op}`")).collect();
+                text += &format!(
+                    "| `{entry}` | {} | {} | {shared} B | sm_80, sm_75 | {hardware} |\n",
+                    names.join(", "),
+                    registers.join(" / "),
+                );
+            }
+        }
+        text
+    }
+
+    /// kernels/variants.txt: what the feature `cubins` compiles.
+    fn list(&self) -> String {
+        let mut text = String::from(
+            "# File, architecture and macros of every compilation that a sample of the op table asks for; the feature\n\
+             # `cubins` embeds them. TRIMTAB_BLESS=1 cargo test --test cuda rewrites this.\n",
+        );
+        for (file, arch, defines) in &self.units {
+            text += format!("{file} {arch} {}", cuda::macros(defines)).trim_end();
+            text.push('\n');
+        }
+        text
+    }
+
+    /// The table in docs/kernels.md is this one (TRIMTAB_BLESS=1 rewrites it), by the same compiler.
+    fn check(&self) {
+        let path = common::root("docs/kernels.md");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (head, rest) = text.split_once("<!-- from the compiler -->\n").expect("the mark above the table");
+        let bless = std::env::var_os("TRIMTAB_BLESS").is_some_and(|v| v == "1");
+        let list = common::root("kernels/variants.txt");
+        if bless {
+            std::fs::write(&path, format!("{head}<!-- from the compiler -->\n{}", self.table())).unwrap();
+            return std::fs::write(&list, self.list()).unwrap();
+        }
+        let same = std::fs::read_to_string(&list).is_ok_and(|text| text == self.list());
+        assert!(same, "kernels/variants.txt is not what the op table asks for: TRIMTAB_BLESS=1 rewrites it");
+        let (major, minor) = cuda::version().unwrap();
+        if rest.starts_with(&format!("NVRTC {major}.{minor}.")) {
+            assert!(
+                rest == self.table(),
+                "docs/kernels.md is not what the compiler reports: TRIMTAB_BLESS=1 rewrites it"
+            );
+        } else {
+            eprintln!("docs/kernels.md is by another NVRTC than {major}.{minor}; not compared");
+        }
+    }
+}
+
+/// Which cards the op matrix passed on, by the files of scripts/gpu-check.sh.
+fn hardware() -> String {
+    let mut cards = BTreeSet::new();
+    for entry in std::fs::read_dir(common::root("docs/gpu")).into_iter().flatten().flatten() {
+        if entry.path().extension().is_none_or(|e| e != "json") {
+            continue;
+        }
+        let text = std::fs::read_to_string(entry.path()).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        if report["steps"]["op_matrix"]["status"] == 0 {
+            let card = report["steps"]["card"]["tail"].as_str().unwrap_or_default();
+            cards.extend(card.lines().nth(1).and_then(|l| l.split(',').next()).map(str::to_owned));
+        }
+    }
+    match cards.is_empty() {
+        true => "not run on hardware".into(),
+        false => cards.into_iter().collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// A kernel whose threads need more registers than their number leaves each of them, and texts that are no kernels.

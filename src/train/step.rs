@@ -31,6 +31,11 @@ pub struct Step {
     pub weights: Vec<Weight>,
 }
 
+/// What the loss is multiplied by before its gradients are taken, where activations are f16: a mean over some thousand
+/// tokens has gradients near 1e-3 and smaller, f16 becomes coarse below 6e-5. A gradient that overflows makes the norm
+/// infinite, and such a step is skipped.
+const LOSS_SCALE: f32 = 1024.0;
+
 impl Step {
     /// Builds the step for micro-batches of `tokens` packed tokens, activations in `act`, with AdamW and its default
     /// constants.
@@ -65,7 +70,16 @@ impl Step {
         let hidden = model.hidden(&mut nn)?;
         let head = model.head(&mut nn)?;
         nn.g.site = "loss".into();
-        let micro_loss = nn.g.linear_cross_entropy(hidden, head, labels, inv_count)?;
+        // Gradients of activations in f16 are kept where f16 is fine-grained; a power of two changes no other bit.
+        let lift = match act {
+            DType::F16 => {
+                let up = nn.constant("loss_scale", &[1], || vec![LOSS_SCALE]);
+                Some((up, nn.constant("loss_unscale", &[1], || vec![1.0 / LOSS_SCALE])))
+            }
+            _ => None,
+        };
+        let inv = lift.map_or(Ok(inv_count), |(up, _)| nn.g.scale(inv_count, up))?;
+        let micro_loss = nn.g.linear_cross_entropy(hidden, head, labels, inv)?;
         let Nn { mut g, weights, batch, .. } = nn;
 
         let params: Vec<Val> = weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
@@ -74,7 +88,9 @@ impl Step {
         }
         let gradients = autograd::backward(&mut g, &[(micro_loss, one)], &params)?;
         g.site = "loss".into();
-        autograd::accumulate(&mut g, loss, micro_loss)?;
+        let lower = |g: &mut Graph, x: Val| lift.map_or(Ok(x), |(_, down)| g.scale(x, down));
+        let shown = lower(&mut g, micro_loss)?;
+        autograd::accumulate(&mut g, loss, shown)?;
         let mut sums = Vec::with_capacity(params.len());
         for (&param, gradient) in params.iter().zip(gradients) {
             let name = g.value(param).name.clone();
@@ -87,6 +103,7 @@ impl Step {
             };
             let sum = g.leaf(Class::Grad, format!("grad.{name}"), g.ty(param).clone());
             g.site = format!("grad.{name}");
+            let gradient = lower(&mut g, gradient)?;
             autograd::accumulate(&mut g, sum, gradient)?;
             sums.push(sum);
         }

@@ -58,8 +58,10 @@ impl Tile {
     /// Backward: sums of dk and dv side by side leave registers for half the columns. Two stages where shared memory
     /// has room for two such blocks.
     fn backward(a: &Attention, dtype: DType, caps: &Caps) -> Tile {
+        // Before sm_80 a product of 16 features is two instructions, and registers would spill.
+        let blocks = if caps.arch >= 80 { 2 } else { 1 };
         let tile = Tile::new(a, dtype, |head, narrow| match (head, narrow) {
-            (32 | 64, true) => (4, 2, 32),
+            (32 | 64, true) => (4, blocks, 32),
             (96 | 128, true) => (4, 1, 32),
             (192, true) => (2, 1, 32),
             (_, true) => (2, 1, 16),

@@ -60,7 +60,7 @@ fn start_sums(l: &Lower) -> Vec<Cuda> {
     }
 }
 
-/// Adds the rows of each id to output 0, whose rows or columns they are. `cols`: elements of a row.
+/// Adds the sum of the rows of each id to output 0, to a row or a column of it.
 fn sums(l: &Lower, file: &'static str, entry: &'static str) -> Cuda {
     let (e, tokens, cols) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
     let [x, y, _] = launch::grid(tokens, l.caps);
