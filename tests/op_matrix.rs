@@ -94,6 +94,8 @@ fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
         }
     }
     eprintln!("{}: {ran} samples", device.name);
+    let known = only.as_deref().is_none_or(|name| ops::table().any(|op| op.name == name));
+    assert!(known, "TRIMTAB_OP={}: no such row", only.unwrap_or_default());
     assert!(ran > 0 || only.is_some(), "nothing was run");
     assert!(wrong.is_empty(), "{} of {ran} samples are wrong on {}:\n{}", wrong.len(), device.name, wrong.join("\n"));
 }

@@ -90,14 +90,11 @@ pub fn compile(file: &str, defines: &[(&'static str, i64)], arch: u32, output: O
 
 /// The options of a compilation; they are part of the cache's key.
 pub fn options(defines: &[(&'static str, i64)], arch: u32, output: Output) -> Vec<String> {
-    let mut options = vec!["--std=c++17".into(), "-default-device".into(), "-lineinfo".into()];
-    options.push(match output {
-        Output::Ptx => format!("--gpu-architecture=compute_{arch}"),
-        Output::Cubin => format!("--gpu-architecture=sm_{arch}"),
+    let mut options = vec!["--std=c++17".into(), "-default-device".into()];
+    options.extend(match output {
+        Output::Ptx => ["-lineinfo".into(), format!("--gpu-architecture=compute_{arch}")],
+        Output::Cubin => ["--ptxas-options=-v".into(), format!("--gpu-architecture=sm_{arch}")],
     });
-    if output == Output::Cubin {
-        options.push("--ptxas-options=-v".into());
-    }
     options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
     options
 }
