@@ -284,10 +284,11 @@ fn a_run_leaves_its_folder_and_can_be_repeated() {
 
     let metrics = String::from_utf8(scratch.read("runs/a/metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!(lines.len(), 4);
+    assert_eq!(lines.len(), 5);
     assert_eq!((&lines[0]["event"], &lines[0]["config"]["rank"]), (&"run".into(), &4.into()));
     assert!(lines[0]["device"].is_string() && lines[0]["versions"]["trimtab"].is_string());
-    for (i, line) in lines[1..].iter().enumerate() {
+    assert_eq!(lines[4]["event"], "end");
+    for (i, line) in lines[1..4].iter().enumerate() {
         assert_eq!((&line["event"], &line["step"]), (&"step".into(), &(i + 1).into()));
         for key in ["loss", "lr", "grad_norm", "tokens", "tokens_per_second"] {
             assert!(line[key].is_number(), "{key} in {line}");

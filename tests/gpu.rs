@@ -23,7 +23,12 @@ struct Case {
     equal_bits: bool,
 }
 
-fn compare(op: &'static OpDef, sample: &Sample, card: &mut dyn Backend, ptx: &mut dyn Backend) -> Result<Vec<Case>, String> {
+fn compare(
+    op: &'static OpDef,
+    sample: &Sample,
+    card: &mut dyn Backend,
+    ptx: &mut dyn Backend,
+) -> Result<Vec<Case>, String> {
     let (stored, meant) = operands(op.name, sample);
     let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let outs = op.types(&sample.attr, &tys)?;
@@ -31,7 +36,8 @@ fn compare(op: &'static OpDef, sample: &Sample, card: &mut dyn Backend, ptx: &mu
         let ins = tys.iter().cloned().zip(stored.iter().map(Vec::as_slice)).collect();
         Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
     };
-    let (hard, soft) = (run(card).map_err(|e| format!("card: {e}"))?, run(ptx).map_err(|e| format!("interpreter: {e}"))?);
+    let (hard, soft) =
+        (run(card).map_err(|e| format!("card: {e}"))?, run(ptx).map_err(|e| format!("interpreter: {e}"))?);
     let wants = (op.reference)(&sample.attr, &meant);
     let sways = sway(op, sample, &meant, &wants);
     let cost = (op.cost)(&sample.attr, &tys, &outs);
@@ -76,12 +82,9 @@ fn the_interpreter_agrees_with_the_card() {
                     lines.iter().for_each(|line| writeln!(file, "{line}").unwrap());
                 }
                 match cases {
-                    Ok(cases) => wrong.extend(
-                        cases
-                            .iter()
-                            .filter(|c| c.difference > c.allowed)
-                            .map(|c| format!("{name} output {}: {:.2e} apart, allowed {:.2e}", c.output, c.difference, c.allowed)),
-                    ),
+                    Ok(cases) => wrong.extend(cases.iter().filter(|c| c.difference > c.allowed).map(|c| {
+                        format!("{name} output {}: {:.2e} apart, allowed {:.2e}", c.output, c.difference, c.allowed)
+                    })),
                     Err(e) => wrong.push(format!("{name}: {e}")),
                 }
             }

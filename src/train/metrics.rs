@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::away::Moved;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::plan::Account;
@@ -33,6 +34,14 @@ pub enum Event {
         total: u64,
     },
     Step(StepEvent),
+    /// All steps are done.
+    End {
+        /// Bytes that the account said would be allocated, on the device and in host memory.
+        account: u64,
+        /// The most memory that the process had resident, where the system tells.
+        peak_resident: Option<u64>,
+        moved: Moved,
+    },
     /// A text of the model; `when` says at which point of the run.
     Sample {
         when: String,
@@ -99,9 +108,24 @@ impl Event {
                 "trained_tokens": s.trained_tokens,
                 "tokens_per_second": s.tokens_per_second,
             })),
+            Event::End { account, peak_resident, moved } => Some(json!({
+                "event": "end",
+                "account_bytes": account,
+                "peak_resident_bytes": peak_resident,
+                "fetched_bytes": moved.fetched,
+                "stored_bytes": moved.stored,
+                "stalled_seconds": moved.stalled.as_secs_f64(),
+            })),
             _ => None,
         }
     }
+}
+
+/// The most memory that this process had resident so far, in bytes: `VmHWM` of Linux.
+pub fn peak_resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024)
 }
 
 /// The f64 with the fewest digits that is `x` as f32: 0.1 and not 0.10000000149011612.
@@ -109,7 +133,8 @@ fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::NAN)
 }
 
-/// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step.
+/// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step,
+/// in the end one of event `end`.
 /// The file is begun at the first step, so that a run that fails before leaves an older one's alone; each line is
 /// handed to the system at once, so the file can be followed.
 pub struct Metrics {
@@ -168,7 +193,7 @@ mod tests {
         let run = Event::run(&RunConfig::default(), "cpu", 3, 10);
         metrics.write(&run).unwrap();
         assert!(!dir.exists(), "begun before the first step");
-        let account = Account { rows: Vec::new(), total: 0, peak_site: String::new() };
+        let account = Account::default();
         for event in [Event::Plan(account), Event::Note("\n".into()), step(1, 0.1), step(2, f32::NAN)] {
             metrics.write(&event).unwrap();
         }

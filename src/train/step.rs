@@ -11,6 +11,7 @@ use crate::ops::{Attr, optim};
 use crate::peft::Method;
 
 /// A step's graph and the leaves that the host writes and reads.
+#[derive(Clone)]
 pub struct Step {
     pub graph: Graph,
     pub batch: Batch,
@@ -25,6 +26,8 @@ pub struct Step {
     /// Rate, 1 − betas, epsilon, decay, bias corrections, norm to clip to: F32[8], as [`optim::ADAMW`] reads them.
     pub hyper: Val,
     pub weights: Vec<Weight>,
+    /// Number of nodes before the first backward one.
+    pub forward: usize,
 }
 
 impl Step {
@@ -53,7 +56,9 @@ impl Step {
         if params.is_empty() {
             return Err(Error::config("method", "nothing to train", "targets that match layers of the model"));
         }
+        let forward = g.nodes.len();
         let gradients = autograd::backward(&mut g, &[(micro_loss, one)], &params)?;
+        g.block = 0;
         g.site = "loss".into();
         autograd::accumulate(&mut g, loss, micro_loss)?;
         let mut sums = Vec::with_capacity(params.len());
@@ -72,7 +77,7 @@ impl Step {
             sums.push(sum);
         }
         update(&mut g, &params, &sums, sum_squares, hyper, caps)?;
-        Ok(Step { graph: g, batch, labels, inv_count, loss, sum_squares, hyper, weights })
+        Ok(Step { graph: g, batch, labels, inv_count, loss, sum_squares, hyper, weights, forward })
     }
 }
 

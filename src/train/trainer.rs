@@ -62,7 +62,7 @@ struct Leaves {
 impl Trainer {
     /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
     pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, adamw: AdamW, seed: u64) -> Result<Trainer> {
-        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, weights } = step;
+        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, weights, .. } = step;
         let exec = Exec::new(backend, graph, plan)?;
         let leaves = Leaves { batch, labels, inv_count, loss, sum_squares, hyper, weights };
         Ok(Trainer { exec, leaves, adamw, seed, steps: 0 })
