@@ -6,9 +6,10 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::devices::devices;
 use trimtab::Error;
-use trimtab::backend::Backend;
 use trimtab::backend::cpu::Cpu;
+use trimtab::backend::{Backend, Target};
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::{Dataset, Example};
 use trimtab::dtype::DType;
@@ -139,6 +140,47 @@ fn no_choice_changes_a_bit() {
         // Everything at once takes less than nothing.
         let (_, least) = with(&setup, &table_last(layers, blocks));
         assert!(least.account.total < unchanged.account.total, "{setup:?}");
+    }
+}
+
+#[test]
+fn devices_with_memory_of_their_own_fetch_through_staging() {
+    let setup = &setups()[1];
+    for device in devices() {
+        let mut outcomes = Vec::new();
+        for all in [false, true] {
+            let backend = device.open();
+            let (base, step) = setup.step();
+            let (layers, blocks) = (memory::layers(&step), memory::blocks(&step));
+            let choices = match all {
+                true => Choices {
+                    all: layers,
+                    stream: blocks,
+                    ahead: Ahead::Block,
+                    offload: true,
+                    page: 1024,
+                    selective: 0,
+                },
+                false => Choices::default(),
+            };
+            let step = memory::apply(&step, &choices).unwrap();
+            let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+            let own = backend.caps().target == Target::Host;
+            assert_eq!(plan.account.host_total > 0, all && !own, "{}", device.name);
+            assert_eq!(plan.account.host_total, plan.schedule.staging);
+            let total = plan.account.total;
+            let mut trainer = Trainer::new(backend, step, plan, AdamW::default(), 7).unwrap();
+            assert_eq!(trainer.exec.backend.memory(), total, "{}", device.name);
+            let weights = trainer.weights().to_vec();
+            let from = load::Sources { base: Some(&base), std: 0.0, adapter: None, seed: 7 };
+            load::load(&mut trainer.exec, &weights, &from, &mut |_, _| Ok(())).unwrap();
+            let reports: Vec<StepReport> = setup.steps().iter().map(|m| trainer.step(m, 1e-2).unwrap()).collect();
+            assert_eq!(trainer.exec.backend.memory(), total, "{}: a step allocated", device.name);
+            assert_eq!(trainer.exec.away.moved.fetched > 0, all);
+            let trained = trainer.trained().unwrap();
+            outcomes.push((reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect::<Vec<_>>()));
+        }
+        assert!(outcomes[0] == outcomes[1], "{}: {:?} not {:?}", device.name, outcomes[1].0, outcomes[0].0);
     }
 }
 
