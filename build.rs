@@ -2,6 +2,9 @@
 //! A shader that would fail on a user's GPU fails the build, with the file and line it was written at. CUDA sources are
 //! carried as they are.
 
+#[cfg(feature = "cubins")]
+#[path = "build/cubins.rs"]
+mod cubins;
 #[path = "build/kernels.rs"]
 mod kernels;
 #[path = "build/preprocess.rs"]
@@ -19,6 +22,23 @@ fn main() {
     println!("cargo:rerun-if-changed=kernels");
     write("shaders.rs", table(Path::new("shaders")));
     write("kernels.rs", kernels::table(Path::new("kernels")));
+    write("cubins.rs", machine_code());
+}
+
+/// The table of compiled CUDA kernels; empty unless the feature asks for it and NVRTC is there.
+fn machine_code() -> Result<String, String> {
+    #[cfg(feature = "cubins")]
+    {
+        println!("cargo:rerun-if-env-changed=TRIMTAB_NVRTC");
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+        match cubins::nvrtc() {
+            Some(library) => return cubins::table(&library, Path::new("kernels"), &out),
+            None => {
+                println!("cargo::warning=no NVRTC: no compiled CUDA kernels are embedded (TRIMTAB_NVRTC names one)")
+            }
+        }
+    }
+    Ok("&[]\n".into())
 }
 
 fn write(name: &str, code: Result<String, String>) {
@@ -55,10 +75,18 @@ fn table(root: &Path) -> Result<String, String> {
         let file = format!("{stem}.wgsl");
         let source = std::fs::read_to_string(root.join(&file)).map_err(|e| format!("{file}: {e}"))?;
         for defines in preprocess::variants(&source) {
-            let checked = preprocess::preprocess(root, &file, &defines, &mut seen)
-                .and_then(|text| validate::validate(&text, &defines).map(|()| text));
-            match checked {
-                Ok(text) => rows.push((stem.clone(), defines.join(" "), text.text)),
+            let mut check = || {
+                let text = preprocess::preprocess(root, &file, &defines, &mut seen)?;
+                // What `// also:` asks for where it changes nothing is no variant.
+                let asked = |l: &str| l.strip_prefix("// variant:").is_some_and(|v| v.split_whitespace().eq(&defines));
+                if !source.lines().any(asked) && rows.iter().any(|row| row.0 == *stem && row.2 == text.text) {
+                    return Ok(None);
+                }
+                validate::validate(&text, &defines).map(|()| Some(text.text))
+            };
+            match check() {
+                Ok(Some(text)) => rows.push((stem.clone(), defines.join(" "), text)),
+                Ok(None) => {}
                 Err(e) => {
                     let _ = writeln!(errors, "{e}\n(variant {defines:?})");
                 }

@@ -134,6 +134,23 @@ fn cases() -> Vec<Case> {
     let (v, hyper) = (In::Ones(Ty::f32(&[PARAMS])), In::Ones(Ty::f32(&[8])));
     let ins = vec![f32s(&[PARAMS]), f32s(&[PARAMS]), f32s(&[PARAMS]), v, scalar(), hyper];
     case("adamw", "parameters", Attr::None, ins, &[(0, 0), (2, 1), (3, 2)]);
+    let hyper = || In::Ones(Ty::f32(&[8]));
+    let flat = || f32s(&[PARAMS]);
+    case("sgd", "parameters", Attr::None, vec![flat(), flat(), scalar(), hyper()], &[(0, 0)]);
+    for op in ["sgd_momentum", "lion"] {
+        case(op, "parameters", Attr::None, vec![flat(), flat(), flat(), scalar(), hyper()], &[(0, 0), (2, 1)]);
+    }
+    let state =
+        || [In::Words(Ty::u32(&[PARAMS / 4]), vec![0x9080_4020; PARAMS / 4]), In::Ones(Ty::f32(&[PARAMS / 256]))];
+    let ins = [flat(), flat()].into_iter().chain(state()).chain([scalar(), hyper()]).collect();
+    case("lion_8bit", "parameters", Attr::None, ins, &[(0, 0), (2, 1), (3, 2)]);
+    let ins = [flat(), flat()].into_iter().chain(state()).chain(state()).chain([scalar(), hyper()]).collect();
+    case("adamw_8bit", "parameters", Attr::None, ins, &[(0, 0), (2, 1), (3, 2), (4, 3), (5, 4)]);
+    let (table, [n, rows, cols]) = optim::table(&[(PARAMS / 1024, 1024)]);
+    let ones = |n: usize| In::Ones(Ty::f32(&[n]));
+    let table = In::Words(Ty::u32(&[1, table.len()]), table);
+    let ins = vec![f32s(&[n]), f32s(&[n]), ones(rows), ones(cols), table, scalar(), hyper()];
+    case("adafactor", "a matrix", Attr::None, ins, &[(0, 0), (2, 1), (3, 2)]);
     case("zero", "parameters", Attr::None, vec![f32s(&[PARAMS])], &[(0, 0)]);
 
     case("nf4_quantize", "double", Attr::Nf4 { double: true }, vec![f32s(&[F, D])], &[]);

@@ -1,6 +1,8 @@
 //! The shader preprocessor: `#include "path"` (each file at most once), `#if A && !B`, `#else`, `#end`, and the
-//! `// variant: A B` lines that declare which sets of symbols a shader is compiled with. `@binding(next)` is numbered in
-//! the order of the lines that stay, so that a variant without some operand has no gap.
+//! `// variant: A B` lines that declare which sets of symbols a shader is compiled with. A line `// also: C` stands for
+//! each of those above it with C behind it once more: for devices that can do more, and doing the same. `@binding(next)`
+//! is numbered in the order of the lines that stay, so that a variant without some operand has no gap; `enable` lines
+//! move to the top, where WGSL wants them, so that an included file can have them.
 //!
 //! Every output line remembers the file and line it came from, so that an error of the WGSL compiler is reported
 //! where it was written.
@@ -15,12 +17,20 @@ pub struct Text {
 
 /// The sets of symbols that `source` declares, in its order. A shader that declares none has the one without symbols.
 pub fn variants(source: &str) -> Vec<Vec<String>> {
-    let found: Vec<Vec<String>> = source
-        .lines()
-        .filter_map(|line| line.strip_prefix("// variant:"))
-        .map(|symbols| symbols.split_whitespace().map(String::from).collect())
-        .collect();
-    if found.is_empty() { vec![Vec::new()] } else { found }
+    let symbols = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<String>>();
+    let (mut plain, mut richer) = (Vec::new(), Vec::new());
+    for line in source.lines() {
+        if let Some(variant) = line.strip_prefix("// variant:") {
+            plain.push(symbols(variant));
+        } else if let Some(more) = line.strip_prefix("// also:") {
+            richer.extend(plain.iter().map(|variant| [variant.as_slice(), &symbols(more)].concat()));
+        }
+    }
+    if plain.is_empty() {
+        plain.push(Vec::new());
+    }
+    plain.extend(richer);
+    plain
 }
 
 /// Preprocesses `root/file`. `seen` collects every file read.
@@ -29,6 +39,12 @@ pub fn preprocess(root: &Path, file: &str, defines: &[String], seen: &mut Vec<Pa
     let mut included = Vec::new();
     expand(root, file, defines, &mut included, &mut out)?;
     seen.extend(included);
+    let lines = out.text.lines().zip(&out.origin);
+    let (first, rest): (Vec<_>, Vec<_>) = lines.partition(|(line, _)| line.starts_with("enable "));
+    if !first.is_empty() {
+        let (lines, origin): (Vec<&str>, Vec<_>) = first.into_iter().chain(rest).map(|(l, o)| (l, o.clone())).unzip();
+        out = Text { text: lines.join("\n") + "\n", origin };
+    }
     let mut parts = out.text.split("@binding(next)");
     let mut numbered = String::from(parts.next().unwrap_or_default());
     for (i, part) in parts.enumerate() {

@@ -29,6 +29,9 @@ pub fn validate(text: &Text, defines: &[String]) -> Result<(), String> {
     if has("SUBGROUP") {
         capabilities |= Capabilities::SUBGROUP;
     }
+    if has("COOP") {
+        capabilities |= Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
+    }
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| format!("{}: {}", at(e.location(&text.text)), e.emit_to_string(&text.text)))?;

@@ -3,6 +3,7 @@
 // results, so that an output may be an input. Lengths come as two words.
 #include "common/columns.cuh"
 #include "common/philox.cuh"
+#include "common/row.cuh"
 
 static const u32 N = Lanes<act>::N;
 
@@ -101,23 +102,10 @@ extern "C" __global__ void __launch_bounds__(256) dropout(act* y, const act* x, 
     store_some(y + i, v, count, true);
 }
 
-// y = x + f·v in each row: a thread keeps its run of v and walks `each` rows. Blocks over x are runs of columns.
+// y = x + f·v in each row.
 extern "C" __global__ void __launch_bounds__(256) add_row(act* y, const act* x, const float* v, u32 rows, u32 cols,
                                                           u32 each, float factor) {
-    u32 col = (blockIdx.x * blockDim.x + threadIdx.x) * N, count = left(col, cols, N);
-    if (count == 0) return;
-    bool aligned = cols % N == 0;
-    u32 first = blockIdx.y * each, end = rows - first < each ? rows : first + each;
-    float row[N];
-    load_some(row, v + col, count, aligned);
-    for (u32 t = first; t < end; t++) {
-        size_t at = (size_t)t * cols + col;
-        float u[N];
-        load_some(u, x + at, count, aligned);
-#pragma unroll
-        for (u32 k = 0; k < N; k++) u[k] += factor * row[k];
-        store_some(y + at, u, count, aligned);
-    }
+    with_row<N>(y, x, v, rows, cols, each, [=](float x, float v) { return x + factor * v; });
 }
 
 // dv = f·Σ_t dy (+ acc).

@@ -1,6 +1,7 @@
 // Attention, forward, for few queries (decoding): a workgroup has one query of one head. Of each tile of 64 keys an
 // invocation scores one; then it sums features lid, lid + 64, ... of the values. See attention.wgsl for the equations.
 // variant:
+// also: SUBGROUP
 #include "common/attention.wgsl"
 
 @group(0) @binding(next) var<storage, read_write> out: array<f32>;
@@ -13,7 +14,7 @@
 
 const WG: u32 = 64u;
 const LOW: f32 = -1e30;
-var<workgroup> shared_max: array<f32, WG>;
+#include "common/reduce.wgsl"
 var<workgroup> shared_p: array<f32, WG>;
 
 fn feature(key: u32, keys: u32, f: u32, kv: u32, old: f32, factor: f32) -> f32 {
@@ -26,7 +27,10 @@ fn feature(key: u32, keys: u32, f: u32, kv: u32, old: f32, factor: f32) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn attention_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+fn attention_row(@builtin(workgroup_id) wg: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let t = wg.x;
     let head = wg.y;
     let kv = head / (p.heads / p.kv_heads);
@@ -44,13 +48,7 @@ fn attention_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
             for (var i = 0u; i < p.d; i++) { score += q[base + i] * k[at + i]; }
             score *= p.scale;
         }
-        shared_max[lid] = score;
-        for (var width = WG / 2u; width > 0u; width /= 2u) {
-            workgroupBarrier();
-            if lid < width { shared_max[lid] = max(shared_max[lid], shared_max[lid + width]); }
-        }
-        workgroupBarrier();
-        let now = max(top, shared_max[0]);
+        let now = max(top, reduce_max(lane, score));
         let factor = exp(top - now);
         top = now;
         let weight = select(0.0, exp(score - now), key + lid < keys.y);
@@ -63,13 +61,7 @@ fn attention_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
         o.w = feature(key, keys.y, lid + 3u * WG, kv, o.w, factor);
         workgroupBarrier();
     }
-    shared_p[lid] = sum;
-    for (var width = WG / 2u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if lid < width { shared_p[lid] += shared_p[lid + width]; }
-    }
-    workgroupBarrier();
-    let total = shared_p[0];
+    let total = reduce_add(lane, sum);
     let inverse = select(0.0, 1.0 / max(total, 1e-30), total > 0.0);
     for (var i = 0u; i < 4u; i++) {
         let f = lid + i * WG;

@@ -2,6 +2,7 @@
 // variant: EMBED W_F32
 // variant: EMBED W_BF16
 // variant: EMBED W_F16
+// variant: EMBED W_F16 F16
 // variant: EMBED_DW
 // variant: CACHE_WRITE
 // variant: COPY
@@ -24,11 +25,7 @@ struct Params {
 }
 @group(0) @binding(next) var<storage, read_write> y: array<f32>;
 @group(0) @binding(next) var<storage, read_write> ids: array<i32>;
-#if W_F32
-@group(0) @binding(next) var<storage, read_write> w: array<f32>;
-#else
-@group(0) @binding(next) var<storage, read_write> w: array<u32>;
-#end
+#include "common/weight_binding.wgsl"
 @group(0) @binding(next) var<uniform> p: Params;
 
 @compute @workgroup_size(WG)

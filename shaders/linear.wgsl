@@ -20,8 +20,21 @@
 // variant: W_NF4DQ LORA
 // variant: W_NF4DQ BIAS
 // variant: W_NF4DQ BIAS LORA
+// also: COOP
+// variant: W_F16 F16
+// variant: W_F16 F16 LORA
+// variant: W_F16 F16 BIAS
+// variant: W_F16 F16 BIAS LORA
+// also: SUBGROUP
+#if COOP
+#include "common/tile_coop.wgsl"
+#else
 #include "common/tile.wgsl"
+#end
 #include "common/weight.wgsl"
+// Invocations that share a few elements of y.
+const WG: u32 = 64u;
+#include "common/reduce.wgsl"
 
 // Rows of W are multiples of four elements long.
 override VEC: bool = false;
@@ -42,14 +55,7 @@ struct Params {
 }
 @group(0) @binding(next) var<storage, read_write> y: array<f32>;
 @group(0) @binding(next) var<storage, read_write> x: array<f32>;
-#if W_F32
-@group(0) @binding(next) var<storage, read_write> w: array<f32>;
-#else
-@group(0) @binding(next) var<storage, read_write> w: array<u32>;
-#end
-#if !W_F32 && !W_BF16 && !W_F16
-@group(0) @binding(next) var<storage, read_write> w_scales: array<u32>;
-#end
+#include "common/weight_binding.wgsl"
 #if BIAS
 @group(0) @binding(next) var<storage, read_write> bias: array<f32>;
 #end
@@ -69,15 +75,19 @@ fn x4(t: u32, k: u32) -> vec4<f32> {
     if k + 2u < p.k { v.z = x[i + 2u]; }
     return v;
 }
-fn w4(n: u32, k: u32) -> vec4<f32> {
+fn w4(n: u32, k: u32) -> TileB {
     let i = n * p.k + k;
-    if n >= p.n || k >= p.k { return vec4<f32>(0.0); }
+    if n >= p.n || k >= p.k { return TileB(); }
+#if F16
+    return w[i / 4u];
+#else
     if VEC { return weight4_at(i); }
     var v = vec4<f32>(weight_at(i), 0.0, 0.0, 0.0);
     if k + 1u < p.k { v.y = weight_at(i + 1u); }
     if k + 2u < p.k { v.z = weight_at(i + 2u); }
     if k + 3u < p.k { v.w = weight_at(i + 3u); }
     return v;
+#end
 }
 #if LORA
 fn xa4(t: u32, r: u32) -> vec4<f32> {
@@ -102,11 +112,11 @@ fn lb4(n: u32, r: u32) -> vec4<f32> {
 }
 #end
 
-@compute @workgroup_size(THREADS)
-fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+#include "common/tile_entry.wgsl"
+fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let n0 = wg.x * BN;
-    tile_clear();
+    tile_clear(lid);
     for (var k0 = 0u; k0 < p.k; k0 += BK) {
         for (var u = lid; u < UNITS_A; u += THREADS) {
             let k = k0 + 4u * (u % (BK / 4u));
@@ -125,34 +135,25 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         workgroupBarrier();
     }
 #if LORA
-    for (var r0 = 0u; r0 < p.r; r0 += BK) {
-        for (var u = lid; u < UNITS_A; u += THREADS) {
-            let r = r0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
+    for (var r0 = 0u; r0 < p.r; r0 += RK) {
+        for (var u = lid; u < MG * (RK / 4u); u += THREADS) {
+            let r = r0 + 4u * (u % (RK / 4u));
+            let g = u / (RK / 4u);
             let t = m0 + 4u * g;
-            tile_put_a(g, u % (BK / 4u), xa4(t, r), xa4(t + 1u, r), xa4(t + 2u, r), xa4(t + 3u, r));
+            tile_put_a(g, u % (RK / 4u), xa4(t, r), xa4(t + 1u, r), xa4(t + 2u, r), xa4(t + 3u, r));
         }
-        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
-            let r = r0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
+        for (var u = THREADS - 1u - lid; u < NG * (RK / 4u); u += THREADS) {
+            let r = r0 + 4u * (u % (RK / 4u));
+            let g = u / (RK / 4u);
             let n = n0 + 4u * g;
-            tile_put_b(g, u % (BK / 4u), lb4(n, r), lb4(n + 1u, r), lb4(n + 2u, r), lb4(n + 3u, r));
+            low_put_b(g, u % (RK / 4u), lb4(n, r), lb4(n + 1u, r), lb4(n + 2u, r), lb4(n + 3u, r));
         }
         workgroupBarrier();
-        tile_step(lid);
+        low_step(lid);
         workgroupBarrier();
     }
 #end
-    let t = m0 + tile_row(lid);
-    let n = n0 + tile_col(lid);
-    store4(t, n, acc[0]);
-    store4(t + 1u, n, acc[1]);
-    store4(t + 2u, n, acc[2]);
-    store4(t + 3u, n, acc[3]);
-    store4(t + 4u, n, acc[4]);
-    store4(t + 5u, n, acc[5]);
-    store4(t + 6u, n, acc[6]);
-    store4(t + 7u, n, acc[7]);
+    tile_store(lid, m0, n0);
 }
 
 fn store4(t: u32, n: u32, v: vec4<f32>) {
@@ -173,33 +174,32 @@ fn store(t: u32, n: u32, v: f32) {
     }
 }
 
-// Few tokens: a workgroup computes 4 elements of y, 16 lanes each, so that every row of W is read once, in order.
-const LANES: u32 = 16u;
-const ROWS: u32 = 4u;
-var<workgroup> partial: array<f32, LANES * ROWS>;
-
-@compute @workgroup_size(LANES, ROWS)
-fn row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
-    let n = wg.x * ROWS + lid.y;
+#if !COOP
+// Few tokens: a workgroup computes 4 elements of y, so that every row of W is read once, in order.
+@compute @workgroup_size(WG)
+fn row(@builtin(workgroup_id) wg: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
+    let n = wg.x * 4u;
     let t = wg.y;
     var sums = vec4<f32>(0.0);
-    for (var k = lid.x * 4u; k < p.k; k += 4u * LANES) {
-        sums += x4(t, k) * w4(n, k);
+    for (var k = lid * 4u; k < p.k; k += 4u * WG) {
+        let v = x4(t, k);
+        sums += vec4<f32>(
+            dot(v, vec4<f32>(w4(n, k))),
+            dot(v, vec4<f32>(w4(n + 1u, k))),
+            dot(v, vec4<f32>(w4(n + 2u, k))),
+            dot(v, vec4<f32>(w4(n + 3u, k))),
+        );
     }
 #if LORA
-    for (var r = lid.x * 4u; r < p.r; r += 4u * LANES) {
-        sums += xa4(t, r) * lb4(n, r);
+    for (var r = lid * 4u; r < p.r; r += 4u * WG) {
+        let v = xa4(t, r);
+        sums += vec4<f32>(dot(v, lb4(n, r)), dot(v, lb4(n + 1u, r)), dot(v, lb4(n + 2u, r)), dot(v, lb4(n + 3u, r)));
     }
 #end
-    partial[lid.y * LANES + lid.x] = (sums.x + sums.y) + (sums.z + sums.w);
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lid.x < half {
-            partial[lid.y * LANES + lid.x] += partial[lid.y * LANES + lid.x + half];
-        }
-        workgroupBarrier();
-    }
-    if lid.x == 0u {
-        store(t, n, partial[lid.y * LANES]);
-    }
+    let all = reduce_add4(lane, sums);
+    if lid == 0u { store4(t, n, all); }
 }
+#end

@@ -2,20 +2,28 @@
 // pass's dropout factors. A dispatch sums over some rows of W; with ADD it adds to what dx holds.
 // variant: W_F32
 // variant: W_F32 LORA
-// variant: W_F32 LORA DROPOUT
 // variant: W_BF16
 // variant: W_BF16 LORA
-// variant: W_BF16 LORA DROPOUT
 // variant: W_F16
 // variant: W_F16 LORA
-// variant: W_F16 LORA DROPOUT
 // variant: W_NF4
 // variant: W_NF4 LORA
-// variant: W_NF4 LORA DROPOUT
 // variant: W_NF4DQ
 // variant: W_NF4DQ LORA
+// also: COOP
+// variant: W_F32 LORA DROPOUT
+// variant: W_BF16 LORA DROPOUT
+// variant: W_F16 LORA DROPOUT
+// variant: W_F16 F16
+// variant: W_F16 F16 LORA
+// variant: W_F16 F16 LORA DROPOUT
+// variant: W_NF4 LORA DROPOUT
 // variant: W_NF4DQ LORA DROPOUT
+#if COOP
+#include "common/tile_coop.wgsl"
+#else
 #include "common/tile.wgsl"
+#end
 #include "common/weight.wgsl"
 #if DROPOUT
 #include "common/philox.wgsl"
@@ -45,14 +53,7 @@ struct Params {
 }
 @group(0) @binding(next) var<storage, read_write> dx: array<f32>;
 @group(0) @binding(next) var<storage, read_write> dy: array<f32>;
-#if W_F32
-@group(0) @binding(next) var<storage, read_write> w: array<f32>;
-#else
-@group(0) @binding(next) var<storage, read_write> w: array<u32>;
-#end
-#if !W_F32 && !W_BF16 && !W_F16
-@group(0) @binding(next) var<storage, read_write> w_scales: array<u32>;
-#end
+#include "common/weight_binding.wgsl"
 #if LORA
 @group(0) @binding(next) var<storage, read_write> dyb: array<f32>;
 @group(0) @binding(next) var<storage, read_write> la: array<f32>;
@@ -72,15 +73,19 @@ fn dy4(t: u32, n: u32) -> vec4<f32> {
     if n + 2u < p.n { v.z = dy[i + 2u]; }
     return v;
 }
-fn w4(n: u32, k: u32) -> vec4<f32> {
+fn w4(n: u32, k: u32) -> TileB {
     let i = n * p.k + k;
-    if n >= p.n || k >= p.k { return vec4<f32>(0.0); }
+    if n >= p.n || k >= p.k { return TileB(); }
+#if F16
+    return w[i / 4u];
+#else
     if VEC { return weight4_at(i); }
     var v = vec4<f32>(weight_at(i), 0.0, 0.0, 0.0);
     if k + 1u < p.k { v.y = weight_at(i + 1u); }
     if k + 2u < p.k { v.z = weight_at(i + 2u); }
     if k + 3u < p.k { v.w = weight_at(i + 3u); }
     return v;
+#end
 }
 #if LORA
 fn dyb4(t: u32, r: u32) -> vec4<f32> {
@@ -121,29 +126,29 @@ fn mask4(e: u32) -> vec4<f32> {
 }
 #end
 
-@compute @workgroup_size(THREADS)
-fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+#include "common/tile_entry.wgsl"
+fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let c0 = wg.x * BN;
-    tile_clear();
+    tile_clear(lid);
 #if LORA
     // First, because the mask is on this part only.
-    for (var r0 = 0u; r0 < p.r; r0 += BK) {
-        for (var u = lid; u < UNITS_A; u += THREADS) {
-            let r = r0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
+    for (var r0 = 0u; r0 < p.r; r0 += RK) {
+        for (var u = lid; u < MG * (RK / 4u); u += THREADS) {
+            let r = r0 + 4u * (u % (RK / 4u));
+            let g = u / (RK / 4u);
             let t = m0 + 4u * g;
-            tile_put_a(g, u % (BK / 4u), dyb4(t, r), dyb4(t + 1u, r), dyb4(t + 2u, r), dyb4(t + 3u, r));
+            tile_put_a(g, u % (RK / 4u), dyb4(t, r), dyb4(t + 1u, r), dyb4(t + 2u, r), dyb4(t + 3u, r));
         }
-        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
+        for (var u = THREADS - 1u - lid; u < NG * (RK / 4u); u += THREADS) {
             let g = u % NG;
             let h = u / NG;
             for (var j = 0u; j < 4u; j++) {
-                tile_put_b_k(g, 4u * h + j, la4(r0 + 4u * h + j, c0 + 4u * g));
+                low_put_b_k(g, 4u * h + j, la4(r0 + 4u * h + j, c0 + 4u * g));
             }
         }
         workgroupBarrier();
-        tile_step(lid);
+        low_step(lid);
         workgroupBarrier();
     }
 #end
@@ -176,16 +181,7 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         tile_step(lid);
         workgroupBarrier();
     }
-    let t = m0 + tile_row(lid);
-    let c = c0 + tile_col(lid);
-    store4(t, c, acc[0]);
-    store4(t + 1u, c, acc[1]);
-    store4(t + 2u, c, acc[2]);
-    store4(t + 3u, c, acc[3]);
-    store4(t + 4u, c, acc[4]);
-    store4(t + 5u, c, acc[5]);
-    store4(t + 6u, c, acc[6]);
-    store4(t + 7u, c, acc[7]);
+    tile_store(lid, m0, c0);
 }
 
 fn store4(t: u32, c: u32, v: vec4<f32>) {

@@ -2,9 +2,10 @@
 // The products around it are those of linear.wgsl, linear_dx.wgsl and matmul.wgsl.
 // variant: SOFTMAX
 // variant: TOTAL
+// also: SUBGROUP
 
 const WG: u32 = 256u;
-var<workgroup> lanes: array<f32, WG>;
+#include "common/reduce.wgsl"
 
 #if SOFTMAX
 struct Params {
@@ -21,7 +22,10 @@ struct Params {
 
 // A workgroup for each row.
 @compute @workgroup_size(WG)
-fn softmax(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+fn softmax(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let row = wg.y * groups.x + wg.x;
     if row >= p.rows { return; }
     // A label that is not trained on is negative, as an unsigned number beyond every vocabulary.
@@ -35,27 +39,14 @@ fn softmax(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
     let at_label = logits[at + label];
     var most = at_label;
     for (var c = lid; c < p.cols; c += WG) { most = max(most, logits[at + c]); }
-    lanes[lid] = most;
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if lid < half { lanes[lid] = max(lanes[lid], lanes[lid + half]); }
-        workgroupBarrier();
-    }
-    most = lanes[0];
-    workgroupBarrier();
+    most = reduce_max(lane, most);
     var sum = 0.0;
     for (var c = lid; c < p.cols; c += WG) {
         let e = exp(max(logits[at + c] - most, -100.0));
         logits[at + c] = e;
         sum += e;
     }
-    lanes[lid] = sum;
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if lid < half { lanes[lid] += lanes[lid + half]; }
-        workgroupBarrier();
-    }
-    let total = lanes[0];
+    let total = reduce_add(lane, sum);
     let factor = inv[0] / total;
     for (var c = lid; c < p.cols; c += WG) {
         logits[at + c] = logits[at + c] * factor - select(0.0, inv[0], c == label);
@@ -74,15 +65,13 @@ struct Params {
 @group(0) @binding(next) var<uniform> p: Params;
 
 @compute @workgroup_size(WG)
-fn total(@builtin(local_invocation_index) lid: u32) {
+fn total(
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     var sum = 0.0;
     for (var i = lid; i < p.n; i += WG) { sum += losses[i]; }
-    lanes[lid] = sum;
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if lid < half { lanes[lid] += lanes[lid + half]; }
-        workgroupBarrier();
-    }
-    if lid == 0u { loss[0] = inv[0] * lanes[0]; }
+    let all = reduce_add(lane, sum);
+    if lid == 0u { loss[0] = inv[0] * all; }
 }
 #end

@@ -2,13 +2,18 @@
 // With DROPOUT a is dropped out first (mask by Philox, element index counted in the whole of a).
 // variant:
 // variant: ACC
+// also: COOP
 // variant: NARROW
 // variant: NARROW ACC
 // variant: FLAT
 // variant: FLAT ACC
 // variant: DROPOUT
 // variant: NARROW DROPOUT
+#if COOP
+#include "common/tile_coop.wgsl"
+#else
 #include "common/tile.wgsl"
+#end
 #if DROPOUT
 #include "common/philox.wgsl"
 #end
@@ -98,11 +103,11 @@ fn b_row(n: u32, k: u32) -> vec4<f32> {
     return b4(p.b0 + n * p.ldb + k, left(k, p.k, n, p.n));
 }
 
-@compute @workgroup_size(THREADS)
-fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+#include "common/tile_entry.wgsl"
+fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let n0 = wg.x * BN;
-    tile_clear();
+    tile_clear(lid);
     for (var k0 = 0u; k0 < p.k; k0 += BK) {
         for (var u = lid; u < UNITS_A; u += THREADS) {
             if TA {
@@ -143,18 +148,7 @@ fn tile(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         tile_step(lid);
         workgroupBarrier();
     }
-    let n = n0 + tile_col(lid);
-    let m = m0 + tile_row(lid);
-    store4(m, n, acc[0]);
-    store4(m + 1u, n, acc[1]);
-    store4(m + 2u, n, acc[2]);
-    store4(m + 3u, n, acc[3]);
-#if !NARROW && !FLAT
-    store4(m + 4u, n, acc[4]);
-    store4(m + 5u, n, acc[5]);
-    store4(m + 6u, n, acc[6]);
-    store4(m + 7u, n, acc[7]);
-#end
+    tile_store(lid, m0, n0);
 }
 
 fn store4(m: u32, n: u32, v: vec4<f32>) {

@@ -10,6 +10,7 @@
 // variant: DW
 // variant: DW_SUM
 // variant: DW_SUM ACC
+// also: SUBGROUP
 
 override WG: u32 = 64u;
 
@@ -44,23 +45,15 @@ struct Params {
 #end
 
 #if !DW && !DW_SUM
-var<workgroup> sums: array<f32, WG>;
-
-// The sum of `value` over the workgroup, in a tree.
-fn total(lid: u32, value: f32) -> f32 {
-    sums[lid] = value;
-    for (var width = WG / 2u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if lid < width { sums[lid] += sums[lid + width]; }
-    }
-    workgroupBarrier();
-    return sums[0];
-}
+#include "common/reduce.wgsl"
 #end
 
 #if FORWARD
 @compute @workgroup_size(WG)
-fn rms_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+fn rms_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let row = wg.y * groups.x + wg.x;
     let live = row < p.rows;
     let at = row * p.cols;
@@ -68,7 +61,7 @@ fn rms_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) group
     if live {
         for (var i = lid; i < p.cols; i += WG) { sum += x[at + i] * x[at + i]; }
     }
-    let s = 1.0 / sqrt(total(lid, sum) / f32(p.cols) + p.eps);
+    let s = 1.0 / sqrt(reduce_add(lane, sum) / f32(p.cols) + p.eps);
     if live {
         for (var i = lid; i < p.cols; i += WG) { y[at + i] = x[at + i] * s * (p.offset + w[i]); }
         if lid == 0u { rstd[p.first + row] = s; }
@@ -86,7 +79,10 @@ fn gradient(at: u32, i: u32) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn rms_norm_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+fn rms_norm_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let row = wg.y * groups.x + wg.x;
     let live = row < p.rows;
     let at = row * p.cols;
@@ -94,7 +90,7 @@ fn rms_norm_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) gr
     if live {
         for (var i = lid; i < p.cols; i += WG) { sum += gradient(at, i) * x[at + i]; }
     }
-    let mean = total(lid, sum) / f32(p.cols);
+    let mean = reduce_add(lane, sum) / f32(p.cols);
     if live {
         let s = rstd[p.first + row];
         let along = mean * s * s;

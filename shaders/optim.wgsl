@@ -6,15 +6,25 @@
 // variant: ADAMW
 // variant: COPY
 // variant: ZERO
+// also: SUBGROUP
 
+#if SUM_SQUARES
+const WG: u32 = 256u;
+#include "common/reduce.wgsl"
+#end
+#if SUM
+const WG: u32 = 256u;
+#include "common/reduce.wgsl"
+#end
+#if !SUM_SQUARES && !SUM
 override WG: u32 = 64u;
+#end
 // Elements of an invocation of the elementwise kernels.
 const EACH: u32 = 4u;
 
 #if SUM_SQUARES
 // Elements of a partial sum.
 const PIECE: u32 = 8192u;
-const LANES: u32 = 256u;
 struct Params {
     // Elements of this dispatch, and its first partial sum.
     n: u32,
@@ -23,27 +33,23 @@ struct Params {
 @group(0) @binding(next) var<storage, read_write> partials: array<f32>;
 @group(0) @binding(next) var<storage, read_write> x: array<f32>;
 @group(0) @binding(next) var<uniform> p: Params;
-var<workgroup> lanes: array<f32, LANES>;
 
-@compute @workgroup_size(LANES)
-fn partial_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+@compute @workgroup_size(WG)
+fn partial_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     let piece = wg.y * groups.x + wg.x;
     let start = piece * PIECE;
     if start >= p.n { return; }
     var sum = 0.0;
-    for (var i = start + lid; i < min(start + PIECE, p.n); i += LANES) { sum += x[i] * x[i]; }
-    lanes[lid] = sum;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lid < half { lanes[lid] += lanes[lid + half]; }
-        workgroupBarrier();
-    }
-    if lid == 0u { partials[p.first + piece] = lanes[0]; }
+    for (var i = start + lid; i < min(start + PIECE, p.n); i += WG) { sum += x[i] * x[i]; }
+    sum = reduce_add(lane, sum);
+    if lid == 0u { partials[p.first + piece] = sum; }
 }
 #end
 
 #if SUM
-const LANES: u32 = 256u;
 struct Params {
     n: u32,
 }
@@ -53,27 +59,24 @@ struct Params {
 @group(0) @binding(next) var<storage, read_write> acc: array<f32>;
 #end
 @group(0) @binding(next) var<uniform> p: Params;
-var<workgroup> lanes: array<f32, LANES>;
 
-@compute @workgroup_size(LANES)
-fn sum(@builtin(local_invocation_index) lid: u32) {
+@compute @workgroup_size(WG)
+fn sum(
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
     var sum = 0.0;
-    for (var i = lid; i < p.n; i += LANES) { sum += partials[i]; }
-    lanes[lid] = sum;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lid < half { lanes[lid] += lanes[lid + half]; }
-        workgroupBarrier();
-    }
+    for (var i = lid; i < p.n; i += WG) { sum += partials[i]; }
+    sum = reduce_add(lane, sum);
     if lid == 0u {
 #if INPLACE
-        y[0] += lanes[0];
+        y[0] += sum;
 #end
 #if ACC
-        y[0] = acc[0] + lanes[0];
+        y[0] = acc[0] + sum;
 #end
 #if !INPLACE && !ACC
-        y[0] = lanes[0];
+        y[0] = sum;
 #end
     }
 }

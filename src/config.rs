@@ -12,7 +12,8 @@ use toml::Value;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-use crate::peft::{AdapterConfig, Targets, files};
+use crate::peft::{AdapterConfig, Targets, Tokens, files, tokens::distinct};
+use crate::train::optimizer::{Bits, Rule};
 
 mod value;
 
@@ -172,8 +173,11 @@ settings! {
         rslora: bool = "BOOL", { false };
         #[doc = "LoRA: train the norms of the weights' rows apart from their directions (DoRA)"]
         dora: bool = "BOOL", { false };
-        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,v_proj), or a regular expression"]
+        #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,embed_tokens), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
+        #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
+        trainable_tokens: Option<Vec<usize>> = "IDS", { None },
+            if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
         #[doc = "LoRA: adapter to start from; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
@@ -199,18 +203,31 @@ settings! {
         #[doc = "Steps in which it rises from 0; below 1, that share of all steps"]
         warmup: f64 = "N", { 0.0 },
             if |v| v.is_finite() && *v >= 0.0 && (*v < 1.0 || v.fract() == 0.0) => "a whole number of steps, or a share below 1";
-        #[doc = "Decay of the trained tensors, apart from the gradient (AdamW)"]
+        #[doc = "Update rule; 8bit: its state takes a byte a value, in tensors of 4096 values or more"]
+        optimizer: Optimizer = "NAME", { Optimizer::Adamw };
+        #[doc = "Decay of the trained tensors, apart from the gradient (SGD: added to it)"]
         weight_decay: f64 = "X", { 0.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
         #[doc = "Gradients are scaled down to this norm; 0 is off"]
         max_grad_norm: f64 = "X", { 1.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
-        #[doc = "Optimizer"]
-        optimizer: Optimizer = "NAME", { Optimizer::Adamw };
-        #[doc = "AdamW: decay of the first moment"]
+        #[doc = "AdamW: decay of the first moment; Lion: share of the momentum in a step"]
         adam_beta1: f64 = "X", { 0.9 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
-        #[doc = "AdamW: decay of the second moment"]
-        adam_beta2: f64 = "X", { 0.999 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
+        #[doc = "AdamW: decay of the second moment; Lion: decay of the momentum"]
+        adam_beta2: f64 = "X", { |c| if c.lion() { 0.99 } else { 0.999 } } as "0.999, for lion 0.99",
+            if |v| (0.0..1.0).contains(v) => "0 to below 1";
         #[doc = "AdamW: added to the root of the second moment"]
         adam_eps: f64 = "X", { 1e-8 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+        #[doc = "SGD: share of the momentum that a step keeps; 0 keeps no state"]
+        momentum: f64 = "X", { 0.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
+        #[doc = "SGD: share of the gradient that the momentum does not take"]
+        dampening: f64 = "X", { 0.0 }, if |v| v.is_finite() => "a finite number";
+        #[doc = "SGD: step by the momentum that is to come (Nesterov)"]
+        nesterov: bool = "BOOL", { false };
+        #[doc = "Adafactor: 1 - step ^ this is the decay of the second moment"]
+        adafactor_decay_rate: f64 = "X", { -0.8 }, if |v| v.is_finite() && *v <= 0.0 => "a finite number, 0 or less";
+        #[doc = "Adafactor: added to the square of the gradient"]
+        adafactor_eps: f64 = "X", { 1e-30 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+        #[doc = "Adafactor: largest root mean square of a tensor's update, before the rate"]
+        adafactor_clip: f64 = "X", { 1.0 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
     }
     "Memory" {
         #[doc = "Bytes to stay within: on the CPU those of the whole process, else the device's; chooses from what follows"]
@@ -229,9 +246,9 @@ settings! {
         seed: u64 = "N", { 42 }, if |v| *v <= i64::MAX as u64 => "0 to 9223372036854775807";
         #[doc = "Draw the sequences of each epoch in a new order"]
         shuffle: bool = "BOOL", { true };
-        #[doc = "How frozen f32 weights that are not quantized are held (16-bit ones stay so); sums are always f32"]
+        #[doc = "bf16: frozen weights that are not quantized are held in it (16-bit ones stay so), and activations on CUDA; sums are always f32"]
         dtype: Dtype = "DTYPE", { Dtype::F32 };
-        #[doc = "auto, cpu, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
+        #[doc = "auto, cpu, cuda, cuda:N, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
         device: Device = "DEVICE", { Device::Auto };
         #[doc = "Full training: how the trained weights are written"]
         save_dtype: SaveDtype = "DTYPE", { SaveDtype::F32 };
@@ -344,14 +361,19 @@ impl RunConfig {
         theirs.rslora = adapter.rslora;
         theirs.dora = adapter.dora;
         theirs.targets = adapter.targets.clone();
+        theirs.trainable_tokens = match &adapter.tokens {
+            Some(Tokens::Embedding(ids)) => Some(ids.clone()),
+            // Of several tables: more than the setting can say, so it stays with the adapter.
+            Some(Tokens::Modules(_)) | None => None,
+        };
         theirs.dropout = adapter.dropout;
-        for name in ["rank", "alpha", "rslora", "dora", "targets", "dropout"] {
+        for name in ["rank", "alpha", "rslora", "dora", "targets", "trainable_tokens", "dropout"] {
             let (i, field) = (Self::index(name), find(name)?);
             let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
             match self.origins[i].given() {
                 true if name == "dropout" => theirs.dropout = self.dropout,
                 true if ours != fixed => {
-                    let text = |v: Option<Value>| v.map_or(String::new(), |v| toml_text(&v));
+                    let text = |v: Option<Value>| v.map_or("nothing".into(), |v| toml_text(&v));
                     let expected = format!("{} as in {}, or no --adapter", text(fixed), dir.display());
                     return Err(Error::config(name, format!("{} ({})", text(ours), self.origins[i]), expected));
                 }
@@ -388,6 +410,9 @@ impl RunConfig {
         if self.method == Method::Full && self.adapter.is_some() {
             return clash("adapter", "an adapter with method full", "method lora, or no adapter");
         }
+        if self.nesterov && (self.momentum <= 0.0 || self.dampening != 0.0) {
+            return clash("nesterov", "true without momentum, or with dampening", "a momentum, and dampening 0");
+        }
         if self.double_quant && self.quantize != Quantize::Nf4 {
             return clash("double-quant", "true with quantize none", "quantize = \"nf4\"");
         }
@@ -413,6 +438,31 @@ impl RunConfig {
         }
     }
 
+    fn lion(&self) -> bool {
+        matches!(self.optimizer, Optimizer::Lion | Optimizer::Lion8bit)
+    }
+
+    /// The optimizer with its constants.
+    pub fn optimizer(&self) -> crate::train::optimizer::Optimizer {
+        let bits = match self.optimizer {
+            Optimizer::Adamw8bit | Optimizer::Lion8bit => Bits::B8,
+            _ => Bits::B32,
+        };
+        let (beta1, beta2) = (self.adam_beta1, self.adam_beta2);
+        let rule = match self.optimizer {
+            Optimizer::Adamw | Optimizer::Adamw8bit => Rule::AdamW { beta1, beta2, eps: self.adam_eps, bits },
+            Optimizer::Lion | Optimizer::Lion8bit => Rule::Lion { beta1, beta2, bits },
+            Optimizer::Sgd => Rule::Sgd { momentum: self.momentum, dampening: self.dampening, nesterov: self.nesterov },
+            Optimizer::Adafactor => Rule::Adafactor {
+                decay_rate: self.adafactor_decay_rate,
+                eps: self.adafactor_eps,
+                clip_threshold: self.adafactor_clip,
+            },
+        };
+        let (weight_decay, max_grad_norm) = (self.weight_decay, self.max_grad_norm);
+        crate::train::optimizer::Optimizer { rule, weight_decay, max_grad_norm }
+    }
+
     /// The format that frozen weights of linear layers are quantized to, if any.
     pub fn quantized(&self) -> Option<DType> {
         match (self.quantize, self.double_quant) {
@@ -429,7 +479,11 @@ impl RunConfig {
         }
         let mut adapter = match &self.adapter {
             Some(dir) => files::read_config(dir)?,
-            None => AdapterConfig::lora(self.rank, self.alpha, self.targets.clone()),
+            None => {
+                let mut new = AdapterConfig::lora(self.rank, self.alpha, self.targets.clone());
+                new.tokens = self.trainable_tokens.clone().map(Tokens::Embedding);
+                new
+            }
         };
         adapter.rslora = self.rslora;
         adapter.dora = self.dora;

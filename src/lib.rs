@@ -1,5 +1,5 @@
-//! Trimtab fine-tunes language models in little memory: LoRA, QLoRA and full fine-tuning, on the CPU and on any GPU
-//! that speaks Vulkan, Metal or DX12. Models come in and adapters go out in Hugging Face's formats.
+//! Trimtab fine-tunes language models in little memory: LoRA, QLoRA and full fine-tuning, on the CPU, on NVIDIA GPUs by
+//! CUDA, and on any GPU that speaks Vulkan, Metal or DX12. Models come in and adapters go out in Hugging Face's formats.
 //!
 //! # The tour
 //!

@@ -46,8 +46,10 @@ pub enum Source {
     Base { tensor: String, role: Role },
     /// An adapter's tensor under this key in its file; else drawn as `init` says.
     Adapter { init: Init },
-    /// Computed when the graph was built.
-    Data(Vec<f32>),
+    /// The same; else rows of a tensor of the base model.
+    Rows { tensor: String, role: Role, rows: Vec<usize> },
+    /// Computed when the graph was built: its bytes.
+    Data(Vec<u8>),
     /// Computed when weights are loaded, as they are held.
     RowNorms(RowNorms),
 }
@@ -68,6 +70,9 @@ pub enum Init {
     /// Uniform in ±bound.
     Uniform {
         bound: f32,
+    },
+    Normal {
+        std: f32,
     },
     RowNorms(RowNorms),
 }
@@ -112,13 +117,15 @@ pub struct Nn<'a> {
     /// Methods that drop out do so only in training.
     pub training: bool,
     storage: &'a dyn Fn(&str, Role) -> DType,
+    /// What activations are kept in.
+    act: DType,
     named: HashMap<String, Val>,
     drops: u32,
 }
 
 impl<'a> Nn<'a> {
-    /// `storage` gives the format in which a frozen weight of a name and role is kept.
-    pub fn new(method: &'a dyn Method, storage: &'a dyn Fn(&str, Role) -> DType, tokens: usize) -> Nn<'a> {
+    /// `storage` gives the format in which a frozen weight of a name and role is kept, `act` the type of activations.
+    pub fn new(method: &'a dyn Method, storage: &'a dyn Fn(&str, Role) -> DType, act: DType, tokens: usize) -> Nn<'a> {
         let mut g = Graph::new();
         let batch = inputs(&mut g, tokens);
         Nn {
@@ -129,6 +136,7 @@ impl<'a> Nn<'a> {
             cached: None,
             training: true,
             storage,
+            act,
             named: HashMap::new(),
             drops: 0,
         }
@@ -166,13 +174,31 @@ impl<'a> Nn<'a> {
         self.keep(val, key, Source::Adapter { init }, true)
     }
 
+    /// The same, of rows of `dim` values that start as the rows `rows` of the base model's `tensor`.
+    pub fn adapter_rows(&mut self, key: &str, tensor: &str, role: Role, dim: usize, rows: &[usize]) -> Val {
+        if let Some(&val) = self.named.get(key) {
+            return val;
+        }
+        let val = self.g.leaf(Class::Param, key, Ty::f32(&[rows.len(), dim]));
+        self.keep(val, key, Source::Rows { tensor: tensor.into(), role, rows: rows.to_vec() }, true)
+    }
+
     /// A constant.
     pub fn constant(&mut self, name: &str, shape: &[usize], data: impl FnOnce() -> Vec<f32>) -> Val {
         if let Some(&val) = self.named.get(name) {
             return val;
         }
         let val = self.g.leaf(Class::Frozen, name, Ty::f32(shape));
-        self.keep(val, name, Source::Data(data()), false)
+        self.keep(val, name, Source::Data(bytemuck::cast_slice(&data()).to_vec()), false)
+    }
+
+    /// A constant list of whole numbers.
+    pub fn constant_i32(&mut self, name: &str, data: &[i32]) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let val = self.g.leaf(Class::Frozen, name, Ty::i32(&[data.len()]));
+        self.keep(val, name, Source::Data(bytemuck::cast_slice(data).to_vec()), false)
     }
 
     /// The norms that DoRA divides by, as a constant: for use where nothing is trained.
@@ -202,10 +228,30 @@ impl<'a> Nn<'a> {
         self.drops
     }
 
+    /// The tokens' rows of a table, times `scale`, as the method changes them.
     pub fn embed(&mut self, path: &str, vocab: usize, dim: usize, scale: f32) -> Result<Val> {
         let table = self.weight(&format!("{path}.weight"), &[vocab, dim], Role::Embed);
         self.g.site = path.to_string();
+        let site = Site { path: path.to_string(), role: Role::Embed };
+        let method = self.method;
+        let x = method.embed(self, &site, table, scale)?;
+        self.g.cast(x, self.act)
+    }
+
+    /// The rows themselves.
+    pub fn plain_embed(&mut self, table: Val, scale: f32) -> Result<Val> {
         self.g.embed(self.batch.ids, table, scale)
+    }
+
+    /// The weight [vocabulary, hidden] of the output head `path`, that of the embedding `tied` where they are one, as
+    /// the method changes it.
+    pub fn head(&mut self, path: &str, tied: Option<&str>, vocab: usize, dim: usize) -> Result<Val> {
+        let role = if tied.is_some() { Role::Embed } else { Role::Head };
+        let w = self.weight(&format!("{}.weight", tied.unwrap_or(path)), &[vocab, dim], role);
+        self.g.site = path.to_string();
+        let site = Site { path: path.to_string(), role };
+        let method = self.method;
+        method.head(self, &site, tied, w)
     }
 
     /// `x Wᵀ (+ bias)`, as the method changes it.
@@ -257,7 +303,7 @@ impl<'a> Nn<'a> {
             let cache = match self.named.get(&name) {
                 Some(&cache) => cache,
                 None => {
-                    let cache = self.g.leaf(Class::Cache, &name, Ty::f32(&[cached.capacity, width]));
+                    let cache = self.g.leaf(Class::Cache, &name, Ty::new(self.act, &[cached.capacity, width]));
                     self.named.insert(name, cache);
                     cache
                 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Caps};
 use crate::data::pack::MicroBatch;
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
@@ -13,12 +13,13 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::memory::{self, Chosen, Request};
 use crate::models::{self, Model};
-use crate::nn::Role;
+use crate::nn::{Role, Source};
 use crate::peft::files::AdapterTensor;
 use crate::peft::{Method, Save};
 use crate::plan::{Account, Plan};
+use crate::train::optimizer::Optimizer;
 use crate::train::step::Step;
-use crate::train::trainer::{AdamW, StepReport, Trainer};
+use crate::train::trainer::{StepReport, Trainer};
 use crate::weights::{Checkpoint, Storage, load};
 
 /// A base model: its config, and its weights unless they are to be drawn at random.
@@ -70,18 +71,26 @@ impl Base {
     }
 }
 
+/// What activations are kept in when `dtype` is asked for: 16 bits where the device can, else f32.
+pub fn activations(dtype: DType, caps: &Caps) -> DType {
+    match dtype {
+        DType::BF16 | DType::F16 => caps.act16.unwrap_or(DType::F32),
+        _ => DType::F32,
+    }
+}
+
 /// What a run is, apart from the model and the method.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Format of the linear layers' frozen weights, if they are to be quantized.
     pub quantize: Option<DType>,
-    /// Format of the other frozen weights.
+    /// Format of the other frozen weights, and of activations where the device keeps them in 16 bits.
     pub dtype: DType,
     /// Longest sequence.
     pub max_seq_len: usize,
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    pub adamw: AdamW,
+    pub optimizer: Optimizer,
     pub seed: u64,
     /// The memory there is, and what to do about it.
     pub memory: Request,
@@ -96,7 +105,7 @@ impl Default for Options {
             dtype: DType::F32,
             max_seq_len: 1024,
             micro_tokens: 1024,
-            adamw: AdamW::default(),
+            optimizer: Optimizer::default(),
             seed: 42,
             memory: Request::default(),
             spill: None,
@@ -119,12 +128,14 @@ pub struct Planned<'a> {
 impl<'a> Planned<'a> {
     pub fn new(base: &'a Base, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
         let model = base.model(options.max_seq_len)?;
-        method.check(&model.linears())?;
+        method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
+        let act = activations(options.dtype, backend.caps());
         let mut options = options;
         let wanted = options.micro_tokens;
         let (step, plan, mut chosen) = loop {
-            let step = Step::new(&*model, &*method, &storage, options.micro_tokens, backend.caps())?;
+            let tokens = options.micro_tokens;
+            let step = Step::with(&*model, &*method, &storage, act, tokens, options.optimizer, backend.caps())?;
             match memory::fit(&step, backend.caps(), &options.memory) {
                 // The last resort, since it changes rounding.
                 Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {
@@ -175,10 +186,7 @@ impl<'a> Planned<'a> {
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
             let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
-            weights
-                .filter(|w| !matches!(w.source, crate::nn::Source::Data(_)))
-                .map(|w| self.step.graph.ty(w.val).len())
-                .sum()
+            weights.filter(|w| !matches!(w.source, Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
         };
         (count(true), count(false))
     }
@@ -197,7 +205,7 @@ impl<'a> Planned<'a> {
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session<'a>> {
         let Planned { base, method, backend, step, plan, options, init_std, .. } = self;
-        let mut trainer = Trainer::new(backend, step, plan, options.adamw, options.seed)?;
+        let mut trainer = Trainer::new(backend, step, plan, options.seed)?;
         if let Some(dir) = &options.spill {
             trainer.exec.away.set_dir(dir);
         }
@@ -224,6 +232,15 @@ impl Session<'_> {
     /// Writes what was trained: a PEFT adapter, or a whole model with its weights in `dtype`.
     pub fn save(&mut self, dir: &Path, dtype: DType) -> Result<()> {
         let trained = self.trainer.trained()?;
-        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained })
+        let mut kept = Vec::new();
+        for weight in self.trainer.weights().to_vec() {
+            let Source::Base { tensor, role } = &weight.source else { continue };
+            if let Some(name) = self.method.keeps(tensor, *role)?.filter(|_| !weight.trainable) {
+                let exec = &mut self.trainer.exec;
+                let ty = exec.graph.ty(weight.val).clone();
+                kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
+            }
+        }
+        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained, kept: &kept })
     }
 }

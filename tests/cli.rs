@@ -341,6 +341,17 @@ fn a_model_made_here_continues_a_text() {
     assert_eq!(greedy, text(&["--temperature", "0", "--seed", "7"]));
     assert_eq!(greedy, text(&["--top-k", "1"]));
     assert_eq!(text(&["--max-tokens", "0"]), "ROMEO:\n");
+    // What is trained on the embedding is told by its adapter, and goes on from there.
+    for (name, flags) in [("tokens", ["--trainable-tokens", "5,17"]), ("table", ["--targets", "q_proj,embed_tokens"])] {
+        let train = ["train", "--model", "base", "--data", data.to_str().unwrap(), "--lr", "0.1", "--out"];
+        scratch.run(&[&train[..], &[name], &small, &flags].concat()).ok();
+        assert_ne!(first, text(&["--adapter", name]), "{name} changes nothing");
+        scratch.run(&[&train[..], &["further", "--adapter", name], &small].concat()).ok();
+        let config = |dir: &str| -> Value {
+            serde_json::from_slice(&scratch.read(&format!("{dir}/adapter_config.json"))).unwrap()
+        };
+        assert_eq!(config(name), config("further"));
+    }
     // More than the model was made for is a setting that makes no sense to it.
     let args = ["generate", "--model", "base", "--prompt", "x", "--max-tokens", "1000000", "--device", "cpu"];
     assert!(scratch.run(&args).fails(1).contains("--max-tokens"));

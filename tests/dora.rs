@@ -42,7 +42,7 @@ fn the_layer_is_that_of_peft() {
         let scale = if rslora { 6.0 / (r as f32).sqrt() } else { 2.0 } as f64;
         let method = Lora { config };
         let storage = |_: &str, _: Role| DType::F32;
-        let mut nn = Nn::new(&method, &storage, t);
+        let mut nn = Nn::new(&method, &storage, DType::F32, t);
         let x = nn.g.leaf(Class::Io, "x", Ty::f32(&[t, k]));
         let y = nn.linear("layer", Role::Q, x, n, true).unwrap();
 
@@ -120,7 +120,7 @@ fn logits(
     from: Option<&Tensors>,
 ) -> Vec<f32> {
     let model = base.model(16).unwrap();
-    let generation = Generation::new(&*model, method, &base.storage(quantize, DType::F32), 5, 16).unwrap();
+    let generation = Generation::new(&*model, method, &base.storage(quantize, DType::F32), DType::F32, 5, 16).unwrap();
     let weights = generation.weights.clone();
     let mut generator = Generator::new(device.open(), generation).unwrap();
     let sources = load::Sources { base: base.checkpoint.as_ref(), std: 0.0, adapter: from, seed: 42 };

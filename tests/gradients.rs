@@ -161,6 +161,8 @@ fn a_wrong_rule_is_seen() {
         workspace: no_workspace,
         host: |_| {},
         wgsl: |_| Ok(Vec::new()),
+        cuda: |_| Ok(Vec::new()),
+        acts: ops::no_acts,
         samples: Vec::new,
     };
     static RIGHT: OpDef = TWICE;

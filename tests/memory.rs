@@ -20,8 +20,9 @@ use trimtab::nn::Role;
 use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::{Plan, kind_of};
+use trimtab::train::optimizer::{Bits, Rule};
 use trimtab::train::step::Step;
-use trimtab::train::trainer::{AdamW, StepReport, Trainer};
+use trimtab::train::trainer::{StepReport, Trainer};
 use trimtab::weights::{Checkpoint, load};
 
 fn fixture(path: &str) -> PathBuf {
@@ -36,6 +37,7 @@ struct Setup {
     quantize: Option<DType>,
     dropout: f64,
     tokens: usize,
+    rule: Rule,
 }
 
 impl Setup {
@@ -49,7 +51,8 @@ impl Setup {
             Some(dtype) if role.is_block_linear() => dtype,
             _ => DType::F32,
         };
-        let step = Step::new(&*model, &*method, &storage, self.tokens, Cpu::new().caps()).unwrap();
+        let caps = Cpu::new().caps().clone();
+        let step = Step::with(&*model, &*method, &storage, DType::F32, self.tokens, self.rule.into(), &caps).unwrap();
         (base, step)
     }
 
@@ -72,7 +75,7 @@ type Outcome = (Vec<StepReport>, Vec<u32>);
 /// Runs `step` as `plan` lays it out, and checks that what is allocated is what the plan says, before and after.
 fn run(setup: &Setup, base: &Checkpoint, step: Step, plan: Plan) -> Outcome {
     let (total, host) = (plan.account.total, plan.account.host_total);
-    let mut trainer = Trainer::new(Box::new(Cpu::new()), step, plan, AdamW::default(), 7).unwrap();
+    let mut trainer = Trainer::new(Box::new(Cpu::new()), step, plan, 7).unwrap();
     assert_eq!((trainer.exec.backend.memory(), host), (total, 0), "the account is not what was allocated");
     let weights = trainer.weights().to_vec();
     let from = load::Sources { base: Some(base), std: 0.0, adapter: None, seed: 7 };
@@ -93,7 +96,14 @@ fn with(setup: &Setup, choices: &Choices) -> (Outcome, Plan) {
 }
 
 fn setups() -> Vec<Setup> {
-    let lora = |quantize, dropout| Setup { folder: fixture("golden/base"), lora: true, quantize, dropout, tokens: 24 };
+    let lora = |quantize, dropout| Setup {
+        folder: fixture("golden/base"),
+        lora: true,
+        quantize,
+        dropout,
+        tokens: 24,
+        rule: Rule::ADAMW,
+    };
     let full = Setup { lora: false, ..lora(None, 0.0) };
     vec![
         lora(None, 0.0),
@@ -122,7 +132,7 @@ fn no_choice_changes_a_bit() {
             Choices { stream: 1, ..plain },
             Choices { stream: blocks, ..plain },
             Choices { stream: blocks, ahead: Ahead::Nothing, ..plain },
-            Choices { page: 64, ..plain },
+            Choices { page: 256, ..plain },
             Choices { page: 4096, ..plain },
             Choices { offload: true, ..plain },
             Choices { offload: true, all: layers, ..plain },
@@ -169,7 +179,7 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
             assert_eq!(plan.account.host_total > 0, all && !own, "{}", device.name);
             assert_eq!(plan.account.host_total, plan.schedule.staging);
             let total = plan.account.total;
-            let mut trainer = Trainer::new(backend, step, plan, AdamW::default(), 7).unwrap();
+            let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();
             assert_eq!(trainer.exec.backend.memory(), total, "{}", device.name);
             let weights = trainer.weights().to_vec();
             let from = load::Sources { base: Some(&base), std: 0.0, adapter: None, seed: 7 };
@@ -186,6 +196,31 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
 
 fn table_last(layers: usize, blocks: usize) -> Choices {
     Choices { selective: 0, all: layers, stream: blocks, ahead: Ahead::Nothing, offload: false, page: 1024 }
+}
+
+const RULES: [Rule; 6] = [
+    Rule::ADAMW,
+    Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, bits: Bits::B8 },
+    Rule::LION,
+    Rule::Lion { beta1: 0.9, beta2: 0.99, bits: Bits::B8 },
+    Rule::Sgd { momentum: 0.9, dampening: 0.0, nesterov: true },
+    Rule::ADAFACTOR,
+];
+
+#[test]
+fn every_optimizer_is_the_same_in_pages() {
+    for rule in RULES {
+        let setup = Setup { rule, ..setups()[3].clone() };
+        let (want, plain) = with(&setup, &Choices::default());
+        for page in [256, 3072, 1 << 20] {
+            let (got, plan) = with(&setup, &Choices { page, ..Choices::default() });
+            assert!(got == want, "{rule:?} in pages of {page}: {:?} not {:?}", got.0, want.0);
+            // Adafactor's state is small and read as a whole.
+            let paged = rule != Rule::ADAFACTOR;
+            assert_eq!(plan.account.files.iter().any(|f| f.0 == "optimizer state"), paged, "{rule:?}");
+            assert!(!paged || page > 4096 || plan.account.total < plain.account.total, "{rule:?} in pages of {page}");
+        }
+    }
 }
 
 /// Small numbers from a seed.
@@ -212,6 +247,7 @@ fn a_budget_is_kept_or_refused_before_anything_is_allocated() {
             quantize: [None, Some(DType::Nf4), Some(DType::Nf4Dq)][if lora { dice.below(3) } else { 0 }],
             dropout: [0.0, 0.1][dice.below(2)],
             tokens: 8 + dice.below(40),
+            rule: RULES[dice.below(RULES.len())],
         };
         let (base, step) = setup.step();
         let plain = Plan::new(&step.graph, &caps).unwrap();

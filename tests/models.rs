@@ -3,7 +3,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::devices::{Device, devices};
 use common::golden::Golden;
@@ -15,7 +15,7 @@ use trimtab::models;
 use trimtab::nn::{Nn, Role, Weight};
 use trimtab::ops::{Attr, Linear, linear};
 use trimtab::peft::config::{AdapterConfig, Targets};
-use trimtab::peft::files::{AdapterTensor, read_adapter};
+use trimtab::peft::files::{AdapterTensor, base_layer, read_adapter};
 use trimtab::peft::{Frozen, Method, full::Full, lora::Lora};
 use trimtab::plan::Plan;
 use trimtab::train::step::Step;
@@ -94,11 +94,11 @@ fn logits(
 ) -> Vec<f32> {
     let model = models::read(base.config(), longest).unwrap();
     let tokens = packed.ids.len();
-    let mut nn = Nn::new(method, storage, tokens);
+    let mut nn = Nn::new(method, storage, DType::F32, tokens);
     nn.training = false;
     let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[tokens, model.vocab()]));
     let hidden = model.hidden(&mut nn).unwrap();
-    let head = model.head(&mut nn);
+    let head = model.head(&mut nn).unwrap();
     nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[hidden, head], &[Some(logits)]).unwrap();
     let plan = Plan::new(&nn.g, backend.caps()).unwrap();
     let (batch, weights) = (nn.batch, nn.weights);
@@ -119,7 +119,7 @@ fn gradients(
     longest: usize,
 ) -> (f32, BTreeMap<String, Vec<f32>>) {
     let model = models::read(base.config(), longest).unwrap();
-    let step = Step::new(&*model, method, &as_f32, packed.ids.len(), backend.caps()).unwrap();
+    let step = Step::new(&*model, method, &as_f32, DType::F32, packed.ids.len(), backend.caps()).unwrap();
     let plan = Plan::new(&step.graph, backend.caps()).unwrap();
     let names: Vec<(String, Val)> = (0..step.graph.values.len() as u32)
         .map(Val)
@@ -202,14 +202,14 @@ fn families_give_transformers_logits_loss_and_gradients() {
 
 /// A golden adapter as its files give it.
 fn from_files(name: &str, _: &Golden) -> (Lora, Given) {
-    let adapter = read_adapter(&fixture(&format!("golden/{name}"))).unwrap();
+    let adapter = read_adapter(&fixture(name)).unwrap();
     (Lora { config: adapter.config }, Given::adapter(adapter.tensors))
 }
 
 /// A golden adapter whose method changed the base first: once the base is what is left, it is plain LoRA. The engine
 /// does not read such files yet, because what is left of the base is not in them.
 fn on_a_residual(name: &str, golden: &Golden) -> (Lora, Given) {
-    let text = std::fs::read_to_string(fixture(&format!("golden/{name}/adapter_config.json"))).unwrap();
+    let text = std::fs::read_to_string(fixture(&format!("{name}/adapter_config.json"))).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     config["init_lora_weights"] = true.into();
     let config = AdapterConfig::parse(&config.to_string()).unwrap();
@@ -226,16 +226,42 @@ fn on_a_residual(name: &str, golden: &Golden) -> (Lora, Given) {
     (Lora { config }, given)
 }
 
+type Read = fn(&str, &Golden) -> (Lora, Given);
+
+/// The adapter `name` on `base` gives its golden's logits, loss, and the gradient of every tensor that PEFT trains.
+fn agrees(base: &Checkpoint, packed: &Packed, name: &str, read: Read) {
+    let golden = Golden::open(fixture(&format!("{name}/golden.safetensors")));
+    let (method, given) = read(name, &golden);
+    on_every_device(|d| {
+        let got = logits(d.open(), base, &method, &given, &as_f32, packed, 64);
+        check(&format!("{name} logits on {}", d.name), &got, &golden.f32("logits"));
+        let (loss, grads) = gradients(d.open(), base, &method, &given, packed, 64);
+        check(&format!("{name} loss on {}", d.name), &[loss], &golden.f32("loss"));
+        let expected: Vec<String> = golden.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
+        assert_eq!(expected.len(), grads.len(), "{name}: not the tensors that PEFT trains");
+        for key in expected {
+            // While it trains, PEFT keeps such a module beside the original, and magnitudes as a module's weight; its
+            // file does not say so.
+            let file_key = key["grad.".len()..].replace(".modules_to_save", "");
+            let file_key = file_key.replace("magnitude_vector.weight", "magnitude_vector");
+            let got = grads.get(&file_key).unwrap_or_else(|| panic!("{name}: no {key}"));
+            check(&format!("{name} {key} on {}", d.name), got, &golden.f32(&key));
+        }
+    });
+}
+
 #[test]
 fn lora_adapters_give_peft_logits_loss_and_gradients() {
-    type Read = fn(&str, &Golden) -> (Lora, Given);
-    let table: [(&str, Read); 8] = [
+    let table: [(&str, Read); 11] = [
         ("lora", from_files),
         ("rslora", from_files),
         ("lora_rankpattern", from_files),
         ("dora", from_files),
         ("lora_bias", from_files),
         ("lora_modules_to_save", from_files),
+        ("lora_embed", from_files),
+        ("lora_lmhead", from_files),
+        ("lora_trainable_tokens", from_files),
         ("pissa", on_a_residual),
         ("olora", on_a_residual),
     ];
@@ -243,25 +269,40 @@ fn lora_adapters_give_peft_logits_loss_and_gradients() {
     let tokens = Golden::open(fixture("golden/base/golden.safetensors"));
     let packed = Packed::new(&tokens.i64("input_ids"), &tokens.i64("labels"), 12);
     for (name, read) in table {
-        let golden = Golden::open(fixture(&format!("golden/{name}/golden.safetensors")));
-        let (method, given) = read(name, &golden);
-        on_every_device(|d| {
-            let got = logits(d.open(), &base, &method, &given, &as_f32, &packed, 64);
-            check(&format!("{name} logits on {}", d.name), &got, &golden.f32("logits"));
-            let (loss, grads) = gradients(d.open(), &base, &method, &given, &packed, 64);
-            check(&format!("{name} loss on {}", d.name), &[loss], &golden.f32("loss"));
-            let expected: Vec<String> = golden.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
-            assert_eq!(expected.len(), grads.len(), "{name}: not the tensors that PEFT trains");
-            for key in expected {
-                // While it trains, PEFT keeps such a module beside the original, and magnitudes as a module's weight;
-                // its file does not say so.
-                let file_key = key["grad.".len()..].replace(".modules_to_save", "");
-                let file_key = file_key.replace("magnitude_vector.weight", "magnitude_vector");
-                let got = grads.get(&file_key).unwrap_or_else(|| panic!("{name}: no {key}"));
-                check(&format!("{name} {key} on {}", d.name), got, &golden.f32(&key));
-            }
-        });
+        agrees(&base, &packed, &format!("golden/{name}"), read);
     }
+}
+
+/// On a model whose head is its embedding, which it scales: LoRA leaves the head alone, trained tokens do not, unless
+/// the head has tokens of its own.
+#[test]
+fn adapters_of_a_tied_embedding_give_peft_logits_loss_and_gradients() {
+    let base = Checkpoint::open(fixture("families/gemma")).unwrap();
+    let tokens = Golden::open(fixture("families/gemma/golden.safetensors"));
+    let ids = tokens.i64("input_ids");
+    let packed = Packed::new(&ids, &tokens.i64("labels"), ids.len());
+    for name in ["lora_embed", "tokens", "two_lists", "head_tokens"] {
+        agrees(&base, &packed, &format!("golden_tied/{name}"), from_files);
+    }
+}
+
+/// PEFT loads the table that it wrote beside an adapted embedding; so a file with another one is another model.
+#[test]
+fn the_table_in_an_adapter_is_the_one_that_counts() {
+    let base = Checkpoint::open(fixture("golden/base")).unwrap();
+    let golden = Golden::open(fixture("golden/lora_embed/golden.safetensors"));
+    let tokens = Golden::open(fixture("golden/base/golden.safetensors"));
+    let packed = Packed::new(&tokens.i64("input_ids"), &tokens.i64("labels"), 12);
+    let (method, mut given) = from_files("golden/lora_embed", &golden);
+    let table = base_layer("model.embed_tokens");
+    let got = |given: &Given| logits(Device::cpu().open(), &base, &method, given, &as_f32, &packed, 64);
+    let tensors = given.adapter.as_mut().unwrap();
+    assert_eq!(tensors[&table].data, base.read("model.embed_tokens.weight").unwrap());
+    tensors.get_mut(&table).unwrap().data.iter_mut().for_each(|x| *x *= 1.01);
+    assert!(distance(&got(&given), &golden.f32("logits")) > TOLERANCE);
+    // Without it, the base's own counts.
+    given.adapter.as_mut().unwrap().remove(&table);
+    check("logits", &got(&given), &golden.f32("logits"));
 }
 
 #[test]

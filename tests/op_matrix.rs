@@ -10,6 +10,7 @@ use common::run::Run;
 use common::tolerance::{compare, rounding, sway, tolerance};
 use trimtab::backend::{Backend, Target};
 use trimtab::dtype::Ty;
+use trimtab::ops::quant::weight_defines;
 use trimtab::ops::{self, OpDef, Sample};
 
 /// What is wrong with `op` on `sample`; None: nothing.
@@ -126,6 +127,22 @@ fn on_cuda() {
     }
 }
 
+/// Kernels come in a plain variant and in richer ones; the test above runs the richest that the adapter has.
+#[test]
+fn on_wgpu_without_optional_features() {
+    if let Some(device) = Device::wgpu_plain() {
+        check(&device, |_| true);
+    }
+}
+
+/// Products by cooperative matrices, which are used only where the user asks for them.
+#[test]
+fn on_wgpu_with_cooperative_matrices() {
+    if let Some(device) = Device::wgpu_coop() {
+        check(&device, |_| true);
+    }
+}
+
 /// CUDA's kernels, their PTX interpreted.
 #[test]
 fn on_interpreted_cuda() {
@@ -139,6 +156,44 @@ fn on_interpreted_cuda() {
 fn on_interpreted_cuda_75() {
     if let Some(device) = Device::ptx(75) {
         check(&device, |_| true);
+    }
+}
+
+/// A weight is widened exactly, whether the kernel reads words or the type f16.
+#[test]
+fn f16_kernels_give_the_plain_kernels_bits() {
+    let (Some(plain), Some(able)) = (Device::wgpu_plain(), Device::wgpu_without_subgroups()) else { return };
+    let (mut plain, mut able) = (plain.open(), able.open());
+    if !able.caps().f16 {
+        eprintln!("SKIPPED: {} has no f16", able.caps().device);
+        return;
+    }
+    let defines = |d: &dyn Backend, ty: &Ty| weight_defines(ty, d.caps()).unwrap_or_default().join(" ");
+    let mut ran = 0;
+    for op in ops::table() {
+        for (i, sample) in (op.samples)().iter().enumerate() {
+            let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+            if !tys.iter().any(|ty| defines(&*able, ty) == "W_F16 F16" && defines(&*plain, ty) == "W_F16") {
+                continue;
+            }
+            let (stored, _) = operands(op.name, sample);
+            let run = |device: &mut dyn Backend| {
+                let ins = tys.iter().cloned().zip(stored.iter().map(Vec::as_slice)).collect();
+                Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
+            };
+            let (a, b) = (run(&mut *plain), run(&mut *able));
+            assert!(a.is_ok() && a == b, "{} #{i} ({}): {:?}", op.name, sample.name, (a.err(), b.err()));
+            ran += 1;
+        }
+    }
+    assert!(ran >= 8, "only {ran} samples have such a weight");
+}
+
+/// Blocks of tokens, without a vocabulary of hundreds of thousands.
+#[test]
+fn on_interpreted_cuda_with_little_scratch() {
+    if let Some(device) = Device::ptx_small(80, 64 << 10) {
+        check(&device, |sample| sample.name.starts_with("several blocks of tokens"));
     }
 }
 

@@ -193,7 +193,7 @@ fn step(folder: &Path, method: &dyn Method, tokens: usize, caps: &Caps) -> Step 
     let base = Checkpoint::open(folder).unwrap();
     let model = models::read(base.config(), tokens).unwrap();
     let storage = |_: &str, _: Role| DType::F32;
-    Step::new(&*model, method, &storage, tokens, caps).unwrap()
+    Step::new(&*model, method, &storage, DType::F32, tokens, caps).unwrap()
 }
 
 #[test]

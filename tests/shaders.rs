@@ -42,6 +42,20 @@ fn conditions_includes_and_bindings() {
     let source = std::fs::read_to_string(root.join("a.wgsl")).unwrap();
     assert_eq!(variants(&source), [vec![], vec!["A".to_string(), "B".into()]]);
     assert_eq!(variants("x"), [Vec::<String>::new()]);
+    let doubled = variants("// variant: A\n// variant: B\n// also: C\n// variant: D\n// also: E\n");
+    assert_eq!(
+        doubled.iter().map(|v| v.join(" ")).collect::<Vec<_>>(),
+        ["A", "B", "D", "A C", "B C", "A E", "B E", "D E"]
+    );
+}
+
+#[test]
+fn enable_lines_move_to_the_top() {
+    let root = folder(&[("a.wgsl", "// a\n#include \"b.wgsl\"\nx\n"), ("b.wgsl", "b\nenable f16;\n")]);
+    let out = run(&root, &[]).unwrap();
+    assert_eq!(out.text, "enable f16;\n// a\nb\nx\n");
+    assert_eq!(out.origin[0], (root.join("b.wgsl"), 2));
+    assert_eq!(out.origin[3], (root.join("a.wgsl"), 3));
 }
 
 #[test]

@@ -37,12 +37,15 @@ fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     found
 }
 
+/// The crate's sources, and those of the PTX interpreter that tests its CUDA kernels.
+fn sources() -> Vec<(String, String)> {
+    ["src", "tests/ptxsim/src"].iter().flat_map(|folder| files(folder, "rs")).collect()
+}
+
 /// Fails with every complaint that `rule` has about the sources.
 fn holds_in_src(rule: fn(&str) -> Vec<String>) {
-    let complaints: Vec<String> = files("src", "rs")
-        .iter()
-        .flat_map(|(name, text)| rule(text).into_iter().map(move |c| format!("{name}: {c}")))
-        .collect();
+    let complaints: Vec<String> =
+        sources().iter().flat_map(|(name, text)| rule(text).into_iter().map(move |c| format!("{name}: {c}"))).collect();
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
@@ -249,7 +252,7 @@ fn unsafe_has_a_reason() {
 
 #[test]
 fn nothing_that_ships_is_unfinished_or_unwraps() {
-    let rust = files("src", "rs");
+    let rust = sources();
     let complaints: Vec<String> = rust
         .iter()
         .filter(|(name, _)| !is_test_module(name))

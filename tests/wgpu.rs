@@ -4,8 +4,8 @@ mod common;
 
 use common::data::Random;
 use trimtab::Error;
-use trimtab::backend::wgpu::{Ask, SHADERS, Wgpu, adapters, params_bytes, shader};
-use trimtab::backend::{Backend, Buffer, Kernel, Launch, Slice};
+use trimtab::backend::wgpu::{Ask, SHADERS, Wgpu, adapters, params_bytes, richest, shader};
+use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Slice};
 
 fn open() -> Option<Wgpu> {
     common::devices::Device::wgpu()?;
@@ -178,6 +178,15 @@ fn a_launch_that_cannot_be_is_refused_by_name() {
                 }
             }),
         ),
+        (
+            // A variant for subgroups on a device that was opened without them.
+            "missing capability",
+            kernel(&|k| {
+                if let Kernel::Wgsl { shader, defines, entry, .. } = k {
+                    (*shader, *defines, *entry) = ("optim", vec!["SUM", "SUBGROUP"], "sum");
+                }
+            }),
+        ),
         ("no WGSL kernel", kernel(&|k| *k = Kernel::Nothing)),
         // Fewer operands than the shader has: the driver's own check must become an error, too.
         ("layers.3:sum_rows", Launch { args: vec![slice(b, 0, 256)], ..good.clone() }),
@@ -223,4 +232,20 @@ fn shaders_are_found_by_stem_and_symbols() {
         assert_eq!(shader(stem, &defines), Some(*text), "{stem} {defines:?}");
     }
     assert_eq!(shader("matmul", &["NO_SUCH"]), None);
+}
+
+#[test]
+fn a_device_takes_the_richest_variant_that_it_can_run() {
+    let Some(_) = open() else { return };
+    let plain = Wgpu::with(None, Ask::Plain).unwrap().caps().clone();
+    assert_eq!((plain.f16, plain.subgroup), (false, None));
+    let able = Caps { subgroup: Some((4, 128)), ..plain.clone() };
+    for (stem, defines, reduces) in [("optim", "SUM", true), ("optim", "ADAMW", false), ("nowhere", "SUM", false)] {
+        let best = if reduces { vec![defines, "SUBGROUP"] } else { vec![defines] };
+        assert_eq!(richest(stem, &[defines], "sum", &able), best);
+        assert_eq!(richest(stem, &[defines], "sum", &plain), [defines]);
+    }
+    let able = Caps { coop: true, ..able };
+    assert_eq!(richest("linear", &["W_F32"], "tile", &able), ["W_F32", "COOP"]);
+    assert_eq!(richest("linear", &["W_F32"], "row", &able), ["W_F32", "SUBGROUP"]);
 }

@@ -25,16 +25,18 @@ __constant__ float NF4_LEVELS[16] = {
     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
 // Entry `code` of the signed dynamic map (Dettmers et al. 2022, arXiv:2110.02861): seven decades with 1, 2, 4, …, 64
-// equidistant midpoints of [0.1, 1] each, mirrored around 0 (code 127), and 1 on top (code 255). Computed, within an
-// ulp or two of the table.
+// equidistant midpoints of [0.1, 1] each, mirrored around 0 (code 127), and 1 on top (code 255). To the bit what
+// bitsandbytes' table holds: its boundaries are torch.linspace's, which counts its second half from the end.
 __device__ __forceinline__ float dynamic_value(u32 code) {
     if (code == 127) return 0.0f;
     if (code == 255) return 1.0f;
     u32 j = code > 127 ? code - 127 : 127 - code;  // 1 to 127: the decade is its highest bit
-    u32 d = 31 - __clz(j);
-    float fraction = ((float)(j - (1u << d)) + 0.5f) * __uint_as_float((127 - d) << 23);
+    u32 d = 31 - __clz(j), parts = 1u << d, k = j - parts, half = (parts + 1) / 2;
+    float step = (1.0f - 0.1f) * __uint_as_float((127 - d) << 23);
+    float low = k < half ? __fmaf_rn(step, (float)k, 0.1f) : __fmaf_rn(-step, (float)(parts - k), 1.0f);
+    float high = k + 1 < half ? __fmaf_rn(step, (float)(k + 1), 0.1f) : __fmaf_rn(-step, (float)(parts - k - 1), 1.0f);
     float decade = d == 0 ? 1e-6f : d == 1 ? 1e-5f : d == 2 ? 1e-4f : d == 3 ? 1e-3f : d == 4 ? 1e-2f : d == 5 ? 1e-1f : 1.0f;
-    float v = decade * (0.1f + 0.9f * fraction);
+    float v = decade * (0.5f * (low + high));
     return code > 127 ? v : -v;
 }
 
@@ -44,7 +46,8 @@ __device__ __forceinline__ float absmax_of(const Weight& w, size_t i) {
     return ((const float*)w.absmax)[i / 64];
 #elif W == 4
     size_t block = i / 64;
-    return dynamic_value(((const u8*)w.absmax)[block]) * w.nested[block / 256] + *w.offset;
+    // Not fused, so that the bits are the CPU's.
+    return __fadd_rn(__fmul_rn(dynamic_value(((const u8*)w.absmax)[block]), w.nested[block / 256]), *w.offset);
 #else
     return 1.0f;
 #endif

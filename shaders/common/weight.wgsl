@@ -1,9 +1,11 @@
 // A weight as stored: elements of the bound part, decoded to f32. Include it where a kernel reads a weight of any type.
 //
-// One of W_F32, W_BF16, W_F16, W_NF4, W_NF4DQ must be defined. The including file declares, at the binding numbers
-// it likes, what `quant::weight_parts` binds (one binding for plain types, two for NF4):
+// One of W_F32, W_BF16, W_F16, W_NF4, W_NF4DQ must be defined; with W_F16 also F16, where the device has that type and
+// rows are multiples of four elements long. The including file includes common/weight_binding.wgsl where its binding
+// belongs, which declares what `quant::weight_parts` binds (one binding for plain types, two for NF4):
 //
-//   w:        array<f32> for W_F32, array<u32> otherwise: a range of the elements (or codes) that starts on a row
+//   w:        array<f32> for W_F32, array<vec4<f16>> for F16, array<u32> otherwise: a range of the elements (or codes)
+//             that starts on a row
 //   w_scales: array<u32>, W_NF4 and W_NF4DQ only: everything behind the codes, from the first absmax on, as words
 //
 // and a uniform `p` whose struct has these fields (they are zero for plain types):
@@ -42,7 +44,17 @@ fn weight4_at(i: u32) -> vec4<f32> {
 }
 #end
 
-#if W_F16
+#if F16
+enable f16;
+fn weight_at(i: u32) -> f32 {
+    return f32(w[i >> 2u][i & 3u]);
+}
+// Elements i..i+4 (i a multiple of 4).
+fn weight4_at(i: u32) -> vec4<f32> {
+    return vec4<f32>(w[i >> 2u]);
+}
+#end
+#if W_F16 && !F16
 fn weight_at(i: u32) -> f32 {
     let pair = unpack2x16float(w[i >> 1u]);
     return select(pair.x, pair.y, (i & 1u) != 0u);

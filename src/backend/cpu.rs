@@ -42,6 +42,7 @@ impl Cpu {
             act16: None,
             arch: 0,
             subgroup: None,
+            coop: false,
             software: false,
         };
         Cpu { caps, blocks: Vec::new(), recordings: Vec::new(), bytes: 0 }

@@ -48,6 +48,8 @@ pub struct Caps {
     pub arch: u32,
     /// Smallest and largest subgroup, if subgroup operations are there at all.
     pub subgroup: Option<(u32, u32)>,
+    /// WGSL's cooperative matrices of 8×8 f32 are there, and asked for.
+    pub coop: bool,
     /// A CPU that pretends to be a GPU.
     pub software: bool,
 }

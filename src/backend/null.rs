@@ -29,6 +29,7 @@ impl Null {
             act16: None,
             arch: 0,
             subgroup: None,
+            coop: false,
             software: false,
         })
     }

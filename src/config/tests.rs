@@ -65,6 +65,10 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("model = ''", &[], "model"),
         ("targets = []", &[], "targets"),
         ("targets = [1]", &[], "targets"),
+        ("trainable-tokens = 5", &[], "trainable-tokens"),
+        ("trainable-tokens = [-5]", &[], "trainable-tokens"),
+        ("", &[("trainable_tokens", "5;17")], "--trainable-tokens"),
+        ("", &[("trainable_tokens", "5,5")], "each once"),
         ("lr = nan", &[], "lr"),
         ("lr = inf", &[], "lr"),
         ("", &[("rank", "four")], "--rank"),
@@ -79,6 +83,11 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("micro_tokens", "100")], "micro-tokens"),
         ("", &[("double_quant", "true")], "double-quant"),
         ("", &[("method", "full"), ("quantize", "nf4")], "quantize"),
+        ("", &[("optimizer", "adam")], "adamw or adamw8bit"),
+        ("", &[("momentum", "-1")], "momentum"),
+        ("nesterov = true", &[("optimizer", "sgd")], "nesterov"),
+        ("nesterov = true", &[("momentum", "0.9"), ("dampening", "0.1")], "nesterov"),
+        ("", &[("adafactor_decay_rate", "0.8")], "adafactor-decay-rate"),
         ("", &[("seed", "18446744073709551615")], "seed"),
         ("", &[("nonsense", "1")], "nonsense"),
         ("", &[("adapter", "no/such/folder")], "no/such/folder"),
@@ -108,6 +117,7 @@ fn the_saved_file_repeats_the_run() {
         ("rslora", "true"),
         ("dora", "true"),
         ("targets", r".*\.(q|v)_proj"),
+        ("trainable_tokens", "5, 17"),
         ("steps", "9"),
         ("batch_size", "3"),
         ("max_seq_len", "100"),
@@ -120,6 +130,12 @@ fn the_saved_file_repeats_the_run() {
         ("adam_beta1", "0.8"),
         ("adam_beta2", "0.95"),
         ("adam_eps", "1e-6"),
+        ("optimizer", "lion8bit"),
+        ("momentum", "0.7"),
+        ("dampening", "0.1"),
+        ("adafactor_decay_rate", "-0.7"),
+        ("adafactor_eps", "1e-20"),
+        ("adafactor_clip", "2"),
         ("seed", "9223372036854775807"),
         ("shuffle", "false"),
         ("dtype", "bf16"),
@@ -130,7 +146,7 @@ fn the_saved_file_repeats_the_run() {
     let text = config.to_toml();
     let again = resolve(&text, &[]).unwrap();
     assert_eq!(again.to_json(), config.to_json(), "{text}");
-    let unset = ["method", "adapter", "epochs", "optimizer"]; // method full and an adapter exclude the rest
+    let unset = ["method", "adapter", "epochs", "nesterov"]; // each excludes some of the rest
     for field in FIELDS {
         let typed = flags.iter().any(|(name, _)| *name == field.name);
         assert!(typed != unset.contains(&field.name), "{}: not in this test", field.name);
@@ -181,6 +197,19 @@ fn an_adapter_sets_the_method() {
 }
 
 #[test]
+fn an_adapter_names_its_tokens() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft/lora_trainable_tokens");
+    let path = dir.to_str().unwrap();
+    let config = resolve("", &[("adapter", path)]).unwrap();
+    assert_eq!(config.trainable_tokens, Some(vec![1, 5, 9]));
+    let again = resolve(&config.to_toml(), &[]).unwrap();
+    assert_eq!(again.adapter_config().unwrap().unwrap().tokens, Some(Tokens::Embedding(vec![1, 5, 9])));
+    assert!(resolve("trainable-tokens = [1, 5]", &[("adapter", path)]).is_err());
+    let new = resolve("", &[("trainable_tokens", "17, 5")]).unwrap().adapter_config().unwrap().unwrap();
+    assert_eq!(new.tokens, Some(Tokens::Embedding(vec![17, 5])));
+}
+
+#[test]
 fn the_adapter_to_train() {
     let config = resolve("", &[("rank", "4"), ("targets", "q_proj"), ("dropout", "0.1"), ("model", "m")]).unwrap();
     let adapter = config.adapter_config().unwrap().unwrap();
@@ -200,4 +229,31 @@ fn needs_are_named() {
     let config = resolve("", &[("model", "m")]).unwrap();
     assert_eq!(config.need("model").unwrap(), Path::new("m"));
     assert!(config.need("data").unwrap_err().to_string().contains("--data"));
+}
+
+/// Each name gives its rule, with the constants of the settings and, where none is set, of the reference libraries.
+#[test]
+fn every_optimizer_has_its_rule() {
+    let of = |flags: &[(&str, &str)]| resolve("", flags).unwrap().optimizer();
+    let table = [
+        ("adamw", Rule::ADAMW),
+        ("adamw8bit", Rule::ADAMW.with_bits(Bits::B8)),
+        ("lion", Rule::LION),
+        ("lion8bit", Rule::LION.with_bits(Bits::B8)),
+        ("sgd", Rule::SGD),
+        ("adafactor", Rule::ADAFACTOR),
+    ];
+    assert_eq!(table.map(|row| row.0), Optimizer::CHOICES);
+    for (name, rule) in table {
+        assert_eq!(of(&[("optimizer", name)]), rule.into(), "{name}");
+        assert_ne!(of(&[("optimizer", name), ("weight_decay", "0.1")]), rule.into());
+    }
+    let flags = [("optimizer", "sgd"), ("momentum", "0.9"), ("nesterov", "true")];
+    assert_eq!(of(&flags).rule, Rule::Sgd { momentum: 0.9, dampening: 0.0, nesterov: true });
+    let config = resolve("", &flags).unwrap();
+    assert_eq!(resolve(&config.to_toml(), &[]).unwrap().to_json(), config.to_json());
+    assert_eq!(
+        of(&[("optimizer", "lion"), ("adam_beta2", "0.98")]).rule,
+        Rule::Lion { beta1: 0.9, beta2: 0.98, bits: Bits::B32 }
+    );
 }

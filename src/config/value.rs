@@ -110,6 +110,24 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
+const IDS: &str = "whole numbers divided by commas (in a file: an array of them)";
+
+impl Setting for Vec<usize> {
+    fn blank() -> Self {
+        Vec::new()
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>().map_err(|_| IDS.into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        let one = |v: &Value| v.as_integer().and_then(|i| i.try_into().ok());
+        value.as_array().and_then(|a| a.iter().map(one).collect()).ok_or_else(|| IDS.into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::Array(self.iter().map(|&id| Value::Integer(id as i64)).collect()))
+    }
+}
+
 impl Setting for Targets {
     fn blank() -> Self {
         Targets::AllLinear
@@ -286,7 +304,14 @@ words! {
     #[doc = "The course of the learning rate after the warmup."]
     Schedule { Constant = "constant", Linear = "linear", Cosine = "cosine" }
     #[doc = "The update rule."]
-    Optimizer { Adamw = "adamw" }
+    Optimizer {
+        Adamw = "adamw",
+        Adamw8bit = "adamw8bit",
+        Lion = "lion",
+        Lion8bit = "lion8bit",
+        Sgd = "sgd",
+        Adafactor = "adafactor"
+    }
     #[doc = "Storage of frozen weights that are not quantized."]
     Dtype { F32 = "f32", Bf16 = "bf16" }
     #[doc = "Storage of the weights that full training writes."]

@@ -41,10 +41,11 @@ impl Generation {
         model: &dyn Model,
         method: &dyn Method,
         storage: &dyn Fn(&str, Role) -> DType,
+        act: DType,
         chunk: usize,
         capacity: usize,
     ) -> Result<Generation> {
-        let mut nn = Nn::new(method, storage, chunk);
+        let mut nn = Nn::new(method, storage, act, chunk);
         nn.training = false;
         let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[1, model.vocab()]));
         let prefill = phase(&mut nn, model, chunk, capacity, logits)?;
@@ -61,7 +62,7 @@ fn phase(nn: &mut Nn, model: &dyn Model, tokens: usize, capacity: usize, logits:
     let row = nn.g.leaf(Class::Io, "row", Ty::i32(&[1]));
     nn.cached = Some(Cached { capacity, slots });
     let hidden = model.hidden(nn)?;
-    let head = model.head(nn);
+    let head = model.head(nn)?;
     nn.g.site = "logits".into();
     let last = nn.g.embed(row, hidden, 1.0)?;
     nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[last, head], &[Some(logits)])?;

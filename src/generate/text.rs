@@ -6,7 +6,7 @@ use crate::backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::peft::{Frozen, Method, files, lora::Lora};
-use crate::session::Base;
+use crate::session::{Base, activations};
 use crate::weights::load;
 
 /// Tokens of a prompt that are read at once.
@@ -53,16 +53,18 @@ pub fn generate(
         Some(adapter) => Box::new(Lora { config: adapter.config.clone() }),
         None => Box::new(Frozen),
     };
-    method.check(&model.linears())?;
+    method.check(&*model)?;
     let storage = base.storage(config.quantized(), config.dtype.into());
-    let generation = Generation::new(&*model, &*method, &storage, CHUNK.min(capacity), capacity)?;
+    let backend = backend::open(&config.device)?;
+    let act = activations(config.dtype.into(), backend.caps());
+    let generation = Generation::new(&*model, &*method, &storage, act, CHUNK.min(capacity), capacity)?;
     let weights = generation.weights.clone();
     if let (Some(adapter), Some(dir)) = (&adapter, &config.adapter) {
         let trained = weights.iter().filter(|w| w.trainable);
         let expected: Vec<_> = trained.map(|w| (w.name.clone(), generation.graph.shape(w.val).to_vec())).collect();
         adapter.check(dir, &expected)?;
     }
-    let mut generator = Generator::new(backend::open(&config.device)?, generation)?;
+    let mut generator = Generator::new(backend, generation)?;
     let tensors = adapter.as_ref().map(|a| &a.tensors);
     let from =
         load::Sources { base: base.checkpoint.as_ref(), std: model.init_std(), adapter: tensors, seed: config.seed };

@@ -157,18 +157,17 @@ impl Graph {
         self.push(name, ty, Def::View { of, start }, needs_grad)
     }
 
-    /// Lays `members` (leaves of one class, all f32) out one behind the other, each on a boundary that every
-    /// backend can bind, and returns the whole as one flat leaf: optimizers and norms then need one launch
-    /// for all of them. The gaps stay zero.
-    pub fn gather(&mut self, class: Class, name: &str, members: &[Val]) -> Val {
-        let lane = crate::dtype::ALIGN / 4;
-        let total = members.iter().map(|&m| self.ty(m).len().next_multiple_of(lane)).sum();
+    /// Lays `members` (leaves of one class, all f32) out one behind the other, each on a multiple of `boundary`
+    /// elements, and returns the whole as one flat leaf: optimizers and norms then need one launch for all of them.
+    /// Every backend can bind a member if `boundary` is a multiple of `ALIGN / 4`. The gaps stay zero.
+    pub fn gather(&mut self, class: Class, name: &str, members: &[Val], boundary: usize) -> Val {
+        let total = members.iter().map(|&m| self.ty(m).len().next_multiple_of(boundary)).sum();
         let flat = self.leaf(class, name, Ty::f32(&[total]));
         let mut start = 0;
         for &m in members {
             let value = &mut self.values[m.index()];
             value.def = Def::View { of: flat, start };
-            start += value.ty.len().next_multiple_of(lane);
+            start += value.ty.len().next_multiple_of(boundary);
         }
         flat
     }

@@ -3,10 +3,9 @@
 //!
 //! They are rows without kernels, and so not in the op table: nothing launches them.
 
-use crate::dtype::Ty;
 use crate::error::Result;
 use crate::graph::{Graph, Val};
-use crate::ops::{Attr, Cost, Grad, OpDef, no_acts, no_cuda, no_workspace};
+use crate::ops::{Attr, Cost, Grad, OpDef, no_acts, no_workspace};
 
 /// `fetch` [x off the device] → x, on the device. Its output is reserved from here on, so a fetch that stands well
 /// before its first reader is a prefetch.
@@ -29,7 +28,7 @@ const fn row(name: &'static str) -> OpDef {
         workspace: no_workspace,
         host: |_| {},
         wgsl: |_| Ok(Vec::new()),
-        cuda: no_cuda,
+        cuda: |_| Ok(Vec::new()),
         acts: no_acts,
         samples: Vec::new,
     }
@@ -50,9 +49,4 @@ impl Graph {
     pub fn store(&mut self, x: Val, away: Val) -> Result<Val> {
         Ok(self.node_into(&STORE, Attr::None, &[x], &[Some(away)])?[0])
     }
-}
-
-/// The type of `n` elements of a flat `ty`.
-pub(super) fn part(ty: &Ty, n: usize) -> Ty {
-    Ty::new(ty.dtype, &[n])
 }

@@ -93,7 +93,7 @@ impl Model for Llama {
     fn hidden(&self, nn: &mut Nn) -> Result<Val> {
         let angles = rope_table(&self.rope, self.positions)?;
         let table = nn.constant("rope", &[self.positions, self.head_dim], || angles);
-        let mut h = nn.embed("model.embed_tokens", self.vocab, self.hidden, self.embed_scale)?;
+        let mut h = nn.embed(self.embedding(), self.vocab, self.hidden, self.embed_scale)?;
         for layer in 0..self.layers {
             let path = format!("model.layers.{layer}");
             nn.block();
@@ -104,12 +104,8 @@ impl Model for Llama {
         nn.rms_norm("model.norm", h, self.eps, self.norm_offset)
     }
 
-    fn head(&self, nn: &mut Nn) -> Val {
-        let (name, role) = match self.tied {
-            true => ("model.embed_tokens.weight", Role::Embed),
-            false => ("lm_head.weight", Role::Head),
-        };
-        nn.weight(name, &[self.vocab, self.hidden], role)
+    fn head(&self, nn: &mut Nn) -> Result<Val> {
+        nn.head(self.head_path(), self.tied.then_some(self.embedding()), self.vocab, self.hidden)
     }
 
     fn vocab(&self) -> usize {

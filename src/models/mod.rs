@@ -15,8 +15,16 @@ pub trait Model {
     /// The hidden states [T, hidden] of the batch's tokens.
     fn hidden(&self, nn: &mut Nn) -> Result<Val>;
     /// The weight [vocabulary, hidden] of the output head; the embedding itself where they are tied.
-    fn head(&self, nn: &mut Nn) -> Val;
-    /// The module path of the head, for naming.
+    fn head(&self, nn: &mut Nn) -> Result<Val>;
+    /// The module path of the embedding.
+    fn embedding(&self) -> &str {
+        "model.embed_tokens"
+    }
+    /// The module path of the output head.
+    fn head_path(&self) -> &str {
+        "lm_head"
+    }
+    /// Number of tokens in the vocabulary.
     fn vocab(&self) -> usize;
     /// Longest sequence the positions of the base model were made for.
     fn max_positions(&self) -> usize;

@@ -5,6 +5,7 @@
 //! is a window w, after t − w. Query head h reads key/value head `h / (heads / kv_heads)` (grouped-query attention).
 //! A query that sees no key gets `out = 0`, `lse = −∞`.
 
+mod cuda;
 mod host;
 mod samples;
 mod wgsl;
@@ -24,10 +25,10 @@ pub static ATTENTION: OpDef = OpDef {
     grad: Grad::Rule(rule),
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, 2),
-    workspace: crate::ops::no_workspace,
+    workspace: cuda::forward_workspace,
     host: host::forward,
     wgsl: wgsl::forward,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::forward,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0] },
     samples: samples::forward,
 };
@@ -48,7 +49,7 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     workspace: |attr, ins, _| 8 * (spec(attr).heads * ins[0].rows()) as u64,
     host: host::backward,
     wgsl: wgsl::backward,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::backward,
     acts: |_| Acts { ins: &[0, 1, 2, 4, 6], outs: &[0, 1, 2] },
     samples: samples::backward,
 };

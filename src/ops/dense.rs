@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::cpu::philox;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::quant::{row_step, weight_define, weight_parts};
+use crate::ops::quant::{row_step, weight_defines, weight_parts};
 use crate::ops::{Arg, Caps, Dispatch, Dropout, Lower, Matmul};
 
 /// What one dispatch may compute; a slow integrated GPU does it within a tenth of a second or two.
@@ -173,7 +173,7 @@ pub(super) struct LowRank {
 /// `y = x Wᵀ (+ bias) (+ scale·x̃Aᵀ·Bᵀ)`, output 1 being x̃Aᵀ.
 pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Result<Vec<Dispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
-    let define = stored_as(l)?;
+    let stored = stored_as(l)?;
     let mut list = Vec::new();
     if let Some(low) = &low {
         let down = Product {
@@ -199,7 +199,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), n)), Arg::InPart(0, bytes(ts.clone(), k))];
             args.extend(part.args);
             args.extend(bias.map(Arg::In));
-            let mut defines = vec![define];
+            let mut defines = stored.clone();
             defines.extend(bias.map(|_| "BIAS"));
             if let Some(low) = &low {
                 defines.push("LORA");
@@ -232,7 +232,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
 /// `dx = dy·W (+ mask∘(dyb·A))`.
 pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<Dispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
-    let define = stored_as(l)?;
+    let stored = stored_as(l)?;
     let rank = low.as_ref().map_or(0, |l| l.rank);
     let (step, most) = if rank > 0 { rows_of(l.caps, &[n, k, rank]) } else { rows_of(l.caps, &[n, k]) };
     let most = most.min(short(2 * n * (k + rank)));
@@ -242,7 +242,7 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<Dispatch>
             let first = part.rows.start == 0;
             let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), k)), Arg::InPart(0, bytes(ts.clone(), n))];
             args.extend(part.args);
-            let mut defines = vec![define];
+            let mut defines = stored.clone();
             let [w_first, nested, offset] = part.params;
             let ints = [ts.len(), part.rows.len(), part.rows.start, n, k, rank].map(|x| x as u32);
             let mut params = ints.to_vec();
@@ -274,7 +274,7 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<Dispatch>
     Ok(list)
 }
 
-fn stored_as(l: &Lower) -> Result<&'static str> {
+fn stored_as(l: &Lower) -> Result<Vec<&'static str>> {
     let w = &l.ins[1];
-    weight_define(w.dtype).ok_or_else(|| Error::unsupported(format!("a weight {w}"), "weights are floats or nf4"))
+    weight_defines(w, l.caps).ok_or_else(|| Error::unsupported(format!("a weight {w}"), "weights are floats or nf4"))
 }

@@ -4,6 +4,8 @@
 //! `‖W‖² + 2s·⟨B, WAᵀ⟩ + s²·⟨B(AAᵀ), B⟩` would cost the same N·K·R products for `WAᵀ` and lose digits where its terms
 //! cancel; this has nothing to cancel.
 
+mod cuda;
+
 use crate::cpu::gemm::Mat;
 use crate::cpu::math::{dot, vectorized};
 use crate::cpu::par;
@@ -58,7 +60,7 @@ pub static DORA_NORM: OpDef = OpDef {
         row_norms(w, call.ins[0].cols(), &low_rank, call.output(0));
     },
     wgsl,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::dora_norm,
     acts: crate::ops::no_acts,
     samples,
 };
@@ -176,11 +178,14 @@ fn samples() -> Vec<Sample> {
         ("odd", 7, 33, 5, DType::F32),
         ("whole vectors", 17, 64, 8, DType::F32),
         ("beyond a tile", 33, 300, 3, DType::F32),
+        ("beyond a tile of 512", 19, 516, 9, DType::F32),
+        ("beyond a tile of 512, odd", 3, 515, 2, DType::F32),
         ("rank 17", 65, 31, 17, DType::F32),
         ("bf16", 5, 33, 4, DType::BF16),
         ("f16", 9, 40, 3, DType::F16),
         ("nf4", 9, 64, 4, DType::Nf4),
         ("nf4, blocks across rows", 13, 30, 2, DType::Nf4),
+        ("nf4, beyond a tile of 512", 2, 576, 9, DType::Nf4),
         ("nf4 double", 6, 96, 16, DType::Nf4Dq),
         ("nf4 double, odd", 5, 9, 1, DType::Nf4Dq),
         // More than 64 KiB of weights: tests set a device's largest binding to that.

@@ -1,19 +1,24 @@
 //! Rows of a table by index: the token embedding and its gradient, and the cache of keys and values.
 
+mod columns;
 mod cuda;
+mod tokens;
+
+pub use columns::{EMBED_COLS, EMBED_COLS_DW};
+pub use tokens::{REPLACE_ROWS, TOKEN_ROWS};
 
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
-use crate::ops::quant::{weight_define, weight_parts};
+use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
     Acts, Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
     no_workspace,
 };
 
-pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE];
+pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
 
 /// `embed` [ids I32[N], table (F32|BF16|F16)[V,D]] → y F32[N,D] = scale·table\[ids\]. An id outside 0..V gives zeros.
 pub static EMBED: OpDef = OpDef {
@@ -271,7 +276,7 @@ fn wgsl_embed(l: &Lower) -> Result<Vec<Dispatch>> {
             args.extend(part.args);
             all.push(Dispatch {
                 shader: "embed",
-                defines: vec!["EMBED", weight_define(l.ins[1].dtype).unwrap_or("W_F32")],
+                defines: [vec!["EMBED"], weight_defines(&l.ins[1], l.caps).unwrap_or_default()].concat(),
                 entry: "embed",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
@@ -341,11 +346,18 @@ fn wgsl_embed_dw(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
-    let (n, c, d) = (l.ins[2].len(), l.outs[0].rows(), l.outs[0].cols());
     let mut all = match l.shared[0] {
         Some(_) => Vec::new(),
         None => start(l, Some(0)),
     };
+    all.extend(write_rows(l, 1, 2));
+    Ok(all)
+}
+
+/// Dispatches that write the rows of input `x` into output 0 at the rows that input `positions` says.
+fn write_rows(l: &Lower, x: usize, positions: usize) -> Vec<Dispatch> {
+    let (n, c, d) = (l.ins[positions].len(), l.outs[0].rows(), l.outs[0].cols());
+    let mut all = Vec::new();
     for tokens in rows(n, d, l.caps) {
         for part in rows(c, d, l.caps) {
             all.push(Dispatch {
@@ -354,13 +366,13 @@ fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
                 entry: "cache_write",
                 constants: Vec::new(),
                 grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
-                args: vec![Arg::OutPart(0, bytes(&part, d)), Arg::InPart(1, bytes(&tokens, d)), Arg::In(2)],
+                args: vec![Arg::OutPart(0, bytes(&part, d)), Arg::InPart(x, bytes(&tokens, d)), Arg::In(positions)],
                 params: [tokens.len(), tokens.start, d, part.start, part.end].map(|w| w as u32).to_vec(),
                 flops: (tokens.len() * d) as u64,
             });
         }
     }
-    Ok(all)
+    all
 }
 
 /// 0, 1, 2, 3, 0, 1, … : each id many times, over more tokens than a kernel asks at once.
@@ -381,6 +393,7 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("ids outside the table", &[-1, 4, 5, 2, i32::MIN, i32::MAX, 4], 5, 18, 0.5),
     ("wide rows", &[6, 6, 3], 7, 130, 11.3),
     ("many tokens", &[1; 65], 33, 3, 1.0),
+    ("rows of fours", &[4, 0, 2], 5, 12, 1.5),
     ("a large table", &[1023, 3, 500, 3, 1200], 1024, 34, 0.25),
     ("an id far behind its first", &FAR, 5, 36, -2.0),
     ("rows of several strips", &[1, 0, 1], 3, 1029, 1.0),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::backend::Caps;
 use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
-use crate::ops::{Arg, Cuda};
+use crate::ops::{Arg, Cuda, Lower};
 
 /// `groups` workgroups over x and y; kernels find their number by `wg.y * num_wg.x + wg.x` and skip those beyond
 /// the end.
@@ -67,6 +67,28 @@ pub fn weight(input: usize, w: &Ty) -> ((&'static str, i64), [Arg; 4]) {
         DType::Nf4 => (("W", 3), nf4(false)),
         DType::Nf4Dq => (("W", 4), nf4(true)),
         _ => (("W", 0), plain),
+    }
+}
+
+/// The launch of an entry that is `kernels/common/row.cuh`: output 0 from input 0 and a row, input 1, that meets each of
+/// its rows. `more`: parameters behind the number of rows, of columns, and of rows a thread.
+pub fn with_row(l: &Lower, file: &'static str, entry: &'static str, more: &[u32], flops: usize) -> Cuda {
+    const BLOCK: usize = 256;
+    let (x, lanes) = (&l.ins[0], lanes(&l.ins[0]));
+    let (rows, cols) = (x.rows(), x.cols());
+    let block = cols.div_ceil(lanes).next_multiple_of(32).min(BLOCK);
+    // Rows that a thread's part of the row serves; a grid's y ends at 65535.
+    let each = rows.div_ceil(65535).max(8);
+    Cuda {
+        file,
+        defines: vec![act(x)],
+        entry,
+        grid: [cols.div_ceil(block * lanes) as u32, rows.div_ceil(each) as u32, 1],
+        block: block as u32,
+        shared: 0,
+        args: vec![Arg::Out(0), Arg::In(0), Arg::In(1)],
+        params: [rows as u32, cols as u32, each as u32].into_iter().chain(more.iter().copied()).collect(),
+        flops: (flops * x.len()) as u64,
     }
 }
 

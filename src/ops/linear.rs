@@ -4,6 +4,8 @@
 //! then a main loop that runs `rank` columns longer (Hu et al. 2021, arXiv:2106.09685). Quantization is how W is
 //! stored, so QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is this op on an NF4 weight.
 
+pub(in crate::ops) mod cuda;
+
 use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Term, gemm};
 use crate::cpu::par;
@@ -46,10 +48,13 @@ pub static LINEAR: OpDef = OpDef {
     grad: Grad::Rule(grad_linear),
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
+    workspace: |attr, ins, caps| match (Operands::of(spec(attr), false).low_rank, caps.target) {
+        (Some((a, _)), Target::Cuda) => cuda::workspace(spec(attr), ins, a, caps),
+        _ => scratch(attr, &ins[0], &ins[1], caps),
+    },
     host: host_linear,
     wgsl: wgsl_linear,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::linear,
     acts: |_| Acts { ins: &[0], outs: &[0, 1] },
     samples: || samples(false),
 };
@@ -80,7 +85,7 @@ pub static LINEAR_DX: OpDef = OpDef {
     workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear_dx,
     wgsl: wgsl_linear_dx,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::linear_dx,
     acts: |_| Acts { ins: &[0, 2], outs: &[0] },
     samples: || samples(true),
 };
@@ -164,10 +169,10 @@ fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
     Cost { flops: 2 * (t * (n * k + r * (n + k))) as u64, terms: n.max(k) + r + 1 }
 }
 
-/// With dropout, on the CPU (WGSL drops out while it loads): the dropped input (or its gradient) [T,K].
+/// With dropout, on the CPU (GPUs drop out while they load): the dropped input (or its gradient) [T,K].
 fn scratch(attr: &Attr, x: &Ty, w: &Ty, caps: &Caps) -> u64 {
     match spec(attr).lora.and_then(|l| l.dropout) {
-        Some(_) if caps.target != Target::Wgsl => (4 * x.shape[0] * w.shape[1]) as u64,
+        Some(_) if !matches!(caps.target, Target::Wgsl | Target::Cuda) => (4 * x.shape[0] * w.shape[1]) as u64,
         _ => 0,
     }
 }
@@ -365,6 +370,8 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("low rank, bias, dropout", 9, 24, 40, DType::F32, Linear { bias: true, ..lora(dropout) }),
         ("bf16", 5, 33, 31, DType::BF16, plain),
         ("f16", 5, 33, 31, DType::F16, lora(None)),
+        ("f16 by fours", 66, 35, 44, DType::F16, Linear { bias: true, ..lora(dropout) }),
+        ("f16 by fours, one token", 1, 35, 44, DType::F16, lora(None)),
         ("nf4", 9, 40, 64, DType::Nf4, lora(None)),
         ("nf4, blocks across rows", 3, 35, 30, DType::Nf4, plain),
         ("nf4 double", 6, 64, 96, DType::Nf4Dq, lora(dropout)),
@@ -375,6 +382,10 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("large weight, one token", 1, 300, 72, DType::F32, lora(None)),
         ("large nf4 double", 7, 520, 256, DType::Nf4Dq, lora(dropout)),
         ("many tokens", 200, 88, 96, DType::BF16, lora(dropout)),
+        ("long rows", 70, 16, 600, DType::BF16, lora(dropout)),
+        // CUDA's large tiles, forward and backward.
+        ("many tiles", 904, 1000, 40, DType::Nf4Dq, lora(dropout)),
+        ("many tiles back", 904, 40, 1000, DType::Nf4, lora(dropout)),
     ];
     for (name, t, n, k, dtype, mut s) in shapes {
         let normal = |shape: &[usize]| SampleIn::normal(Ty::f32(shape));

@@ -3,6 +3,8 @@
 //! A block of trained tokens at a time: its logits into scratch memory, there turned into their own gradient
 //! (p − onehot), from there into the gradients of x and w. Forward and backward thus compute the logits once.
 
+mod cuda;
+
 use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::{math, par, weight::weight};
@@ -12,7 +14,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::dense::Product;
 use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
-use crate::ops::quant::{WeightPart, weight_define, weight_parts};
+use crate::ops::quant::{WeightPart, weight_define, weight_defines, weight_parts};
 use crate::ops::{
     Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, check,
 };
@@ -64,11 +66,12 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
     },
     workspace: |_, ins, caps| match caps.target {
         Target::Wgsl => Scratch::new(ins, caps).bytes,
+        Target::Cuda => cuda::Scratch::new(ins, caps).bytes,
         _ => 4 * HostScratch::new(ins).floats as u64,
     },
     host,
     wgsl,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::linear_cross_entropy,
     acts: |attr| match loss(attr).grad_x {
         true => Acts { ins: &[0], outs: &[1] },
         false => Acts { ins: &[0], outs: &[] },
@@ -267,7 +270,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     let (t, d, v) = (l.ins[0].rows(), l.ins[0].cols(), l.ins[1].rows());
     let Loss { grad_x, grad_w } = loss(l.attr);
     let scratch = Scratch::new(l.ins, l.caps);
-    let define = weight_define(l.ins[1].dtype).unwrap_or("W_F32");
+    let stored = || weight_defines(&l.ins[1], l.caps).unwrap_or_default();
     let vec = (d % 4 == 0).then_some(("VEC", 1.0));
     let dispatch = |shader, entry, defines, constants, grid, args, params: Vec<usize>, flops: usize| Dispatch {
         shader,
@@ -296,7 +299,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
             let args = [logits(), Arg::InPart(0, bytes.clone())].into_iter().chain(part.args.clone()).collect();
             let params = common(part).into_iter().chain([0]).chain(scales(part)).collect();
             let constants = vec.into_iter().collect();
-            all.push(dispatch("linear", "tile", vec![define], constants, tiles(m, n), args, params, 2 * m * n * d));
+            all.push(dispatch("linear", "tile", stored(), constants, tiles(m, n), args, params, 2 * m * n * d));
         }
         let args = vec![logits(), losses(), Arg::In(2), Arg::In(3)];
         let rows = grid(m, l.caps);
@@ -307,7 +310,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
             let params = common(part).into_iter().chain(scales(part)).chain([0; 4]).collect();
             let add = (part.rows.start > 0).then_some(("ADD", 1.0));
             let constants = vec.into_iter().chain(add).collect();
-            all.push(dispatch("linear_dx", "tile", vec![define], constants, tiles(m, d), args, params, 2 * m * n * d));
+            all.push(dispatch("linear_dx", "tile", stored(), constants, tiles(m, d), args, params, 2 * m * n * d));
         }
         if grad_w {
             let dw = Product {

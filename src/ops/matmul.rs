@@ -1,11 +1,15 @@
 //! Dense f32 products and column sums: the thin low-rank products and every weight gradient.
 
+mod cuda;
+
+use crate::backend::Target;
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
+use crate::ops::tiles;
 use crate::ops::{
     Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace,
 };
@@ -23,10 +27,13 @@ pub static MATMUL: OpDef = OpDef {
         let (m, n, k) = dims(matmul_attr(attr), ins);
         Cost { flops: 2 * (m * n * k) as u64, terms: k + 1 }
     },
-    workspace: no_workspace,
+    workspace: |attr, ins, caps| match caps.target {
+        Target::Cuda => tiles::workspace(dims(matmul_attr(attr), ins), caps),
+        _ => 0,
+    },
     host: host_matmul,
     wgsl: wgsl_matmul,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::matmul,
     // A sum over tokens is the gradient of a weight, and f32; else b is a weight and the product an activation.
     acts: |attr| match matmul_attr(attr).ta {
         true => Acts { ins: &[0, 1], outs: &[] },
@@ -64,7 +71,7 @@ pub static SUM_ROWS: OpDef = OpDef {
     workspace: no_workspace,
     host: host_sum_rows,
     wgsl: wgsl_sum_rows,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::sum_rows,
     acts: |_| Acts { ins: &[0], outs: &[] },
     samples: || {
         let m = |t, n| SampleIn::normal(Ty::f32(&[t, n]));
@@ -238,5 +245,10 @@ fn samples_matmul() -> Vec<Sample> {
         Sample::new("large tn", attr(true, false, 0.5, true), vec![m(100, 200), m(100, 180), m(200, 180)]),
         Sample::new("large tt", attr(true, true, 1.0, false), vec![m(100, 200), m(180, 100)]),
         Sample::new("thin m", attr(true, false, 1.0, false), vec![m(90, 5), m(90, 130)]),
+        // Sums so long that CUDA splits them, and so many tiles that it takes the large ones.
+        Sample::new("long thin m", attr(true, false, 0.5, true), vec![m(600, 5), m(600, 72), m(5, 72)]),
+        Sample::new("long thin n", attr(false, true, 2.0, true), vec![m(70, 600), m(8, 600), m(70, 8)]),
+        Sample::new("many tiles", attr(false, true, 1.0, true), vec![m(904, 40), m(1000, 40), m(904, 1000)]),
+        Sample::new("many tiles tn", attr(true, false, 1.0, false), vec![m(33, 904), m(33, 1000)]),
     ]
 }

@@ -10,6 +10,7 @@ mod dense;
 mod host;
 mod launch;
 mod tensor;
+mod tiles;
 
 pub mod attention;
 pub mod dora;
@@ -151,11 +152,6 @@ impl OpDef {
         }
         Ok(outs)
     }
-}
-
-/// Not written yet.
-pub fn no_cuda(l: &Lower) -> Result<Vec<Cuda>> {
-    Err(crate::error::Error::device(&l.caps.device, "an op without a CUDA kernel", "use --device cpu or wgpu"))
 }
 
 /// What a row's lowering knows.

@@ -1,4 +1,10 @@
-//! The optimizer: the gradient's norm, AdamW with clipping, and clearing what was summed up.
+//! The optimizers: the gradient's norm, update rules with clipping (AdamW here, a file each for the others), and
+//! clearing what was summed up.
+
+mod adafactor;
+mod blocks;
+mod eight_bit;
+mod plain;
 
 mod cuda;
 
@@ -12,7 +18,12 @@ use crate::ops::{
     Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
 };
 
-pub static OPS: &[&OpDef] = &[&SUM_SQUARES, &ADAMW, &ZERO];
+pub use adafactor::{ADAFACTOR, table};
+pub use eight_bit::{ADAMW_8BIT, BLOCK, LION_8BIT};
+pub use plain::{LION, SGD, SGD_MOMENTUM};
+
+pub static OPS: &[&OpDef] =
+    &[&SUM_SQUARES, &ADAMW, &ZERO, &SGD, &SGD_MOMENTUM, &LION, &ADAMW_8BIT, &LION_8BIT, &ADAFACTOR];
 
 /// `sum_squares` [x F32[N], acc? F32[1]] → F32[1] = Σ x² (+ acc).
 pub static SUM_SQUARES: OpDef = OpDef {
@@ -84,10 +95,7 @@ pub static ADAMW: OpDef = OpDef {
         let [p, g, m, v, sumsq, hyper] = ins else { unreachable!("infer refused it") };
         let [lr, rate1, rate2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| hyper.data[i]);
         let (mut p, mut m, mut v) = (p.clone(), m.clone(), v.clone());
-        if !sumsq.data[0].is_finite() {
-            return vec![p, m, v];
-        }
-        let clip = if largest > 0.0 { (largest / (sumsq.data[0].sqrt() + 1e-6)).min(1.0) } else { 1.0 };
+        let Some(clip) = clip_f64(sumsq, largest) else { return vec![p, m, v] };
         for i in 0..p.data.len() {
             let g = clip * g.data[i];
             m.data[i] += rate1 * (g - m.data[i]);
@@ -159,17 +167,6 @@ pub static ZERO: OpDef = OpDef {
 };
 
 impl Graph {
-    /// Σ x².
-    pub fn sum_squares(&mut self, x: Val) -> Result<Val> {
-        Ok(self.node(&SUM_SQUARES, Attr::Acc(false), &[x])?[0])
-    }
-
-    /// One update of the parameters `p` and their moments `m` and `v`, which are overwritten.
-    pub fn adamw(&mut self, p: Val, g: Val, m: Val, v: Val, sumsq: Val, hyper: Val) -> Result<()> {
-        self.node_into(&ADAMW, Attr::None, &[p, g, m, v, sumsq, hyper], &[Some(p), Some(m), Some(v)])?;
-        Ok(())
-    }
-
     /// Overwrites x with zeros.
     pub fn zero(&mut self, x: Val) -> Result<Val> {
         Ok(self.node_into(&ZERO, Attr::None, &[x], &[Some(x)])?[0])
@@ -211,10 +208,7 @@ fn host_sum_squares(call: &HostCall) {
 fn host_adamw(call: &HostCall) {
     let (sumsq, h) = (call.input::<f32>(4)[0], call.input::<f32>(5));
     let [lr, rate1, rate2, eps, decay, bc1, bc2, largest] = std::array::from_fn(|i| h[i]);
-    if !sumsq.is_finite() {
-        return call.map_many([0, 1, 2], [0, 2, 3], |pmv| pmv);
-    }
-    let clip = if largest > 0.0 { (largest / (sumsq.sqrt() + 1e-6)).min(1.0) } else { 1.0 };
+    let Some(clip) = clip(sumsq, largest) else { return call.map_many([0, 1, 2], [0, 2, 3], |pmv| pmv) };
     let (keep, step, root) = (1.0 - lr * decay, lr / bc1, bc2.sqrt());
     call.map_many([0, 1, 2], [0, 1, 2, 3], |[p, g, m, v]| {
         let g = clip * g;
@@ -224,16 +218,60 @@ fn host_adamw(call: &HostCall) {
     });
 }
 
-/// Dispatches of a kernel over the elements of output 0.
+/// What gradients are multiplied by, `min(1, largest / (√sumsq + 1e-6))` (PyTorch's `clip_grad_norm_`), or None: the
+/// step is skipped.
+fn clip(sumsq: f32, largest: f32) -> Option<f32> {
+    let clip = if largest > 0.0 { (largest / (sumsq.sqrt() + 1e-6)).min(1.0) } else { 1.0 };
+    sumsq.is_finite().then_some(clip)
+}
+
+/// The same of the definitions.
+fn clip_f64(sumsq: &Tensor, largest: f64) -> Option<f64> {
+    let sumsq = sumsq.data[0];
+    let clip = if largest > 0.0 { (largest / (sumsq.sqrt() + 1e-6)).min(1.0) } else { 1.0 };
+    sumsq.is_finite().then_some(clip)
+}
+
+/// Checks the operands behind the flat ones: sumsq F32[1], hyper F32[8].
+fn scalars(ins: &[Ty]) -> Result<(), String> {
+    match ins {
+        [sumsq, hyper] => {
+            check::is("sumsq", sumsq, &Ty::f32(&[1]))?;
+            check::is("hyper", hyper, &Ty::f32(&[8]))
+        }
+        _ => Err(format!("{} operands behind the state, expected sumsq and hyper", ins.len())),
+    }
+}
+
+/// Norms, largest norms and what they are samples of.
+const NORMS: [(&str, f64, f64); 5] = [
+    ("no clipping", 9.0, 0.0),
+    ("below the largest norm", 0.25, 1.0),
+    ("clipped", 1e4, 0.5),
+    ("an infinite gradient is skipped", f64::INFINITY, 1.0),
+    ("a gradient that is no number is skipped", f64::NAN, 1.0),
+];
+
+/// Dispatches of a kernel of the shader `optim` over the elements of output 0.
 fn over(
     l: &Lower,
     define: &'static str,
     entry: &'static str,
     args: impl Fn(&std::ops::Range<usize>) -> Vec<Arg>,
 ) -> Vec<Dispatch> {
+    each(l.outs[0].len(), l, ("optim", vec![define], entry), args)
+}
+
+/// Dispatches of a kernel (shader, symbols, entry) over `len` elements.
+fn each(
+    len: usize,
+    l: &Lower,
+    (shader, defines, entry): (&'static str, Vec<&'static str>, &'static str),
+    args: impl Fn(&std::ops::Range<usize>) -> Vec<Arg>,
+) -> Vec<Dispatch> {
     let dispatch = |range: std::ops::Range<usize>| Dispatch {
-        shader: "optim",
-        defines: vec![define],
+        shader,
+        defines: defines.clone(),
         entry,
         constants: Vec::new(),
         grid: grid(range.len().div_ceil(WG * EACH), l.caps),
@@ -241,7 +279,7 @@ fn over(
         params: vec![range.len() as u32],
         flops: 16 * range.len() as u64,
     };
-    flat(l.outs[0].len(), l.caps).into_iter().map(dispatch).collect()
+    flat(len, l.caps).into_iter().map(dispatch).collect()
 }
 
 /// A workgroup sums a piece; one more sums the pieces.
@@ -278,16 +316,20 @@ fn wgsl_sum_squares(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(all)
 }
 
-/// Nine operands are more than a kernel may bind, so state that is not updated in place is copied first.
+/// Parameters and state that are not updated in place, copied, so that a kernel need not bind them twice: it may bind
+/// eight operands. `pairs` are those of the row: (input, output).
+fn copies(l: &Lower, pairs: &[(usize, usize)]) -> Vec<Dispatch> {
+    let apart = pairs.iter().filter(|&&(_, out)| out < l.outs.len() && l.shared[out].is_none());
+    let copy = |&(from, out): &(usize, usize)| {
+        each(l.outs[out].len(), l, ("optim", vec!["COPY"], "copy"), move |r| {
+            vec![Arg::OutPart(out, bytes(r, 1)), Arg::InPart(from, bytes(r, 1))]
+        })
+    };
+    apart.flat_map(copy).collect()
+}
+
 fn wgsl_adamw(l: &Lower) -> Result<Vec<Dispatch>> {
-    let mut all = Vec::new();
-    for (out, from) in [(0, 0), (1, 2), (2, 3)] {
-        if l.shared[out].is_none() {
-            all.extend(over(l, "COPY", "copy", |r| {
-                vec![Arg::OutPart(out, bytes(r, 1)), Arg::InPart(from, bytes(r, 1))]
-            }));
-        }
-    }
+    let mut all = copies(l, ADAMW.in_place);
     all.extend(over(l, "ADAMW", "adamw", |r| {
         let mut args: Vec<Arg> = (0..3).map(|o| Arg::OutPart(o, bytes(r, 1))).collect();
         args.extend([Arg::InPart(1, bytes(r, 1)), Arg::In(4), Arg::In(5)]);

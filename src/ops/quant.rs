@@ -1,7 +1,10 @@
 //! Weights as they are stored: which parts of one a kernel binds, and the ops that make and undo 4-bit weights.
 
+mod cuda;
+
 use std::ops::Range;
 
+use crate::backend::{Caps, Target};
 use crate::cpu::par;
 use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
 use crate::error::Result;
@@ -15,7 +18,7 @@ use crate::quant::nf4;
 pub static OPS: &[&OpDef] = &[&NF4_QUANTIZE, &NF4_DEQUANTIZE];
 
 /// `nf4_quantize` [w F32[N,K]] → Nf4\[N,K\] or, with `double`, Nf4Dq\[N,K\], as bitsandbytes does it (Dettmers et al.
-/// 2023). The CPU kernel gives bitsandbytes' bits ([`nf4::quantize`]). A tensor with an element that is not finite
+/// 2023). The CPU and CUDA kernels give bitsandbytes' bits ([`nf4::quantize`]). A tensor with an element that is not finite
 /// has no NF4 form: it comes out as NaN everywhere on the CPU, and undefined on a GPU.
 pub static NF4_QUANTIZE: OpDef = OpDef {
     name: "nf4_quantize",
@@ -30,7 +33,8 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
     grad: Grad::Stop,
     in_place: &[],
     cost: |_, ins, _| Cost { flops: 20 * ins[0].len() as u64, terms: 4 },
-    workspace: |attr, ins, _| match attr {
+    workspace: |attr, ins, caps| match attr {
+        Attr::Nf4 { double: true } if caps.target == Target::Cuda => cuda::workspace(&ins[0]),
         Attr::Nf4 { double: true } => 4 * ins[0].len().div_ceil(Nf4Layout::BLOCK) as u64,
         _ => 0,
     },
@@ -43,7 +47,7 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
         }
     },
     wgsl: wgsl_quantize,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::quantize,
     acts: crate::ops::no_acts,
     samples: || {
         let sample =
@@ -75,7 +79,7 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     workspace: no_workspace,
     host: host_dequantize,
     wgsl: wgsl_dequantize,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::dequantize,
     acts: crate::ops::no_acts,
     samples: || {
         let table =
@@ -228,6 +232,13 @@ pub fn weight_define(dtype: DType) -> Option<&'static str> {
         DType::Nf4Dq => Some("W_NF4DQ"),
         DType::I32 | DType::U32 => None,
     }
+}
+
+/// The same with what the device can do: where it has the type f16, the weight is bound as that, four at a time. (The
+/// products by cooperative matrices are f32 throughout.)
+pub fn weight_defines(ty: &Ty, caps: &Caps) -> Option<Vec<&'static str>> {
+    let half = ty.dtype == DType::F16 && caps.f16 && !caps.coop && ty.cols().is_multiple_of(4);
+    weight_define(ty.dtype).map(|define| std::iter::once(define).chain(half.then_some("F16")).collect())
 }
 
 /// Rows come in multiples of this many where a weight of `cols` columns is cut: each part then starts on a

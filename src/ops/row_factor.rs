@@ -1,10 +1,13 @@
 //! A factor for each column, the same in all rows: what DoRA's magnitudes are to the outputs of a layer.
 
+mod cuda;
+
+use crate::backend::Target;
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
-use crate::ops::launch::{bytes, grid, rows};
+use crate::ops::launch::{self, bytes, grid, rows};
 use crate::ops::{
     Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
 };
@@ -28,7 +31,7 @@ pub static MUL_ROW: OpDef = OpDef {
     workspace: no_workspace,
     host: |call| host(call, |x, v| x * v),
     wgsl: |l| Ok(wgsl(l, &MUL_ROW, "MUL")),
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::mul_row,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || samples(SampleIn::normal),
 };
@@ -57,10 +60,13 @@ pub static MUL_ROW_DV: OpDef = OpDef {
     grad: Grad::Missing,
     in_place: &[(2, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() + 1 },
-    workspace: no_workspace,
+    workspace: |_, ins, caps| match caps.target {
+        Target::Cuda => launch::Columns::new(&ins[0]).workspace(),
+        _ => 0,
+    },
     host: host_dv,
     wgsl: wgsl_dv,
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::mul_row_dv,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: || {
         let mut all = Vec::new();
@@ -88,7 +94,7 @@ pub static DIV_ROW: OpDef = OpDef {
     workspace: no_workspace,
     host: |call| host(call, |x, v| x / v),
     wgsl: |l| Ok(wgsl(l, &DIV_ROW, "DIV")),
-    cuda: crate::ops::no_cuda,
+    cuda: cuda::div_row,
     // It stands between weights, which are f32.
     acts: crate::ops::no_acts,
     samples: || samples(|ty| SampleIn::uniform(ty, 0.5, 4.0)),
@@ -227,6 +233,8 @@ const SHAPES: &[(&str, &[usize])] = &[
     ("odd", &[7, 17]),
     ("wide", &[33, 129]),
     ("long", &[520, 35]),
+    ("aligned", &[270, 24]),
+    ("wider than a block", &[3, 2056]),
 ];
 
 fn samples(factors: impl Fn(Ty) -> SampleIn) -> Vec<Sample> {

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use super::tokens::Tokens;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 
@@ -97,6 +98,8 @@ pub struct AdapterConfig {
     pub lora_bias: bool,
     /// Modules of the base model that are trained whole, and kept in the adapter's file.
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of a table are trained while the rest of it stays frozen.
+    pub tokens: Option<Tokens>,
     /// `init_lora_weights`: how A and B started. Training from a given adapter does not use it.
     pub init: Value,
     compiled: OnceLock<Compiled>,
@@ -122,6 +125,7 @@ impl AdapterConfig {
             alpha_pattern: Vec::new(),
             lora_bias: false,
             modules_to_save: Vec::new(),
+            tokens: None,
             init: Value::Bool(true),
             compiled: OnceLock::new(),
         }
@@ -160,19 +164,11 @@ fn keeps_base(v: &Value) -> bool {
     }
 }
 
-fn no_embedding(v: &Value) -> bool {
-    let embedding = |n: &Value| {
-        n.as_str().is_some_and(|n| matches!(n.rsplit('.').next(), Some("embed_tokens" | "lm_head" | "wte" | "wpe")))
-    };
-    !v.as_array().is_some_and(|names| names.iter().any(embedding))
-}
-
 #[rustfmt::skip]
 static REFUSED: &[Refused] = &[
     Refused { key: "bias", harmless: |v| v.is_null() || v == "none", hint: MERGE },
-    Refused { key: "trainable_token_indices", harmless: idle, hint: MERGE },
     Refused { key: "target_parameters", harmless: idle, hint: MERGE },
-    Refused { key: "target_modules", harmless: no_embedding, hint: "leave the embedding and the output head out, or merge the adapter with PEFT" },
+    Refused { key: "ensure_weight_tying", harmless: idle, hint: "tokens are trained in a tied head too without it; LoRA goes with the embedding alone" },
     Refused { key: "init_lora_weights", harmless: keeps_base, hint: CONVERT },
     Refused { key: "loftq_config", harmless: idle, hint: CONVERT },
     Refused { key: "fan_in_fan_out", harmless: idle, hint: "models with transposed weights (GPT-2) are not read yet" },
@@ -303,6 +299,7 @@ impl AdapterConfig {
             })?,
             lora_bias: get(map, "lora_bias", "true or false", false, Value::as_bool)?,
             modules_to_save: get(map, "modules_to_save", "a list of names", Vec::new(), strings_of)?,
+            tokens: get(map, "trainable_token_indices", Tokens::EXPECTED, None, Tokens::read)?,
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
             compiled: OnceLock::new(),
         };
@@ -366,9 +363,9 @@ impl AdapterConfig {
             ("revision", Value::from(self.revision.clone())),
             ("target_modules", names(&self.targets)),
             ("task_type", Value::from(self.task_type.clone())),
-            ("use_dora", self.dora.into()),
-            ("use_rslora", self.rslora.into()),
         ]);
+        pairs.extend(self.tokens.as_ref().map(|t| ("trainable_token_indices", t.to_json())));
+        pairs.extend([("use_dora", self.dora.into()), ("use_rslora", self.rslora.into())]);
         let map: Map<String, Value> = pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         format!("{:#}", Value::Object(map))
     }
@@ -392,7 +389,8 @@ fn regex_of(text: &str, wrap: impl Fn(&str) -> String) -> Result<Regex, String> 
     })
 }
 
-fn listed(names: &[String], module: &str) -> bool {
+/// Whether `module` is one of the names, or ends in a dot and one of them.
+pub(super) fn listed(names: &[String], module: &str) -> bool {
     names.iter().any(|n| module.strip_suffix(n.as_str()).is_some_and(|head| head.is_empty() || head.ends_with('.')))
 }
 
@@ -462,6 +460,14 @@ impl AdapterConfig {
         Ok(Some(LoraSpec { rank, alpha, scale: (alpha / divisor) as f32, dropout: self.dropout as f32 }))
     }
 
+    /// The same for the embedding or the output head, which `all-linear` does not mean.
+    pub fn resolve_embedding(&self, module: &str) -> Result<Option<LoraSpec>> {
+        match self.targets {
+            Targets::AllLinear => Ok(None),
+            _ => self.resolve(module),
+        }
+    }
+
     fn wants_layer(&self, compiled: &Compiled, module: &str) -> bool {
         let Some(layers) = &self.layers else { return true };
         let found = compiled.layers.iter().find_map(|r| r.captures(module));
@@ -485,7 +491,7 @@ impl AdapterConfig {
                 let near = nearest(name, ends()).map_or(String::new(), |n| format!("{n}? "));
                 return Err(Error::config(
                     "targets",
-                    format!("{name}, which no linear layer of the model is called"),
+                    format!("{name}, which no layer of the model is called"),
                     format!("{near}one of {}", ends().join(", ")),
                 ));
             }

@@ -44,7 +44,8 @@ fn reads_what_peft_wrote() {
 /// What is written is, line for line, what PEFT writes, less the keys that older readers stop at.
 #[test]
 fn writes_the_lines_that_peft_writes() {
-    for name in ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"] {
+    let plain = ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"];
+    for name in plain.into_iter().chain(["lora_embed", "lora_lmhead"]) {
         let theirs = fixture(name);
         let ours = AdapterConfig::parse(&theirs).unwrap().to_json();
         let ours_map: Map<String, Value> = serde_json::from_str(&ours).unwrap();
@@ -121,6 +122,12 @@ fn matches_modules_as_peft_does() {
     }
     let all = with(&[("target_modules", r#""all-linear""#)]).unwrap();
     assert_eq!(rank_at(&all, "lm_head"), None);
+    // The embedding is no linear layer: it must be named.
+    let table = [(r#""all-linear""#, false), (r#"["q_proj", "embed_tokens"]"#, true), (r#"["q_proj"]"#, false)];
+    for (targets, expected) in table {
+        let config = with(&[("target_modules", targets)]).unwrap();
+        assert_eq!(config.resolve_embedding("model.embed_tokens").unwrap().is_some(), expected, "{targets}");
+    }
 }
 
 #[test]
@@ -135,10 +142,7 @@ fn the_first_pattern_that_matches_counts() {
 fn says_no_to_what_it_cannot_do_and_names_the_key() {
     let table = [
         ("lora_bias_all", "bias"),
-        ("lora_trainable_tokens", "trainable_token_indices"),
         ("lora_target_parameters", "target_parameters"),
-        ("lora_embed", "target_modules"),
-        ("lora_lmhead", "target_modules"),
         ("pissa", "init_lora_weights"),
         ("olora", "init_lora_weights"),
         ("ia3", "IA3"),
@@ -159,6 +163,18 @@ fn says_no_to_what_it_cannot_do_and_names_the_key() {
 }
 
 #[test]
+fn trained_tokens_are_written_as_they_were_read() {
+    let theirs: Map<String, Value> = serde_json::from_str(&fixture("lora_trainable_tokens")).unwrap();
+    let ours = AdapterConfig::parse(&fixture("lora_trainable_tokens")).unwrap().to_json();
+    let ours: Map<String, Value> = serde_json::from_str(&ours).unwrap();
+    assert_eq!(ours["trainable_token_indices"], theirs["trainable_token_indices"]);
+    let modules = with(&[("trainable_token_indices", r#"{"lm_head": [3], "embed_tokens": [7, 1]}"#)]).unwrap();
+    assert_eq!(AdapterConfig::parse(&modules.to_json()).unwrap().tokens, modules.tokens);
+    // Older readers stop at a key that they do not know, so it is there only if it says something.
+    assert!(!with(&[("trainable_token_indices", "[]")]).unwrap().to_json().contains("trainable_token"));
+}
+
+#[test]
 fn damaged_configs_are_errors_that_name_the_key() {
     let table = [
         ("r", "0"),
@@ -175,6 +191,8 @@ fn damaged_configs_are_errors_that_name_the_key() {
         ("rank_pattern", r#"{"q_proj": 0}"#),
         ("rank_pattern", r#"{"(": 1}"#),
         ("layers_to_transform", "[-1]"),
+        ("trainable_token_indices", "[5, 5]"),
+        ("trainable_token_indices", r#"{"embed_tokens": 5}"#),
         ("peft_type", "7"),
     ];
     for (key, value) in table {

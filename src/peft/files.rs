@@ -38,6 +38,27 @@ pub fn magnitude(module: &str) -> String {
     format!("{PREFIX}{module}.lora_magnitude_vector")
 }
 
+/// Name in the file of A, `[rank, vocabulary]`, of the embedding `module`.
+pub fn embedding_a(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_embedding_A")
+}
+
+/// Name in the file of B, `[hidden, rank]`, of the embedding `module`.
+pub fn embedding_b(module: &str) -> String {
+    format!("{PREFIX}{module}.lora_embedding_B")
+}
+
+/// Name in the file of the weight that LoRA stands on. PEFT writes it along if `module` is the embedding or the head,
+/// and loads it as the base's.
+pub fn base_layer(module: &str) -> String {
+    format!("{PREFIX}{module}.base_layer.weight")
+}
+
+/// Name in the file of the trained rows, `[tokens, hidden]`, of the table `module`.
+pub fn tokens(module: &str) -> String {
+    format!("{PREFIX}{module}.token_adapter.trainable_tokens_delta")
+}
+
 /// Name in the file of a tensor of the base model that is trained whole.
 pub fn saved(tensor: &str) -> String {
     format!("{PREFIX}{tensor}")
@@ -111,13 +132,18 @@ fn widen(view: &TensorView) -> Option<Vec<f32>> {
 
 impl Adapter {
     /// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
-    /// missing, left over, or of another shape: an adapter that fits only in part is never applied.
+    /// missing, left over, or of another shape: an adapter that fits only in part is never applied. The weight that
+    /// an adapted module stands on (PEFT writes it for the embedding and the head) may be there.
     pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let path = dir.join(WEIGHTS_FILE);
         let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
         let missing: Vec<&str> =
             expected.iter().map(|(n, _)| n.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
-        let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !wanted.contains_key(n)).collect();
+        let adapted =
+            |m: &str| ["lora_embedding_A", "lora_A.weight"].map(|a| wanted.contains_key(&*format!("{m}.{a}")));
+        let table = |n: &str| n.strip_suffix(".base_layer.weight").is_some_and(|m| adapted(m).contains(&true));
+        let placed = |n: &str| wanted.contains_key(n) || table(n);
+        let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !placed(n)).collect();
         if !missing.is_empty() || !left.is_empty() {
             let mut found = Vec::new();
             if !left.is_empty() {

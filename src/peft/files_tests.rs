@@ -36,7 +36,8 @@ fn shapes(adapter: &Adapter) -> Vec<(String, Vec<usize>)> {
 
 #[test]
 fn what_peft_wrote_is_written_again_byte_for_byte() {
-    for name in ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"] {
+    let plain = ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"];
+    for name in plain.into_iter().chain(["lora_embed", "lora_lmhead", "lora_trainable_tokens"]) {
         let scratch = Scratch::new(&name.replace('/', "-"));
         let adapter = read_adapter(&fixture(name)).unwrap();
         let mut reversed = outs(&adapter);
@@ -88,6 +89,21 @@ fn an_adapter_that_fits_in_part_is_refused() {
     let mut wider = good.clone();
     wider[0].1[0] += 1;
     assert!(adapter.check(&dir, &wider).unwrap_err().to_string().contains("[4, 64]"));
+}
+
+/// The table of an embedding may stand beside its factors, and beside nothing else.
+#[test]
+fn the_table_of_an_adapted_embedding_may_be_there() {
+    let dir = fixture("lora_embed");
+    let adapter = read_adapter(&dir).unwrap();
+    let table = base_layer("model.embed_tokens");
+    let mut expected = shapes(&adapter);
+    adapter.check(&dir, &expected).unwrap();
+    expected.retain(|(name, _)| *name != table);
+    assert_eq!(expected.len() + 1, adapter.tensors.len());
+    adapter.check(&dir, &expected).unwrap();
+    expected.retain(|(name, _)| !name.contains("lora_embedding"));
+    assert!(adapter.check(&dir, &expected).unwrap_err().to_string().contains(&table));
 }
 
 #[test]

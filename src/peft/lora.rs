@@ -3,10 +3,11 @@
 //! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows. With `use_dora` it is DoRA:
 //! see `dora.rs`.
 
-use super::config::{AdapterConfig, LoraSpec};
-use super::{Method, Save, dora, files};
+use super::config::{AdapterConfig, LoraSpec, Targets};
+use super::{Method, Save, dora, embedding, files};
 use crate::error::Result;
 use crate::graph::Val;
+use crate::models::Model;
 use crate::nn::{Init, Nn, Role, Site};
 use crate::ops::{Dropout, Lora as LowRank};
 
@@ -27,14 +28,28 @@ impl Method for Lora {
         files::saved(name)
     }
 
-    fn check(&self, linears: &[String]) -> Result<()> {
-        let linears: Vec<&str> = linears.iter().map(String::as_str).collect();
-        self.config.resolve_all(&linears).map(drop)
+    fn keeps(&self, name: &str, role: Role) -> Result<Option<String>> {
+        match name.strip_suffix(".weight") {
+            Some(module) if matches!(role, Role::Embed | Role::Head) && self.config.keeps_table(module)? => {
+                Ok(Some(files::base_layer(module)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn check(&self, model: &dyn Model) -> Result<()> {
+        self.config.check_tables(model.embedding(), model.head_path())?;
+        let linears = model.linears();
+        let mut modules: Vec<&str> = linears.iter().map(String::as_str).collect();
+        if self.config.targets != Targets::AllLinear {
+            modules.extend([model.embedding(), model.head_path()]);
+        }
+        self.config.resolve_all(&modules).map(drop)
     }
 
     fn save(&self, save: &Save) -> Result<()> {
         let tensors: Vec<files::Out> =
-            save.trained.iter().map(|(name, shape, data)| files::Out { name, shape, data }).collect();
+            save.trained.iter().chain(save.kept).map(|(name, shape, data)| files::Out { name, shape, data }).collect();
         let adapted = tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
         files::write_adapter(save.dir, &self.config.spelled_out(adapted), &tensors)
     }
@@ -58,5 +73,13 @@ impl Method for Lora {
         }
         let bias = nn.adapter(&files::lora_bias(&site.path), &[out], Init::Zeros);
         nn.g.add_row(y, bias, scale)
+    }
+
+    fn embed(&self, nn: &mut Nn, site: &Site, table: Val, scale: f32) -> Result<Val> {
+        embedding::embed(&self.config, nn, site, table, scale)
+    }
+
+    fn head(&self, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
+        embedding::head(&self.config, nn, site, tied, w)
     }
 }

@@ -2,19 +2,23 @@
 
 pub mod config;
 mod dora;
+mod embedding;
 pub mod files;
 pub mod full;
 pub mod lora;
+pub mod tokens;
 
 use std::path::Path;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Val;
+use crate::models::Model;
 use crate::nn::{Nn, Role, Site};
 use crate::session::Base;
 
 pub use config::{AdapterConfig, LoraSpec, Targets};
+pub use tokens::Tokens;
 
 /// A way to fine-tune. Every hook's default leaves the model as it is.
 pub trait Method {
@@ -31,8 +35,13 @@ pub trait Method {
         name.to_string()
     }
 
-    /// Whether the method can be set on a model with these linear layers (module paths).
-    fn check(&self, _linears: &[String]) -> Result<()> {
+    /// Under which name the method writes a weight of the base model that it does not train, if it does.
+    fn keeps(&self, _name: &str, _role: Role) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Whether the method can be set on a model.
+    fn check(&self, _model: &dyn Model) -> Result<()> {
         Ok(())
     }
 
@@ -45,6 +54,16 @@ pub trait Method {
     fn linear(&self, nn: &mut Nn, _site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {
         nn.plain_linear(x, w, bias, None)
     }
+
+    /// What the tokens of the batch become at `site`: rows of `table`, times `scale`.
+    fn embed(&self, nn: &mut Nn, _site: &Site, table: Val, scale: f32) -> Result<Val> {
+        nn.plain_embed(table, scale)
+    }
+
+    /// The weight of the output head at `site`, which is that of the module `tied` if there is one.
+    fn head(&self, _nn: &mut Nn, _site: &Site, _tied: Option<&str>, w: Val) -> Result<Val> {
+        Ok(w)
+    }
 }
 
 /// What there is to save.
@@ -54,9 +73,11 @@ pub struct Save<'a> {
     /// How whole models are written; adapters are always f32.
     pub dtype: DType,
     pub trained: &'a [Trained],
+    /// What [`Method::keeps`] named.
+    pub kept: &'a [Trained],
 }
 
-/// A trained tensor: name, shape and values.
+/// A trained (or kept) tensor: name, shape and values.
 pub type Trained = (String, Vec<usize>, Vec<f32>);
 
 /// Nothing is trained: the base model as it is.

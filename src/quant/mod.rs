@@ -1,4 +1,5 @@
 //! Storage formats of a weight: how bytes become f32 and, for the formats we write, back.
 
+pub mod dynamic;
 pub mod ggml;
 pub mod nf4;

@@ -37,35 +37,9 @@ pub const THRESHOLDS: [f32; 15] = {
     t
 };
 
-/// bitsandbytes' signed 8-bit dynamic map (`create_dynamic_map`), ascending: for `i` in `0..7` the
-/// decade `10^(i-6)` has `2^i` values, the middles of as many equal parts of `[0.1, 1]`, and their
-/// negatives; to these come 0 and 1.
+/// The signed map, by which double quantization stores absmax.
 pub fn dynamic_map() -> &'static [f32; 256] {
-    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
-        let mut map = [0.0; 256];
-        map[1] = 1.0;
-        let mut next = 2;
-        for i in 0..7 {
-            let parts = 1usize << i;
-            // torch.linspace counts its first half from the start and its second from the end.
-            let (start, end) = (0.1f32, 1.0f32);
-            let step = (end - start) / parts as f32;
-            let boundary = |k: usize| match k < parts.div_ceil(2) {
-                true => step.mul_add(k as f32, start),
-                false => (-step).mul_add((parts - k) as f32, end),
-            };
-            let scale = 10f64.powi(i - 6) as f32;
-            for k in 0..parts {
-                let middle = (boundary(k) + boundary(k + 1)) / 2.0;
-                map[next] = scale * middle;
-                map[next + 1] = -scale * middle;
-                next += 2;
-            }
-        }
-        map.sort_by(f32::total_cmp);
-        map
-    });
-    &MAP
+    &super::dynamic::signed().values
 }
 
 /// Entries of the table by which bitsandbytes' CPU code finds a value's nearest map entry.

@@ -18,7 +18,6 @@ use crate::session::{Base, Options, Planned};
 use crate::train::metrics::{Event, StepEvent, peak_resident};
 use crate::train::schedule;
 use crate::train::svg;
-use crate::train::trainer::AdamW;
 
 /// What a finished run leaves behind.
 #[derive(Clone, Debug)]
@@ -73,13 +72,7 @@ fn options(config: &RunConfig) -> Options {
         dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
-        adamw: AdamW {
-            beta1: config.adam_beta1,
-            beta2: config.adam_beta2,
-            eps: config.adam_eps,
-            weight_decay: config.weight_decay,
-            max_grad_norm: config.max_grad_norm,
-        },
+        optimizer: config.optimizer(),
         seed: config.seed,
         memory: request(config),
         spill: config.out.clone(),

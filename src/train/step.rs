@@ -4,11 +4,12 @@ use crate::autograd;
 use crate::backend::Caps;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
-use crate::graph::{Class, Graph, Phase, Val};
+use crate::graph::{Class, Graph, Val};
 use crate::models::Model;
 use crate::nn::{Batch, Nn, Role, Weight};
-use crate::ops::{Attr, optim};
 use crate::peft::Method;
+use crate::train::optimizer::Optimizer;
+use crate::train::update::{Table, update};
 
 /// A step's graph and the leaves that the host writes and reads.
 #[derive(Clone)]
@@ -23,23 +24,46 @@ pub struct Step {
     pub loss: Val,
     /// Sum of squares of the gradient before clipping, F32[1].
     pub sum_squares: Val,
-    /// Rate, 1 − betas, epsilon, decay, bias corrections, norm to clip to: F32[8], as [`optim::ADAMW`] reads them.
+    /// [`Optimizer::hyper`] of the step, F32[8].
     pub hyper: Val,
+    pub optimizer: Optimizer,
+    /// Leaves that the host writes once, before the first step.
+    pub tables: Vec<Table>,
     pub weights: Vec<Weight>,
     /// Number of nodes before the first backward one.
     pub forward: usize,
 }
 
+/// What the loss is multiplied by before its gradients are taken, where activations are f16: a mean over some thousand
+/// tokens has gradients near 1e-3 and smaller, f16 becomes coarse below 6e-5. A gradient that overflows makes the norm
+/// infinite, and such a step is skipped.
+const LOSS_SCALE: f32 = 1024.0;
+
 impl Step {
-    /// Builds the step for micro-batches of `tokens` packed tokens.
+    /// Builds the step for micro-batches of `tokens` packed tokens, activations in `act`, with AdamW and its default
+    /// constants.
     pub fn new(
         model: &dyn Model,
         method: &dyn Method,
         storage: &dyn Fn(&str, Role) -> DType,
+        act: DType,
         tokens: usize,
         caps: &Caps,
     ) -> Result<Step> {
-        let mut nn = Nn::new(method, storage, tokens);
+        Step::with(model, method, storage, act, tokens, Optimizer::default(), caps)
+    }
+
+    /// The same with any optimizer.
+    pub fn with(
+        model: &dyn Model,
+        method: &dyn Method,
+        storage: &dyn Fn(&str, Role) -> DType,
+        act: DType,
+        tokens: usize,
+        optimizer: Optimizer,
+        caps: &Caps,
+    ) -> Result<Step> {
+        let mut nn = Nn::new(method, storage, act, tokens);
         let labels = nn.g.leaf(Class::Io, "labels", Ty::i32(&[tokens]));
         let [inv_count, loss, sum_squares] =
             ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(Class::Io, name, Ty::f32(&[1])));
@@ -47,9 +71,18 @@ impl Step {
         let one = nn.constant("one", &[1], || vec![1.0]);
 
         let hidden = model.hidden(&mut nn)?;
-        let head = model.head(&mut nn);
+        let head = model.head(&mut nn)?;
         nn.g.site = "loss".into();
-        let micro_loss = nn.g.linear_cross_entropy(hidden, head, labels, inv_count)?;
+        // Gradients of activations in f16 are kept where f16 is fine-grained; a power of two changes no other bit.
+        let lift = match act {
+            DType::F16 => {
+                let up = nn.constant("loss_scale", &[1], || vec![LOSS_SCALE]);
+                Some((up, nn.constant("loss_unscale", &[1], || vec![1.0 / LOSS_SCALE])))
+            }
+            _ => None,
+        };
+        let inv = lift.map_or(Ok(inv_count), |(up, _)| nn.g.scale(inv_count, up))?;
+        let micro_loss = nn.g.linear_cross_entropy(hidden, head, labels, inv)?;
         let Nn { mut g, weights, batch, .. } = nn;
 
         let params: Vec<Val> = weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
@@ -60,7 +93,9 @@ impl Step {
         let gradients = autograd::backward(&mut g, &[(micro_loss, one)], &params)?;
         g.block = 0;
         g.site = "loss".into();
-        autograd::accumulate(&mut g, loss, micro_loss)?;
+        let lower = |g: &mut Graph, x: Val| lift.map_or(Ok(x), |(_, down)| g.scale(x, down));
+        let shown = lower(&mut g, micro_loss)?;
+        autograd::accumulate(&mut g, loss, shown)?;
         let mut sums = Vec::with_capacity(params.len());
         for (&param, gradient) in params.iter().zip(gradients) {
             let name = g.value(param).name.clone();
@@ -73,49 +108,11 @@ impl Step {
             };
             let sum = g.leaf(Class::Grad, format!("grad.{name}"), g.ty(param).clone());
             g.site = format!("grad.{name}");
+            let gradient = lower(&mut g, gradient)?;
             autograd::accumulate(&mut g, sum, gradient)?;
             sums.push(sum);
         }
-        update(&mut g, &params, &sums, sum_squares, hyper, caps)?;
-        Ok(Step { graph: g, batch, labels, inv_count, loss, sum_squares, hyper, weights, forward })
+        let tables = update(&mut g, (&params, &sums), (sum_squares, hyper), &optimizer, caps)?;
+        Ok(Step { graph: g, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights, forward })
     }
-}
-
-/// The optimizer's part: parameters, gradients and moments lie flat, so that a launch updates many tensors; one flat
-/// stretch for all, or several where a device's largest buffer is smaller than that.
-fn update(g: &mut Graph, params: &[Val], grads: &[Val], sum_squares: Val, hyper: Val, caps: &Caps) -> Result<()> {
-    g.phase = Phase::UPDATE;
-    g.site = "optimizer".into();
-    let mut flats = Vec::new();
-    let mut start = 0;
-    while start < params.len() {
-        let room = |v: Val| crate::dtype::align(g.ty(v).bytes()) as u64;
-        let mut bytes = room(params[start]);
-        let mut end = start + 1;
-        while end < params.len() && bytes + room(params[end]) <= caps.max_buffer {
-            bytes += room(params[end]);
-            end += 1;
-        }
-        let i = flats.len();
-        let p = g.gather(Class::Param, &format!("params.{i}"), &params[start..end]);
-        let d = g.gather(Class::Grad, &format!("grads.{i}"), &grads[start..end]);
-        let ty = g.ty(p).clone();
-        let m = g.leaf(Class::Optim, format!("exp_avg.{i}"), ty.clone());
-        let v = g.leaf(Class::Optim, format!("exp_avg_sq.{i}"), ty);
-        flats.push((p, d, m, v));
-        start = end;
-    }
-    let mut sum = None;
-    for (i, &(_, d, ..)) in flats.iter().enumerate() {
-        let into = (i + 1 == flats.len()).then_some(sum_squares);
-        let ins: Vec<Val> = [Some(d), sum].into_iter().flatten().collect();
-        sum = Some(g.node_into(&optim::SUM_SQUARES, Attr::Acc(sum.is_some()), &ins, &[into])?[0]);
-    }
-    for (p, d, m, v) in flats {
-        if let Some(sum) = sum {
-            g.adamw(p, d, m, v, sum, hyper)?;
-        }
-        g.zero(d)?;
-    }
-    Ok(())
 }

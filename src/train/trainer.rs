@@ -8,24 +8,8 @@ use crate::graph::Phase;
 use crate::nn::Weight;
 use crate::peft::Trained;
 use crate::plan::Plan;
+use crate::train::optimizer::Optimizer;
 use crate::train::step::Step;
-
-/// AdamW's constants (Loshchilov and Hutter 2019, arXiv:1711.05101), and the norm gradients are clipped to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    pub beta1: f64,
-    pub beta2: f64,
-    pub eps: f64,
-    pub weight_decay: f64,
-    /// 0: no clipping.
-    pub max_grad_norm: f64,
-}
-
-impl Default for AdamW {
-    fn default() -> Self {
-        AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
-    }
-}
 
 /// What a step reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +26,7 @@ pub struct StepReport {
 pub struct Trainer {
     pub exec: Exec,
     leaves: Leaves,
-    adamw: AdamW,
+    optimizer: Optimizer,
     seed: u64,
     /// Steps done.
     pub steps: u64,
@@ -61,11 +45,14 @@ struct Leaves {
 
 impl Trainer {
     /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
-    pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, adamw: AdamW, seed: u64) -> Result<Trainer> {
-        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, weights, .. } = step;
-        let exec = Exec::new(backend, graph, plan)?;
+    pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, seed: u64) -> Result<Trainer> {
+        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights, .. } = step;
+        let mut exec = Exec::new(backend, graph, plan)?;
+        for (leaf, words) in tables {
+            exec.upload(leaf, bytemuck::cast_slice(&words))?;
+        }
         let leaves = Leaves { batch, labels, inv_count, loss, sum_squares, hyper, weights };
-        Ok(Trainer { exec, leaves, adamw, seed, steps: 0 })
+        Ok(Trainer { exec, leaves, optimizer, seed, steps: 0 })
     }
 
     pub fn weights(&self) -> &[Weight] {
@@ -87,10 +74,7 @@ impl Trainer {
             self.exec.upload(self.leaves.labels, bytemuck::cast_slice(&batch.targets))?;
             self.exec.run(Phase::MICRO)?;
         }
-        let t = (self.steps + 1) as i32;
-        let AdamW { beta1, beta2, eps, weight_decay, max_grad_norm } = self.adamw;
-        let (bias1, bias2) = (1.0 - beta1.powi(t), 1.0 - beta2.powi(t));
-        let hyper = [lr, 1.0 - beta1, 1.0 - beta2, eps, weight_decay, bias1, bias2, max_grad_norm].map(|x| x as f32);
+        let hyper = self.optimizer.hyper(lr, self.steps + 1);
         self.exec.upload(self.leaves.hyper, bytemuck::cast_slice(&hyper))?;
         self.exec.run(Phase::UPDATE)?;
         self.steps += 1;

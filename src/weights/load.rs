@@ -14,7 +14,7 @@ use crate::exec::Exec;
 use crate::graph::Val;
 use crate::nn::{Init, Role, RowNorms, Source, Weight};
 use crate::ops::dora;
-use crate::peft::files::AdapterTensor;
+use crate::peft::files::{self, AdapterTensor};
 use crate::quant::nf4::{self, Quantizer};
 
 /// Where first values come from.
@@ -39,16 +39,18 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
         match (&weight.source, from.base) {
-            (Source::Base { tensor, role }, base) if !adapted(weight, from) => match base {
-                Some(base) => from_file(exec, weight.val, base, tensor, &ty, &mut unreleased)?,
-                None => {
-                    let fill = |start: usize, out: &mut [f32]| fresh(*role, &ty, tensor, from, start, out);
-                    by_stretches(exec, weight.val, &ty, &mut |start, out| {
-                        fill(start, out);
-                        Ok(())
-                    })?
+            (Source::Base { tensor, role }, base) if !adapted(weight, from) && kept(tensor, from).is_none() => {
+                match base {
+                    Some(base) => from_file(exec, weight.val, base, tensor, &ty, &mut unreleased)?,
+                    None => {
+                        let fill = |start: usize, out: &mut [f32]| fresh(*role, &ty, tensor, from, start, out);
+                        by_stretches(exec, weight.val, &ty, &mut |start, out| {
+                            fill(start, out);
+                            Ok(())
+                        })?
+                    }
                 }
-            },
+            }
             _ => {
                 let bytes = first_value(exec, weight, &ty, from)?;
                 exec.upload(weight.val, &bytes)?;
@@ -147,7 +149,7 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
     let name = &weight.name;
     let adapted = from.adapter.and_then(|tensors| tensors.get(name));
     match (&weight.source, adapted) {
-        (Source::Data(data), _) => Ok(bytemuck::cast_slice(data).to_vec()),
+        (Source::Data(bytes), _) => Ok(bytes.clone()),
         (Source::RowNorms(of), _) => Ok(bytemuck::cast_slice(&row_norms(exec, *of)?).to_vec()),
         (_, Some(t)) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
         (_, Some(t)) => {
@@ -157,17 +159,54 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
             let data = match *init {
                 Init::Zeros => vec![0.0; ty.len()],
                 Init::Uniform { bound } => uniform(bound, ty.len(), name, from.seed),
+                Init::Normal { std } => normal(std, ty.len(), name, from.seed),
                 Init::RowNorms(of) => row_norms(exec, of)?,
             };
             Ok(bytemuck::cast_slice(&data).to_vec())
         }
-        (Source::Adapter { .. }, None) => {
+        (Source::Rows { tensor, role, rows }, None) if from.adapter.is_none() => {
+            table_rows(rows, ty.cols(), tensor, *role, from)
+        }
+        (Source::Adapter { .. } | Source::Rows { .. }, None) => {
             Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
         }
+        // PEFT writes the table of an embedding or head that it adapts into the adapter's file, and loads it again.
+        (Source::Base { tensor, .. }, None) if let Some(t) = kept(tensor, from) => match t.shape == ty.shape {
+            true => encode(&t.data, ty),
+            false => Err(Error::config(
+                files::base_layer(tensor),
+                format!("shape {:?} in the adapter", t.shape),
+                format!("{:?}", ty.shape),
+            )),
+        },
         (Source::Base { tensor, .. }, None) => {
             Err(Error::config(tensor, "no place to take it from", "a base model, or random weights"))
         }
     }
+}
+
+/// A frozen weight as the adapter's file has it.
+fn kept<'a>(tensor: &str, from: &Sources<'a>) -> Option<&'a AdapterTensor> {
+    from.adapter?.get(&files::base_layer(tensor.strip_suffix(".weight")?))
+}
+
+/// Rows of a tensor of the base model, in f32.
+fn table_rows(rows: &[usize], cols: usize, tensor: &str, role: Role, from: &Sources) -> Result<Vec<u8>> {
+    let mut data = vec![0f32; rows.len() * cols];
+    match from.base {
+        Some(checkpoint) => {
+            for (out, &row) in data.chunks_exact_mut(cols.max(1)).zip(rows) {
+                checkpoint.read_rows(tensor, row..row + 1, out)?;
+            }
+        }
+        None => {
+            let table = Ty::f32(&[rows.iter().max().map_or(0, |r| r + 1), cols]);
+            for (out, &row) in data.chunks_exact_mut(cols.max(1)).zip(rows) {
+                fresh(role, &table, tensor, from, row * cols, out);
+            }
+        }
+    }
+    Ok(bytemuck::cast_slice(&data).to_vec())
 }
 
 /// Whether a checkpoint has the tensor `name` in the shape of `ty`.
@@ -190,6 +229,17 @@ pub fn encode(data: &[f32], ty: &Ty) -> Result<Vec<u8>> {
     };
     bytes.resize(ty.bytes(), 0);
     Ok(bytes)
+}
+
+/// What a float tensor of `ty` holds, as f32.
+pub fn decode(bytes: &[u8], ty: &Ty) -> Result<Vec<f32>> {
+    let half = |f: fn([u8; 2]) -> f32| bytes.as_chunks().0.iter().take(ty.len()).map(|&b| f(b)).collect();
+    match ty.dtype {
+        DType::F32 => Ok(bytemuck::pod_collect_to_vec(bytes)),
+        DType::BF16 => Ok(half(|b| bf16::from_ne_bytes(b).to_f32())),
+        DType::F16 => Ok(half(|b| f16::from_ne_bytes(b).to_f32())),
+        other => Err(Error::unsupported(format!("writing a weight stored as {other}"), "keep it as f32, bf16 or f16")),
+    }
 }
 
 /// Random base weights as transformers draws them: normal for matrices, ones for norms, zeros for biases. `out` takes
@@ -218,6 +268,11 @@ fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources, start: usize, out: &mu
 fn uniform(bound: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
     let one = |i: usize| (unit(words(seed, name, i / 4)[i % 4]) * 2.0 - 1.0) * bound;
     (0..n).map(one).collect()
+}
+
+/// Normal with this standard deviation.
+fn normal(std: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
+    (0..n.div_ceil(4)).flat_map(|i| normals(words(seed, name, i))).take(n).map(|x| x * std).collect()
 }
 
 /// The norms of the rows of `w + scale·b·a` as the device holds them: a quantized weight has the norms of what it

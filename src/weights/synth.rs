@@ -189,9 +189,9 @@ fn torch_name(dtype: DType) -> &'static str {
 fn weights(config: &Value) -> Result<Vec<(String, Vec<usize>, Role)>> {
     let model = models::read(config, 2)?;
     let storage = |_: &str, _: Role| DType::F32;
-    let mut nn = Nn::new(&Full, &storage, 2);
+    let mut nn = Nn::new(&Full, &storage, DType::F32, 2);
     model.hidden(&mut nn)?;
-    model.head(&mut nn);
+    model.head(&mut nn)?;
     let base = nn.weights.iter().filter_map(|w| match &w.source {
         Source::Base { tensor, role } => Some((tensor.clone(), nn.g.shape(w.val).to_vec(), *role)),
         _ => None,

@@ -15,8 +15,10 @@ pub struct Device {
 #[derive(Clone, Debug)]
 enum Kind {
     Cpu,
-    Wgpu(Ask, u64),
-    Ptx(u32),
+    /// What is asked for, the largest binding, and whether subgroup operations are used where they are there.
+    Wgpu(Ask, u64, bool),
+    /// Architecture and largest binding.
+    Ptx(u32, u64),
     Cuda,
 }
 
@@ -27,17 +29,38 @@ impl Device {
 
     /// The adapter, with all it offers; None if there is none.
     pub fn wgpu() -> Option<Device> {
-        Device::wgpu_like("wgpu", Ask::Adapter, u64::MAX)
+        Device::wgpu_like("wgpu", Ask::Adapter, u64::MAX, true)
+    }
+
+    /// The adapter without its optional features.
+    pub fn wgpu_plain() -> Option<Device> {
+        Device::wgpu_like("wgpu without optional features", Ask::Plain, u64::MAX, true)
+    }
+
+    /// The adapter with all it offers, and what is experimental; None if it has nothing of that.
+    pub fn wgpu_coop() -> Option<Device> {
+        let device = Device::wgpu_like("wgpu with cooperative matrices", Ask::Experimental, u64::MAX, true)?;
+        if device.open().caps().coop {
+            return Some(device);
+        }
+        eprintln!("SKIPPED on {}: this adapter has none of 8x8 f32", device.name);
+        None
+    }
+
+    /// The adapter with all it offers but subgroup operations, which sum in another order: what is left must not differ
+    /// from the plain kernels in any bit.
+    pub fn wgpu_without_subgroups() -> Option<Device> {
+        Device::wgpu_like("wgpu without subgroups", Ask::Adapter, u64::MAX, false)
     }
 
     /// The adapter under WebGPU's default limits, and with no binding larger than `max_binding` bytes.
     pub fn wgpu_small(max_binding: u64) -> Option<Device> {
-        Device::wgpu_like("wgpu under small limits", Ask::Defaults, max_binding)
+        Device::wgpu_like("wgpu under small limits", Ask::Defaults, max_binding, true)
     }
 
-    fn wgpu_like(name: &str, ask: Ask, max_binding: u64) -> Option<Device> {
+    fn wgpu_like(name: &str, ask: Ask, max_binding: u64, subgroups: bool) -> Option<Device> {
         if !adapters().is_empty() {
-            return Some(Device { name: name.into(), kind: Kind::Wgpu(ask, max_binding) });
+            return Some(Device { name: name.into(), kind: Kind::Wgpu(ask, max_binding, subgroups) });
         }
         let why = "no Vulkan, Metal or DX12 adapter (on Debian: apt-get install mesa-vulkan-drivers)";
         let required = std::env::var_os("TRIMTAB_REQUIRE_WGPU").is_some_and(|v| v == "1");
@@ -58,8 +81,13 @@ impl Device {
 
     /// A CUDA card of this architecture, interpreted; None if there is no NVRTC to compile for it.
     pub fn ptx(arch: u32) -> Option<Device> {
+        Device::ptx_small(arch, u64::MAX)
+    }
+
+    /// The same where scratch memory that need not be larger stays within `max_binding` bytes.
+    pub fn ptx_small(arch: u32, max_binding: u64) -> Option<Device> {
         match cuda::version() {
-            Ok(_) => Some(Device { name: format!("interpreted sm_{arch}"), kind: Kind::Ptx(arch) }),
+            Ok(_) => Some(Device { name: format!("interpreted sm_{arch}"), kind: Kind::Ptx(arch, max_binding) }),
             Err(why) => {
                 let required = std::env::var_os("TRIMTAB_REQUIRE_NVRTC").is_some_and(|v| v == "1");
                 assert!(!required, "{why}, and TRIMTAB_REQUIRE_NVRTC=1");
@@ -76,8 +104,9 @@ impl Device {
                 Ok(card) => Box::new(card),
                 Err(e) => panic!("{e}"),
             },
-            Kind::Ptx(arch) => Box::new(Ptx::new(*arch)),
-            Kind::Wgpu(ask, max) => match Wgpu::with(None, ask.clone()) {
+            Kind::Ptx(arch, max) => Box::new(Ptx::new(*arch, *max)),
+            Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
+                Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
                 Ok(gpu) => Box::new(gpu.limit_binding(*max)),
                 Err(e) => panic!("{e}"),
             },

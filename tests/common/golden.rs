@@ -27,6 +27,11 @@ impl Golden {
         bytemuck::pod_collect_to_vec(self.file().tensor(name).unwrap().data())
     }
 
+    /// As stored.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        self.file().tensor(name).unwrap().data().to_vec()
+    }
+
     pub fn i64(&self, name: &str) -> Vec<i64> {
         bytemuck::pod_collect_to_vec(self.file().tensor(name).unwrap().data())
     }

@@ -44,8 +44,8 @@ pub struct Ptx {
 }
 
 impl Ptx {
-    pub fn new(arch: u32) -> Ptx {
-        let caps = caps(format!("interpreted sm_{arch}"), arch);
+    pub fn new(arch: u32, max_binding: u64) -> Ptx {
+        let caps = Caps { max_binding, ..caps(format!("interpreted sm_{arch}"), arch) };
         Ptx { caps, buffers: Vec::new(), recordings: Vec::new(), replays: 0, instructions: 0 }
     }
 
@@ -84,7 +84,7 @@ impl Ptx {
                 None => {
                     let name = format!("operand {i}");
                     let bytes = self.bytes(arg);
-                    let fresh = bytes.chunks_exact(4).all(|w| w == POISON.to_le_bytes());
+                    let fresh = bytes.iter().zip(POISON.to_le_bytes().iter().cycle()).all(|(b, p)| b == p);
                     match fresh {
                         true => memory.alloc_uninit(&name, bytes.len()),
                         false => memory.alloc(&name, bytes),

@@ -26,7 +26,7 @@ struct Room {
 }
 
 impl Run<'_> {
-    /// The outputs' bytes.
+    /// The outputs' bytes, those of their elements.
     pub fn on(&self, device: &mut dyn Backend) -> Result<Vec<Vec<u8>>, String> {
         let in_tys: Vec<Ty> = self.ins.iter().map(|(ty, _)| ty.clone()).collect();
         let out_tys = self.op.types(self.attr, &in_tys).map_err(|e| format!("infer: {e}"))?;
@@ -94,7 +94,10 @@ impl Run<'_> {
                 rooms.iter().rposition(|r| r.slice.offset as usize <= at).map_or("the first".into(), |r| r.to_string());
             return Err(format!("a byte outside of all operands was written, behind operand {room}"));
         }
-        Ok((0..out_tys.len()).map(|o| content(&after, rooms[self.ins.len() + o].slice).to_vec()).collect())
+        // Behind an odd number of 16-bit elements lies half a word that means nothing.
+        let elements = |ty: &Ty| if ty.dtype.is_float() { ty.len() * ty.dtype.bytes(2) / 2 } else { ty.bytes() };
+        let outs = out_tys.iter().zip(&rooms[self.ins.len()..]);
+        Ok(outs.map(|(ty, room)| content(&after, room.slice)[..elements(ty)].to_vec()).collect())
     }
 
     fn launch(

@@ -283,4 +283,5 @@ def main():
         smollm2(out / "golden", Path(sys.argv[2]))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -81,7 +81,6 @@ pub fn target(arch: u32) -> Result<(u32, Output)> {
 
 /// Compiles `kernels/<file>.cu` with `defines` for `sm_<arch>`.
 pub fn compile(file: &str, defines: &[(&'static str, i64)], arch: u32, output: Output) -> Result<Compiled> {
-    present()?;
     let name = format!("{file}.cu");
     let Some(text) = kernel(&name) else {
         return Err(Error::device("NVRTC", format!("no kernels/{name}"), "this is a bug in the op's lowering"));
@@ -114,7 +113,8 @@ impl Drop for Program {
 }
 
 /// Compiles a text that may include the files of `kernels/`.
-fn source(text: &str, name: &str, options: &[String], output: Output) -> Result<Compiled> {
+pub fn source(text: &str, name: &str, options: &[String], output: Output) -> Result<Compiled> {
+    present()?;
     let error = |found: String| Error::device("NVRTC", found, "this is a bug in the kernel or a too old NVRTC");
     let c = |s: &str| CString::new(s).map_err(|e| error(e.to_string()));
     let (text, c_name) = (c(text)?, c(name)?);

@@ -14,9 +14,9 @@ use std::ffi::c_int;
 use cudarc::driver::{result, sys};
 
 pub use cache::{CACHE_PATH, compiled, folder};
-pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, version};
+pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, source, version};
 pub use driver::{CardInfo, cards, start, usable};
-pub use kernels::{KERNELS, kernel};
+pub use kernels::{KERNELS, embedded, kernel, macros};
 
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
 use crate::dtype::DType;
@@ -47,15 +47,15 @@ pub fn caps(device: String, arch: u32) -> Caps {
         act16: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
         subgroup: Some((32, 32)),
+        coop: false,
         software: false,
     }
 }
 
-/// The card that `--device auto` takes: the first that has kernels, where their compiler is there too.
+/// The card that `--device auto` takes: the first that has kernels, in the binary or by their compiler.
 pub fn choose() -> Option<usize> {
-    let cards = cards().ok()?;
-    version().ok()?;
-    cards.iter().position(usable)
+    let ready = |card: &CardInfo| usable(card) && (embedded(card.arch) || version().is_ok());
+    cards().ok()?.iter().position(ready)
 }
 
 pub struct Cuda {

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::cache::compiled;
 use super::compile::Output;
 use super::driver::fail;
+use super::kernels::cubin;
 use super::{Cuda, compile};
 use crate::backend::{Kernel, Launch};
 use crate::error::{Error, Result};
@@ -39,11 +40,22 @@ impl Modules {
                 missing.push(unit);
             }
         }
-        let (arch, output) = compile::target(arch)?;
-        let code = missing
+        let (mut code, mut unknown) = (Vec::new(), Vec::new());
+        for unit in missing {
+            match cubin(unit.0, &unit.1, arch) {
+                Some(machine_code) => code.push((unit, machine_code.to_vec())),
+                None => unknown.push(unit),
+            }
+        }
+        let (arch, output) = match unknown.is_empty() {
+            true => (arch, Output::Cubin),
+            false => compile::target(arch)?,
+        };
+        let fresh = unknown
             .into_par_iter()
             .map(|unit| compiled(unit.0, &unit.1, arch, output).map(|c| (unit, c.code)))
             .collect::<Result<Vec<_>>>()?;
+        code.extend(fresh);
         for (unit, mut image) in code {
             if output == Output::Ptx {
                 image.push(0);

@@ -22,12 +22,14 @@ pub struct AdapterInfo {
     pub has_subgroups: bool,
     /// Matrix units that WGSL can reach: `16x16x16 f16 to f32`.
     pub matrix: Vec<String>,
+    /// Among them the shape and types of `shaders/common/tile_coop.wgsl`.
+    pub has_coop: bool,
 }
 
 impl AdapterInfo {
     pub(super) fn of(adapter: &wgpu::Adapter) -> AdapterInfo {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-        let matrix = if features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        let matrix: Vec<String> = if features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
             let shape = |p: &wgpu::CooperativeMatrixProperties| {
                 format!("{}x{}x{} {:?} to {:?}", p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type).to_lowercase()
             };
@@ -35,6 +37,7 @@ impl AdapterInfo {
         } else {
             Vec::new()
         };
+        let has_subgroups = features.contains(Features::SUBGROUP);
         AdapterInfo {
             backend: info.backend.to_str().to_string(),
             software: info.device_type == DeviceType::Cpu,
@@ -45,7 +48,8 @@ impl AdapterInfo {
             max_binding: limits.max_storage_buffer_binding_size,
             subgroup: (info.subgroup_min_size, info.subgroup_max_size),
             has_f16: features.contains(Features::SHADER_F16),
-            has_subgroups: features.contains(Features::SUBGROUP),
+            has_subgroups,
+            has_coop: has_subgroups && matrix.iter().any(|m| m == "8x8x8 f32 to f32"),
             matrix,
         }
     }
@@ -98,6 +102,7 @@ mod tests {
             has_f16: false,
             has_subgroups: false,
             matrix: Vec::new(),
+            has_coop: false,
         }
     }
 

@@ -18,7 +18,7 @@ use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 
 pub use adapters::{AdapterInfo, adapters, choose};
 pub use record::params_bytes;
-pub use shaders::{SHADERS, shader};
+pub use shaders::{SHADERS, richest, shader};
 
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
 use crate::dtype::ALIGN;
@@ -88,12 +88,16 @@ impl Gpu {
     }
 }
 
-/// Which limits a device is asked for.
+/// Which limits and optional features a device is asked for.
 #[derive(Clone, Debug, Default)]
 pub enum Ask {
-    /// All that the adapter offers.
+    /// All that the adapter offers, without what is experimental: that only if `TRIMTAB_WGPU_COOP=1`.
     #[default]
     Adapter,
+    /// All that the adapter offers, with cooperative matrices, which are experimental in wgpu.
+    Experimental,
+    /// All that the adapter offers in size, and no optional features: every kernel's plain variant.
+    Plain,
     /// What every WebGPU implementation offers (128 MiB bindings, 256 MiB buffers, 8 storage buffers), and no
     /// optional features. What runs under these runs anywhere.
     Defaults,
@@ -127,14 +131,28 @@ impl Wgpu {
     }
 
     fn open(adapter: &wgpu::Adapter, info: &AdapterInfo, ask: Ask) -> Result<Wgpu> {
+        let coop = info.has_coop
+            && match ask {
+                Ask::Adapter => std::env::var_os("TRIMTAB_WGPU_COOP").is_some_and(|v| v == "1"),
+                Ask::Experimental => true,
+                Ask::Plain | Ask::Defaults => false,
+            };
+        let useful = Features::SHADER_F16 | Features::SUBGROUP;
+        let useful = if coop { useful | Features::EXPERIMENTAL_COOPERATIVE_MATRIX } else { useful };
         let (limits, features) = match ask {
-            Ask::Adapter => (adapter.limits(), adapter.features() & (Features::SHADER_F16 | Features::SUBGROUP)),
+            Ask::Adapter | Ask::Experimental => (adapter.limits(), adapter.features() & useful),
+            Ask::Plain => (adapter.limits(), Features::empty()),
             Ask::Defaults => (Limits::default(), Features::empty()),
         };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("trimtab"),
             required_features: features,
             required_limits: limits,
+            experimental_features: match coop {
+                // SAFETY: what is asked of the user is to expect bugs in wgpu; the kernels stay within its rules.
+                true => unsafe { wgpu::ExperimentalFeatures::enabled() },
+                false => wgpu::ExperimentalFeatures::disabled(),
+            },
             // The planner allocates a few large arenas: the allocator must not round them up.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -173,6 +191,7 @@ impl Wgpu {
             arch: 0,
             f16: features.contains(Features::SHADER_F16),
             subgroup: features.contains(Features::SUBGROUP).then_some(info.subgroup),
+            coop: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
             software: info.software,
         };
         let gpu = Gpu { name: caps.device.clone(), device, queue, fault };
@@ -192,6 +211,13 @@ impl Wgpu {
     /// split large operands without large operands.
     pub fn limit_binding(mut self, bytes: u64) -> Wgpu {
         self.caps.max_binding = self.caps.max_binding.min(bytes);
+        self
+    }
+
+    /// The same device, but saying that it has no subgroup operations: what is left differs in no bit from the plain
+    /// variants.
+    pub fn without_subgroups(mut self) -> Wgpu {
+        self.caps.subgroup = None;
         self
     }
 

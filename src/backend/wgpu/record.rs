@@ -10,8 +10,8 @@ use wgpu::{
 };
 
 use super::pace::Pace;
-use super::{Gpu, Wgpu, shader};
-use crate::backend::{Kernel, Launch};
+use super::{Gpu, Wgpu, richest, shader};
+use crate::backend::{Caps, Kernel, Launch};
 use crate::dtype::ALIGN;
 use crate::error::Result;
 
@@ -102,12 +102,13 @@ impl Pipelines {
     }
 
     /// The pipeline of a launch; compiled if it is new.
-    fn get(&mut self, gpu: &Gpu, launch: &Launch) -> Result<ComputePipeline> {
+    fn get(&mut self, gpu: &Gpu, caps: &Caps, launch: &Launch) -> Result<ComputePipeline> {
         let Kernel::Wgsl { shader: stem, defines, entry, constants, .. } = &launch.kernel else {
             return Err(gpu.error(format!("{} is no WGSL kernel", launch.name), "this is a bug in the lowering"));
         };
         let bits = constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
         let bound = (launch.args.len(), !launch.params.is_empty());
+        let defines = richest(stem, defines, entry, caps);
         let key: Key = (stem, defines.clone(), entry, bits, bound);
         if let Some(pipeline) = self.pipelines.get(&key) {
             return Ok(pipeline.clone());
@@ -117,7 +118,7 @@ impl Pipelines {
         let module = match self.modules.get(&(*stem, defines.clone())) {
             Some(module) => module.clone(),
             None => {
-                let Some(text) = shader(stem, defines) else {
+                let Some(text) = shader(stem, &defines) else {
                     return Err(gpu.error(what(), "there is no such variant: declare it in the shader's header"));
                 };
                 let descriptor = ShaderModuleDescriptor { label: Some(stem), source: ShaderSource::Wgsl(text.into()) };
@@ -208,7 +209,7 @@ impl Wgpu {
             if grid.contains(&0) {
                 continue;
             }
-            let pipeline = self.pipelines.get(&self.gpu, launch)?;
+            let pipeline = self.pipelines.get(&self.gpu, &self.caps, launch)?;
             let (layout, _) = self.pipelines.layout(&self.gpu, launch.args.len(), offset.is_some());
             let mut entries = Vec::with_capacity(launch.args.len() + 1);
             for a in &launch.args {

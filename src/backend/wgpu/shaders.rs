@@ -1,4 +1,6 @@
-//! The shader texts that `build.rs` preprocessed and validated.
+//! The shader texts that `build.rs` preprocessed and validated, and which of them a device takes.
+
+use crate::backend::Caps;
 
 /// (file stem, symbols joined by a space, text), ordered.
 pub static SHADERS: &[(&str, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
@@ -8,4 +10,18 @@ pub fn shader(stem: &str, defines: &[&str]) -> Option<&'static str> {
     let defines = defines.join(" ");
     let found = SHADERS.binary_search_by(|row| (row.0, row.1).cmp(&(stem, defines.as_str())));
     found.ok().map(|i| SHADERS[i].2)
+}
+
+/// Of the variants that compute the same as this one, the one that makes the most of the device: a lowering names the
+/// plain one and need not know (`// also:` in a shader's header).
+pub fn richest(stem: &str, defines: &[&'static str], entry: &str, caps: &Caps) -> Vec<&'static str> {
+    // Cooperative matrices are for the tiled products.
+    let symbols = [("COOP", caps.coop && entry == "tile"), ("SUBGROUP", caps.subgroup.is_some())];
+    for (symbol, there) in symbols {
+        let richer = [defines, &[symbol]].concat();
+        if there && shader(stem, &richer).is_some() {
+            return richer;
+        }
+    }
+    defines.to_vec()
 }

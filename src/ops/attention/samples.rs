@@ -14,7 +14,7 @@ struct Case {
     window: Option<usize>,
 }
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 18] = [
     Case { name: "one token", lens: &[1], heads: 1, kv_heads: 1, head_dim: 1, causal: true, window: None },
     Case { name: "ragged", lens: &[7, 1, 17, 3], heads: 3, kv_heads: 1, head_dim: 8, causal: true, window: None },
     Case { name: "odd head", lens: &[33], heads: 2, kv_heads: 2, head_dim: 5, causal: true, window: None },
@@ -27,6 +27,21 @@ const CASES: [Case; 13] = [
     Case { name: "heads of 131", lens: &[9, 25], heads: 2, kv_heads: 1, head_dim: 131, causal: true, window: None },
     Case { name: "heads of 67", lens: &[11], heads: 2, kv_heads: 2, head_dim: 67, causal: true, window: None },
     Case { name: "heads of 256", lens: &[3, 18], heads: 1, kv_heads: 1, head_dim: 256, causal: true, window: None },
+    // Tiles of 128 queries: some that every query sees whole, some that no row of a warp meets.
+    Case { name: "long", lens: &[201], heads: 2, kv_heads: 1, head_dim: 8, causal: true, window: None },
+    Case {
+        name: "window over tiles",
+        lens: &[170],
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        causal: true,
+        window: Some(70),
+    },
+    // Heads whose rows begin on multiples of 16 bytes.
+    Case { name: "heads of 96", lens: &[40], heads: 2, kv_heads: 1, head_dim: 96, causal: true, window: None },
+    Case { name: "heads of 128", lens: &[66, 5], heads: 2, kv_heads: 1, head_dim: 128, causal: true, window: None },
+    Case { name: "heads of 192", lens: &[34], heads: 1, kv_heads: 1, head_dim: 192, causal: true, window: None },
     Case { name: "heads of 64", lens: &[3, 35], heads: 3, kv_heads: 1, head_dim: 64, causal: true, window: None },
 ];
 
@@ -77,6 +92,7 @@ pub fn forward() -> Vec<Sample> {
     for (name, keys, bounds) in [
         ("decoding", 70, vec![0.0, 67.0]),
         ("decoding two", 50, vec![0.0, 20.0, 25.0, 50.0]),
+        ("decoding from a long cache", 610, vec![30.0, 595.0, 9.0, 9.0, 1.0, 20.0]),
         ("bounds beyond the cache", 9, vec![-3.0, 5.0, 4.0, 99.0, 7.0, 2.0]),
     ] {
         let t = bounds.len() / 2;

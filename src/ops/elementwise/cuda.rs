@@ -57,22 +57,7 @@ pub fn dropout(l: &Lower) -> Result<Vec<Cuda>> {
 }
 
 pub fn add_row(l: &Lower) -> Result<Vec<Cuda>> {
-    let (x, lanes) = (&l.ins[0], launch::lanes(&l.ins[0]));
-    let (rows, cols) = (x.rows(), x.cols());
-    let block = cols.div_ceil(lanes).next_multiple_of(32).min(BLOCK);
-    // Rows that a thread adds its part of v to; a grid's y ends at 65535.
-    let each = rows.div_ceil(65535).max(8);
-    Ok(vec![Cuda {
-        file: "elementwise",
-        defines: vec![launch::act(x)],
-        entry: "add_row",
-        grid: [cols.div_ceil(block * lanes) as u32, rows.div_ceil(each) as u32, 1],
-        block: block as u32,
-        shared: 0,
-        args: vec![Arg::Out(0), Arg::In(0), Arg::In(1)],
-        params: vec![rows as u32, cols as u32, each as u32, factor(l.attr).factor.to_bits()],
-        flops: 2 * x.len() as u64,
-    }])
+    Ok(vec![launch::with_row(l, "elementwise", "add_row", &[factor(l.attr).factor.to_bits()], 2)])
 }
 
 pub fn add_row_dv(l: &Lower) -> Result<Vec<Cuda>> {

@@ -1,8 +1,9 @@
-//! The CUDA launches of rows by index: a block a token.
+//! The CUDA launches of rows and columns by index: mostly a block a token.
 
 use super::{grad, scale};
-use crate::dtype::Ty;
+use crate::dtype::{DType, Ty};
 use crate::error::Result;
+use crate::ops::elementwise::CAST;
 use crate::ops::{Arg, Cuda, Lower, launch};
 
 /// Threads of a block, each of which takes four columns at a time.
@@ -50,32 +51,79 @@ fn start(l: &Lower, from: Arg) -> Cuda {
     rows("start", grid, BLOCK, vec![Arg::Out(0), from], launch::words(words).to_vec(), words)
 }
 
-pub fn embed_dw(l: &Lower) -> Result<Vec<Cuda>> {
-    let (e, tokens, cols) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
-    let mut all = match (e.acc, l.shared[0]) {
+/// What a table's gradient starts from in output 0, unless that lies there already.
+fn start_sums(l: &Lower) -> Vec<Cuda> {
+    match (grad(l.attr).acc, l.shared[0]) {
         (true, Some(_)) => Vec::new(),
         (true, None) => vec![start(l, Arg::In(2))],
         (false, _) => vec![start(l, Arg::Absent)],
-    };
+    }
+}
+
+/// Adds the sum of the rows of each id to output 0, to a row or a column of it.
+fn sums(l: &Lower, file: &'static str, entry: &'static str) -> Cuda {
+    let (e, tokens, cols) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
     let [x, y, _] = launch::grid(tokens, l.caps);
     let grid = [x, y, cols.div_ceil(4 * BLOCK) as u32];
     let params = vec![tokens as u32, cols as u32, e.rows as u32, e.scale.to_bits()];
     let args = vec![Arg::Out(0), Arg::In(0), Arg::In(1)];
-    all.push(rows("embed_dw", grid, BLOCK, args, params, 2 * l.ins[1].len()));
+    Cuda { file, ..rows(entry, grid, BLOCK, args, params, 2 * l.ins[1].len()) }
+}
+
+pub fn embed_dw(l: &Lower) -> Result<Vec<Cuda>> {
+    let mut all = start_sums(l);
+    all.push(sums(l, "embed_rows", "embed_dw"));
     Ok(all)
 }
 
-pub fn cache_write(l: &Lower) -> Result<Vec<Cuda>> {
-    let (tokens, cache) = (l.ins[2].len(), &l.outs[0]);
+pub fn embed_cols(l: &Lower) -> Result<Vec<Cuda>> {
+    let (n, rank, columns) = (l.outs[0].len(), l.ins[1].rows(), l.ins[1].cols());
+    let words = launch::words(n).into_iter().chain([rank as u32, columns as u32, scale(l.attr).to_bits()]);
+    let grid = launch::grid(n.div_ceil(4 * BLOCK), l.caps);
+    let args = vec![Arg::Out(0), Arg::In(0), Arg::In(1)];
+    Ok(vec![Cuda { file: "embed_cols", ..rows("embed_cols", grid, BLOCK, args, words.collect(), n) }])
+}
+
+pub fn embed_cols_dw(l: &Lower) -> Result<Vec<Cuda>> {
+    let mut all = start_sums(l);
+    all.push(sums(l, "embed_cols", "embed_cols_dw"));
+    Ok(all)
+}
+
+pub fn token_rows(l: &Lower) -> Result<Vec<Cuda>> {
+    let (n, tokens) = (l.ins[0].len(), l.ins[1].len());
+    let grid = launch::grid(n.div_ceil(BLOCK), l.caps);
+    let args = vec![Arg::Out(0), Arg::Out(1), Arg::In(0), Arg::In(1)];
+    let params = vec![n as u32, tokens as u32];
+    Ok(vec![Cuda { file: "embed_tokens", ..rows("token_rows", grid, BLOCK, args, params, n * tokens) }])
+}
+
+/// The table in f32, and the rows over it.
+pub fn replace_rows(l: &Lower) -> Result<Vec<Cuda>> {
+    let mut all = match l.ins[0].dtype {
+        DType::F32 => vec![start(l, Arg::In(0))],
+        _ => (CAST.cuda)(l)?,
+    };
+    all.push(write_rows(l));
+    Ok(all)
+}
+
+/// Row n of input 1 becomes row p of output 0, p element n of input 2.
+fn write_rows(l: &Lower) -> Cuda {
+    let (tokens, y) = (l.ins[2].len(), &l.outs[0]);
     // Exactly, also where a 16-bit type's last word is half full.
-    let bytes = Ty::new(cache.dtype, &[2, cache.cols()]).bytes() / 2;
+    let bytes = Ty::new(y.dtype, &[2, y.cols()]).bytes() / 2;
+    let params = vec![tokens as u32, y.rows() as u32, bytes as u32];
+    let args = vec![Arg::Out(0), Arg::In(1), Arg::In(2)];
+    let block = threads(y.cols()) as usize;
+    rows("cache_write", launch::grid(tokens, l.caps), block, args, params, l.ins[1].len())
+}
+
+pub fn cache_write(l: &Lower) -> Result<Vec<Cuda>> {
     let mut all = match l.shared[0] {
         Some(_) => Vec::new(),
         None => vec![start(l, Arg::In(0))],
     };
-    let params = vec![tokens as u32, cache.rows() as u32, bytes as u32];
-    let args = vec![Arg::Out(0), Arg::In(1), Arg::In(2)];
-    let block = threads(cache.cols()) as usize;
-    all.push(rows("cache_write", launch::grid(tokens, l.caps), block, args, params, l.ins[1].len()));
+    all.push(write_rows(l));
     Ok(all)
 }

@@ -29,6 +29,8 @@ pub struct Builder<'a> {
     module_shared: &'a [Declaration],
     scopes: Vec<HashMap<String, Reg>>,
     symbols: Vec<HashMap<String, Constant>>,
+    /// Prefixes of the function's numbered registers.
+    numbered: Vec<String>,
     scope_ids: Vec<u32>,
     next_scope: u32,
     constants: HashMap<Constant, Reg>,
@@ -49,7 +51,9 @@ impl Names for Builder<'_> {
         if let Some(special) = special(name) {
             return Some(self.constant(special));
         }
-        if !name.starts_with('%') {
+        // Special registers that are not known, `%smid`, are no registers either.
+        let prefix = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        if !self.numbered.iter().any(|p| p == prefix) {
             return None;
         }
         let r = self.fresh();
@@ -116,6 +120,7 @@ impl<'a> Builder<'a> {
             module_shared,
             scopes: vec![HashMap::new()],
             symbols: vec![HashMap::new()],
+            numbered: Vec::new(),
             scope_ids: Vec::new(),
             next_scope: 0,
             constants: HashMap::new(),
@@ -215,6 +220,7 @@ impl<'a> Builder<'a> {
         let start = self.program.insts.len();
         self.starts.insert(f.name.clone(), start);
         self.scopes = vec![HashMap::new()];
+        self.numbered.clear();
         self.symbols.truncate(1);
         self.symbols.push(HashMap::new());
         self.scope_ids = vec![self.next_scope];
@@ -286,10 +292,12 @@ impl<'a> Builder<'a> {
                 continue;
             }
             if let (Some(Token::Mark('<')), Some(Token::Number(n))) = (tokens.get(i + 1), tokens.get(i + 2)) {
-                if self.scopes.len() > 1 || !name.starts_with('%') {
+                if self.scopes.len() > 1 {
                     for k in 0..*n {
                         self.named(format!("{name}{k}"));
                     }
+                } else {
+                    self.numbered.push(name.clone());
                 }
             } else {
                 self.named(name.clone());

@@ -1,7 +1,44 @@
 //! ptxsim: runs PTX on the CPU and checks every memory access, so that CUDA kernels are tested without a GPU.
+//!
+//! NVRTC compiles a kernel to PTX without a driver; this crate parses that text ([`Module::parse`]), decodes each
+//! instruction once, and runs a grid of it ([`run`]) against simulated global memory ([`Memory`]). It is the real
+//! compiler's output that runs, inline PTX included, for compute_80 and, by way of [`bulk`], the wgmma, TMA and mbarrier
+//! instructions of sm_90a that bf16 kernels use. Compile with `-lineinfo`, so that findings name lines of the source.
+//!
+//! # How it runs
+//! Blocks run one after another, each to its end. In a block one warp runs at a time; which one goes next, and for how
+//! long, is the [`Schedule`]'s. Lanes of a warp run together from the lowest instruction on, so that those which parted
+//! meet again. Tests run a kernel under [`Schedule::all`] and want the same bits from each.
+//!
+//! # What it checks
+//! The first broken rule ends the launch as a [`Finding`], which says kernel, line, block, thread, buffer and offset:
+//! - **bounds**: every access lies in one buffer, or one shared array; shared arrays have gaps between them;
+//! - **alignment** to the access's whole size, vectors, copies and rows of matrices too;
+//! - **initialisation** by the byte, in global ([`Memory::alloc_uninit`]), shared and local memory;
+//! - **races** by the byte: two threads of a block with no `__syncthreads`, named barrier or `__syncwarp` between them
+//!   (shuffles, votes and matrix instructions order nothing), and two blocks of one launch, whatever lies between.
+//!   Atomics, volatile, relaxed, acquire and release accesses do not race with each other, only with plain ones;
+//! - **asynchronous copies**: nothing touches their bytes before their own thread has waited for them;
+//! - **barriers**: all threads of a block come to the same one, none has ended before; named ones get their count;
+//! - **collectives**: all lanes that a mask names come to the same one, and lanes read only from those;
+//! - **writes to read-only buffers**, **deadlocks**, and loops that do not end.
+//!
+//! An opcode or a form that is not interpreted is an error when the text is parsed, never silently skipped.
+//!
+//! # What it cannot tell
+//! - Speed, bank conflicts, occupancy, registers, spills, and what ptxas makes of the PTX.
+//! - The last bits of approximate functions (`ex2.approx`, `rcp.approx`, `tanh.approx`, …), which are correctly rounded
+//!   here, and of matrix products, which are summed in f64 and rounded once: compare with a tolerance.
+//! - Weak memory: accesses happen in order. Fences are accepted and order nothing, so that the pattern of the last
+//!   block that sums up what the others wrote is reported as a race.
+//! - Whether the layouts of fragments, tiles and swizzles are the hardware's: they are the PTX manual's, read by us.
+//! - Registers read before they are written hold what an earlier block left there, or zero.
+//! - A spin wait for another block, or for a lane of its own warp, runs into the step limit.
+//! - Two lanes of one warp that use a named barrier apart are ordered as if their whole warp had come.
 
 mod alu;
 mod build;
+pub mod bulk;
 mod decode;
 mod exec;
 mod finding;

@@ -1,6 +1,7 @@
 //! The state of a running block, and which of its warps goes next.
 
 use crate::Module;
+use crate::bulk::Mbarriers;
 use crate::finding::{Finding, Kind};
 use crate::launch::{Launch, Order, Random, Stats};
 use crate::memory::{Fault, Memory};
@@ -11,7 +12,7 @@ use crate::shared::Shared;
 /// Warp-instructions of one launch; a kernel of a test needs far fewer.
 const STEPS: u64 = 200_000_000;
 /// Warp-instructions of one block without any of its warps waiting or ending: more is a loop without an end.
-const PATIENCE: u64 = 20_000_000;
+const PATIENCE: u64 = 10_000_000;
 
 /// One copy of `cp.async`.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +83,9 @@ pub struct Machine<'a> {
     pub progress: u64,
     /// The warp polls for something; another should go.
     pub polling: bool,
+    /// Polls of this block.
+    pub polls: u64,
+    pub mbarriers: Mbarriers,
 }
 
 /// Lanes of a mask.
@@ -131,6 +135,8 @@ impl<'a> Machine<'a> {
             warp_instructions: 0,
             progress: 0,
             polling: false,
+            polls: 0,
+            mbarriers: Mbarriers::new(),
         }
     }
 
@@ -183,6 +189,8 @@ impl<'a> Machine<'a> {
         self.block = block;
         self.shared.clear();
         self.arrivals.clear();
+        self.mbarriers.clear();
+        self.polls = 0;
         let program = self.program;
         for w in 0..self.warps.len() {
             self.clocks[w] = Clocks::new();

@@ -4,6 +4,7 @@
 //! rounded once; the hardware's order and rounding differ, so results agree only within a tolerance.
 
 use crate::decode::Form;
+use crate::machine::lanes;
 use crate::program::Reg;
 use crate::types::{Kind, Type};
 use crate::values::{bf16_to_f32, f16_to_f32};
@@ -65,7 +66,7 @@ impl Mma {
     pub fn run(&self, regs: &mut [[u64; 32]]) {
         let per = if self.element == Element::TF32 { 1 } else { 2 };
         let (mut a, mut b) = ([[0f32; 16]; 16], [[0f32; 16]; 8]);
-        for l in 0..32 {
+        for l in lanes(u32::MAX) {
             let (g, t) = (l / 4, l % 4);
             for (j, r) in self.a.iter().enumerate() {
                 let values = self.values(regs[*r as usize][l]);

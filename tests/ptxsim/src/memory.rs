@@ -155,7 +155,7 @@ impl Memory {
         let range = spot.offset..spot.offset + bytes;
         if !buffer.known.is_empty() {
             let known = &mut buffer.known[range.clone()];
-            if wish.write && !wish.strong {
+            if wish.write {
                 known.fill(true);
             } else if let Some(i) = known.iter().position(|k| !k) {
                 let (name, offset) = (&buffer.name, spot.offset + i);

@@ -64,10 +64,14 @@ impl Shared {
         Err(Fault::new(Kind::OutOfBounds, text))
     }
 
+    pub fn state(&self, at: usize) -> State {
+        self.state[at]
+    }
+
     /// Checks what is known and races of an access, and notes it.
     pub fn note(&mut self, at: usize, bytes: usize, wish: Wish, who: &Who) -> Result<(), Box<Fault>> {
         let range = at..at + bytes;
-        let bad = |s: &State| *s == State::InFlight || *s == State::Unknown && (!wish.write || wish.strong);
+        let bad = |s: &State| *s == State::InFlight || *s == State::Unknown && !wish.write;
         if let Some(i) = self.state[range.clone()].iter().position(bad) {
             let place = self.spell(at + i);
             return Err(if self.state[at + i] == State::InFlight {

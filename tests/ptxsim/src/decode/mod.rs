@@ -5,6 +5,7 @@ mod collective;
 mod moves;
 
 use crate::alu::{self, Lanes};
+use crate::bulk::{self, Bulk};
 use crate::operand::{Names, Operand};
 use crate::program::Reg;
 use crate::types::Type;
@@ -73,6 +74,7 @@ pub enum Op {
     },
     Barrier(Barrier),
     Collective(Collective),
+    Bulk(Bulk),
 }
 
 impl std::fmt::Debug for Op {
@@ -183,6 +185,9 @@ pub fn decode(form: &Form, operands: &[Operand], names: &mut impl Names) -> Resu
     };
     if let Some(op) = simple {
         return Ok(vec![op]);
+    }
+    if let Some(op) = bulk::decode(form, operands)? {
+        return Ok(vec![Op::Bulk(op)]);
     }
     if let Some(ops) = access::decode(form, operands)? {
         return Ok(ops);

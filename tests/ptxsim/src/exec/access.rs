@@ -33,7 +33,7 @@ impl Place {
 
 /// Checks that `address` is a multiple of `bytes`.
 pub fn aligned(address: u64, bytes: usize, what: &str) -> Result<(), Box<Fault>> {
-    if address % bytes as u64 == 0 {
+    if address.is_multiple_of(bytes as u64) {
         return Ok(());
     }
     let text = format!("{what} of {bytes} bytes at {address:#x}, which is no multiple of {bytes}");

@@ -70,7 +70,7 @@ fn updated(kind: AtomicKind, t: Type, old: u64, v: u64, second: u64) -> u64 {
 impl Machine<'_> {
     pub fn atomic(&mut self, w: usize, mask: u32, pc: usize, a: &Atomic) -> Result<(), Box<Fault>> {
         let n = a.kind_type.bytes();
-        let wish = Wish { write: true, strong: true };
+        let (read, write) = (Wish { write: false, strong: true }, Wish { write: true, strong: true });
         for l in lanes(mask) {
             let address = self.lane_address(w, l, a.address);
             let place = Place::of(a.space, address);
@@ -79,10 +79,10 @@ impl Machine<'_> {
             let (value, second) = (regs[a.value as usize][l], regs[a.second as usize][l]);
             let mut at = |machine: &mut Self| {
                 aligned(address, n, "atomic")?;
-                machine.get(w, l, pc, place, &mut data[..n], wish)?;
+                machine.get(w, l, pc, place, &mut data[..n], read)?;
                 let old = u64::from_le_bytes(data);
                 let new = updated(a.kind, a.kind_type, old, value, second) & ones(a.kind_type.bits);
-                machine.put(w, l, pc, place, &new.to_le_bytes()[..n], wish)?;
+                machine.put(w, l, pc, place, &new.to_le_bytes()[..n], write)?;
                 Ok(old)
             };
             let old = at(self).map_err(|mut f: Box<Fault>| {

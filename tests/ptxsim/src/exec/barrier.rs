@@ -20,6 +20,9 @@ impl Machine<'_> {
             warp.blocked |= mask;
         }
         self.arrivals.push(Arrival { warp: w, lanes: mask, pc: pc as u32, id, count, passed: b.arrive });
+        if self.warps[w].parked != 0 && self.warps[w].runnable() == 0 {
+            self.deserted(w)?;
+        }
         self.release(id, b.reduce)
     }
 

@@ -1,10 +1,9 @@
 //! Collectives of a warp: lanes wait until all that the mask names have come.
 
-use super::access::aligned;
 use crate::decode::{Collective, Op, Reduce, Shuffle, Warpwide};
 use crate::finding::Kind;
 use crate::machine::{Machine, lanes};
-use crate::memory::{Fault, Wish};
+use crate::memory::Fault;
 use crate::program::Reg;
 use crate::types::{mask as ones, sign_extend};
 
@@ -145,63 +144,13 @@ impl Machine<'_> {
             }
             Warpwide::Mma(mma) => mma.run(regs),
             Warpwide::LoadMatrix { to, address, transposed } => {
-                for (tile, r) in to.iter().enumerate() {
-                    let mut rows = [[0u16; 8]; 8];
-                    for (i, row) in rows.iter_mut().enumerate() {
-                        let mut bytes = [0u8; 16];
-                        bytes.copy_from_slice(self.tile_row(w, 8 * tile + i, pc, *address, Wish::READ)?);
-                        for (e, b) in row.iter_mut().zip(bytes.chunks_exact(2)) {
-                            *e = u16::from_le_bytes([b[0], b[1]]);
-                        }
-                    }
-                    for l in 0..32 {
-                        let (g, t) = (l / 4, l % 4 * 2);
-                        let (x, y) =
-                            if *transposed { (rows[t][g], rows[t + 1][g]) } else { (rows[g][t], rows[g][t + 1]) };
-                        self.warps[w].regs[*r as usize][l] = u64::from(x) | u64::from(y) << 16;
-                    }
-                }
+                return self.load_matrix(w, pc, to, *address, *transposed);
             }
             Warpwide::StoreMatrix { from, address, transposed } => {
-                for (tile, r) in from.iter().enumerate() {
-                    let values = self.warps[w].regs[*r as usize];
-                    for i in 0..8 {
-                        // Element (row, column) is lane row*4 + column/2's, its half column%2; transposed, the other way.
-                        let mut bytes = [0u8; 16];
-                        for j in 0..8 {
-                            let (row, column) = if *transposed { (j, i) } else { (i, j) };
-                            let half = values[4 * row + column / 2] >> (16 * (column % 2));
-                            bytes[2 * j..2 * j + 2].copy_from_slice(&(half as u16).to_le_bytes());
-                        }
-                        self.tile_row(w, 8 * tile + i, pc, *address, Wish::WRITE)?.copy_from_slice(&bytes);
-                    }
-                }
+                return self.store_matrix(w, pc, from, *address, *transposed);
             }
         }
         Ok(())
-    }
-
-    /// The 16 bytes of a tile's row, whose address lane `l` gives, checked.
-    fn tile_row(
-        &mut self,
-        w: usize,
-        l: usize,
-        pc: usize,
-        address: crate::decode::Address,
-        wish: Wish,
-    ) -> Result<&mut [u8], Box<Fault>> {
-        let row = self.lane_address(w, l, address);
-        let who = Machine::who(&self.clocks, self.block, w, l, pc);
-        let checked = aligned(row, 16, "row of a matrix")
-            .and_then(|()| self.shared.locate(row, 16, wish))
-            .and_then(|at| self.shared.note(at, 16, wish, &who).map(|()| at));
-        match checked {
-            Ok(at) => Ok(&mut self.shared.bytes[at..at + 16]),
-            Err(mut f) => {
-                f.lane = Some(l);
-                Err(f)
-            }
-        }
     }
 }
 

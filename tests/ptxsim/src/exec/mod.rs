@@ -3,6 +3,8 @@
 mod access;
 mod atomic;
 mod barrier;
+mod bulk;
 mod collective;
 mod copy;
+mod matrix;
 mod step;

@@ -166,6 +166,7 @@ impl Machine<'_> {
                 self.collective(w, mask, pc, collective)?;
                 return Ok(true);
             }
+            Op::Bulk(bulk) => self.bulk(w, mask, pc, bulk)?,
             Op::Alu { .. } | Op::Nothing => {}
         }
         Ok(false)

@@ -3,12 +3,12 @@
 #![allow(dead_code)] // each test file uses its part
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use libloading::Library;
 
 /// What the interpreter's PTX is compiled with.
-const OPTIONS: [&str; 4] = ["-arch=compute_80", "-lineinfo", "-default-device", "--std=c++17"];
+const OPTIONS: [&str; 3] = ["-lineinfo", "-default-device", "--std=c++17"];
 
 type Create =
     unsafe extern "C" fn(*mut *mut c_void, *const c_char, *const c_char, c_int, *const c_void, *const c_void) -> c_int;
@@ -19,6 +19,8 @@ type Destroy = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
 
 /// NVRTC compiles one program at a time here: tests run in threads.
 static ONE: Mutex<()> = Mutex::new(());
+/// Loaded once: loading takes longer than a compilation.
+static NVRTC: OnceLock<Library> = OnceLock::new();
 
 /// The path of NVRTC; `None`, after saying so, where the tests that need it are to be skipped.
 ///
@@ -36,14 +38,15 @@ pub fn nvrtc() -> Option<String> {
     path
 }
 
-/// Compiles `source` to PTX; `options` come after the usual ones.
+/// Compiles `source` to PTX, for compute_80 unless `options` say otherwise.
 ///
 /// # Panics
 /// With NVRTC's log where it fails.
 pub fn ptx(library: &str, name: &str, source: &str, options: &[&str]) -> String {
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     // SAFETY: NVRTC's initialisers have no preconditions.
-    let library = unsafe { Library::new(library) }.unwrap_or_else(|e| panic!("NVRTC at {library}: {e}"));
+    let load = || unsafe { Library::new(library) }.unwrap_or_else(|e| panic!("NVRTC at {library}: {e}"));
+    let library = NVRTC.get_or_init(load);
     // SAFETY: the types are those of nvrtc.h.
     let symbol = |name: &CStr| unsafe { *library.get::<*const ()>(name.to_bytes_with_nul()).unwrap() };
     // SAFETY: as above, for each function in turn.
@@ -67,7 +70,9 @@ pub fn ptx(library: &str, name: &str, source: &str, options: &[&str]) -> String 
         }
     };
     let (code, file) = (CString::new(source).unwrap(), CString::new(name).unwrap());
-    let options: Vec<CString> = OPTIONS.iter().chain(options).map(|o| CString::new(*o).unwrap()).collect();
+    let named = options.iter().any(|o| o.starts_with("-arch"));
+    let arch: &[&str] = if named { &[] } else { &["-arch=compute_80"] };
+    let options: Vec<CString> = arch.iter().chain(&OPTIONS).chain(options).map(|o| CString::new(*o).unwrap()).collect();
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     let mut program = std::ptr::null_mut();
     // SAFETY: all strings outlive the calls; the program is destroyed once, after its texts are copied.

@@ -1,0 +1,41 @@
+// The gradient of a linear layer's input: dx[T,K] = factor·(dy[T,N]·W[N,K] + mask∘(dyb[T,R]·A[R,K])), mask being the
+// forward pass's dropout factors.
+//
+// The low-rank part comes first, because the mask is on it only; the steps over N then add to the masked sums. W is
+// decoded in the order in which it is stored, and ldmatrix turns it around.
+#include "common/gemm.cuh"
+
+// ldy: elements from row to row of dy. rng and factor may be null: nothing is dropped, 1.
+GEMM_KERNEL linear_dx(act* dx, const act* dy, const void* w, const void* absmax, const float* nested,
+                      const float* offset, const act* dyb, const float* la, const u32* rng, const float* factor, u32 t,
+                      u32 n, u32 k, u32 r, u32 ldy, u32 site, u32 threshold, float keep_scale) {
+    extern __shared__ __align__(16) u8 room[];
+    Place at = place(t, k);
+    if (at.none) return;
+    Weight weight = {w, absmax, nested, offset};
+    WEIGHT_ROWS(right, weight, n, k);
+    Sums sums;
+    clear(sums);
+    if (r > 0) {
+        accumulate<true, false>(sums, room, Rows<act>(dyb, t, r, r), Rows<float>(la, r, k, k), at.m, at.n, 0, r);
+        if (rng != nullptr) {
+            Dropout drop = dropout(rng, site, threshold, keep_scale);
+            each(sums, [&](u32 i, u32 j, float& v, float& w) {
+                u32 e = (at.m + i) * k + at.n + j;
+                if (e % 2 == 0) {
+                    // Both lie in one group of four.
+                    float4 f = drop.factor4(e / 4 * 4);
+                    v *= e % 4 == 0 ? f.x : f.z, w *= e % 4 == 0 ? f.y : f.w;
+                } else {
+                    v *= drop.factor(e), w *= drop.factor(e + 1);
+                }
+            });
+        }
+    }
+    accumulate<true, false>(sums, room, Rows<act>(dy, t, n, ldy), right, at.m, at.n, 0, n);
+    float f = factor != nullptr ? *factor : 1.0f;
+    each(sums, [&](u32 i, u32 j, float& v, float& w) {
+        i += at.m, j += at.n;
+        if (i < t) store2(dx + (size_t)i * k, j, k, v * f, w * f);
+    });
+}

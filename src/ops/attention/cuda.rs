@@ -1,0 +1,266 @@
+//! The CUDA launches of attention: which tiles fit registers and shared memory, and when keys are split.
+
+use super::spec;
+use crate::backend::{Caps, Target};
+use crate::dtype::{DType, Ty};
+use crate::error::{Error, Result};
+use crate::ops::{Arg, Attention, Attr, Cuda, Lower, launch};
+
+/// Keys of a split are at least this many: less is not worth the second pass.
+const SPLIT: usize = 128;
+/// Keys are split until there are this many blocks: two for each multiprocessor of the largest cards.
+const BLOCKS: usize = 264;
+/// Threads of the kernels that have a warp for each query and head.
+const ROW_THREADS: usize = 128;
+
+/// Whether a multiprocessor holds two blocks of 64 KiB of shared memory each.
+fn roomy(caps: &Caps) -> bool {
+    caps.workgroup_memory >= 128 << 10
+}
+
+/// How a block cuts its head: `kernels/common/attention.cuh` has the meaning of each.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    /// The least size of heads that kernels are compiled for and that holds this one.
+    head: usize,
+    warps: usize,
+    blocks: usize,
+    cols: usize,
+    stages: usize,
+    dtype: DType,
+}
+
+impl Tile {
+    /// `shape` gives warps, blocks and columns for a size of heads, 16 bits or not.
+    fn new(a: &Attention, dtype: DType, shape: impl Fn(usize, bool) -> (usize, usize, usize)) -> Tile {
+        let head = [32, 64, 96, 128, 192].into_iter().find(|&class| a.head_dim <= class).unwrap_or(256);
+        let (warps, blocks, cols) = shape(head, dtype != DType::F32);
+        Tile { head, warps, blocks, cols, stages: 1, dtype }
+    }
+
+    /// Forward: at most 48 KiB for queries, keys and values (64 on cards with room for two such blocks), and no spilled
+    /// registers, which from sm_100 on takes narrower tiles. Two blocks of 16 rows a warp halve what tensor cores read of
+    /// keys and values; beyond heads of 128 the sums leave no registers for them.
+    fn forward(a: &Attention, dtype: DType, caps: &Caps) -> Tile {
+        let wide = if roomy(caps) && caps.arch < 100 { 64 } else { 32 };
+        Tile::new(a, dtype, |head, narrow| match (head, narrow) {
+            (32 | 64, true) => (4, 2, 64),
+            (96 | 128, true) => (4, 2, wide),
+            (192, true) => (4, 1, 32),
+            (_, true) => (4, 1, 16),
+            (32 | 64 | 96, false) => (4, 1, 32),
+            (128, false) => (4, 1, 16),
+            (192, false) => (2, 1, 16),
+            (_, false) => (2, 1, 8),
+        })
+    }
+
+    /// Backward: sums of dk and dv side by side leave registers for half the columns. Two stages where shared memory
+    /// has room for two such blocks.
+    fn backward(a: &Attention, dtype: DType, caps: &Caps) -> Tile {
+        // Before sm_80 a product of 16 features is two instructions, and registers would spill.
+        let blocks = if caps.arch >= 80 { 2 } else { 1 };
+        let tile = Tile::new(a, dtype, |head, narrow| match (head, narrow) {
+            (32 | 64, true) => (4, blocks, 32),
+            (96 | 128, true) => (4, 1, 32),
+            (192, true) => (2, 1, 32),
+            (_, true) => (2, 1, 16),
+            (32 | 64, false) => (4, 1, 32),
+            (96, false) => (2, 1, 32),
+            (128, false) => (2, 1, 16),
+            (192, false) => (2, 1, 8),
+            (_, false) => (1, 1, 8),
+        });
+        let stages = if dtype != DType::F32 && roomy(caps) { 2 } else { 1 };
+        Tile { stages, ..tile }
+    }
+
+    /// Whether the kernel for dq keeps its queries in registers and gives their room to keys.
+    fn keep(&self) -> bool {
+        self.dtype != DType::F32 && self.head * self.blocks <= 128
+    }
+
+    fn rows(&self) -> usize {
+        16 * self.blocks * self.warps
+    }
+
+    fn threads(&self) -> u32 {
+        32 * self.warps as u32
+    }
+
+    /// Bytes of `rows` rows of a tile.
+    fn bytes(&self, rows: usize) -> usize {
+        rows * self.head * if self.dtype == DType::F32 { 4 } else { 2 }
+    }
+
+    /// Bytes of the rows' spans and of what the warps tell each other of them.
+    fn spans(&self) -> usize {
+        8 * self.rows() + 16 * self.warps
+    }
+
+    fn defines(&self) -> Vec<(&'static str, i64)> {
+        vec![
+            launch::act(&Ty::new(self.dtype, &[1])),
+            ("HEAD_DIM", self.head as i64),
+            ("WARPS", self.warps as i64),
+            ("BLOCKS", self.blocks as i64),
+            ("COLS", self.cols as i64),
+            ("STAGES", self.stages as i64),
+        ]
+    }
+}
+
+/// Refuses what the kernels cannot do.
+fn check(l: &Lower, a: &Attention, tiles: usize) -> Result<()> {
+    let hint = "use --device cpu";
+    if a.head_dim > 256 {
+        return Err(Error::unsupported(format!("attention with heads of {} on CUDA, at most 256,", a.head_dim), hint));
+    }
+    // The largest score is found before scores are scaled.
+    if !(a.scale > 0.0 && a.scale.is_finite()) {
+        return Err(Error::unsupported(format!("attention with a scale of {} on CUDA, not above 0,", a.scale), hint));
+    }
+    if tiles > 65535 {
+        let what = format!("attention over {} tokens at once on CUDA", l.ins[0].rows());
+        return Err(Error::unsupported(what, "use fewer --micro-tokens"));
+    }
+    Ok(())
+}
+
+/// What the forward kernel is launched with.
+struct Forward {
+    tile: Tile,
+    /// Heads in a tile.
+    pack: usize,
+    /// Parts of the keys.
+    splits: usize,
+    grid: [usize; 2],
+}
+
+impl Forward {
+    fn new(a: &Attention, ins: &[Ty], caps: &Caps) -> Forward {
+        let (queries, keys, group) = (ins[0].rows(), ins[1].rows(), a.heads / a.kv_heads);
+        let tile = Tile::forward(a, ins[0].dtype, caps);
+        let pack = if queries * group <= tile.rows() { group } else { 1 };
+        let grid = [a.heads / pack, (queries * pack).div_ceil(tile.rows())];
+        let blocks = (grid[0] * grid[1]).max(1);
+        let most = if a.causal || 2 * blocks > BLOCKS { 1 } else { keys.div_ceil(SPLIT) };
+        Forward { tile, pack, splits: BLOCKS.div_ceil(blocks).min(most).max(1), grid }
+    }
+
+    /// Bytes of the parts' sums, maxima and totals.
+    fn parts(&self, a: &Attention, queries: usize) -> u64 {
+        if self.splits > 1 { 4 * (self.splits * a.heads * queries * (a.head_dim + 2)) as u64 } else { 0 }
+    }
+}
+
+pub fn forward_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
+    match caps.target {
+        Target::Cuda => Forward::new(&spec(attr), ins, caps).parts(&spec(attr), ins[0].rows()),
+        _ => 0,
+    }
+}
+
+pub fn forward(l: &Lower) -> Result<Vec<Cuda>> {
+    let a = spec(l.attr);
+    let queries = l.ins[0].rows();
+    let f = Forward::new(&a, l.ins, l.caps);
+    check(l, &a, f.grid[1])?;
+    let parts = match f.parts(&a, queries) {
+        0 => Arg::Absent,
+        bytes => Arg::Work(0..bytes),
+    };
+    let tile = &f.tile;
+    let mut args = vec![Arg::Out(0), Arg::Out(1)];
+    args.extend((0..4).map(Arg::In));
+    args.push(parts.clone());
+    let mut params = params(l, &a);
+    params.push(f.pack as u32);
+    let mut launches = vec![Cuda {
+        file: "attention",
+        defines: tile.defines(),
+        entry: "attention",
+        grid: [f.grid[0] as u32, f.grid[1] as u32, f.splits as u32],
+        block: tile.threads(),
+        shared: (tile.bytes(tile.rows() + 2 * tile.cols) + tile.spans()) as u32,
+        args,
+        params,
+        flops: super::cost(l.attr, l.ins, 2).flops,
+    }];
+    if f.splits > 1 {
+        launches.push(Cuda {
+            file: "attention",
+            defines: tile.defines(),
+            entry: "attention_merge",
+            grid: launch::grid((queries * a.heads * 32).div_ceil(ROW_THREADS), l.caps),
+            block: ROW_THREADS as u32,
+            shared: 0,
+            args: vec![Arg::Out(0), Arg::Out(1), parts],
+            params: vec![queries as u32, a.head_dim as u32, a.heads as u32, f.splits as u32],
+            flops: (2 * f.splits * queries * a.heads * a.head_dim) as u64,
+        });
+    }
+    Ok(launches)
+}
+
+pub fn backward(l: &Lower) -> Result<Vec<Cuda>> {
+    let a = spec(l.attr);
+    let tokens = l.ins[0].rows();
+    let tile = Tile::backward(&a, l.ins[0].dtype, l.caps);
+    let tiles = tokens.div_ceil(tile.rows());
+    check(l, &a, tiles)?;
+    let flops = |products| super::cost(l.attr, l.ins, products).flops;
+    let stats = Arg::Work(0..8 * (a.heads * tokens) as u64);
+    let delta = Cuda {
+        file: "attention_bwd",
+        defines: tile.defines(),
+        entry: "attention_delta",
+        grid: launch::grid((tokens * a.heads * 32).div_ceil(ROW_THREADS), l.caps),
+        block: ROW_THREADS as u32,
+        shared: 0,
+        args: vec![stats.clone(), Arg::In(4), Arg::In(5), Arg::In(6)],
+        params: vec![tokens as u32, a.head_dim as u32, a.heads as u32],
+        flops: 2 * l.ins[0].len() as u64,
+    };
+    let tiled = |entry, heads: usize, shared: usize, args, products| Cuda {
+        file: "attention_bwd",
+        defines: tile.defines(),
+        entry,
+        grid: [heads as u32, tiles as u32, 1],
+        block: tile.threads(),
+        shared: (shared + tile.spans()) as u32,
+        args,
+        params: params(l, &a),
+        flops: flops(products),
+    };
+    let (left, right) = (tile.bytes(2 * tile.rows()), tile.bytes(2 * tile.stages * tile.cols));
+    let [q, k, v, bounds, dout] = [0, 1, 2, 3, 6].map(Arg::In);
+    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), bounds.clone()];
+    let shared = if tile.keep() { left.max(right) } else { left + right };
+    let mut launches = vec![delta, tiled("attention_dq", a.heads, shared, args, 3)];
+    let shared = left + right + 8 * tile.stages * tile.cols;
+    if tile.head <= 128 {
+        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, bounds];
+        launches.push(tiled("attention_dkv", a.kv_heads, shared, args, 4));
+    } else {
+        let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), bounds.clone()];
+        launches.push(tiled("attention_dk", a.kv_heads, shared, args, 3));
+        let args = vec![Arg::Out(2), q, k, dout, stats, bounds];
+        launches.push(tiled("attention_dv", a.kv_heads, shared, args, 2));
+    }
+    Ok(launches)
+}
+
+/// The words that all tiled kernels take.
+fn params(l: &Lower, a: &Attention) -> Vec<u32> {
+    vec![
+        l.ins[0].rows() as u32,
+        l.ins[1].rows() as u32,
+        a.head_dim as u32,
+        a.heads as u32,
+        a.kv_heads as u32,
+        a.scale.to_bits(),
+        a.causal as u32,
+        a.window.map_or(0, |w| u32::try_from(w).unwrap_or(u32::MAX)),
+    ]
+}

@@ -1,0 +1,164 @@
+//! The CUDA launches of linear layers: the thin product xa, then the tile with the low-rank part inside; for a few
+//! tokens a kernel that reads the weight once, in order.
+
+use super::{Operands, spec};
+use crate::backend::Caps;
+use crate::cpu::philox;
+use crate::dtype::Ty;
+use crate::error::Result;
+use crate::ops::tiles::{self, Product, Tile};
+use crate::ops::{Arg, Cuda, Dropout, Linear, Lower, Matmul, launch};
+
+/// FEW of kernels/linear.cu.
+const FEW: usize = 8;
+/// Weight rows, a warp each, of a block of `linear_few`.
+const FEW_ROWS: usize = 4;
+
+/// `y[T,N] = x[T,K]·Wᵀ (+ bias) (+ scale·xa·Bᵀ)`.
+pub(in crate::ops) struct Forward<'a> {
+    /// (T, N, K)
+    pub dims: (usize, usize, usize),
+    pub act: &'a Ty,
+    pub y: Arg,
+    /// Elements from row to row of y.
+    pub ldy: usize,
+    /// y is f32, whatever activations are.
+    pub wide: bool,
+    pub x: Arg,
+    /// The weight's operand number and type.
+    pub w: (usize, &'a Ty),
+    pub bias: Option<Arg>,
+    /// (xa, B, rank, scale)
+    pub low: Option<(Arg, Arg, usize, f32)>,
+}
+
+impl Forward<'_> {
+    pub fn launch(self, caps: &Caps) -> Cuda {
+        let (t, n, k) = self.dims;
+        let (xa, b, rank, scale) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0, 0.0));
+        let (define, w) = launch::weight(self.w.0, self.w.1);
+        let mut all = Tile::of(t, n, caps).launch("linear", self.act, (t, n, k + rank), caps);
+        all.args = vec![self.y, self.x];
+        all.args.extend(w);
+        all.args.extend([self.bias.unwrap_or(Arg::Absent), xa, b]);
+        all.params = [t, n, k, rank].map(|x| x as u32).to_vec();
+        if t <= FEW && self.ldy == n {
+            // Whatever the tile: this kernel has none.
+            all.defines = vec![all.defines[0]];
+            all.entry = "linear_few";
+            all.grid = launch::grid(n.div_ceil(FEW_ROWS), caps);
+            all.block = 32 * FEW_ROWS as u32;
+            all.shared = 0;
+        } else {
+            all.params.push(self.ldy as u32);
+        }
+        all.defines.extend([define, ("WIDE", self.wide as i64)]);
+        all.params.push(scale.to_bits());
+        all
+    }
+}
+
+/// `dx[T,K] = factor·(dy[T,N]·W (+ mask∘(dyb·A)))`.
+pub(in crate::ops) struct Backward<'a> {
+    /// (T, N, K)
+    pub dims: (usize, usize, usize),
+    pub act: &'a Ty,
+    pub dx: Arg,
+    pub dy: Arg,
+    /// Elements from row to row of dy.
+    pub ldy: usize,
+    pub w: (usize, &'a Ty),
+    /// (dyb, A, rank)
+    pub low: Option<(Arg, Arg, usize)>,
+    pub dropout: Option<(Dropout, Arg)>,
+    /// One f32 on the device.
+    pub factor: Option<Arg>,
+}
+
+impl Backward<'_> {
+    pub fn launch(self, caps: &Caps) -> Cuda {
+        let (t, n, k) = self.dims;
+        let (dyb, a, rank) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0));
+        let (drop, rng) = self.dropout.unwrap_or((Dropout { p: 0.0, site: 0 }, Arg::Absent));
+        let (threshold, keep) = philox::keep(drop);
+        let (define, w) = launch::weight(self.w.0, self.w.1);
+        let mut all = Tile::of(t, k, caps).launch("linear_dx", self.act, (t, k, n + rank), caps);
+        all.defines.push(define);
+        all.args = vec![self.dx, self.dy];
+        all.args.extend(w);
+        all.args.extend([dyb, a, rng, self.factor.unwrap_or(Arg::Absent)]);
+        all.params = [t, n, k, rank, self.ldy].map(|x| x as u32).to_vec();
+        all.params.extend([drop.site, threshold, keep.to_bits()]);
+        all
+    }
+}
+
+/// Whether `linear_few` computes xa, with A for a weight; it does not drop out.
+fn few_xa(s: Linear, t: usize) -> bool {
+    t <= FEW && s.lora.is_some_and(|l| l.dropout.is_none())
+}
+
+/// The scratch bytes of `xa`; `a` is A's operand number.
+pub(super) fn workspace(s: Linear, ins: &[Ty], a: usize, caps: &Caps) -> u64 {
+    match few_xa(s, ins[0].rows()) {
+        true => 0,
+        false => tiles::workspace((ins[0].rows(), ins[a].rows(), ins[0].cols()), caps),
+    }
+}
+
+pub fn linear(l: &Lower) -> Result<Vec<Cuda>> {
+    let s = spec(l.attr);
+    let o = Operands::of(s, false);
+    let x = &l.ins[0];
+    let dims = (x.rows(), l.ins[1].rows(), x.cols());
+    let mut all = Vec::new();
+    let mut low = None;
+    if let (Some((a, b)), Some(lora)) = (o.low_rank, s.lora) {
+        let rank = l.ins[a].rows();
+        let down = (dims.0, rank, dims.2);
+        if few_xa(s, dims.0) {
+            let w = (a, &l.ins[a]);
+            let y = Arg::Out(1);
+            let wide = false;
+            let xa = Forward { dims: down, act: x, y, ldy: rank, wide, x: Arg::In(0), w, bias: None, low: None };
+            all.push(xa.launch(l.caps));
+        } else {
+            let product = Product {
+                spec: Matmul { ta: false, tb: true, alpha: 1.0, acc: false },
+                dims: down,
+                act: x,
+                c: Arg::Out(1),
+                a: Arg::In(0),
+                lda: dims.2,
+                b: Arg::In(a),
+                acc: None,
+                dropout: o.dropout.map(|(rng, drop)| (drop, Arg::In(rng))),
+                factor: None,
+            };
+            all.extend(product.launches(l.caps));
+        }
+        low = Some((Arg::Out(1), Arg::In(b), rank, lora.scale));
+    }
+    let bias = o.bias.map(Arg::In);
+    let w = (1, &l.ins[1]);
+    let (y, ldy, wide) = (Arg::Out(0), dims.1, false);
+    all.push(Forward { dims, act: x, y, ldy, wide, x: Arg::In(0), w, bias, low }.launch(l.caps));
+    Ok(all)
+}
+
+pub fn linear_dx(l: &Lower) -> Result<Vec<Cuda>> {
+    let o = Operands::of(spec(l.attr), true);
+    let (dy, w) = (&l.ins[0], &l.ins[1]);
+    let all = Backward {
+        dims: (dy.rows(), w.rows(), w.cols()),
+        act: dy,
+        dx: Arg::Out(0),
+        dy: Arg::In(0),
+        ldy: dy.cols(),
+        w: (1, w),
+        low: o.low_rank.map(|(dyb, a)| (Arg::In(dyb), Arg::In(a), l.ins[a].rows())),
+        dropout: o.dropout.map(|(rng, drop)| (drop, Arg::In(rng))),
+        factor: None,
+    };
+    Ok(vec![all.launch(l.caps)])
+}

@@ -1,0 +1,146 @@
+//! How dense products become CUDA launches: the tile (`kernels/common/gemm.cuh`) that fits a matrix, and where a long
+//! sum is split.
+
+use crate::backend::Caps;
+use crate::cpu::philox;
+use crate::dtype::Ty;
+use crate::ops::{Arg, Cuda, Dropout, Matmul, launch};
+
+/// A tile shape of `gemm.cuh`.
+pub(super) struct Tile {
+    /// The macro TILE.
+    code: i64,
+    m: usize,
+    n: usize,
+}
+
+const LARGE: Tile = Tile { code: 0, m: 128, n: 128 };
+const MIDDLE: Tile = Tile { code: 1, m: 64, n: 64 };
+const TALL: Tile = Tile { code: 2, m: 64, n: 16 };
+const FLAT: Tile = Tile { code: 3, m: 16, n: 64 };
+
+/// So many large tiles are enough to occupy a card; fewer leave more of it idle than smaller tiles waste.
+const FULL: usize = 64;
+
+impl Tile {
+    /// For an m × n product. Before sm_80 registers do not hold the large tile and what is fetched beside it.
+    pub fn of(m: usize, n: usize, caps: &Caps) -> Tile {
+        match (m, n) {
+            (_, ..=16) => TALL,
+            (..=16, _) => FLAT,
+            _ if LARGE.count(m, n) >= FULL && caps.arch >= 80 => LARGE,
+            _ => MIDDLE,
+        }
+    }
+
+    fn count(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.m) * n.div_ceil(self.n)
+    }
+
+    /// A launch of `file`'s kernel of the same name on the tiles of an m × n product, without arguments yet. `act` is
+    /// an operand kept as activations are.
+    pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> Cuda {
+        let act = launch::act(act);
+        // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have stages of
+        // 32.
+        let large = self.code == LARGE.code;
+        let stages = match (caps.arch, large) {
+            (..80, _) => 2,
+            (_, true) => 3,
+            (_, false) => 4,
+        };
+        let (threads, shared) = match act.1 {
+            0 => (if large { 256 } else { 128 }, 2 * 16 * 4 * (self.m + self.n + 8)),
+            _ => (128, stages * 32 * 2 * (self.m + self.n)),
+        };
+        Cuda {
+            file,
+            defines: vec![act, ("TILE", self.code)],
+            entry: file,
+            grid: launch::grid(self.count(m, n), caps),
+            block: threads,
+            shared: shared as u32,
+            args: Vec::new(),
+            params: Vec::new(),
+            flops: 2 * (m * n * k) as u64,
+        }
+    }
+}
+
+/// Into how many parts the sum over k is split, and the length of one: so many that some 256 blocks run, each with at
+/// least 256 terms. Depends on the shape and the kind of card only, and so do the results.
+fn split((m, n, k): (usize, usize, usize), caps: &Caps) -> (usize, usize) {
+    let parts = (256 / Tile::of(m, n, caps).count(m, n).max(1)).min(k / 256).max(1);
+    // A part ends with a tile.
+    let step = k.div_ceil(parts).next_multiple_of(32);
+    (k.div_ceil(step).max(1), step)
+}
+
+/// The scratch bytes of a [`Product`] of (m, n, k).
+pub(super) fn workspace(dims: (usize, usize, usize), caps: &Caps) -> u64 {
+    match split(dims, caps).0 {
+        1 => 0,
+        parts => (4 * parts * dims.0 * dims.1) as u64,
+    }
+}
+
+/// `c[m,n] = factor·alpha·op(a)[m,k]·op(b)[k,n] (+ acc)`.
+pub(super) struct Product<'a> {
+    pub spec: Matmul,
+    pub dims: (usize, usize, usize),
+    /// An operand kept as activations are.
+    pub act: &'a Ty,
+    pub c: Arg,
+    pub a: Arg,
+    /// Elements from row to row of a.
+    pub lda: usize,
+    pub b: Arg,
+    pub acc: Option<Arg>,
+    /// Dropout of a (not transposed, b transposed), and its random-number operand.
+    pub dropout: Option<(Dropout, Arg)>,
+    /// One f32 on the device; then nothing is split.
+    pub factor: Option<Arg>,
+}
+
+impl Product<'_> {
+    pub fn launches(self, caps: &Caps) -> Vec<Cuda> {
+        let (m, n, k) = self.dims;
+        let Matmul { ta, tb, alpha, .. } = self.spec;
+        let (parts, step) = match self.factor {
+            Some(_) => (1, k.next_multiple_of(32)),
+            None => split(self.dims, caps),
+        };
+        let part = match parts {
+            1 => Arg::Absent,
+            _ => Arg::Work(0..workspace(self.dims, caps)),
+        };
+        let dropped = self.dropout.is_some();
+        let (drop, rng) = self.dropout.map_or((Dropout { p: 0.0, site: 0 }, Arg::Absent), |d| d);
+        let (threshold, keep) = philox::keep(drop);
+        let acc = self.acc.unwrap_or(Arg::Absent);
+        let factor = self.factor.unwrap_or(Arg::Absent);
+        let mut tiles = Tile::of(m, n, caps).launch("matmul", self.act, self.dims, caps);
+        tiles.defines.extend([("TA", ta as i64), ("TB", tb as i64), ("DROPOUT", dropped as i64)]);
+        tiles.grid[2] = parts as u32;
+        tiles.args = vec![self.c.clone(), self.a, self.b, acc.clone(), rng, factor, part.clone()];
+        tiles.params = [m, n, k, self.lda, step].map(|x| x as u32).to_vec();
+        tiles.params.extend([alpha.to_bits(), drop.site, threshold, keep.to_bits()]);
+        if parts == 1 {
+            return vec![tiles];
+        }
+        // Only the second launch has c and acc.
+        tiles.args[0] = Arg::Absent;
+        tiles.args[3] = Arg::Absent;
+        let sum = Cuda {
+            entry: "matmul_sum",
+            grid: launch::grid((m * n).div_ceil(256), caps),
+            block: 256,
+            shared: 0,
+            args: vec![self.c, part, acc],
+            params: vec![(m * n) as u32, ((m * n) as u64 >> 32) as u32, parts as u32, alpha.to_bits()],
+            flops: (parts * m * n) as u64,
+            ..tiles.clone()
+        };
+        vec![tiles, sum]
+    }
+}

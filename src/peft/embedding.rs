@@ -1,0 +1,146 @@
+//! LoRA on the embedding and on the output head, and trained tokens of a table that is frozen otherwise, as Hugging
+//! Face PEFT has them inside LoRA adapters.
+//!
+//! * LoRA: `y = e·(W[id] + s·B A[:, id])`, A `[rank, vocabulary]` starting at zero, B `[hidden, rank]` normal (0, 1), `e`
+//!   the model's own factor, `s = α/r`. There is no dropout. An output head that is tied to W stays as it was.
+//! * LoRA on the head: the weight of the loss is `W + s·B A`, A `[rank, hidden]`, B `[vocabulary, rank]`, a copy of W in
+//!   f32, because the loss wants its weight as one tensor; so there is no dropout before A.
+//! * Trained tokens: their rows of W are replaced by those of a tensor `[tokens, hidden]`, which starts as them. Of a
+//!   head that is tied to the embedding the same rows are replaced, in such a copy.
+
+use super::config::{AdapterConfig, LoraSpec};
+use super::files;
+use super::tokens::Tokens;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::graph::Val;
+use crate::nn::{Init, Nn, Role, Site};
+
+const TOKENS: &str = "trainable_token_indices";
+const ONE: &str = "one of the two: LoRA on the table, or trained tokens of it";
+
+impl AdapterConfig {
+    /// The trained tokens of the table at `module`.
+    fn tokens_of(&self, module: &str, is_embedding: bool) -> Result<Option<&[usize]>> {
+        let Some(ids) = self.tokens.as_ref().and_then(|t| t.of(module, is_embedding)) else { return Ok(None) };
+        if self.saves(module) {
+            let found = format!("{module}, which modules_to_save names too");
+            return Err(Error::config(TOKENS, found, "a table that is not trained whole"));
+        }
+        Ok(Some(ids))
+    }
+
+    /// Whether PEFT writes the table of `module`, the embedding or the head, into the adapter's file, frozen as it
+    /// is: it does if it is a target, and no tokens are trained.
+    pub(super) fn keeps_table(&self, module: &str) -> Result<bool> {
+        Ok(self.tokens.is_none() && !self.saves(module) && self.resolve_embedding(module)?.is_some())
+    }
+
+    /// Errors if tokens are asked of a module that is not there.
+    pub(super) fn check_tables(&self, embedding: &str, head: &str) -> Result<()> {
+        if let Some(Tokens::Modules(modules)) = &self.tokens {
+            for (name, _) in modules {
+                let name = std::slice::from_ref(name);
+                if !super::config::listed(name, embedding) && !super::config::listed(name, head) {
+                    return Err(Error::config(TOKENS, &name[0], format!("{embedding} or {head}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val, scale: f32) -> Result<Val> {
+    let (path, ids) = (&site.path, nn.batch.ids);
+    match (config.resolve_embedding(path)?, config.tokens_of(path, true)?) {
+        (None, None) => nn.plain_embed(table, scale),
+        (Some(_), Some(_)) => Err(Error::config(TOKENS, format!("{path}, which is a target too"), ONE)),
+        (Some(_), None) if config.dora => {
+            Err(Error::unsupported(format!("DoRA on {path}"), "leave the embedding out of the targets"))
+        }
+        (Some(_), None) if config.lora_bias => {
+            Err(Error::unsupported(format!("lora_bias on {path}"), "leave the embedding out of the targets"))
+        }
+        (Some(spec), None) => {
+            let (vocab, dim) = (nn.g.shape(table)[0], nn.g.shape(table)[1]);
+            let a = nn.adapter(&files::embedding_a(path), &[spec.rank, vocab], Init::Zeros);
+            let b = nn.adapter(&files::embedding_b(path), &[dim, spec.rank], Init::Normal { std: 1.0 });
+            let y = nn.plain_embed(table, scale)?;
+            let columns = nn.g.embed_cols(ids, a, 1.0)?;
+            let update = nn.g.matmul(columns, false, b, true, spec.scale * scale)?;
+            nn.g.add(y, update)
+        }
+        (None, Some(tokens)) => {
+            let (x, tokens) = trained(nn, path, path, table, tokens)?;
+            let (rows, rest) = nn.g.token_rows(ids, tokens)?;
+            let frozen = nn.g.embed(rest, table, scale)?;
+            let own = nn.g.embed(rows, x, scale)?;
+            nn.g.add(frozen, own)
+        }
+    }
+}
+
+pub(super) fn head(config: &AdapterConfig, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
+    let lora = config.resolve_embedding(&site.path)?;
+    let own = config.tokens_of(&site.path, false)?;
+    let shared = match tied {
+        Some(embedding) => config.tokens_of(embedding, true)?.map(|ids| (embedding, ids)),
+        None => None,
+    };
+    // A tied head goes with the embedding, unless the adapter gives it tokens of its own.
+    let (module, ids) = match (shared, own) {
+        (Some((embedding, ids)), own) if own.is_none_or(|own| own == ids) => (embedding, ids),
+        (_, Some(ids)) => (site.path.as_str(), ids),
+        (_, None) => {
+            return match lora {
+                Some(spec) => adapted_head(config, spec, nn, &site.path, tied.is_some(), w),
+                None => Ok(w),
+            };
+        }
+    };
+    if lora.is_some() {
+        return Err(Error::config(TOKENS, format!("{}, which is a target too", site.path), ONE));
+    }
+    let (x, tokens) = trained(nn, module, tied.unwrap_or(&site.path), w, ids)?;
+    nn.g.replace_rows(w, x, tokens)
+}
+
+/// W + s·B A.
+fn adapted_head(config: &AdapterConfig, spec: LoraSpec, nn: &mut Nn, path: &str, tied: bool, w: Val) -> Result<Val> {
+    let refuse = |what: &str, hint: &str| Err(Error::unsupported(format!("{what} on {path}"), hint));
+    match () {
+        _ if tied => return refuse("LoRA", "leave the head out of the targets: here it is the embedding itself"),
+        _ if config.dora => return refuse("DoRA", "leave the head out of the targets"),
+        _ if config.lora_bias => return refuse("lora_bias", "leave the head out of the targets"),
+        _ if nn.training && spec.dropout > 0.0 => {
+            return refuse("dropout", "set it to 0, or leave the head out of the targets");
+        }
+        _ => {}
+    }
+    let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+    let bound = 1.0 / (dim as f32).sqrt();
+    let a = nn.adapter(&files::lora_a(path), &[spec.rank, dim], Init::Uniform { bound });
+    let b = nn.adapter(&files::lora_b(path), &[vocab, spec.rank], Init::Zeros);
+    let wide = match nn.g.ty(w).dtype {
+        DType::F32 => w,
+        dtype if dtype.is_quantized() => nn.g.nf4_dequantize(w)?,
+        _ => {
+            let rows: Vec<i32> = (0..vocab as i32).collect();
+            let rows = nn.constant_i32(&format!("{path}.rows"), &rows);
+            nn.g.embed(rows, w, 1.0)?
+        }
+    };
+    let update = nn.g.matmul(b, false, a, false, spec.scale)?;
+    nn.g.add(wide, update)
+}
+
+/// The trained rows `ids` of the table `w` of module `owner`, kept under the name of `module`; and the ids as a value.
+fn trained(nn: &mut Nn, module: &str, owner: &str, w: Val, ids: &[usize]) -> Result<(Val, Val)> {
+    let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+    if let Some(id) = ids.iter().find(|&&id| id >= vocab) {
+        return Err(Error::config(TOKENS, id.to_string(), format!("ids below {vocab}, the size of the vocabulary")));
+    }
+    let x = nn.adapter_rows(&files::tokens(module), &format!("{owner}.weight"), Role::Embed, dim, ids);
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    Ok((x, nn.constant_i32(&format!("{module}.trained_tokens"), &ids)))
+}

@@ -1,0 +1,85 @@
+//! `trainable_token_indices` of an adapter: tokens whose rows are trained while the rest of the table stays frozen.
+
+use serde_json::{Map, Value};
+
+/// Which tokens, of which tables.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tokens {
+    /// Of the input embedding.
+    Embedding(Vec<usize>),
+    /// Of the modules of these names (the embedding, the output head).
+    Modules(Vec<(String, Vec<usize>)>),
+}
+
+impl Tokens {
+    /// What the key may be besides null, for messages.
+    pub const EXPECTED: &'static str = "token ids, each once, or an object of such lists by module name";
+
+    /// The value of the key: `[5, 17]`, or `{"embed_tokens": [5, 17]}`. Empty lists are none at all.
+    pub fn read(value: &Value) -> Option<Option<Tokens>> {
+        let list = |v: &Value| -> Option<Vec<usize>> {
+            let ids: Option<Vec<usize>> = v.as_array()?.iter().map(|id| id.as_u64()?.try_into().ok()).collect();
+            ids.filter(|ids| distinct(ids))
+        };
+        match value {
+            Value::Object(map) => {
+                let modules: Option<Vec<_>> = map.iter().map(|(name, ids)| Some((name.clone(), list(ids)?))).collect();
+                let modules: Vec<_> = modules?.into_iter().filter(|(_, ids)| !ids.is_empty()).collect();
+                Some((!modules.is_empty()).then_some(Tokens::Modules(modules)))
+            }
+            _ => list(value).map(|ids| (!ids.is_empty()).then_some(Tokens::Embedding(ids))),
+        }
+    }
+
+    pub fn to_json(&self) -> Value {
+        match self {
+            Tokens::Embedding(ids) => ids.clone().into(),
+            Tokens::Modules(modules) => {
+                let one = |(name, ids): &(String, Vec<usize>)| (name.clone(), Value::from(ids.clone()));
+                Value::Object(modules.iter().map(one).collect::<Map<_, _>>())
+            }
+        }
+    }
+
+    /// The tokens of the table at `module`, a path in the Hugging Face model.
+    pub fn of(&self, module: &str, is_embedding: bool) -> Option<&[usize]> {
+        match self {
+            Tokens::Embedding(ids) => is_embedding.then_some(ids.as_slice()),
+            Tokens::Modules(modules) => {
+                let found = modules.iter().find(|(name, _)| super::config::listed(std::slice::from_ref(name), module));
+                found.map(|(_, ids)| ids.as_slice())
+            }
+        }
+    }
+}
+
+/// Whether no id is there twice: a row that is written twice would be written in no order.
+pub fn distinct(ids: &[usize]) -> bool {
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).all(|w| w[0] != w[1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_and_objects() {
+        let read = |text: &str| Tokens::read(&serde_json::from_str(text).unwrap());
+        assert_eq!(read("[]"), Some(None));
+        assert_eq!(read("{}"), Some(None));
+        assert_eq!(read(r#"{"embed_tokens": []}"#), Some(None));
+        for wrong in ["[1, 1]", "[-1]", "[1.5]", "7", "\"7\"", r#"{"embed_tokens": 7}"#, r#"{"lm_head": [2, 2]}"#] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+        let list = read("[9, 5]").unwrap().unwrap();
+        assert_eq!((list.of("model.embed_tokens", true), list.of("lm_head", false)), (Some(&[9, 5][..]), None));
+        let text = r#"{"embed_tokens":[9,5],"lm_head":[7]}"#;
+        let modules = read(text).unwrap().unwrap();
+        assert_eq!(modules.of("model.embed_tokens", true), Some(&[9, 5][..]));
+        assert_eq!(modules.of("lm_head", false), Some(&[7][..]));
+        assert_eq!(modules.of("model.other_embed_tokens", true), None);
+        assert_eq!(modules.to_json().to_string(), text);
+    }
+}

@@ -1,0 +1,99 @@
+//! The optimizers as a run names them: rules, their constants, and what of them a step's kernels are told.
+
+/// An update rule with what all rules have in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Optimizer {
+    pub rule: Rule,
+    /// AdamW, Lion and Adafactor: parameters lose this share, times the rate, apart from the gradient. SGD: times the
+    /// parameter, it is added to the gradient.
+    pub weight_decay: f64,
+    /// Norm that gradients are scaled down to; 0: no clipping.
+    pub max_grad_norm: f64,
+}
+
+/// The rules. Each has an equation in its row of the op table; the defaults are those of the reference libraries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW, or bitsandbytes' AdamW8bit.
+    AdamW { beta1: f64, beta2: f64, eps: f64, bits: Bits },
+    /// Chen et al. 2023, arXiv:2302.06675; bitsandbytes' Lion and Lion8bit.
+    Lion { beta1: f64, beta2: f64, bits: Bits },
+    /// torch.optim.SGD. Without momentum it has no state.
+    Sgd { momentum: f64, dampening: f64, nesterov: bool },
+    /// Shazeer and Stern 2018, arXiv:1804.04235; transformers' Adafactor with a given rate: neither scaled by the
+    /// parameter nor relative to the step, no first moment.
+    Adafactor {
+        /// β₂ of step t is 1 − t^decay_rate.
+        decay_rate: f64,
+        /// Added to the squared gradient.
+        eps: f64,
+        /// Largest root mean square of a tensor's update, before the rate.
+        clip_threshold: f64,
+    },
+}
+
+/// How AdamW and Lion keep their state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    B32,
+    /// A byte an element and an f32 for 256, of tensors of at least [`MIN_8BIT`] elements.
+    B8,
+}
+
+/// Smaller tensors keep f32 state: bitsandbytes' `min_8bit_size`.
+pub const MIN_8BIT: usize = 4096;
+
+impl Rule {
+    pub const ADAMW: Rule = Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, bits: Bits::B32 };
+    pub const LION: Rule = Rule::Lion { beta1: 0.9, beta2: 0.99, bits: Bits::B32 };
+    pub const SGD: Rule = Rule::Sgd { momentum: 0.0, dampening: 0.0, nesterov: false };
+    pub const ADAFACTOR: Rule = Rule::Adafactor { decay_rate: -0.8, eps: 1e-30, clip_threshold: 1.0 };
+
+    /// The same with its state in `bits`; rules that have no such variant stay as they are.
+    pub fn with_bits(mut self, to: Bits) -> Rule {
+        if let Rule::AdamW { bits, .. } | Rule::Lion { bits, .. } = &mut self {
+            *bits = to;
+        }
+        self
+    }
+
+    /// Whether a tensor of `len` elements has its state in 8 bits.
+    pub fn in_8_bits(&self, len: usize) -> bool {
+        matches!(self, Rule::AdamW { bits: Bits::B8, .. } | Rule::Lion { bits: Bits::B8, .. }) && len >= MIN_8BIT
+    }
+}
+
+impl From<Rule> for Optimizer {
+    /// No weight decay; gradients are clipped to a norm of 1.
+    fn from(rule: Rule) -> Optimizer {
+        Optimizer { rule, weight_decay: 0.0, max_grad_norm: 1.0 }
+    }
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Rule::ADAMW.into()
+    }
+}
+
+impl Optimizer {
+    /// What the kernels are told in step `t`, counted from 1, at rate `lr`: `hyper` of the rule's row.
+    pub fn hyper(&self, lr: f64, t: u64) -> [f32; 8] {
+        let Optimizer { rule, weight_decay: decay, max_grad_norm: largest } = *self;
+        let t_i = t.min(i32::MAX as u64) as i32;
+        let hyper = match rule {
+            Rule::AdamW { beta1, beta2, eps, .. } => {
+                [lr, 1.0 - beta1, 1.0 - beta2, eps, decay, 1.0 - beta1.powi(t_i), 1.0 - beta2.powi(t_i), largest]
+            }
+            Rule::Lion { beta1, beta2, .. } => [lr, 1.0 - beta1, 1.0 - beta2, 0.0, decay, 0.0, 0.0, largest],
+            Rule::Sgd { momentum, dampening, nesterov } => {
+                let gain = if t == 1 { 1.0 } else { 1.0 - dampening };
+                [lr, momentum, gain, nesterov as u8 as f64, decay, 0.0, 0.0, largest]
+            }
+            Rule::Adafactor { decay_rate, eps, clip_threshold } => {
+                [lr, (t as f64).powf(decay_rate), eps, clip_threshold, decay, 0.0, 0.0, largest]
+            }
+        };
+        hyper.map(|x| x as f32)
+    }
+}

@@ -1,0 +1,214 @@
+//! Training on the embedding and the head: LoRA on them, and single tokens. All learn, and live on in PEFT's files.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::devices::{Device, devices};
+use trimtab::Error;
+use trimtab::data::pack::{MicroBatch, pack};
+use trimtab::data::{Dataset, Example};
+use trimtab::dtype::DType;
+use trimtab::peft::config::{AdapterConfig, Targets};
+use trimtab::peft::files::{Adapter, base_layer, embedding_a, embedding_b, read_adapter, tokens};
+use trimtab::peft::{Tokens, lora::Lora};
+use trimtab::session::{Base, Options, Planned, Session};
+
+const EMBED: &str = "model.embed_tokens";
+
+/// The token that is trained and the text does not have.
+const ABSENT: usize = 3;
+
+fn fixture(path: &str) -> PathBuf {
+    common::root("tests/fixtures").join(path)
+}
+
+/// A model with a head of its own, and one that scales its embedding and has it for a head.
+const BASES: [&str; 2] = ["golden/base", "families/gemma"];
+
+fn lora_on(targets: &[&str]) -> AdapterConfig {
+    AdapterConfig::lora(4, 8.0, Targets::List(targets.iter().map(|t| t.to_string()).collect()))
+}
+
+fn on_the_embedding() -> AdapterConfig {
+    lora_on(&["embed_tokens"])
+}
+
+fn on_the_head() -> AdapterConfig {
+    lora_on(&["lm_head"])
+}
+
+fn on_tokens() -> AdapterConfig {
+    let mut config = lora_on(&["q_proj"]);
+    config.tokens = Some(Tokens::Embedding(vec![7, ABSENT, 11]));
+    config
+}
+
+fn text() -> Vec<MicroBatch> {
+    let mut data = Dataset::default();
+    for ids in [&[1, 7, 11, 7, 40, 41][..], &[1, 11, 60, 7, 61]] {
+        let labels = ids.iter().map(|&i| i as i32).collect();
+        data.push(&Example { input_ids: ids.to_vec(), labels }).unwrap();
+    }
+    pack(&data, &[0, 1], 16, true).unwrap()
+}
+
+fn planned<'a>(base: &'a Base, config: AdapterConfig, device: &Device, dtype: DType) -> Result<Planned<'a>, Error> {
+    let options = Options { max_seq_len: 16, micro_tokens: 16, dtype, ..Options::default() };
+    Planned::new(base, Box::new(Lora { config }), options, device.open())
+}
+
+fn session<'a>(
+    base: &'a Base,
+    config: AdapterConfig,
+    device: &Device,
+    dtype: DType,
+    adapter: Option<&Adapter>,
+) -> Session<'a> {
+    let planned = planned(base, config, device, dtype).unwrap();
+    if let Some(adapter) = adapter {
+        adapter.check(Path::new(""), &planned.trained()).unwrap();
+    }
+    planned.start(adapter.map(|a| &a.tensors), &mut |_, _| Ok(())).unwrap()
+}
+
+/// Steps at rate `lr`; the loss before each.
+fn losses(session: &mut Session, steps: usize, lr: f64) -> Vec<f32> {
+    (0..steps).map(|_| session.step(&text(), lr).unwrap().loss).collect()
+}
+
+/// A folder that is removed when the test is done.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        Scratch(std::env::temp_dir().join(format!("trimtab-embedding-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+#[test]
+fn what_is_trained_on_the_embedding_learns_and_is_kept() {
+    type Config = fn() -> AdapterConfig;
+    let (all, untied) = (&BASES[..], &BASES[..1]);
+    let table: [(&str, Config, &[&str]); 3] =
+        [("lora", on_the_embedding, all), ("tokens", on_tokens, all), ("head", on_the_head, untied)];
+    let lr = 1e-2;
+    for device in devices() {
+        for (name, config, folders) in table {
+            for (folder, dtype) in folders.iter().zip([DType::BF16, DType::F32]) {
+                let base = Base::open(fixture(folder)).unwrap();
+                let what = format!("{name} on {folder} on {}", device.name);
+                let mut run = session(&base, config(), &device, dtype, None);
+                let fell = losses(&mut run, 12, lr);
+                assert!(fell[11] < 0.9 * fell[0], "{what}: {fell:?}");
+                // The control: at rate 0 nothing moves.
+                let mut still = session(&base, config(), &device, dtype, None);
+                let flat = losses(&mut still, 2, 0.0);
+                assert_eq!((flat[0], flat[0]), (fell[0], flat[1]), "{what}");
+
+                let scratch = Scratch::new(&what.replace([' ', '/'], "-"));
+                run.save(&scratch.0, DType::F32).unwrap();
+                let saved = read_adapter(&scratch.0).unwrap();
+                assert_eq!(saved.config.tokens, config().tokens, "{what}");
+                let mut again = session(&base, saved.config.clone(), &device, dtype, Some(&saved));
+                assert_eq!(losses(&mut again, 1, 0.0), losses(&mut run, 1, 0.0), "{what}: not what was saved");
+                let second = Scratch::new(&format!("{}-again", what.replace([' ', '/'], "-")));
+                again.save(&second.0, DType::F32).unwrap();
+                assert_eq!(read_adapter(&second.0).unwrap().tensors, saved.tensors, "{what}");
+            }
+        }
+    }
+}
+
+/// The tensors as PEFT writes and starts them: A zero, B normal, the table beside them; tokens as the table has them.
+#[test]
+fn first_values_and_files_are_those_of_peft() {
+    for folder in BASES {
+        let base = Base::open(fixture(folder)).unwrap();
+        let table = base.checkpoint.as_ref().unwrap().read("model.embed_tokens.weight").unwrap();
+        let saved = |config: AdapterConfig, name: &str| {
+            let scratch = Scratch::new(&format!("{}-{name}", folder.replace('/', "-")));
+            let mut run = session(&base, config, &Device::cpu(), DType::F32, None);
+            run.save(&scratch.0, DType::F32).unwrap();
+            let at_first = read_adapter(&scratch.0).unwrap();
+            losses(&mut run, 3, 1e-2);
+            run.save(&scratch.0, DType::F32).unwrap();
+            (at_first, read_adapter(&scratch.0).unwrap())
+        };
+        let (first, last) = saved(on_the_embedding(), "lora");
+        let names: Vec<_> = first.tensors.keys().cloned().collect();
+        assert_eq!(names, [base_layer(EMBED), embedding_a(EMBED), embedding_b(EMBED)]);
+        assert!(first.tensors[&embedding_a(EMBED)].data.iter().all(|&a| a == 0.0));
+        let b = &first.tensors[&embedding_b(EMBED)].data;
+        let mean = b.iter().sum::<f32>() / b.len() as f32;
+        let variance = b.iter().map(|b| (b - mean).powi(2)).sum::<f32>() / b.len() as f32;
+        // Of n normal numbers the mean has the deviation 1/√n, the variance √(2/n); six of them.
+        let n = b.len() as f32;
+        assert!(mean.abs() < 6.0 / n.sqrt() && (variance - 1.0).abs() < 6.0 * (2.0 / n).sqrt(), "{mean} {variance}");
+        assert_eq!(first.tensors[&base_layer(EMBED)].data, table);
+        assert_eq!(last.tensors[&base_layer(EMBED)].data, table, "{folder}: the frozen table changed");
+
+        let (first, last) = saved(on_tokens(), "tokens");
+        assert!(!first.tensors.contains_key(&base_layer(EMBED)));
+        let dim = table.len() / base.model(16).unwrap().vocab();
+        let (first, last) = (&first.tensors[&tokens(EMBED)], &last.tensors[&tokens(EMBED)]);
+        assert_eq!(first.shape, [3, dim]);
+        for (i, token) in [7, ABSENT, 11].into_iter().enumerate() {
+            let row = |data: &[f32], at: usize| data[at * dim..(at + 1) * dim].to_vec();
+            assert_eq!(row(&first.data, i), row(&table, token), "token {token}");
+            // A tied head reads every row; otherwise a token that is nowhere is not trained.
+            let moves = token != ABSENT || folder == BASES[1];
+            assert_eq!(row(&last.data, i) != row(&table, token), moves, "{folder}: token {token}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    type Change = fn(&mut AdapterConfig);
+    let table: [(&[&str], Change, &str); 11] = [
+        (&["embed_tokens", "q_proj"], |c| c.tokens = Some(Tokens::Embedding(vec![5])), "which is a target too"),
+        (&["embed_tokens"], |c| c.lora_bias = true, "lora_bias"),
+        (&["q_proj"], |c| c.tokens = Some(Tokens::Embedding(vec![5, 128])), "128"),
+        (&["q_proj"], |c| c.tokens = Some(Tokens::Modules(vec![("wte".into(), vec![5])])), "wte"),
+        (
+            &["lm_head"],
+            |c| c.tokens = Some(Tokens::Modules(vec![("lm_head".into(), vec![5])])),
+            "which is a target too",
+        ),
+        (&["embed_tokens"], |c| c.dora = true, "DoRA on model.embed_tokens"),
+        (&["lm_head"], |c| c.dora = true, "DoRA on lm_head"),
+        (&["q_proj", "lm_head"], |c| c.dropout = 0.1, "dropout on lm_head"),
+        (&["q_proj", "lm_head"], |c| c.lora_bias = true, "lora_bias on lm_head"),
+        (&["q_proj", "embed_token"], |_| {}, "embed_tokens?"),
+        (
+            &["q_proj"],
+            |c| {
+                c.tokens = Some(Tokens::Embedding(vec![5]));
+                c.modules_to_save = vec!["embed_tokens".into()];
+            },
+            "modules_to_save",
+        ),
+    ];
+    let base = Base::open(fixture("golden/base")).unwrap();
+    let plan = |config| planned(&base, config, &Device::cpu(), DType::F32).map(drop);
+    for (targets, change, part) in table {
+        let mut config = lora_on(targets);
+        change(&mut config);
+        let error = plan(config).unwrap_err().to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // The control: each of them alone.
+    for config in [on_the_embedding(), on_tokens(), on_the_head(), lora_on(&["embed_tokens", "q_proj", "lm_head"])] {
+        plan(config).unwrap();
+    }
+    let tied = Base::open(fixture(BASES[1])).unwrap();
+    let error = planned(&tied, on_the_head(), &Device::cpu(), DType::F32).map(drop).unwrap_err().to_string();
+    assert!(error.contains("lm_head"), "{error}");
+}

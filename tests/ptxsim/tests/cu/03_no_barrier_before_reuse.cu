@@ -1,0 +1,21 @@
+// launch: grid 1, block 64, n 1024; finds: Race AsyncInFlight
+__device__ __forceinline__ void copy16(float* to, const float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+extern "C" __global__ void kernel(const float* in, float* out, int n) {
+  __shared__ __align__(16) float tile[256];
+  const int i = threadIdx.x;
+  for (int t = 0; t < 4; t++) {
+    copy16(tile + 4 * i, in + 256 * t + 4 * i);  // FOUND
+    commit();
+    wait<0>();
+    __syncthreads();
+    for (int k = 0; k < 4; k++) out[256 * t + i + 64 * k] = tile[255 - i - 64 * k];  // FOUND
+#ifndef BUG  // others may still read what the next copy overwrites
+    __syncthreads();
+#endif
+  }
+}
