@@ -108,13 +108,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
             for (int i = 0; i < 2 * BLOCKS; i++) {
                 int b = i / 2, h = i % 2;
-                uint2 span = whole ? make_uint2(0, 0xffffffffu) : spans[l.row + 8 * i + l.g];
 #pragma unroll
                 for (int n = 0; n < COLS / 4; n++) {
-                    u32 at = key + n / 2 * 8 + 2 * l.t + n % 2;
                     float& x = s[b][n / 2][n % 2 + 2 * h];
                     x = exp2_fast(fmaf(x, scale2, -lse[b][h])) * dp[b][n / 2][n % 2 + 2 * h];
-                    x = at - span.x < span.y ? x : 0.0f;
+                }
+                if (whole) continue;
+                uint2 span = spans[l.row + 8 * i + l.g];
+#pragma unroll
+                for (int n = 0; n < COLS / 4; n++) {
+                    float& x = s[b][n / 2][n % 2 + 2 * h];
+                    x = key + n / 2 * 8 + 2 * l.t + n % 2 - span.x < span.y ? x : 0.0f;
                 }
             }
             weigh(o, s, tile_k);

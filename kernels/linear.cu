@@ -107,7 +107,7 @@ __device__ __forceinline__ void few(Out* y, const S& rows, const Rows<act>& toke
 }
 
 // The same for at most FEW tokens.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 6)
     linear_few(Out* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
                const float* bias, const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, float scale) {
     Weight weight = {w, absmax, nested, offset};

@@ -48,7 +48,7 @@ fn compare(
         let worst = |w: f64, d: f64| if d.is_nan() || d > w { if d.is_nan() { f64::INFINITY } else { d } } else { w };
         // Each may be off by the tolerance, to either side.
         let want = &wants[o].data;
-        let allowed = 2.0 * (tolerance(cost, ty.dtype, want, sways[o]) + rounding(act16, want));
+        let allowed = 2.0 * (tolerance(cost, ty.dtype, want, sways[o]) + rounding(act16, want, sways[o]));
         let difference = a.iter().zip(&b).map(apart).fold(0.0, worst);
         Case { output: o, difference, allowed, equal_bits: hard[o] == soft[o] }
     };

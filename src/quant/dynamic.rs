@@ -11,7 +11,21 @@ pub struct DynamicMap {
     pub values: [f32; 256],
     /// `(values[i] + values[i + 1]) / 2`: a code `i` is right for what is above the one before and not above its own.
     between: [f32; 256],
-    signed: bool,
+    /// For each cell of [`cell`], the code of its lowest value.
+    cells: Box<[u8; 2 * CELLS]>,
+}
+
+/// Cells of either sign: numbers of 2⁻²⁴ to 1 by their exponent and 8 bits of their significand, what is smaller in the
+/// first. A cell is at most 1/256 of its values wide, and edges between values lie 1/190 of them apart or more, so that at most
+/// one edge falls into a cell.
+const CELLS: usize = (24 << 8) + 1;
+const FIRST: u32 = (127 - 24) << 8;
+
+#[inline(always)]
+fn cell(x: f32) -> usize {
+    let bits = x.to_bits();
+    let magnitude = ((bits & 0x7fff_ffff) >> 15).saturating_sub(FIRST).min(CELLS as u32 - 1);
+    ((bits >> 31) as usize) * CELLS + magnitude as usize
 }
 
 static SIGNED: LazyLock<DynamicMap> = LazyLock::new(|| DynamicMap::new(true));
@@ -58,34 +72,21 @@ impl DynamicMap {
         for i in 0..255 {
             between[i] = 0.5 * (values[i] + values[i + 1]);
         }
-        DynamicMap { values, between, signed }
+        let code = |x: f32| (0..255).take_while(|&i| between[i] < x).count() as u8;
+        let mut cells = Box::new([0; 2 * CELLS]);
+        for k in 0..CELLS as u32 {
+            let from = if k == 0 { 0.0 } else { f32::from_bits((k + FIRST) << 15) };
+            cells[k as usize] = code(from);
+            cells[CELLS + k as usize] = code(-f32::from_bits(((k + FIRST + 1) << 15) - 1));
+        }
+        DynamicMap { values, between, cells }
     }
 
     /// The code of the value nearest to `x` in [−1, 1], the lower of two. NaN gets any code.
     #[inline(always)]
     pub fn code(&self, x: f32) -> u8 {
-        // From decade and part follows a code that is right or next to the right one.
-        let a = if self.signed { x.abs() } else { x };
-        let (mut decade, mut scale) = (0, 1e6f32);
-        for (i, (above, by)) in
-            [(1e-6, 1e5), (1e-5, 1e4), (1e-4, 1e3), (1e-3, 1e2), (1e-2, 1e1), (1e-1, 1e0)].into_iter().enumerate()
-        {
-            if a >= above {
-                (decade, scale) = (i as u32 + 1, by);
-            }
-        }
-        let parts = 1i32 << (decade + !self.signed as u32);
-        let part = ((a * scale - 0.1) / 0.9 * parts as f32) as i32;
-        let j = parts + part.clamp(0, parts - 1);
-        let guess = match (self.signed, x < 0.0) {
-            (false, _) => j - 1,
-            (true, false) => 127 + j,
-            (true, true) => 127 - j,
-        }
-        .clamp(0, 255) as usize;
-        let lower = guess > 0 && x <= self.between[guess.max(1) - 1];
-        let higher = x > self.between[guess];
-        (guess + higher as usize - lower as usize) as u8
+        let code = self.cells[cell(x)];
+        code + (x > self.between[code as usize]) as u8
     }
 
     /// The same in float64, by looking at all of them.
@@ -101,14 +102,12 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_nearest_values() {
-        for map in [signed(), unsigned()] {
+        for (map, zero) in [(signed(), 127), (unsigned(), 0)] {
             let mut tried = 0;
             let mut check = |x: f32| {
-                if map.signed || x >= 0.0 {
-                    let want = (0..255).take_while(|&i| map.between[i] < x).count();
-                    assert_eq!(map.code(x) as usize, want, "{x:e}, signed {}", map.signed);
-                    tried += 1;
-                }
+                let want = (0..255).take_while(|&i| map.between[i] < x).count();
+                assert_eq!(map.code(x) as usize, want, "{x:e}, zero at {zero}");
+                tried += 1;
             };
             // Each value, each edge with its neighbours, and numbers of every size.
             for i in 0..256 {
@@ -125,7 +124,7 @@ mod tests {
                 }
             }
             assert!(tried > 10_000);
-            assert_eq!((map.code(0.0), map.code(1.0)), if map.signed { (127, 255) } else { (0, 255) });
+            assert_eq!((map.code(0.0), map.code(-0.0), map.code(1.0)), (zero, zero, 255));
             assert!((0..=255u8).all(|c| map.code_f64(map.values[c as usize] as f64) == c));
         }
     }

@@ -15,7 +15,9 @@
 //!
 //! Where activations are kept in 16 bits, operands and intermediate results are rounded to such a type on their way into
 //! a product, by at most v = 2⁻⁹ (bf16) or 2⁻¹² (f16) of their size. Errors of n terms add up like the terms do, so each
-//! such rounding shows as about v of the output's size; an output behind a few of them may be off by 4·v·max |want|.
+//! such rounding shows as about v of the output's size; an output behind a few of them may be off by 4·v·max |want|,
+//! and where an exponential makes more of it (weights of 16 bits behind a softmax), by what the definition moves then:
+//! the sway, in steps of v.
 //!
 //! At n = 64 that is some 10⁻⁵ of the largest element; one forgotten term of 64 is off by a hundred thousand times u.
 
@@ -63,11 +65,12 @@ pub fn tolerance(cost: Cost, dtype: DType, want: &[f64], sway: f64) -> f64 {
 }
 
 /// What rounding activations to 16 bits adds to it.
-pub fn rounding(act16: Option<DType>, want: &[f64]) -> f64 {
+pub fn rounding(act16: Option<DType>, want: &[f64], sway: f64) -> f64 {
     let scale = want.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
+    let of = |v: f64| 4.0 * v * scale + sway * v / UNIT;
     match act16 {
-        Some(DType::BF16) => 4.0 * scale / 512.0,
-        Some(DType::F16) => 4.0 * scale / 4096.0,
+        Some(DType::BF16) => of(1.0 / 512.0),
+        Some(DType::F16) => of(1.0 / 4096.0),
         _ => 0.0,
     }
 }

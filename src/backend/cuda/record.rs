@@ -88,7 +88,8 @@ impl Modules {
                 function
             }
         };
-        if *shared > SHARED_BY_DEFAULT {
+        // Equal counts too: a kernel's static shared memory comes on top.
+        if *shared >= SHARED_BY_DEFAULT {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function of a loaded module.
             let set = unsafe { result::function::set_function_attribute(function, attribute, *shared as i32) };

@@ -39,10 +39,10 @@ impl Tile {
     }
 
     /// Forward: at most 48 KiB for queries, keys and values (64 on cards with room for two such blocks), and no spilled
-    /// registers, which from sm_100 on takes narrower tiles. Two blocks of 16 rows a warp halve what tensor cores read of
+    /// registers, which from sm_90 on takes narrower tiles. Two blocks of 16 rows a warp halve what tensor cores read of
     /// keys and values; beyond heads of 128 the sums leave no registers for them.
     fn forward(a: &Attention, dtype: DType, caps: &Caps) -> Tile {
-        let wide = if roomy(caps) && caps.arch < 100 { 64 } else { 32 };
+        let wide = if roomy(caps) && caps.arch < 90 { 64 } else { 32 };
         Tile::new(a, dtype, |head, narrow| match (head, narrow) {
             (32 | 64, true) => (4, 2, 64),
             (96 | 128, true) => (4, 2, wide),

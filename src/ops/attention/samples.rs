@@ -28,7 +28,7 @@ const CASES: [Case; 18] = [
     Case { name: "heads of 67", lens: &[11], heads: 2, kv_heads: 2, head_dim: 67, causal: true, window: None },
     Case { name: "heads of 256", lens: &[3, 18], heads: 1, kv_heads: 1, head_dim: 256, causal: true, window: None },
     // Tiles of 128 queries: some that every query sees whole, some that no row of a warp meets.
-    Case { name: "long", lens: &[201], heads: 2, kv_heads: 1, head_dim: 8, causal: true, window: None },
+    Case { name: "long", lens: &[201], heads: 1, kv_heads: 1, head_dim: 8, causal: true, window: None },
     Case {
         name: "window over tiles",
         lens: &[170],
@@ -40,7 +40,7 @@ const CASES: [Case; 18] = [
     },
     // Heads whose rows begin on multiples of 16 bytes.
     Case { name: "heads of 96", lens: &[40], heads: 2, kv_heads: 1, head_dim: 96, causal: true, window: None },
-    Case { name: "heads of 128", lens: &[66, 5], heads: 2, kv_heads: 1, head_dim: 128, causal: true, window: None },
+    Case { name: "heads of 128", lens: &[95, 5], heads: 1, kv_heads: 1, head_dim: 128, causal: true, window: None },
     Case { name: "heads of 192", lens: &[34], heads: 1, kv_heads: 1, head_dim: 192, causal: true, window: None },
     Case { name: "heads of 64", lens: &[3, 35], heads: 3, kv_heads: 1, head_dim: 64, causal: true, window: None },
 ];

@@ -58,6 +58,7 @@ pub fn encode(values: &[f64], map: &DynamicMap) -> [Tensor; 2] {
 
 /// Updates parameters and `S` states, each of its map: `f(p, clipped g, states)` gives the new ones. The states are
 /// the inputs from 2 on and the outputs from 1 on.
+#[allow(clippy::needless_range_loop)] // plain loops over arrays, which the compiler vectorizes
 pub fn host<const S: usize>(
     call: &HostCall,
     maps: [&DynamicMap; S],
@@ -88,9 +89,13 @@ pub fn host<const S: usize>(
                             *x = maps[s].values[code as usize] * stored[s].1;
                         }
                     }
+                    let g = &g[b * BLOCK..][..BLOCK];
                     for i in 0..BLOCK {
-                        let now;
-                        (p[i], now) = f(p[i], clip * g[b * BLOCK + i], std::array::from_fn(|s| state[s][i]));
+                        let mut now = [0f32; S];
+                        for s in 0..S {
+                            now[s] = state[s][i];
+                        }
+                        (p[i], now) = f(p[i], clip * g[i], now);
                         for s in 0..S {
                             state[s][i] = now[s];
                         }
@@ -115,11 +120,17 @@ pub fn host<const S: usize>(
 /// Codes and absmax of a block.
 #[inline(always)]
 fn quantize(x: &[f32; BLOCK], map: &DynamicMap) -> ([u8; BLOCK], f32) {
-    let absmax = x.iter().fold(0f32, |m, x| if x.abs() > m { x.abs() } else { m });
+    let mut lanes = [0f32; 16];
+    for chunk in x.as_chunks::<16>().0 {
+        for (most, x) in lanes.iter_mut().zip(chunk) {
+            *most = if x.abs() > *most { x.abs() } else { *most };
+        }
+    }
+    let absmax = lanes.iter().fold(0f32, |most, &x| if x > most { x } else { most });
     let by = if absmax > 0.0 { absmax } else { 1.0 };
     let mut codes = [0u8; BLOCK];
-    for i in 0..BLOCK {
-        codes[i] = map.code(x[i] / by);
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = map.code(x / by);
     }
     (codes, absmax)
 }
