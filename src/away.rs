@@ -123,18 +123,11 @@ pub struct Away {
     pub moved: Moved,
 }
 
-/// A file for values that are in no file in the form they are needed in. It has no name, or loses it in the end.
+/// A file for values that are in no file in the form they are needed in. It is gone when it is closed, however the process ends.
 struct Spill {
     file: Arc<File>,
     path: PathBuf,
     bytes: u64,
-}
-
-impl Drop for Spill {
-    fn drop(&mut self) {
-        // Where an open file can lose its name, it has none any more.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 impl Away {
@@ -213,7 +206,12 @@ fn spill(dir: &Path) -> Result<Spill> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let path = dir.join(format!(".trimtab-spill-{}-{number}", std::process::id()));
-    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(|e| Error::io(&path, e))?;
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    // FILE_FLAG_DELETE_ON_CLOSE; elsewhere an open file can lose its name.
+    #[cfg(windows)]
+    std::os::windows::fs::OpenOptionsExt::custom_flags(&mut options, 0x0400_0000);
+    let file = options.open(&path).map_err(|e| Error::io(&path, e))?;
     #[cfg(unix)]
     std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
     Ok(Spill { file: Arc::new(file), path, bytes: 0 })

@@ -20,6 +20,7 @@ use trimtab::nn::Role;
 use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::{Plan, kind_of};
+use trimtab::session::{Base, Options, Planned};
 use trimtab::train::optimizer::{Bits, Rule};
 use trimtab::train::step::Step;
 use trimtab::train::trainer::{StepReport, Trainer};
@@ -302,4 +303,29 @@ fn what_is_fetched_is_there_before_it_is_read() {
         let far = gaps.iter().filter(|&&g| g > 10).count();
         assert_eq!(far > early / 2, ahead == Ahead::Block, "{ahead:?}: {gaps:?}");
     }
+}
+
+#[test]
+fn smaller_micro_batches_are_the_last_resort_and_said() {
+    let base = Base::open(fixture("golden/base")).unwrap();
+    let plan = |max_seq_len, micro_tokens, budget| {
+        let method = Box::new(Lora { config: AdapterConfig::lora(4, 8.0, Targets::AllLinear) });
+        let memory = Request { budget: Some(budget), ..Request::default() };
+        let options = Options { max_seq_len, micro_tokens, memory, ..Options::default() };
+        Planned::new(&base, method, options, Box::new(Cpu::new()))
+    };
+    let least = |tokens| match plan(tokens, tokens, 1) {
+        Err(Error::Memory { needed, .. }) => needed,
+        other => panic!("a byte is enough: {}", other.is_ok()),
+    };
+    let (small, large) = (least(64), least(128));
+    assert!(small < large);
+    // What others can do is not done by this.
+    let planned = plan(16, 128, large).unwrap();
+    assert_eq!(planned.micro_tokens(), 128);
+    assert!(planned.chosen().iter().all(|c| !c.what.contains("rounding")));
+    let planned = plan(16, 128, small).unwrap();
+    assert!((16..128).contains(&planned.micro_tokens()));
+    assert!(planned.chosen()[0].what.contains("rounding"), "{:?}", planned.chosen());
+    assert!(plan(128, 128, small).is_err(), "the control: a sequence is not split");
 }

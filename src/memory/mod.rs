@@ -7,6 +7,7 @@ pub mod budget;
 pub mod offload;
 pub mod page;
 pub mod recompute;
+pub mod resident;
 pub mod stream;
 pub mod transfer;
 

@@ -120,10 +120,14 @@ fn axes(svg: &mut String, g: &Graph, total: f64, x: &dyn Fn(usize) -> f64, y: &d
     let bottom = HEIGHT - BOTTOM;
     let update = g.nodes.iter().position(|n| n.phase == Phase::UPDATE).unwrap_or(g.nodes.len());
     let label = |svg: &mut String, from: usize, to: usize, text: &str| {
-        let middle = (x(from) + x(to)) / 2.0;
+        // A short phase at the end has its name to its left.
+        let (middle, anchor) = match x(to) - x(from) {
+            w if w < 60.0 => (x(to), "end"),
+            _ => ((x(from) + x(to)) / 2.0, "middle"),
+        };
         let _ = writeln!(
             svg,
-            "<text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#444444\">{text}</text>\n\
+            "<text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" fill=\"#444444\">{text}</text>\n\
              <line x1=\"{1:.1}\" y1=\"{TOP}\" x2=\"{1:.1}\" y2=\"{bottom}\" stroke=\"#888888\" stroke-width=\"0.5\"/>",
             bottom + 16.0,
             x(to)

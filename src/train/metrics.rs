@@ -121,13 +121,6 @@ impl Event {
     }
 }
 
-/// The most memory that this process had resident so far, in bytes: `VmHWM` of Linux.
-pub fn peak_resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024)
-}
-
 /// The f64 with the fewest digits that is `x` as f32: 0.1 and not 0.10000000149011612.
 fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::NAN)
@@ -197,6 +190,8 @@ mod tests {
         for event in [Event::Plan(account), Event::Note("\n".into()), step(1, 0.1), step(2, f32::NAN)] {
             metrics.write(&event).unwrap();
         }
+        let moved = Moved { fetched: 5, stored: 6, stalled: std::time::Duration::from_millis(1500) };
+        metrics.write(&Event::End { account: 7, peak_resident: None, moved }).unwrap();
         let text = std::fs::read_to_string(dir.join(METRICS_FILE)).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
@@ -209,7 +204,11 @@ mod tests {
             json!({"event": "step", "step": 2, "loss": null, "lr": 2e-4, "grad_norm": null, "tokens": 100,
                    "trained_tokens": 90, "tokens_per_second": 12.5}),
         ];
-        assert_eq!(lines, expected);
+        let end = json!({"event": "end", "account_bytes": 7, "peak_resident_bytes": null, "fetched_bytes": 5,
+                         "stored_bytes": 6, "stalled_seconds": 1.5});
+        // Read as the file is: a float's text may be read back as its neighbour.
+        let read = |v: &Value| -> Value { serde_json::from_str(&v.to_string()).unwrap() };
+        assert_eq!(lines, expected.iter().chain([&end]).map(read).collect::<Vec<_>>());
         assert!(text.starts_with(r#"{"event":"run""#) && text.contains(r#"{"event":"step","step":1,"loss":0.1,"#));
     }
 }

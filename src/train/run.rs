@@ -10,12 +10,12 @@ use crate::data::reader::{self, Encoder};
 use crate::data::sampler::Sampler;
 use crate::data::{Dataset, is_tokenized};
 use crate::error::{Error, Result};
-use crate::memory::budget;
 use crate::memory::{Chosen, Level, Request, Wish};
+use crate::memory::{budget, resident};
 use crate::peft::{Method, files, full::Full, lora::Lora};
 use crate::plan::{Account, timeline};
 use crate::session::{Base, Options, Planned};
-use crate::train::metrics::{Event, StepEvent, peak_resident};
+use crate::train::metrics::{Event, StepEvent};
 use crate::train::schedule;
 use crate::train::svg;
 
@@ -135,6 +135,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let account = planned.account().total + planned.account().host_total;
 
     let (data, warnings) = read_data(config, &base, vocab)?;
+    resident::give_back();
     for warning in warnings {
         on(Event::Note(warning))?;
     }
@@ -184,7 +185,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             tokens_per_second: report.tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
         }))?;
     }
-    on(Event::End { account, peak_resident: peak_resident(), moved: session.trainer.exec.away.moved })?;
+    on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.away.moved })?;
     session.save(out, config.save_dtype.into())?;
     write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
     on(Event::Saved { path: out.into() })?;
