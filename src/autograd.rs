@@ -15,6 +15,7 @@ pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<
     for &(v, dv) in seeds {
         add(g, &mut grads, v, dv)?;
     }
+    let outer = g.block;
     for index in (0..g.nodes.len()).rev() {
         let node = g.nodes[index].clone();
         let dys: Vec<Option<Val>> = node.outs.iter().map(|o| grads[o.index()]).collect();
@@ -24,6 +25,7 @@ pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<
         }
         let input = wants.iter().position(|w| *w).unwrap_or(0);
         let Grad::Rule(rule) = node.op.grad else { return Err(missing(g, &node, input)) };
+        g.block = node.block;
         let gradients = g.at(node.site.clone(), |g| rule(g, &node, &dys, &wants))?;
         for (i, &v) in node.ins.iter().enumerate() {
             match gradients.get(i).copied().flatten() {
@@ -33,6 +35,7 @@ pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<
             }
         }
     }
+    g.block = outer;
     Ok(wrt.iter().map(|v| grads[v.index()]).collect())
 }
 

@@ -17,7 +17,9 @@ use crate::train::optimizer::{Bits, Rule};
 
 mod value;
 
-pub use value::{Device, Dtype, Init, Method, Optimizer, Quantize, SaveDtype, Schedule, Setting};
+pub use value::{
+    Bytes, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule, Setting, Switch,
+};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,6 +228,18 @@ settings! {
         adafactor_eps: f64 = "X", { 1e-30 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
         #[doc = "Adafactor: largest root mean square of a tensor's update, before the rate"]
         adafactor_clip: f64 = "X", { 1.0 }, if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+    }
+    "Memory" {
+        #[doc = "Bytes to stay within: on the CPU those of the whole process, else the device's; chooses from what follows"]
+        memory: Option<Bytes> = "BYTES", { None };
+        #[doc = "What layers compute again in the backward pass instead of keeping it; results do not change"]
+        recompute: Recompute = "LEVEL", { Recompute::Auto };
+        #[doc = "Frozen weights lie in files and are fetched a block ahead of use; results do not change"]
+        stream: Switch = "WHEN", { Switch::Auto };
+        #[doc = "The optimizer's state lies in a file and is updated in pages; results do not change"]
+        page_optimizer: Switch = "WHEN", { Switch::Auto };
+        #[doc = "What enters a layer waits in a file for the backward pass; results do not change"]
+        offload: Switch = "WHEN", { Switch::Auto };
     }
     "Run" {
         #[doc = "Seed of everything random; the same seed gives the same bits"]

@@ -1,16 +1,32 @@
 //! A plan on a device: allocated, compiled, and then run step after step without allocating anything.
 
-use crate::backend::{Backend, Buffer, Launch, Recording, Slice};
-use crate::error::Result;
+use crate::away::{Away, Store};
+use crate::backend::{Backend, Buffer, HostSlice, Recording, Slice};
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Phase, Val};
-use crate::plan::Plan;
+use crate::plan::{Move, Place, Plan, Step};
 
 pub struct Exec {
+    /// First, so that its thread has ended before the memory it writes to is gone.
+    pub away: Away,
     pub backend: Box<dyn Backend>,
     pub graph: Graph,
     pub plan: Plan,
     buffers: Vec<Buffer>,
-    phases: [Recording; Phase::COUNT],
+    phases: [Vec<Stage>; Phase::COUNT],
+    /// Host memory that transfers go through, where the device's memory is not the process's own.
+    staging: Vec<u8>,
+    /// By move: the number of its request under way.
+    requests: Vec<u64>,
+}
+
+/// A piece of a phase, ready to run.
+#[derive(Clone, Copy)]
+enum Stage {
+    Run(Recording),
+    Start(usize),
+    Wait(usize),
+    Store(usize),
 }
 
 impl Exec {
@@ -20,36 +36,139 @@ impl Exec {
         for allocation in &plan.buffers {
             buffers.push(backend.alloc(allocation.bytes)?);
         }
-        let mut record = |mut launches: Vec<Launch>| {
+        let mut phases: [Vec<Stage>; Phase::COUNT] = Default::default();
+        for (phase, stages) in phases.iter_mut().enumerate() {
+            let mut launches = std::mem::take(&mut plan.launches[phase]);
             for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
                 arg.buffer = buffers[arg.buffer.0 as usize];
             }
-            backend.record(&launches)
-        };
-        let [first, second] = std::mem::take(&mut plan.launches);
-        let phases = [record(first)?, record(second)?];
-        Ok(Exec { backend, graph, plan, buffers, phases })
+            for step in &plan.schedule.phases[phase] {
+                stages.push(match step {
+                    Step::Run(range) => Stage::Run(backend.record(&launches[range.clone()])?),
+                    Step::Start(m) => Stage::Start(*m),
+                    Step::Wait(m) => Stage::Wait(*m),
+                    Step::Store(m) => Stage::Store(*m),
+                });
+            }
+        }
+        let staging = vec![0; plan.schedule.staging as usize];
+        let requests = vec![0; plan.schedule.moves.len()];
+        let away = Away::new(std::env::temp_dir());
+        Ok(Exec { away, backend, graph, plan, buffers, phases, staging, requests })
     }
 
     pub fn run(&mut self, phase: Phase) -> Result<()> {
-        self.backend.replay(self.phases[phase.0])
+        for i in 0..self.phases[phase.0].len() {
+            match self.phases[phase.0][i] {
+                Stage::Run(recording) => self.backend.replay(recording)?,
+                Stage::Start(m) => self.start(m)?,
+                Stage::Wait(m) => self.wait(m)?,
+                Stage::Store(m) => self.store(m)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the bytes of a transfer lie in this process, and whether that is the device's own memory.
+    fn host_side(&mut self, m: &Move) -> Result<(HostSlice, bool)> {
+        let slice = self.at(m.place);
+        if let Some(own) = self.backend.host(slice)? {
+            return Ok((own, true));
+        }
+        let (from, bytes) = (m.staging as usize, m.place.bytes as usize);
+        Ok((HostSlice { ptr: self.staging[from..from + bytes].as_mut_ptr(), bytes }, false))
+    }
+
+    fn start(&mut self, index: usize) -> Result<()> {
+        let m = self.plan.schedule.moves[index];
+        let store = self.away.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
+        let (to, _) = self.host_side(&m)?;
+        // SAFETY: the plan gives the fetched value's bytes, or its staging, to nothing else from here until the
+        // value's first reader, before which `wait` stands. Both outlive `away`, which is dropped first.
+        self.requests[index] = unsafe { self.away.start(store, m.offset, to)? };
+        Ok(())
+    }
+
+    fn wait(&mut self, index: usize) -> Result<()> {
+        self.away.wait(self.requests[index])?;
+        let m = self.plan.schedule.moves[index];
+        match self.host_side(&m)? {
+            (_, true) => Ok(()),
+            (from, false) => {
+                let slice = self.at(m.place);
+                // SAFETY: a range of the staging memory, which is filled and which nothing writes now.
+                self.backend.upload(slice, unsafe { std::slice::from_raw_parts(from.ptr, from.bytes) })
+            }
+        }
+    }
+
+    fn store(&mut self, index: usize) -> Result<()> {
+        let began = std::time::Instant::now();
+        let m = self.plan.schedule.moves[index];
+        let (side, own) = self.host_side(&m)?;
+        // SAFETY: a range of the staging memory or of the arena that belongs to this value alone now.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(side.ptr, side.bytes) };
+        if !own {
+            let slice = self.at(m.place);
+            self.backend.download(slice, bytes)?;
+        }
+        self.away.write(m.leaf, self.graph.ty(m.leaf).bytes() as u64, m.offset, bytes)?;
+        self.away.moved.stored += bytes.len() as u64;
+        self.away.moved.stalled += began.elapsed();
+        Ok(())
+    }
+
+    fn at(&self, place: Place) -> Slice {
+        Slice { buffer: self.buffers[place.buffer], offset: place.offset, bytes: place.bytes }
     }
 
     pub fn slice(&self, v: Val) -> Result<Slice> {
-        let place = self.plan.place(&self.graph, v)?;
-        Ok(Slice { buffer: self.buffers[place.buffer], offset: place.offset, bytes: place.bytes })
+        Ok(self.at(self.plan.place(&self.graph, v)?))
+    }
+
+    /// Whether `v` lies off the device.
+    pub fn is_away(&self, v: Val) -> bool {
+        self.graph.away(v).is_some()
+    }
+
+    /// Says where the value of the leaf `v`, which lies off the device, is to be read.
+    pub fn bind(&mut self, v: Val, store: Store) {
+        self.away.bind(v, store);
     }
 
     /// Writes `v` from its first byte on.
     pub fn upload(&mut self, v: Val, bytes: &[u8]) -> Result<()> {
+        self.upload_at(v, 0, bytes)
+    }
+
+    /// Writes `v` from byte `offset` on.
+    pub fn upload_at(&mut self, v: Val, offset: u64, bytes: &[u8]) -> Result<()> {
+        if let Some((leaf, start)) = self.graph.away(v) {
+            let all = self.graph.ty(leaf).bytes() as u64;
+            return self.away.write(leaf, all, start + offset, bytes);
+        }
         let to = self.slice(v)?;
+        if offset + bytes.len() as u64 > to.bytes {
+            let found = format!("{} bytes from {offset} on, for {} bytes", bytes.len(), to.bytes);
+            return Err(Error::device(&self.backend.caps().device, found, "this is a bug in the loading of weights"));
+        }
+        let to = Slice { offset: to.offset + offset, bytes: bytes.len() as u64, ..to };
         self.backend.upload(to, bytes)
     }
 
-    pub fn download(&mut self, v: Val) -> Result<Vec<u8>> {
+    /// Reads `v` into `into`, which is as long as `v` is.
+    pub fn read(&mut self, v: Val, into: &mut [u8]) -> Result<()> {
+        if let Some((leaf, start)) = self.graph.away(v) {
+            let all = self.graph.ty(leaf).bytes() as u64;
+            return self.away.read(leaf, all, start, into);
+        }
         let from = self.slice(v)?;
-        let mut bytes = vec![0; from.bytes as usize];
-        self.backend.download(from, &mut bytes)?;
+        self.backend.download(from, into)
+    }
+
+    pub fn download(&mut self, v: Val) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.graph.ty(v).bytes()];
+        self.read(v, &mut bytes)?;
         Ok(bytes)
     }
 

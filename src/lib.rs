@@ -66,11 +66,13 @@
 //! | [`models`], [`nn`] | model families, and what they are written with |
 //! | [`peft`] | methods (LoRA, full), and PEFT's files |
 //! | [`graph`], [`ops`], [`autograd`] | the step as data: nodes, the op table, backward |
-//! | [`plan`], [`exec`], [`backend`] | addresses and the account; a plan on a device; the devices |
+//! | [`memory`] | what makes a step fit a budget: recompute, streaming, paging, offload, and who chooses |
+//! | [`plan`], [`exec`], [`away`], [`backend`] | addresses and the account; a plan on a device; what lies off it; the devices |
 //! | [`cpu`], [`quant`], [`dtype`] | what CPU kernels are built from; storage formats |
 //! | [`weights`], [`data`] | checkpoints; tokens, packing, sampling |
 
 pub mod autograd;
+pub mod away;
 pub mod backend;
 pub mod config;
 pub mod cpu;
@@ -80,6 +82,7 @@ pub mod error;
 pub mod exec;
 pub mod generate;
 pub mod graph;
+pub mod memory;
 pub mod models;
 mod nearest;
 pub mod nn;

@@ -217,6 +217,11 @@ impl<'a> Nn<'a> {
         val
     }
 
+    /// What follows belongs to the next block: a layer, or what stands behind the last layer.
+    pub fn block(&mut self) {
+        self.g.block += 1;
+    }
+
     /// A number that tells this dropout's random stream from the others'.
     pub fn next_dropout(&mut self) -> u32 {
         self.drops += 1;

@@ -9,7 +9,9 @@ use crate::backend::{Backend, Caps};
 use crate::data::pack::MicroBatch;
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::memory::{self, Chosen, Request};
 use crate::models::{self, Model};
 use crate::nn::{Role, Source};
 use crate::peft::files::AdapterTensor;
@@ -90,6 +92,10 @@ pub struct Options {
     pub micro_tokens: usize,
     pub optimizer: Optimizer,
     pub seed: u64,
+    /// The memory there is, and what to do about it.
+    pub memory: Request,
+    /// Folder for a file with what lies off the device and is in no other file; else the system's for temporary files.
+    pub spill: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -101,6 +107,8 @@ impl Default for Options {
             micro_tokens: 1024,
             optimizer: Optimizer::default(),
             seed: 42,
+            memory: Request::default(),
+            spill: None,
         }
     }
 }
@@ -114,6 +122,7 @@ pub struct Planned<'a> {
     plan: Plan,
     options: Options,
     init_std: f32,
+    chosen: Vec<Chosen>,
 }
 
 impl<'a> Planned<'a> {
@@ -122,12 +131,45 @@ impl<'a> Planned<'a> {
         method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
         let act = activations(options.dtype, backend.caps());
-        let (tokens, optimizer) = (options.micro_tokens, options.optimizer);
-        let step = Step::with(&*model, &*method, &storage, act, tokens, optimizer, backend.caps())?;
-        let plan = Plan::new(&step.graph, backend.caps())?;
+        let mut options = options;
+        let wanted = options.micro_tokens;
+        let (step, plan, mut chosen) = loop {
+            let tokens = options.micro_tokens;
+            let step = Step::with(&*model, &*method, &storage, act, tokens, options.optimizer, backend.caps())?;
+            match memory::fit(&step, backend.caps(), &options.memory) {
+                // The last resort, since it changes rounding.
+                Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {
+                    options.micro_tokens = (options.micro_tokens / 2).max(options.max_seq_len);
+                }
+                other => break other?,
+            }
+        };
+        if options.micro_tokens < wanted {
+            let what = format!(
+                "micro-batches of {} tokens, not {wanted}: gradients are summed in another order, so results differ \
+                 by rounding",
+                options.micro_tokens
+            );
+            chosen.insert(0, Chosen { what, saves: 0, seconds: 0.0 });
+        }
         drop(storage);
         let init_std = model.init_std();
-        Ok(Planned { base, method, backend, step, plan, options, init_std })
+        Ok(Planned { base, method, backend, step, plan, options, init_std, chosen })
+    }
+
+    /// What was chosen to make it fit.
+    pub fn chosen(&self) -> &[Chosen] {
+        &self.chosen
+    }
+
+    /// Tokens of a micro-batch: those of the options, or fewer if the budget wanted it.
+    pub fn micro_tokens(&self) -> usize {
+        self.options.micro_tokens
+    }
+
+    /// The step's graph and where its values lie, for pictures of them.
+    pub fn plan(&self) -> (&Graph, &Plan) {
+        (&self.step.graph, &self.plan)
     }
 
     /// What will be allocated.
@@ -162,8 +204,11 @@ impl<'a> Planned<'a> {
         adapter: Option<&BTreeMap<String, AdapterTensor>>,
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session<'a>> {
-        let Planned { base, method, backend, step, plan, options, init_std } = self;
+        let Planned { base, method, backend, step, plan, options, init_std, .. } = self;
         let mut trainer = Trainer::new(backend, step, plan, options.seed)?;
+        if let Some(dir) = &options.spill {
+            trainer.exec.away.set_dir(dir);
+        }
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;

@@ -284,10 +284,11 @@ fn a_run_leaves_its_folder_and_can_be_repeated() {
 
     let metrics = String::from_utf8(scratch.read("runs/a/metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!(lines.len(), 4);
+    assert_eq!(lines.len(), 5);
     assert_eq!((&lines[0]["event"], &lines[0]["config"]["rank"]), (&"run".into(), &4.into()));
     assert!(lines[0]["device"].is_string() && lines[0]["versions"]["trimtab"].is_string());
-    for (i, line) in lines[1..].iter().enumerate() {
+    assert_eq!(lines[4]["event"], "end");
+    for (i, line) in lines[1..4].iter().enumerate() {
         assert_eq!((&line["event"], &line["step"]), (&"step".into(), &(i + 1).into()));
         for key in ["loss", "lr", "grad_norm", "tokens", "tokens_per_second"] {
             assert!(line[key].is_number(), "{key} in {line}");
@@ -376,4 +377,79 @@ fn quickstart_shows_before_and_after() {
     }
     assert!(out.contains("tour/loss.svg") && out.contains("Next:"), "{out}");
     assert!(String::from_utf8(scratch.read("tour/loss.svg")).unwrap().starts_with("<svg"));
+}
+
+/// The shape of a model of some MiB.
+const SHAPE: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02, "tie_word_embeddings": false}"#;
+
+/// What the process may take beside its account.
+const BESIDE: u64 = 60_000_000;
+
+#[test]
+fn a_model_made_up_trains_within_its_budget() {
+    let scratch = Scratch::new("budget");
+    scratch.write("shape.json", SHAPE);
+    for (out, more) in [("m", &[][..]), ("again", &[]), ("other", &["--seed", "7"]), ("plain", &["--quantize", "none"])]
+    {
+        let mut args = vec!["synth", "--like", "shape.json", "--out", out, "--quantize", "nf4", "--dtype", "f32"];
+        if out == "plain" {
+            args.truncate(5);
+        } else {
+            args.push("--double-quant");
+        }
+        assert!(scratch.run(&[&args[..], more].concat()).ok().starts_with("wrote "));
+    }
+    let file = |folder: &str| scratch.read(&format!("{folder}/model.safetensors"));
+    assert!(file("m") == file("again"), "the same seed gave other bytes");
+    assert!(file("m") != file("other"), "the control: another seed gave the same bytes");
+    let err = scratch.run(&["synth", "--like", "llama-9b", "--out", "x"]).fails(2);
+    assert!(err.contains("tinyllama") && err.contains("config.json"), "{err}");
+
+    let line = |i: u32| {
+        let ids: Vec<u32> = (0..120).map(|j| (i * 977 + j * 31) % 4096).collect();
+        format!("{{\"input_ids\": {ids:?}, \"labels\": {ids:?}}}\n")
+    };
+    scratch.write("data.jsonl", &(0..6).map(line).collect::<String>());
+    let common = ["--data", "data.jsonl", "--device", "cpu", "--max-seq-len", "128", "--batch-size", "2"];
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&scratch.run(args).ok()).unwrap() };
+    for (model, method) in [("m", "lora"), ("plain", "full")] {
+        let run = ["--model", model, "--method", method, "--steps", "2"];
+        let plan = |more: &[&str]| json(&[&["plan", "--json"], &common[..], &run, more].concat());
+        let whole = plan(&[])["total"].as_u64().unwrap();
+        // As much less as halves what may be saved.
+        let budget = |bytes: u64| format!("{}", bytes + trimtab::memory::budget::PROCESS);
+        let tight = budget(whole * 6 / 10);
+        let fitted = plan(&["--memory", &tight, "--svg", "arena.svg"]);
+        assert!(
+            fitted["total"].as_u64().unwrap() <= whole * 6 / 10 && !fitted["choices"].as_array().unwrap().is_empty()
+        );
+        let svg = String::from_utf8(scratch.read("arena.svg")).unwrap();
+        assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n") && svg.contains(">peak<") && !svg.contains("NaN"));
+
+        let mut losses = Vec::new();
+        for (out, more) in [("loose", &[][..]), ("tight", &["--memory", &tight])] {
+            let ran = scratch.run(&[&["train", "--out", out], &common[..], &run, more].concat());
+            let talk = ran.err();
+            ran.ok();
+            assert_eq!(talk.contains("to save memory"), out == "tight", "{talk}");
+            let metrics = String::from_utf8(scratch.read(&format!("{out}/metrics.jsonl"))).unwrap();
+            let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+            losses.push([&lines[1], &lines[2]].map(|l| (l["loss"].clone(), l["grad_norm"].clone())));
+            let end = lines.last().unwrap();
+            assert_eq!(end["fetched_bytes"].as_u64() > Some(0), out == "tight", "{end}");
+            if let (Some(peak), Some(account)) = (end["peak_resident_bytes"].as_u64(), end["account_bytes"].as_u64()) {
+                assert!(peak <= account + BESIDE, "{model} {out}: {peak} bytes resident, an account of {account}");
+            }
+            let left: Vec<_> =
+                std::fs::read_dir(scratch.0.join(out)).unwrap().map(|e| e.unwrap().file_name()).collect();
+            assert!(!left.iter().any(|f| f.to_string_lossy().contains("spill")), "{left:?}");
+        }
+        assert_eq!(losses[0], losses[1], "{model}: the budget changed the result");
+        let err = scratch.run(&[&["train", "--out", "x", "--memory", &budget(1 << 20)], &common[..], &run].concat());
+        let err = err.fails(1);
+        assert!(err.contains("smallest --memory"), "{err}");
+    }
 }

@@ -117,6 +117,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn host(&mut self, slice: Slice) -> Result<Option<HostSlice>> {
+        self.resolve(slice).map(Some)
+    }
+
     fn record(&mut self, launches: &[Launch]) -> Result<Recording> {
         let mut calls = Vec::with_capacity(launches.len());
         for launch in launches {

@@ -6,6 +6,7 @@ mod generate;
 mod plan;
 mod quickstart;
 mod settings;
+mod synth;
 mod train;
 
 use std::io::{ErrorKind, Write};
@@ -29,6 +30,7 @@ enum Command {
     Plan(plan::Args),
     Devices(devices::Args),
     Quickstart(quickstart::Args),
+    Synth(synth::Args),
 }
 
 /// Why a command ended early.
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Quickstart(args) => quickstart::run(args),
+        Command::Synth(args) => synth::run(args),
     };
     let (error, code) = match outcome {
         Ok(()) | Err(Stop::BrokenPipe) => return ExitCode::SUCCESS,

@@ -1,8 +1,12 @@
 //! `trimtab plan`: the memory account of a run, before anything is loaded or allocated.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value, json};
+use trimtab::Error;
+use trimtab::memory::budget;
 use trimtab::train::progress::table;
-use trimtab::train::run;
+use trimtab::train::run::{self, Preview};
 
 use super::settings::Settings;
 use super::{Outcome, Stop, print};
@@ -10,9 +14,12 @@ use super::{Outcome, Stop, print};
 /// Print the memory that a run will take, to the byte, before anything is loaded or allocated
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print one JSON object: device, rows (class to bytes), total, peak_site
+    /// Print one JSON object: device, rows (class to bytes), total, peak_site, host, host_total, files, choices
     #[arg(long)]
     json: bool,
+    /// Draw where everything lies over one step
+    #[arg(long, value_name = "FILE.svg")]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -20,11 +27,28 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let Some(config) = args.settings.resolve()? else { return Ok(()) };
     config.need("model").map_err(Stop::Usage)?;
-    let (device, account) = run::account(&config)?;
-    if !args.json {
-        return print(&table(&account, &device));
+    let Preview { device, account, chosen, svg } = run::preview(&config)?;
+    if let Some(path) = args.svg {
+        std::fs::write(&path, svg).map_err(|e| Error::io(&path, e))?;
     }
-    let rows: Map<String, Value> = account.rows.iter().map(|(class, bytes)| (class.clone(), (*bytes).into())).collect();
-    let object = json!({"device": device, "rows": rows, "total": account.total, "peak_site": account.peak_site});
+    if !args.json {
+        let choices =
+            if chosen.is_empty() { String::new() } else { format!("to save memory\n{}", budget::text(&chosen)) };
+        return print(&(table(&account, &device) + &choices));
+    }
+    let map = |rows: &[(String, u64)]| -> Map<String, Value> {
+        rows.iter().map(|(class, bytes)| (class.clone(), (*bytes).into())).collect()
+    };
+    let choices = chosen.iter().map(|c| json!({"what": c.what, "saves_bytes": c.saves, "costs_seconds": c.seconds}));
+    let object = json!({
+        "device": device,
+        "rows": map(&account.rows),
+        "total": account.total,
+        "peak_site": account.peak_site,
+        "host": map(&account.host),
+        "host_total": account.host_total,
+        "files": map(&account.files),
+        "choices": choices.collect::<Vec<_>>(),
+    });
     print(&format!("{object}\n"))
 }

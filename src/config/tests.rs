@@ -136,6 +136,11 @@ fn the_saved_file_repeats_the_run() {
         ("adafactor_decay_rate", "-0.7"),
         ("adafactor_eps", "1e-20"),
         ("adafactor_clip", "2"),
+        ("memory", "700MiB"),
+        ("recompute", "selective"),
+        ("stream", "on"),
+        ("page_optimizer", "off"),
+        ("offload", "on"),
         ("seed", "9223372036854775807"),
         ("shuffle", "false"),
         ("dtype", "bf16"),
@@ -256,4 +261,30 @@ fn every_optimizer_has_its_rule() {
         of(&[("optimizer", "lion"), ("adam_beta2", "0.98")]).rule,
         Rule::Lion { beta1: 0.9, beta2: 0.98, bits: Bits::B32 }
     );
+}
+
+#[test]
+fn bytes_are_read_with_their_units() {
+    let table: [(&str, Option<u64>); 12] = [
+        ("6GiB", Some(6 << 30)),
+        ("700MiB", Some(700 << 20)),
+        ("1.5KiB", Some(1536)),
+        ("24GB", Some(24_000_000_000)),
+        ("8 MB", Some(8_000_000)),
+        ("1048576", Some(1 << 20)),
+        ("512B", Some(512)),
+        ("0", None),
+        ("-1GiB", None),
+        ("GiB", None),
+        ("1e30TiB", None),
+        ("much", None),
+    ];
+    for (text, want) in table {
+        let got = Bytes::from_text(text).ok();
+        assert_eq!(got.map(|b| b.0), want, "{text}");
+        // What is written is read back to the same.
+        if let Some(bytes) = got {
+            assert_eq!(Bytes::from_toml(&bytes.to_toml().unwrap()), Ok(bytes), "{text}");
+        }
+    }
 }

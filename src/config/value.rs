@@ -246,7 +246,55 @@ macro_rules! words {
     )+ };
 }
 
+/// A number of bytes: 6GiB, 700MiB, 24GB or 1048576.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+const UNITS: [(&str, u64); 8] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+
+impl Setting for Bytes {
+    fn blank() -> Self {
+        Bytes(0)
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        let unit = UNITS.iter().find_map(|(name, size)| Some((text.strip_suffix(name)?, *size)));
+        let (number, size) = unit.unwrap_or((text.strip_suffix('B').unwrap_or(text), 1));
+        let number: f64 = number.trim().parse().unwrap_or(f64::NAN);
+        let bytes = number * size as f64;
+        match bytes >= 1.0 && bytes < (1u64 << 62) as f64 {
+            true => Ok(Bytes(bytes as u64)),
+            false => Err("bytes, such as 6GiB, 700MiB or 1048576".into()),
+        }
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Integer(i) => Self::from_text(&i.to_string()),
+            other => Self::from_text(other.as_str().unwrap_or_default()),
+        }
+    }
+    fn to_toml(&self) -> Option<Value> {
+        let unit = UNITS[..4].iter().rev().find(|(_, size)| self.0.is_multiple_of(*size));
+        Some(Value::String(match unit {
+            Some((name, size)) => format!("{}{name}", self.0 / size),
+            None => self.0.to_string(),
+        }))
+    }
+}
+
 words! {
+    #[doc = "How much of the forward pass is computed again in the backward pass instead of kept."]
+    Recompute { Auto = "auto", None = "none", Selective = "selective", All = "all" }
+    #[doc = "Whether something is done: if the budget needs it, always, or never."]
+    Switch { Auto = "auto", On = "on", Off = "off" }
     #[doc = "Where the base weights come from."]
     Init { Pretrained = "pretrained", Random = "random" }
     #[doc = "What is trained."]

@@ -39,10 +39,13 @@ pub enum Class {
     Io,
     /// Keys and values of earlier tokens.
     Cache,
+    /// Activations that wait off the device for the backward pass.
+    Saved,
 }
 
 impl Class {
-    pub const ALL: [Class; 6] = [Class::Frozen, Class::Param, Class::Grad, Class::Optim, Class::Io, Class::Cache];
+    pub const ALL: [Class; 7] =
+        [Class::Frozen, Class::Param, Class::Grad, Class::Optim, Class::Io, Class::Cache, Class::Saved];
 }
 
 /// Where a value comes from.
@@ -63,6 +66,8 @@ pub struct Value {
     pub def: Def,
     /// A trainable tensor reaches it.
     pub needs_grad: bool,
+    /// A leaf that lies off the device: only transfers (`memory::transfer`) touch it.
+    pub away: bool,
 }
 
 /// A part of a graph that runs as a whole. Phases stand one behind the other in the list of nodes and share leaves.
@@ -88,20 +93,24 @@ pub struct Node {
     pub phase: Phase,
     /// Which part of the model it belongs to, for printing and errors: `layers.3.mlp.up_proj`.
     pub site: String,
+    /// Which block of the model it belongs to; a backward node, that of what it differentiates. Blocks are the units
+    /// of recompute and streaming: 0 before the first, one a layer, the last behind all layers.
+    pub block: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Graph {
     pub values: Vec<Value>,
     pub nodes: Vec<Node>,
-    /// Phase and site that new nodes get.
+    /// Phase, site and block that new nodes get.
     pub phase: Phase,
     pub site: String,
+    pub block: usize,
 }
 
 impl Default for Graph {
     fn default() -> Self {
-        Graph { values: Vec::new(), nodes: Vec::new(), phase: Phase::MICRO, site: String::new() }
+        Graph { values: Vec::new(), nodes: Vec::new(), phase: Phase::MICRO, site: String::new(), block: 0 }
     }
 }
 
@@ -124,7 +133,7 @@ impl Graph {
     }
 
     fn push(&mut self, name: String, ty: Ty, def: Def, needs_grad: bool) -> Val {
-        self.values.push(Value { name, ty, def, needs_grad });
+        self.values.push(Value { name, ty, def, needs_grad, away: false });
         Val(self.values.len() as u32 - 1)
     }
 
@@ -140,6 +149,12 @@ impl Graph {
         }
         let (name, needs_grad) = (self.value(of).name.clone(), self.needs_grad(of));
         Ok(self.push(name, ty, Def::View { of, start: 0 }, needs_grad))
+    }
+
+    /// The elements of `of` from `start` on, as a value of type `ty`.
+    pub fn view(&mut self, of: Val, start: usize, ty: Ty) -> Val {
+        let (name, needs_grad) = (self.value(of).name.clone(), self.needs_grad(of));
+        self.push(name, ty, Def::View { of, start }, needs_grad)
     }
 
     /// Lays `members` (leaves of one class, all f32) out one behind the other, each on a multiple of `boundary`
@@ -165,6 +180,30 @@ impl Graph {
             v = of;
         }
         (v, offset)
+    }
+
+    /// The leaf off the device that `v` lies in, and how many bytes into it: `v` is (a view of) such a leaf, or
+    /// what a transfer wrote there.
+    pub fn away(&self, v: Val) -> Option<(Val, u64)> {
+        let (root, start) = self.root(v);
+        // The first element of a quantized tensor is at its first byte; only parts of others are viewed.
+        let start = if start == 0 { 0 } else { self.ty(root).dtype.bytes(start) as u64 };
+        match self.value(root).def {
+            Def::Leaf(_) if self.value(root).away => Some((root, start)),
+            Def::Node { node, out } => {
+                let (leaf, offset) = self.away(self.nodes.get(node)?.into.get(out).copied().flatten()?)?;
+                Some((leaf, offset + start))
+            }
+            _ => None,
+        }
+    }
+
+    /// Appends a node that was taken out of a list of nodes, outputs and all: how passes rewrite a graph.
+    pub fn keep(&mut self, node: Node) {
+        for (out, v) in node.outs.iter().enumerate() {
+            self.values[v.index()].def = Def::Node { node: self.nodes.len(), out };
+        }
+        self.nodes.push(node);
     }
 
     pub fn refuse(&self, op: &'static str, found: String) -> Error {
@@ -206,6 +245,7 @@ impl Graph {
             into: targets,
             phase: self.phase,
             site: self.site.clone(),
+            block: self.block,
         });
         Ok(outs)
     }

@@ -2,6 +2,7 @@
 
 use super::{Def, Graph, Val};
 use crate::error::{Error, Result};
+use crate::memory::transfer;
 
 /// Checks that every operand is defined before it is used, that phases are in order, that types are what the op's
 /// row says, and that state is not read after it was overwritten.
@@ -40,6 +41,9 @@ pub fn verify(g: &Graph) -> Result<()> {
             if !defined[root.index()] {
                 return Err(error(format!("{} is used before it is defined", g.value(v).name)));
             }
+            if g.away(v).is_some() && !std::ptr::eq(node.op, &transfer::FETCH) {
+                return Err(error(format!("{} lies off the device", g.value(v).name)));
+            }
             let range = start..start + g.ty(v).len();
             if let Some((.., by)) =
                 written.iter().find(|(r, w, _)| *r == root && w.start < range.end && range.start < w.end)
@@ -58,6 +62,9 @@ pub fn verify(g: &Graph) -> Result<()> {
                 let (root, start) = g.root(t);
                 if !matches!(g.value(root).def, Def::Leaf(_)) {
                     return Err(error(format!("{} is no state to overwrite", g.value(t).name)));
+                }
+                if g.value(root).away != std::ptr::eq(node.op, &transfer::STORE) {
+                    return Err(error(format!("{} is written by an op of the other side", g.value(t).name)));
                 }
                 written.push((root, start..start + g.ty(t).len(), out));
             }

@@ -96,9 +96,11 @@ impl Model for Llama {
         let mut h = nn.embed(self.embedding(), self.vocab, self.hidden, self.embed_scale)?;
         for layer in 0..self.layers {
             let path = format!("model.layers.{layer}");
+            nn.block();
             h = self.attention(nn, &path, h, table)?;
             h = self.mlp(nn, &path, h)?;
         }
+        nn.block();
         nn.rms_norm("model.norm", h, self.eps, self.norm_offset)
     }
 

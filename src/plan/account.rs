@@ -3,15 +3,23 @@
 use serde::Serialize;
 
 use super::{Allocation, Storage};
-use crate::graph::{Class, Graph};
+use crate::graph::{Class, Def, Graph};
+use crate::memory::transfer;
 
-/// Bytes on the device. The sum of `rows` is what the backend allocates.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Bytes on the device, in host memory, and in files. The sum of `rows` is what the backend allocates.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Account {
     pub rows: Vec<(String, u64)>,
     pub total: u64,
     /// The node at which most of the arena is in use.
     pub peak_site: String,
+    /// Its number.
+    pub peak_node: usize,
+    /// Host memory that transfers go through.
+    pub host: Vec<(String, u64)>,
+    pub host_total: u64,
+    /// What lies in files, off the device.
+    pub files: Vec<(String, u64)>,
 }
 
 /// How the account names a class.
@@ -23,6 +31,7 @@ pub fn class_name(class: Class) -> &'static str {
         Class::Optim => "optimizer state",
         Class::Io => "input and output",
         Class::Cache => "key-value cache",
+        Class::Saved => "saved activations",
     }
 }
 
@@ -35,19 +44,63 @@ impl Account {
                 (class_name(class).to_string(), bytes)
             })
             .collect();
-        let live = |node: usize, work: bool| -> u64 {
-            let here = storages.iter().filter(|s| s.live.first <= node && node <= s.live.last);
-            here.filter(|s| s.work_of.is_some() == work).map(|s| s.bytes).sum()
-        };
         let peak = peak_node(storages, g.nodes.len());
         // What the arena holds beyond the values alive at its peak is scratch memory and the gaps of the packing.
-        let activations = live(peak, false).min(arena);
-        rows.push(("activations".into(), activations));
-        rows.push(("workspace".into(), arena - activations));
+        let mut left = arena;
+        for kind in [Kind::Activation, Kind::Weight, Kind::Optim] {
+            let here = storages.iter().filter(|s| s.live.first <= peak && peak <= s.live.last);
+            let bytes = here.filter(|s| kind_of(g, s) == kind).map(|s| s.bytes).sum::<u64>().min(left);
+            left -= bytes;
+            rows.push((kind.name().into(), bytes));
+        }
+        rows.push((Kind::Work.name().into(), left));
         rows.retain(|r| r.1 > 0);
         let total = rows.iter().map(|r| r.1).sum();
         let peak_site = g.nodes.get(peak).map_or(String::new(), |n| format!("{}:{}", n.site, n.op.name));
-        Account { rows, total, peak_site }
+        let away = |class: Class| -> u64 {
+            let leaves = g.values.iter().filter(|v| v.away && v.def == Def::Leaf(class));
+            leaves.map(|v| v.ty.bytes() as u64).sum()
+        };
+        let files = Class::ALL.iter().map(|&c| (class_name(c).to_string(), away(c))).filter(|r| r.1 > 0).collect();
+        Account { rows, total, peak_site, peak_node: peak, host: Vec::new(), host_total: 0, files }
+    }
+}
+
+/// What a storage of the arena is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Activation,
+    /// A frozen weight that is fetched.
+    Weight,
+    /// Optimizer state that is fetched.
+    Optim,
+    Work,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Activation => "activations",
+            Kind::Weight => "streamed weights",
+            Kind::Optim => "paged optimizer state",
+            Kind::Work => "workspace",
+        }
+    }
+}
+
+/// What `storage` is for.
+pub fn kind_of(g: &Graph, storage: &Storage) -> Kind {
+    if storage.work_of.is_some() {
+        return Kind::Work;
+    }
+    let Some(&first) = storage.values.first() else { return Kind::Activation };
+    let Def::Node { node, .. } = g.value(first).def else { return Kind::Activation };
+    let node = &g.nodes[node];
+    let leaf = node.ins.first().and_then(|&v| g.away(v)).filter(|_| std::ptr::eq(node.op, &transfer::FETCH));
+    match leaf.map(|(leaf, _)| &g.value(leaf).def) {
+        Some(Def::Leaf(Class::Frozen)) => Kind::Weight,
+        Some(Def::Leaf(Class::Optim)) => Kind::Optim,
+        _ => Kind::Activation,
     }
 }
 
@@ -56,6 +109,13 @@ impl Account {
         if bytes > 0 {
             self.rows.push((row.into(), bytes));
             self.total += bytes;
+        }
+    }
+
+    pub(super) fn add_host(&mut self, row: &str, bytes: u64) {
+        if bytes > 0 {
+            self.host.push((row.into(), bytes));
+            self.host_total += bytes;
         }
     }
 }

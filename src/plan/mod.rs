@@ -3,20 +3,25 @@
 //! Leaves lie class by class, one behind the other. Everything else lies in one arena: liveness gives each value an
 //! interval of nodes, a value that the op's row lets take over a dead input's storage does so, and intervals get
 //! offsets such that two that overlap in time never overlap in space. Shapes are fixed, so one plan serves every step.
+//! What lies off the device has no place here; the nodes that move it become transfers, each with its place on this side.
 
 mod account;
 mod arena;
 mod liveness;
 mod lower;
+mod schedule;
+pub mod timeline;
 
-pub use account::Account;
+pub use account::{Account, Kind, kind_of};
 pub use liveness::{Interval, Storage};
 pub use lower::{Operands, lower};
+pub use schedule::{Move, Schedule, Step};
 
 use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
 use crate::error::{Error, Result};
 use crate::graph::{Class, Def, Graph, Phase, Val};
+use crate::memory::transfer;
 
 /// A place in one of the plan's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub struct Plan {
     pub storages: Vec<Storage>,
     /// What runs, phase by phase; a launch's buffers are indices into `buffers`.
     pub launches: [Vec<Launch>; Phase::COUNT],
+    /// Transfers between the device and what lies off it, and where among the launches they stand.
+    pub schedule: Schedule,
     pub account: Account,
 }
 
@@ -82,18 +89,31 @@ impl Plan {
         }
         for node in &g.nodes {
             for (&out, target) in node.outs.iter().zip(&node.into) {
-                if let Some(t) = *target {
+                if let Some(t) = target.filter(|&t| g.away(t).is_none()) {
                     places[out.index()] = Some(view(g, &places, t)?);
                 }
             }
         }
         let account = Account::new(g, &buffers, &storages, end);
-        let mut plan = Plan { buffers, places, work, storages, launches: Default::default(), account };
+        let (launches, schedule) = Default::default();
+        let mut plan = Plan { buffers, places, work, storages, launches, schedule, account };
+        let mut counts = Vec::with_capacity(g.nodes.len());
         for (index, node) in g.nodes.iter().enumerate() {
-            let launches = plan.lower(g, index, caps)?;
+            let launches = match transfer::is_transfer(node.op) {
+                true => Vec::new(),
+                false => plan.lower(g, index, caps)?,
+            };
+            counts.push(launches.len());
             plan.launches[node.phase.0].extend(launches);
         }
-        plan.account.add("launch parameters", plan.launches.iter().map(|l| recording_bytes(l, caps)).sum());
+        plan.schedule = Schedule::new(g, &plan, &counts, caps)?;
+        let recorded = |phase: usize| {
+            let runs = plan.schedule.runs(phase);
+            runs.map(|r| recording_bytes(&plan.launches[phase][r], caps)).sum::<u64>()
+        };
+        let bytes = (0..Phase::COUNT).map(recorded).sum();
+        plan.account.add("launch parameters", bytes);
+        plan.account.add_host("staging", plan.schedule.staging);
         Ok(plan)
     }
 
@@ -145,7 +165,7 @@ fn place_leaves(
 ) -> Result<()> {
     let mut open: Option<usize> = None;
     for (i, value) in g.values.iter().enumerate() {
-        if value.def != Def::Leaf(class) {
+        if value.def != Def::Leaf(class) || value.away {
             continue;
         }
         let bytes = value.ty.bytes() as u64;

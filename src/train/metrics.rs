@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::away::Moved;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::plan::Account;
@@ -33,6 +34,14 @@ pub enum Event {
         total: u64,
     },
     Step(StepEvent),
+    /// All steps are done.
+    End {
+        /// Bytes that the account said would be allocated, on the device and in host memory.
+        account: u64,
+        /// The most memory that the process had resident, where the system tells.
+        peak_resident: Option<u64>,
+        moved: Moved,
+    },
     /// A text of the model; `when` says at which point of the run.
     Sample {
         when: String,
@@ -99,6 +108,14 @@ impl Event {
                 "trained_tokens": s.trained_tokens,
                 "tokens_per_second": s.tokens_per_second,
             })),
+            Event::End { account, peak_resident, moved } => Some(json!({
+                "event": "end",
+                "account_bytes": account,
+                "peak_resident_bytes": peak_resident,
+                "fetched_bytes": moved.fetched,
+                "stored_bytes": moved.stored,
+                "stalled_seconds": moved.stalled.as_secs_f64(),
+            })),
             _ => None,
         }
     }
@@ -109,7 +126,8 @@ fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::NAN)
 }
 
-/// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step.
+/// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step,
+/// in the end one of event `end`.
 /// The file is begun at the first step, so that a run that fails before leaves an older one's alone; each line is
 /// handed to the system at once, so the file can be followed.
 pub struct Metrics {
@@ -168,10 +186,12 @@ mod tests {
         let run = Event::run(&RunConfig::default(), "cpu", 3, 10);
         metrics.write(&run).unwrap();
         assert!(!dir.exists(), "begun before the first step");
-        let account = Account { rows: Vec::new(), total: 0, peak_site: String::new() };
+        let account = Account::default();
         for event in [Event::Plan(account), Event::Note("\n".into()), step(1, 0.1), step(2, f32::NAN)] {
             metrics.write(&event).unwrap();
         }
+        let moved = Moved { fetched: 5, stored: 6, stalled: std::time::Duration::from_millis(1500) };
+        metrics.write(&Event::End { account: 7, peak_resident: None, moved }).unwrap();
         let text = std::fs::read_to_string(dir.join(METRICS_FILE)).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
@@ -184,7 +204,11 @@ mod tests {
             json!({"event": "step", "step": 2, "loss": null, "lr": 2e-4, "grad_norm": null, "tokens": 100,
                    "trained_tokens": 90, "tokens_per_second": 12.5}),
         ];
-        assert_eq!(lines, expected);
+        let end = json!({"event": "end", "account_bytes": 7, "peak_resident_bytes": null, "fetched_bytes": 5,
+                         "stored_bytes": 6, "stalled_seconds": 1.5});
+        // Read as the file is: a float's text may be read back as its neighbour.
+        let read = |v: &Value| -> Value { serde_json::from_str(&v.to_string()).unwrap() };
+        assert_eq!(lines, expected.iter().chain([&end]).map(read).collect::<Vec<_>>());
         assert!(text.starts_with(r#"{"event":"run""#) && text.contains(r#"{"event":"step","step":1,"loss":0.1,"#));
     }
 }

@@ -54,6 +54,7 @@ impl Progress {
             Event::Loading { done, total } => self.loading(*done, *total),
             Event::Step(step) => self.step(step),
             Event::Sample { when, prompt, text } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
+            Event::End { .. } => {}
             Event::Saved { path } => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => self.say(text),
         }
@@ -166,7 +167,8 @@ pub fn human(bytes: u64) -> String {
 /// The memory account as a table: class, size for people, bytes.
 pub fn table(account: &Account, device: &str) -> String {
     const TOTAL: &str = "total";
-    let names = account.rows.iter().map(|r| r.0.as_str()).chain([TOTAL]);
+    let rows = account.rows.iter().chain(&account.host).chain(&account.files);
+    let names = rows.map(|r| r.0.as_str()).chain([TOTAL]);
     let width = names.map(|n| n.chars().count()).max().unwrap_or(0);
     let digits = grouped(account.total).len();
     let line =
@@ -178,6 +180,12 @@ pub fn table(account: &Account, device: &str) -> String {
     text += &line(TOTAL, account.total);
     if !account.peak_site.is_empty() {
         text += &format!("  most is in use at {}\n", account.peak_site);
+    }
+    for (what, rows) in [("in host memory", &account.host), ("in files", &account.files)] {
+        if !rows.is_empty() {
+            text += &format!("{what}\n");
+        }
+        rows.iter().for_each(|(name, bytes)| text += &line(name, *bytes));
     }
     text
 }
@@ -218,8 +226,12 @@ mod tests {
         let heard = Heard::default();
         let mut progress = Progress::lines(Box::new(heard.clone()));
         let run = Event::run(&Default::default(), "cpu", 12, 3456);
-        let account =
-            Account { rows: vec![("frozen weights".into(), 1536)], total: 1536, peak_site: "layers.0:linear".into() };
+        let account = Account {
+            rows: vec![("frozen weights".into(), 1536)],
+            total: 1536,
+            peak_site: "layers.0:linear".into(),
+            ..Account::default()
+        };
         progress.show(&run);
         progress.show(&Event::Plan(account));
         progress.show(&Event::Loading { done: 1, total: 2 });

@@ -4,14 +4,16 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::backend;
-use crate::config::{Init, Method as MethodName, RunConfig};
+use crate::config::{Init, Method as MethodName, Recompute, RunConfig, Switch};
 use crate::data::pack::pack;
 use crate::data::reader::{self, Encoder};
 use crate::data::sampler::Sampler;
 use crate::data::{Dataset, is_tokenized};
 use crate::error::{Error, Result};
+use crate::memory::{Chosen, Level, Request, Wish};
+use crate::memory::{budget, resident};
 use crate::peft::{Method, files, full::Full, lora::Lora};
-use crate::plan::Account;
+use crate::plan::{Account, timeline};
 use crate::session::{Base, Options, Planned};
 use crate::train::metrics::{Event, StepEvent};
 use crate::train::schedule;
@@ -25,11 +27,26 @@ pub struct Summary {
     pub last_loss: f32,
 }
 
-/// The device and the account of the run that `config` describes: nothing is loaded or allocated.
-pub fn account(config: &RunConfig) -> Result<(String, Account)> {
+/// What is known of a run before anything is loaded or allocated.
+pub struct Preview {
+    pub device: String,
+    pub account: Account,
+    pub chosen: Vec<Chosen>,
+    /// A picture of the arena over a step.
+    pub svg: String,
+}
+
+/// What is known of the run that `config` describes.
+pub fn preview(config: &RunConfig) -> Result<Preview> {
     let base = open(config)?;
     let planned = plan(config, &base)?;
-    Ok((planned.device().to_owned(), planned.account().clone()))
+    let (graph, plan) = planned.plan();
+    Ok(Preview {
+        device: planned.device().to_owned(),
+        account: planned.account().clone(),
+        chosen: planned.chosen().to_vec(),
+        svg: timeline::picture(graph, plan),
+    })
 }
 
 fn open(config: &RunConfig) -> Result<Base> {
@@ -57,6 +74,28 @@ fn options(config: &RunConfig) -> Options {
         micro_tokens: config.micro_tokens,
         optimizer: config.optimizer(),
         seed: config.seed,
+        memory: request(config),
+        spill: config.out.clone(),
+    }
+}
+
+fn request(config: &RunConfig) -> Request {
+    let wish = |switch: Switch| match switch {
+        Switch::Auto => Wish::Auto,
+        Switch::On => Wish::On,
+        Switch::Off => Wish::Off,
+    };
+    Request {
+        budget: config.memory.map(|b| b.0),
+        recompute: match config.recompute {
+            Recompute::Auto => None,
+            Recompute::None => Some(Level::None),
+            Recompute::Selective => Some(Level::Selective),
+            Recompute::All => Some(Level::All),
+        },
+        stream: wish(config.stream),
+        page_optimizer: wish(config.page_optimizer),
+        offload: wish(config.offload),
     }
 }
 
@@ -89,8 +128,14 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let (trained, all) = planned.parameters();
     on(Event::run(config, planned.device(), trained, all))?;
     on(Event::Plan(planned.account().clone()))?;
+    if !planned.chosen().is_empty() {
+        on(Event::Note(format!("to save memory:\n{}", budget::text(planned.chosen()).trim_end())))?;
+    }
+    let micro_tokens = planned.micro_tokens();
+    let account = planned.account().total + planned.account().host_total;
 
     let (data, warnings) = read_data(config, &base, vocab)?;
+    resident::give_back();
     for warning in warnings {
         on(Event::Note(warning))?;
     }
@@ -125,7 +170,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     for step in 0..steps {
         let began = Instant::now();
         let batch = sampler.next_batch(config.batch_size);
-        let micro = pack(&data, &batch, config.micro_tokens, !config.shuffle)?;
+        let micro = pack(&data, &batch, micro_tokens, !config.shuffle)?;
         let lr = config.lr * schedule::multiplier(config.schedule, step, warmup, steps);
         let report = session.step(&micro, lr)?;
         losses.push((step + 1, report.loss));
@@ -140,6 +185,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             tokens_per_second: report.tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
         }))?;
     }
+    on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.away.moved })?;
     session.save(out, config.save_dtype.into())?;
     write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
     on(Event::Saved { path: out.into() })?;

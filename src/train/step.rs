@@ -12,6 +12,7 @@ use crate::train::optimizer::Optimizer;
 use crate::train::update::{Table, update};
 
 /// A step's graph and the leaves that the host writes and reads.
+#[derive(Clone)]
 pub struct Step {
     pub graph: Graph,
     pub batch: Batch,
@@ -29,6 +30,8 @@ pub struct Step {
     /// Leaves that the host writes once, before the first step.
     pub tables: Vec<Table>,
     pub weights: Vec<Weight>,
+    /// Number of nodes before the first backward one.
+    pub forward: usize,
 }
 
 /// What the loss is multiplied by before its gradients are taken, where activations are f16: a mean over some thousand
@@ -86,7 +89,9 @@ impl Step {
         if params.is_empty() {
             return Err(Error::config("method", "nothing to train", "targets that match layers of the model"));
         }
+        let forward = g.nodes.len();
         let gradients = autograd::backward(&mut g, &[(micro_loss, one)], &params)?;
+        g.block = 0;
         g.site = "loss".into();
         let lower = |g: &mut Graph, x: Val| lift.map_or(Ok(x), |(_, down)| g.scale(x, down));
         let shown = lower(&mut g, micro_loss)?;
@@ -108,6 +113,6 @@ impl Step {
             sums.push(sum);
         }
         let tables = update(&mut g, (&params, &sums), (sum_squares, hyper), &optimizer, caps)?;
-        Ok(Step { graph: g, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights })
+        Ok(Step { graph: g, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights, forward })
     }
 }

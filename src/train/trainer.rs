@@ -46,7 +46,7 @@ struct Leaves {
 impl Trainer {
     /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
     pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, seed: u64) -> Result<Trainer> {
-        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights } = step;
+        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights, .. } = step;
         let mut exec = Exec::new(backend, graph, plan)?;
         for (leaf, words) in tables {
             exec.upload(leaf, bytemuck::cast_slice(&words))?;

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::safetensors::{Dtype, SafetensorsFile, View};
 use super::{Entry, Place, Storage, TensorInfo};
+use crate::away::{self, From, Store};
 use crate::dtype::{DType, Nf4Layout};
 use crate::quant::nf4::{self, Absmax, Nf4};
 use crate::{Error, Result};
@@ -53,6 +54,19 @@ pub(super) struct Nf4Parts {
 }
 
 impl Nf4Parts {
+    /// Where the parts are in the files, in the order of [`Nf4Layout`].
+    pub fn store(&self, files: &[SafetensorsFile]) -> Option<Store> {
+        let layout = Nf4Layout::new(self.elements, self.nested.is_some());
+        let part = |p: &Part, to: usize| files.get(p.file)?.part(&p.name, to);
+        let mut parts = vec![part(&self.codes, layout.codes.start)?, part(&self.absmax, layout.absmax.start)?];
+        if let Some((nested, offset)) = &self.nested {
+            parts.push(part(nested, layout.nested.start)?);
+            let (to, from) = (layout.offset.start as u64, From::Bytes(offset.to_le_bytes().to_vec()));
+            parts.push(away::Part { to, bytes: 4, from });
+        }
+        Some(Store { parts })
+    }
+
     pub fn get<'a>(&self, files: &'a [SafetensorsFile]) -> Option<Nf4<'a>> {
         let absmax = self.absmax.get(files)?.bytes;
         let absmax = match &self.nested {

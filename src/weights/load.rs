@@ -11,10 +11,11 @@ use crate::cpu::weight::weight as stored;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
+use crate::graph::Val;
 use crate::nn::{Init, Role, RowNorms, Source, Weight};
 use crate::ops::dora;
 use crate::peft::files::{self, AdapterTensor};
-use crate::quant::nf4;
+use crate::quant::nf4::{self, Quantizer};
 
 /// Where first values come from.
 pub struct Sources<'a> {
@@ -34,10 +35,27 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
 pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progress) -> Result<()> {
     let total = weights.iter().map(|w| exec.graph.ty(w.val).bytes() as u64).sum();
     let mut done = 0;
+    let mut unreleased = 0;
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
-        let bytes = first_value(exec, weight, &ty, from)?;
-        exec.upload(weight.val, &bytes)?;
+        match (&weight.source, from.base) {
+            (Source::Base { tensor, role }, base) if !adapted(weight, from) && kept(tensor, from).is_none() => {
+                match base {
+                    Some(base) => from_file(exec, weight.val, base, tensor, &ty, &mut unreleased)?,
+                    None => {
+                        let fill = |start: usize, out: &mut [f32]| fresh(*role, &ty, tensor, from, start, out);
+                        by_stretches(exec, weight.val, &ty, &mut |start, out| {
+                            fill(start, out);
+                            Ok(())
+                        })?
+                    }
+                }
+            }
+            _ => {
+                let bytes = first_value(exec, weight, &ty, from)?;
+                exec.upload(weight.val, &bytes)?;
+            }
+        }
         done += ty.bytes() as u64;
         progress(done, total)?;
     }
@@ -45,6 +63,86 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
         base.release();
     }
     Ok(())
+}
+
+fn adapted(weight: &Weight, from: &Sources) -> bool {
+    from.adapter.is_some_and(|tensors| tensors.contains_key(&weight.name))
+}
+
+/// Elements that are decoded at a time: what loading holds beside the device's memory is a few MiB.
+const STRETCH: usize = 1 << 20;
+/// Bytes of a mapped file after which its pages are given back.
+const RELEASE: usize = 32 << 20;
+
+/// Fills `val` from the tensor `name`, or says where it is if `val` lies off the device and needs no conversion.
+fn from_file(
+    exec: &mut Exec,
+    val: Val,
+    checkpoint: &Checkpoint,
+    name: &str,
+    ty: &Ty,
+    unreleased: &mut usize,
+) -> Result<()> {
+    check(checkpoint, name, ty)?;
+    if let Some((_, store)) = checkpoint.store(name).filter(|(dtype, _)| *dtype == ty.dtype) {
+        if exec.is_away(val) {
+            exec.bind(val, store);
+            return Ok(());
+        }
+        // The bytes as they are, not through the mapping.
+        let mut buffer = vec![0; ty.bytes().min(4 * STRETCH)];
+        for start in (0..ty.bytes()).step_by(buffer.len().max(1)) {
+            let piece = &mut buffer[..(ty.bytes() - start).min(4 * STRETCH)];
+            store.read(start as u64, piece).map_err(|e| Error::io(checkpoint.path(), e))?;
+            exec.upload_at(val, start as u64, piece)?;
+        }
+        return Ok(());
+    }
+    let cols = ty.cols();
+    by_stretches(exec, val, ty, &mut |start, out| {
+        let first = start / cols.max(1);
+        // Each thread decodes some rows.
+        let rows = (1usize << 16).div_ceil(cols.max(1)).max(1);
+        out.par_chunks_mut(rows * cols.max(1)).enumerate().try_for_each(|(i, out)| {
+            let first = first + i * rows;
+            checkpoint.read_rows(name, first..first + out.len() / cols.max(1), out)
+        })?;
+        *unreleased += 4 * out.len();
+        if *unreleased > RELEASE {
+            *unreleased = 0;
+            checkpoint.release();
+        }
+        Ok(())
+    })
+}
+
+/// Fills `val` with what `fill(first element, values)` gives, whole rows at a time.
+fn by_stretches(
+    exec: &mut Exec,
+    val: Val,
+    ty: &Ty,
+    fill: &mut dyn FnMut(usize, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let row = ty.cols().max(1);
+    // Two rows at least: a pair of 16-bit elements shares a word.
+    let most = (STRETCH / row).max(1).next_multiple_of(2) * row;
+    let mut values = vec![0f32; most.min(ty.len())];
+    let mut quantizer = ty.dtype.is_quantized().then(|| Quantizer::new(ty.len(), ty.dtype == DType::Nf4Dq));
+    for start in (0..ty.len()).step_by(most) {
+        let values = &mut values[..(ty.len() - start).min(most)];
+        fill(start, values)?;
+        match &mut quantizer {
+            Some(quantizer) => quantizer.push(values),
+            None => {
+                let bytes = encode(values, &Ty::new(ty.dtype, &[values.len()]))?;
+                exec.upload_at(val, ty.dtype.bytes(start) as u64, &bytes)?;
+            }
+        }
+    }
+    match quantizer {
+        Some(quantizer) => exec.upload(val, &quantizer.finish()?),
+        None => Ok(()),
+    }
 }
 
 fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Result<Vec<u8>> {
@@ -81,10 +179,9 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
                 format!("{:?}", ty.shape),
             )),
         },
-        (Source::Base { tensor, role }, None) => match from.base {
-            None => encode(&fresh(*role, ty, tensor, from), ty),
-            Some(checkpoint) => read(checkpoint, tensor, ty),
-        },
+        (Source::Base { tensor, .. }, None) => {
+            Err(Error::config(tensor, "no place to take it from", "a base model, or random weights"))
+        }
     }
 }
 
@@ -103,51 +200,23 @@ fn table_rows(rows: &[usize], cols: usize, tensor: &str, role: Role, from: &Sour
             }
         }
         None => {
-            // Random weights depend on their place in the table only, so its rows up to the last one will do.
             let table = Ty::f32(&[rows.iter().max().map_or(0, |r| r + 1), cols]);
-            let table = fresh(role, &table, tensor, from);
             for (out, &row) in data.chunks_exact_mut(cols.max(1)).zip(rows) {
-                out.copy_from_slice(&table[row * cols..(row + 1) * cols]);
+                fresh(role, &table, tensor, from, row * cols, out);
             }
         }
     }
     Ok(bytemuck::cast_slice(&data).to_vec())
 }
 
-/// The tensor `name` of a checkpoint in the format of `ty`.
-pub fn read(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<Vec<u8>> {
-    match checkpoint.info(name) {
-        None => {
-            return Err(Error::file(
-                checkpoint.path(),
-                format!("no tensor {name}"),
-                format!("one of shape {:?}", ty.shape),
-            ));
-        }
-        Some(info) if info.shape != ty.shape => {
-            return Err(Error::file(
-                checkpoint.path(),
-                format!("{name} of shape {:?}", info.shape),
-                format!("{:?}", ty.shape),
-            ));
-        }
-        Some(_) => {}
-    }
-    if ty.dtype.is_quantized()
-        && let Some((dtype, bytes)) = checkpoint.nf4(name)?
-        && dtype == ty.dtype
-    {
-        return Ok(bytes);
-    }
-    let (rows, cols) = (ty.rows(), ty.cols());
-    let mut data = vec![0f32; ty.len()];
-    // Large tensors are decoded by many threads, a stretch of rows each.
-    let stretch = (1usize << 18).div_ceil(cols.max(1)).max(1);
-    data.par_chunks_mut(stretch * cols.max(1)).enumerate().try_for_each(|(i, out)| {
-        let first = i * stretch;
-        checkpoint.read_rows(name, first..(first + stretch).min(rows), out)
-    })?;
-    encode(&data, ty)
+/// Whether a checkpoint has the tensor `name` in the shape of `ty`.
+fn check(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<()> {
+    let found = match checkpoint.info(name) {
+        Some(info) if info.shape == ty.shape => return Ok(()),
+        Some(info) => format!("{name} of shape {:?}", info.shape),
+        None => format!("no tensor {name}"),
+    };
+    Err(Error::file(checkpoint.path(), found, format!("one of shape {:?}", ty.shape)))
 }
 
 /// `data` as a tensor of `ty` is stored.
@@ -173,20 +242,24 @@ pub fn decode(bytes: &[u8], ty: &Ty) -> Result<Vec<f32>> {
     }
 }
 
-/// Random base weights as transformers draws them: normal for matrices, ones for norms, zeros for biases.
-fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources) -> Vec<f32> {
+/// Random base weights as transformers draws them: normal for matrices, ones for norms, zeros for biases. `out` takes
+/// those from element `start` on.
+fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources, start: usize, out: &mut [f32]) {
     match (ty.shape.len(), role) {
-        (1, Role::Norm) => vec![1.0; ty.len()],
-        (1, _) => vec![0.0; ty.len()],
+        (1, Role::Norm) => out.fill(1.0),
+        (1, _) => out.fill(0.0),
         _ => {
-            let mut data = vec![0f32; ty.len()];
-            data.par_chunks_mut(4).enumerate().for_each(|(i, out)| {
-                let words = words(from.seed, name, i);
-                for (o, x) in out.iter_mut().zip(normals(words)) {
+            let normal = |i: usize| normals(words(from.seed, name, i / 4))[i % 4] * from.std;
+            // Four are drawn at once.
+            let head = (start.next_multiple_of(4) - start).min(out.len());
+            let (head, rest) = out.split_at_mut(head);
+            head.iter_mut().enumerate().for_each(|(i, o)| *o = normal(start + i));
+            let first = (start + head.len()) / 4;
+            rest.par_chunks_mut(4).enumerate().for_each(|(i, out)| {
+                for (o, x) in out.iter_mut().zip(normals(words(from.seed, name, first + i))) {
                     *o = x * from.std;
                 }
             });
-            data
         }
     }
 }
@@ -207,11 +280,10 @@ fn normal(std: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
 fn row_norms(exec: &mut Exec, of: RowNorms) -> Result<Vec<f32>> {
     let ty = exec.graph.ty(of.w).clone();
     let (a, b) = (exec.download_f32(of.a)?, exec.download_f32(of.b)?);
-    let slice = exec.slice(of.w)?;
     // Words, for a boundary that floats may lie on.
-    let mut words = vec![0u32; (slice.bytes as usize).div_ceil(4)];
-    let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..slice.bytes as usize];
-    exec.backend.download(slice, bytes)?;
+    let mut words = vec![0u32; ty.bytes().div_ceil(4)];
+    let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..ty.bytes()];
+    exec.read(of.w, bytes)?;
     let mut norms = vec![0.0; ty.rows()];
     dora::row_norms(stored(bytes, &ty), ty.cols(), &dora::LowRank { a: &a, b: &b, scale: of.scale }, &mut norms);
     Ok(norms)
@@ -219,7 +291,7 @@ fn row_norms(exec: &mut Exec, of: RowNorms) -> Result<Vec<f32>> {
 
 /// Four random words for elements 4i.. of the tensor `name`: the draw depends on nothing else, neither the order of
 /// tensors nor the number of threads.
-fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
+pub(super) fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
     // FNV-1a, to turn a name into a stream.
     let stream = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193));
     philox([i as u32, (i >> 32) as u32, stream, 0x1417], [seed as u32, (seed >> 32) as u32])
@@ -231,7 +303,7 @@ fn unit(word: u32) -> f32 {
 }
 
 /// Four standard normals (Box and Muller 1958).
-fn normals(words: [u32; 4]) -> [f32; 4] {
+pub(super) fn normals(words: [u32; 4]) -> [f32; 4] {
     let pair = |a: u32, b: u32| {
         let radius = (-2.0 * (1.0 - unit(a) as f64).ln()).sqrt();
         let angle = std::f64::consts::TAU * unit(b) as f64;

@@ -7,6 +7,7 @@ mod from_gguf;
 pub mod gguf;
 pub mod load;
 pub mod safetensors;
+pub mod synth;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,6 +18,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 pub use self::safetensors::{Tensor, write_safetensors, write_safetensors_with};
+use crate::away::Store;
 use crate::dtype::DType;
 use crate::quant::ggml::{self, GgmlType};
 use crate::{Error, Result};
@@ -322,6 +324,19 @@ impl Checkpoint {
                 Ok(Some(tensor.to_layout(parts.elements)))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Where the bytes of a tensor are, in the form in which the engine holds its dtype; `None` if they are in no file
+    /// in that form.
+    pub fn store(&self, name: &str) -> Option<(DType, Store)> {
+        let entry = self.tensors.get(name)?;
+        match (&entry.place, &self.files, entry.info.stored) {
+            (Place::Safetensors { file }, Files::Safetensors(files), Storage::As(dtype)) => {
+                Some((dtype, Store { parts: vec![files[*file].part(name, 0)?] }))
+            }
+            (Place::Nf4(parts), Files::Safetensors(files), Storage::As(dtype)) => Some((dtype, parts.store(files)?)),
+            _ => None,
         }
     }
 

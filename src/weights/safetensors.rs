@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 pub use safetensors::Dtype;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
+use crate::away::{From, Part};
 use crate::{Error, Result};
 
 /// An open file. Only its header has been read.
 pub struct SafetensorsFile {
     path: PathBuf,
+    file: Arc<File>,
     map: Mmap,
     /// Where the data starts.
     data: usize,
@@ -40,7 +43,7 @@ impl SafetensorsFile {
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         let (header_bytes, header) =
             SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, e.to_string(), "a safetensors file"))?;
-        Ok(SafetensorsFile { path: path.into(), map, data: 8 + header_bytes, header })
+        Ok(SafetensorsFile { path: path.into(), file: Arc::new(file), map, data: 8 + header_bytes, header })
     }
 
     pub(super) fn release(&self) {
@@ -61,6 +64,13 @@ impl SafetensorsFile {
     /// The file's `__metadata__`.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         self.header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    /// Where the bytes of a tensor are, to read them without the mapping.
+    pub fn part(&self, name: &str, to: usize) -> Option<Part> {
+        let (start, end) = self.header.info(name)?.data_offsets;
+        let from = From::File(self.file.clone(), (self.data + start) as u64);
+        Some(Part { to: to as u64, bytes: (end - start) as u64, from })
     }
 
     pub fn get(&self, name: &str) -> Option<View<'_>> {

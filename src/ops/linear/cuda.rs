@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::ops::tiles::{self, Product, Tile};
 use crate::ops::{Arg, Cuda, Dropout, Linear, Lower, Matmul, launch};
 
-/// FEW of kernels/linear.cu.
+/// FEW of kernels/linear_few.cu.
 const FEW: usize = 8;
 /// Weight rows, a warp each, of a block of `linear_few`.
 const FEW_ROWS: usize = 4;
@@ -45,6 +45,7 @@ impl Forward<'_> {
         if t <= FEW && self.ldy == n {
             // Whatever the tile: this kernel has none.
             all.defines = vec![all.defines[0]];
+            all.file = "linear_few";
             all.entry = "linear_few";
             all.grid = launch::grid(n.div_ceil(FEW_ROWS), caps);
             all.block = 32 * FEW_ROWS as u32;
@@ -52,7 +53,8 @@ impl Forward<'_> {
         } else {
             all.params.push(self.ldy as u32);
         }
-        all.defines.extend([define, ("WIDE", self.wide as i64)]);
+        let wide = self.wide && launch::act(self.act).1 != 0;
+        all.defines.extend([define, ("WIDE", wide as i64)]);
         all.params.push(scale.to_bits());
         all
     }

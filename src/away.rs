@@ -1,0 +1,285 @@
+//! What lies off the device: files that are read and written by position, not mapped, so that their bytes are in the
+//! system's cache and not in this process. A thread reads ahead while launches run.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::backend::HostSlice;
+use crate::error::{Error, Result};
+use crate::graph::Val;
+
+/// A stretch of a value.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// First byte of the value that it holds.
+    pub to: u64,
+    pub bytes: u64,
+    pub from: From,
+}
+
+/// Where the bytes of a part are.
+#[derive(Clone, Debug)]
+pub enum From {
+    /// In a file, from this byte on.
+    File(Arc<File>, u64),
+    Bytes(Vec<u8>),
+}
+
+/// A value off the device. Bytes that no part holds are padding that nothing reads.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    pub parts: Vec<Part>,
+}
+
+impl Store {
+    /// Reads the value's bytes from `offset` on.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = offset + into.len() as u64;
+        for part in &self.parts {
+            let (first, last) = (part.to.max(offset), (part.to + part.bytes).min(end));
+            if first >= last {
+                continue;
+            }
+            let into = &mut into[(first - offset) as usize..(last - offset) as usize];
+            match &part.from {
+                From::File(file, at) => read_at(file, into, at + first - part.to)?,
+                From::Bytes(bytes) => into.copy_from_slice(&bytes[(first - part.to) as usize..][..into.len()]),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the value's bytes from `offset` on.
+    pub fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        let end = offset + from.len() as u64;
+        for part in &self.parts {
+            let (first, last) = (part.to.max(offset), (part.to + part.bytes).min(end));
+            if let (true, From::File(file, at)) = (first < last, &part.from) {
+                let from = &from[(first - offset) as usize..(last - offset) as usize];
+                write_at(file, from, at + first - part.to)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
+}
+
+#[cfg(unix)]
+fn write_at(file: &File, from: &[u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, from, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut into: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, into, at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                into = &mut into[n..];
+                at += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(windows)]
+fn write_at(file: &File, mut from: &[u8], mut at: u64) -> io::Result<()> {
+    while !from.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_write(file, from, at)?;
+        from = &from[n..];
+        at += n as u64;
+    }
+    Ok(())
+}
+
+/// What was moved so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moved {
+    /// Bytes to the device, and off it.
+    pub fetched: u64,
+    pub stored: u64,
+    /// Time in which nothing ran because bytes were not there yet, or were being stored.
+    pub stalled: Duration,
+}
+
+/// All that lies off the device, and the thread that reads it.
+pub struct Away {
+    stores: HashMap<Val, Arc<Store>>,
+    /// Where the file for what is in no file yet is made.
+    dir: PathBuf,
+    spill: Option<Spill>,
+    reader: Option<Reader>,
+    pub moved: Moved,
+}
+
+/// A file for values that are in no file in the form they are needed in. It is gone when it is closed, however the process ends.
+struct Spill {
+    file: Arc<File>,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Away {
+    pub fn new(dir: PathBuf) -> Away {
+        Away { stores: HashMap::new(), dir, spill: None, reader: None, moved: Moved::default() }
+    }
+
+    /// Where the file for what is in no file yet is to be made, if it is not made yet.
+    pub fn set_dir(&mut self, dir: &Path) {
+        self.dir = dir.into();
+    }
+
+    /// Says where the value of a leaf lies.
+    pub fn bind(&mut self, leaf: Val, store: Store) {
+        self.stores.insert(leaf, Arc::new(store));
+    }
+
+    /// The store of a leaf of `bytes` bytes; zeros in the spill file if it has none yet.
+    pub fn store(&mut self, leaf: Val, bytes: u64) -> Result<Arc<Store>> {
+        if let Some(store) = self.stores.get(&leaf) {
+            return Ok(store.clone());
+        }
+        if self.spill.is_none() {
+            self.spill = Some(spill(&self.dir)?);
+        }
+        let Some(spill) = &mut self.spill else { return Ok(Arc::default()) };
+        let at = spill.bytes;
+        spill.bytes = (at + bytes).next_multiple_of(4096);
+        spill.file.set_len(spill.bytes).map_err(|e| Error::io(&spill.path, e))?;
+        let part = Part { to: 0, bytes, from: From::File(spill.file.clone(), at) };
+        let store = Arc::new(Store { parts: vec![part] });
+        self.stores.insert(leaf, store.clone());
+        Ok(store)
+    }
+
+    pub fn read(&mut self, leaf: Val, bytes: u64, offset: u64, into: &mut [u8]) -> Result<()> {
+        let read = self.store(leaf, bytes)?.read(offset, into);
+        read.map_err(|e| self.failed(e))
+    }
+
+    pub fn write(&mut self, leaf: Val, bytes: u64, offset: u64, from: &[u8]) -> Result<()> {
+        let written = self.store(leaf, bytes)?.write(offset, from);
+        written.map_err(|e| self.failed(e))
+    }
+
+    /// Starts to read into `to` and returns the number of the request. Requests are done in order.
+    ///
+    /// # Safety
+    /// Until [`Away::wait`] has returned for that number, or this value is dropped, `to` must be valid and nothing
+    /// else may read or write it.
+    pub unsafe fn start(&mut self, store: Arc<Store>, offset: u64, to: HostSlice) -> Result<u64> {
+        let began = Instant::now();
+        let reader = self.reader.get_or_insert_with(Reader::new);
+        self.moved.fetched += to.bytes as u64;
+        let number = reader.start(Request { store, offset, to });
+        self.moved.stalled += began.elapsed();
+        number.map_err(|e| self.failed(e))
+    }
+
+    /// Waits until request `number` is done.
+    pub fn wait(&mut self, number: u64) -> Result<()> {
+        let began = Instant::now();
+        let done = self.reader.as_mut().map_or(Ok(()), |r| r.wait(number));
+        self.moved.stalled += began.elapsed();
+        done.map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, e: io::Error) -> Error {
+        Error::io(self.spill.as_ref().map_or(&self.dir, |s| &s.path), e)
+    }
+}
+
+fn spill(dir: &Path) -> Result<Spill> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = dir.join(format!(".trimtab-spill-{}-{number}", std::process::id()));
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    // FILE_FLAG_DELETE_ON_CLOSE; elsewhere an open file can lose its name.
+    #[cfg(windows)]
+    std::os::windows::fs::OpenOptionsExt::custom_flags(&mut options, 0x0400_0000);
+    let file = options.open(&path).map_err(|e| Error::io(&path, e))?;
+    #[cfg(unix)]
+    std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+    Ok(Spill { file: Arc::new(file), path, bytes: 0 })
+}
+
+struct Request {
+    store: Arc<Store>,
+    offset: u64,
+    to: HostSlice,
+}
+
+/// Requests under way at most.
+const DEPTH: usize = 1024;
+
+struct Reader {
+    requests: Option<SyncSender<Request>>,
+    done: Receiver<io::Result<()>>,
+    thread: Option<JoinHandle<()>>,
+    started: u64,
+    finished: u64,
+}
+
+impl Reader {
+    fn new() -> Reader {
+        let (requests, todo) = sync_channel::<Request>(DEPTH);
+        let (finish, done) = sync_channel(DEPTH);
+        let thread = std::thread::spawn(move || {
+            for Request { store, offset, to } in todo {
+                // SAFETY: the caller of `start` keeps the range valid and to us until we say it is done.
+                let into = unsafe { std::slice::from_raw_parts_mut(to.ptr, to.bytes) };
+                if finish.send(store.read(offset, into)).is_err() {
+                    return;
+                }
+            }
+        });
+        Reader { requests: Some(requests), done, thread: Some(thread), started: 0, finished: 0 }
+    }
+
+    fn start(&mut self, request: Request) -> io::Result<u64> {
+        // Room for the answer is certain while no more than DEPTH are under way.
+        if self.started - self.finished >= DEPTH as u64 {
+            self.wait(self.finished)?;
+        }
+        let sent = self.requests.as_ref().map(|r| r.send(request));
+        if !matches!(sent, Some(Ok(()))) {
+            return Err(io::Error::other("the reading thread ended"));
+        }
+        self.started += 1;
+        Ok(self.started - 1)
+    }
+
+    fn wait(&mut self, number: u64) -> io::Result<()> {
+        while self.finished <= number {
+            let done = self.done.recv().map_err(|_| io::Error::other("the reading thread ended"))?;
+            self.finished += 1;
+            done?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reader {
+    /// Nothing is written any more once this returns.
+    fn drop(&mut self) {
+        self.requests = None;
+        while self.done.recv().is_ok() {}
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What makes a step fit the memory there is: passes over its graph, and who chooses among them.
+//!
+//! A value may lie off the device, and moving it is a node ([`transfer`]). Every pass leaves the ops that compute a
+//! result and their order as they are, so no choice changes a bit of any result.
+
+pub mod budget;
+pub mod offload;
+pub mod page;
+pub mod recompute;
+pub mod resident;
+pub mod stream;
+pub mod transfer;
+
+use std::collections::HashSet;
+
+use crate::error::Result;
+use crate::train::step::Step;
+
+pub use budget::{Chosen, Request, Wish, fit};
+pub use recompute::Level;
+pub use stream::Ahead;
+
+/// What is done to a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Number of layers, from the first, of which cheap values are computed again, and of which all are.
+    pub selective: usize,
+    pub all: usize,
+    /// Number of blocks, in the order of [`stream::order`], whose frozen weights are streamed.
+    pub stream: usize,
+    pub ahead: Ahead,
+    /// Blocks' inputs wait off the device.
+    pub offload: bool,
+    /// Elements of a page of optimizer state that lies off the device; 0: it lies on it.
+    pub page: usize,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Choices { selective: 0, all: 0, stream: 0, ahead: Ahead::Block, offload: false, page: 0 }
+    }
+}
+
+/// Number of blocks of a step: the embedding, the layers, and what stands behind them.
+pub fn blocks(step: &Step) -> usize {
+    step.graph.nodes.iter().map(|n| n.block + 1).max().unwrap_or(0)
+}
+
+/// Number of blocks that are layers.
+pub fn layers(step: &Step) -> usize {
+    blocks(step).saturating_sub(2)
+}
+
+/// `step` with `choices` made.
+pub fn apply(step: &Step, choices: &Choices) -> Result<Step> {
+    let mut step = step.clone();
+    let (blocks, layers) = (blocks(&step), layers(&step));
+    let g = &mut step.graph;
+    let dropped = recompute::dropped(g, step.forward, |block| match block {
+        0 => Level::None,
+        b if b > layers => Level::None,
+        b if b <= choices.all => Level::All,
+        b if b <= choices.selective => Level::Selective,
+        _ => Level::None,
+    });
+    recompute::recompute(g, step.forward, &dropped)?;
+    if choices.offload {
+        let values = offload::candidates(g, step.forward);
+        offload::offload(g, step.forward, &values)?;
+    }
+    let streamed: HashSet<usize> = stream::order(blocks).into_iter().take(choices.stream).collect();
+    let weights = stream::candidates(g, &step.weights);
+    let weights: HashSet<_> =
+        weights.into_iter().filter(|(_, readers)| readers.is_subset(&streamed)).map(|(w, _)| w).collect();
+    stream::stream(g, &weights, choices.ahead)?;
+    if choices.page > 0 {
+        page::page(g, choices.page)?;
+    }
+    Ok(step)
+}

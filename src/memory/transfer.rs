@@ -1,0 +1,52 @@
+//! The two ops that move a value between the device and a place off it. They are nodes like any others, so liveness
+//! and the arena place their device side; the plan turns them into transfers, which the executor starts and waits for.
+//!
+//! They are rows without kernels, and so not in the op table: nothing launches them.
+
+use crate::error::Result;
+use crate::graph::{Graph, Val};
+use crate::ops::{Attr, Cost, Grad, OpDef, no_acts, no_workspace};
+
+/// `fetch` [x off the device] → x, on the device. Its output is reserved from here on, so a fetch that stands well
+/// before its first reader is a prefetch.
+pub static FETCH: OpDef = row("fetch");
+
+/// `store` [x] → x, off the device: it overwrites (a view of) a leaf there.
+pub static STORE: OpDef = row("store");
+
+const fn row(name: &'static str) -> OpDef {
+    OpDef {
+        name,
+        infer: |_, ins| match ins {
+            [x] => Ok(vec![x.clone()]),
+            _ => Err(format!("{ins:?}, expected one operand")),
+        },
+        reference: |_, ins| ins.to_vec(),
+        grad: Grad::Stop,
+        in_place: &[],
+        cost: |_, _, _| Cost::default(),
+        workspace: no_workspace,
+        host: |_| {},
+        wgsl: |_| Ok(Vec::new()),
+        cuda: |_| Ok(Vec::new()),
+        acts: no_acts,
+        samples: Vec::new,
+    }
+}
+
+/// Whether `op` is one of the two.
+pub fn is_transfer(op: &'static OpDef) -> bool {
+    std::ptr::eq(op, &FETCH) || std::ptr::eq(op, &STORE)
+}
+
+impl Graph {
+    /// `of`, which lies off the device, on it.
+    pub fn fetch(&mut self, of: Val) -> Result<Val> {
+        Ok(self.node(&FETCH, Attr::None, &[of])?[0])
+    }
+
+    /// Moves `x` into the leaf `away` (or a view of it); the result lies there.
+    pub fn store(&mut self, x: Val, away: Val) -> Result<Val> {
+        Ok(self.node_into(&STORE, Attr::None, &[x], &[Some(away)])?[0])
+    }
+}

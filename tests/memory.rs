@@ -1,0 +1,331 @@
+//! What makes a step fit a budget: every choice leaves every bit of the result as it was, the plan's account is what
+//! is allocated, and a budget that cannot be met is an error before anything is allocated.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::devices::devices;
+use trimtab::Error;
+use trimtab::backend::cpu::Cpu;
+use trimtab::backend::{Backend, Target};
+use trimtab::data::pack::{MicroBatch, pack};
+use trimtab::data::{Dataset, Example};
+use trimtab::dtype::DType;
+use trimtab::memory::budget::{PROCESS, counted};
+use trimtab::memory::{self, Ahead, Choices, Request};
+use trimtab::models;
+use trimtab::nn::Role;
+use trimtab::peft::config::{AdapterConfig, Targets};
+use trimtab::peft::{Method, full::Full, lora::Lora};
+use trimtab::plan::{Plan, kind_of};
+use trimtab::session::{Base, Options, Planned};
+use trimtab::train::optimizer::{Bits, Rule};
+use trimtab::train::step::Step;
+use trimtab::train::trainer::{StepReport, Trainer};
+use trimtab::weights::{Checkpoint, load};
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// What is trained, apart from how it is made to fit.
+#[derive(Clone, Debug)]
+struct Setup {
+    folder: PathBuf,
+    lora: bool,
+    quantize: Option<DType>,
+    dropout: f64,
+    tokens: usize,
+    rule: Rule,
+}
+
+impl Setup {
+    fn step(&self) -> (Checkpoint, Step) {
+        let base = Checkpoint::open(&self.folder).unwrap();
+        let mut config = AdapterConfig::lora(4, 8.0, Targets::AllLinear);
+        config.dropout = self.dropout;
+        let method: Box<dyn Method> = if self.lora { Box::new(Lora { config }) } else { Box::new(Full) };
+        let model = models::read(base.config(), self.tokens).unwrap();
+        let storage = |_: &str, role: Role| match self.quantize {
+            Some(dtype) if role.is_block_linear() => dtype,
+            _ => DType::F32,
+        };
+        let caps = Cpu::new().caps().clone();
+        let step = Step::with(&*model, &*method, &storage, DType::F32, self.tokens, self.rule.into(), &caps).unwrap();
+        (base, step)
+    }
+
+    fn steps(&self) -> Vec<Vec<MicroBatch>> {
+        let mut data = Dataset::default();
+        for i in 0..6u32 {
+            let n = [self.tokens, 5, self.tokens / 2, 3, 7, self.tokens - 1][i as usize].clamp(2, self.tokens) as u32;
+            let ids: Vec<u32> = (0..n).map(|j| (i * 31 + j * 7) % 100).collect();
+            let labels = ids.iter().map(|&i| i as i32).collect();
+            data.push(&Example { input_ids: ids, labels }).unwrap();
+        }
+        let step = |indices: &[usize]| pack(&data, indices, self.tokens, true).unwrap();
+        vec![step(&[0, 1, 2]), step(&[3, 4, 5])]
+    }
+}
+
+/// Everything a run leaves: reports and all trained values, as bits.
+type Outcome = (Vec<StepReport>, Vec<u32>);
+
+/// Runs `step` as `plan` lays it out, and checks that what is allocated is what the plan says, before and after.
+fn run(setup: &Setup, base: &Checkpoint, step: Step, plan: Plan) -> Outcome {
+    let (total, host) = (plan.account.total, plan.account.host_total);
+    let mut trainer = Trainer::new(Box::new(Cpu::new()), step, plan, 7).unwrap();
+    assert_eq!((trainer.exec.backend.memory(), host), (total, 0), "the account is not what was allocated");
+    let weights = trainer.weights().to_vec();
+    let from = load::Sources { base: Some(base), std: 0.0, adapter: None, seed: 7 };
+    load::load(&mut trainer.exec, &weights, &from, &mut |_, _| Ok(())).unwrap();
+    let reports = setup.steps().iter().map(|micro| trainer.step(micro, 1e-2).unwrap()).collect();
+    assert_eq!(trainer.exec.backend.memory(), total, "a step allocated");
+    let trained = trainer.trained().unwrap();
+    (reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect())
+}
+
+fn with(setup: &Setup, choices: &Choices) -> (Outcome, Plan) {
+    let (base, step) = setup.step();
+    let step = memory::apply(&step, choices).unwrap();
+    let caps = Cpu::new().caps().clone();
+    let plan = Plan::new(&step.graph, &caps).unwrap();
+    let again = Plan::new(&step.graph, &caps).unwrap();
+    (run(setup, &base, step, plan), again)
+}
+
+fn setups() -> Vec<Setup> {
+    let lora = |quantize, dropout| Setup {
+        folder: fixture("golden/base"),
+        lora: true,
+        quantize,
+        dropout,
+        tokens: 24,
+        rule: Rule::ADAMW,
+    };
+    let full = Setup { lora: false, ..lora(None, 0.0) };
+    vec![
+        lora(None, 0.0),
+        lora(Some(DType::Nf4Dq), 0.1),
+        Setup { folder: fixture("families/gemma"), ..full.clone() },
+        full,
+    ]
+}
+
+#[test]
+fn no_choice_changes_a_bit() {
+    for setup in setups() {
+        let layers = memory::layers(&setup.step().1);
+        let blocks = memory::blocks(&setup.step().1);
+        assert!(layers >= 2, "{setup:?}");
+        let plain = Choices::default();
+        let (want, unchanged) = with(&setup, &plain);
+        // The control: other data gives other bits.
+        let other = Setup { tokens: 20, ..setup.clone() };
+        assert!(with(&other, &plain).0 != want, "{setup:?}");
+        let table = [
+            Choices { selective: layers, ..plain },
+            Choices { all: 1, ..plain },
+            Choices { all: layers, ..plain },
+            Choices { all: 1, selective: layers, ..plain },
+            Choices { stream: 1, ..plain },
+            Choices { stream: blocks, ..plain },
+            Choices { stream: blocks, ahead: Ahead::Nothing, ..plain },
+            Choices { page: 256, ..plain },
+            Choices { page: 4096, ..plain },
+            Choices { offload: true, ..plain },
+            Choices { offload: true, all: layers, ..plain },
+            Choices { selective: 0, all: layers, stream: blocks, ahead: Ahead::Nothing, offload: true, page: 1024 },
+        ];
+        for choices in table {
+            let (got, plan) = with(&setup, &choices);
+            assert!(got == want, "{choices:?} on {setup:?}: {:?} not {:?}", got.0, want.0);
+            let moves = choices.page > 0 || choices.offload || choices.stream > 0 && setup.lora;
+            assert_eq!(moves, !plan.schedule.moves.is_empty(), "{choices:?}");
+            // It does something.
+            let much = choices.all == layers || choices.page > 0;
+            assert!(!much || plan.account.total < unchanged.account.total, "{choices:?} on {setup:?}");
+        }
+        // Everything at once takes less than nothing.
+        let (_, least) = with(&setup, &table_last(layers, blocks));
+        assert!(least.account.total < unchanged.account.total, "{setup:?}");
+    }
+}
+
+#[test]
+fn devices_with_memory_of_their_own_fetch_through_staging() {
+    let setup = &setups()[1];
+    for device in devices() {
+        let mut outcomes = Vec::new();
+        for all in [false, true] {
+            let backend = device.open();
+            let (base, step) = setup.step();
+            let (layers, blocks) = (memory::layers(&step), memory::blocks(&step));
+            let choices = match all {
+                true => Choices {
+                    all: layers,
+                    stream: blocks,
+                    ahead: Ahead::Block,
+                    offload: true,
+                    page: 1024,
+                    selective: 0,
+                },
+                false => Choices::default(),
+            };
+            let step = memory::apply(&step, &choices).unwrap();
+            let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+            let own = backend.caps().target == Target::Host;
+            assert_eq!(plan.account.host_total > 0, all && !own, "{}", device.name);
+            assert_eq!(plan.account.host_total, plan.schedule.staging);
+            let total = plan.account.total;
+            let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();
+            assert_eq!(trainer.exec.backend.memory(), total, "{}", device.name);
+            let weights = trainer.weights().to_vec();
+            let from = load::Sources { base: Some(&base), std: 0.0, adapter: None, seed: 7 };
+            load::load(&mut trainer.exec, &weights, &from, &mut |_, _| Ok(())).unwrap();
+            let reports: Vec<StepReport> = setup.steps().iter().map(|m| trainer.step(m, 1e-2).unwrap()).collect();
+            assert_eq!(trainer.exec.backend.memory(), total, "{}: a step allocated", device.name);
+            assert_eq!(trainer.exec.away.moved.fetched > 0, all);
+            let trained = trainer.trained().unwrap();
+            outcomes.push((reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect::<Vec<_>>()));
+        }
+        assert!(outcomes[0] == outcomes[1], "{}: {:?} not {:?}", device.name, outcomes[1].0, outcomes[0].0);
+    }
+}
+
+fn table_last(layers: usize, blocks: usize) -> Choices {
+    Choices { selective: 0, all: layers, stream: blocks, ahead: Ahead::Nothing, offload: false, page: 1024 }
+}
+
+const RULES: [Rule; 6] = [
+    Rule::ADAMW,
+    Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, bits: Bits::B8 },
+    Rule::LION,
+    Rule::Lion { beta1: 0.9, beta2: 0.99, bits: Bits::B8 },
+    Rule::Sgd { momentum: 0.9, dampening: 0.0, nesterov: true },
+    Rule::ADAFACTOR,
+];
+
+#[test]
+fn every_optimizer_is_the_same_in_pages() {
+    for rule in RULES {
+        let setup = Setup { rule, ..setups()[3].clone() };
+        let (want, plain) = with(&setup, &Choices::default());
+        for page in [256, 3072, 1 << 20] {
+            let (got, plan) = with(&setup, &Choices { page, ..Choices::default() });
+            assert!(got == want, "{rule:?} in pages of {page}: {:?} not {:?}", got.0, want.0);
+            // Adafactor's state is small and read as a whole.
+            let paged = rule != Rule::ADAFACTOR;
+            assert_eq!(plan.account.files.iter().any(|f| f.0 == "optimizer state"), paged, "{rule:?}");
+            assert!(!paged || page > 4096 || plan.account.total < plain.account.total, "{rule:?} in pages of {page}");
+        }
+    }
+}
+
+/// Small numbers from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 33) % n as u64) as usize
+    }
+}
+
+#[test]
+fn a_budget_is_kept_or_refused_before_anything_is_allocated() {
+    let caps = Cpu::new().caps().clone();
+    let folders = ["golden/base", "families/gemma", "families/qwen2", "families/qwen3", "families/mistral"];
+    let (ran, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    for n in 0..300u64 {
+        let mut dice = Dice(n * 77 + 1);
+        let lora = dice.below(3) > 0;
+        let setup = Setup {
+            folder: fixture(folders[dice.below(folders.len())]),
+            lora,
+            quantize: [None, Some(DType::Nf4), Some(DType::Nf4Dq)][if lora { dice.below(3) } else { 0 }],
+            dropout: [0.0, 0.1][dice.below(2)],
+            tokens: 8 + dice.below(40),
+            rule: RULES[dice.below(RULES.len())],
+        };
+        let (base, step) = setup.step();
+        let plain = Plan::new(&step.graph, &caps).unwrap();
+        let whole = counted(&plain, &caps);
+        // From far too little to more than enough.
+        let budget = PROCESS + (whole - PROCESS) * (5 + dice.below(110) as u64) / 100;
+        let request = Request { budget: Some(budget), ..Request::default() };
+        match memory::fit(&step, &caps, &request) {
+            Ok((fitted, plan, chosen)) => {
+                assert!(counted(&plan, &caps) <= budget, "{setup:?}");
+                assert_eq!(chosen.is_empty(), whole <= budget, "{setup:?} in {budget}: {chosen:?}");
+                let want = run(&setup, &base, step, plain);
+                assert!(run(&setup, &base, fitted, plan) == want, "{setup:?}: {chosen:?}");
+                ran.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Error::Memory { needed, available, hint }) => {
+                assert!(available == budget && needed > budget && hint.contains(&needed.to_string()), "{hint}");
+                // What it says would do, does; and less does not.
+                let enough = |bytes| memory::fit(&step, &caps, &Request { budget: Some(bytes), ..request });
+                assert!(enough(needed).is_ok(), "{setup:?}: {needed} bytes are not enough");
+                assert!(enough(needed - 1).is_err(), "{setup:?}: {needed} bytes are not the least");
+                refused.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    let (ran, refused) = (ran.into_inner(), refused.into_inner());
+    assert!(ran > 100 && refused > 20, "{ran} ran, {refused} were refused");
+}
+
+#[test]
+fn what_is_fetched_is_there_before_it_is_read() {
+    let setup = &setups()[1];
+    let (_, step) = setup.step();
+    let (layers, blocks) = (memory::layers(&step), memory::blocks(&step));
+    let caps = Cpu::new().caps().clone();
+    for ahead in [Ahead::Block, Ahead::Nothing] {
+        let step = memory::apply(&step, &Choices { all: layers, stream: blocks, ahead, ..Choices::default() }).unwrap();
+        let plan = Plan::new(&step.graph, &caps).unwrap();
+        let early = step.graph.nodes.iter().filter(|n| n.op.name == "fetch").count();
+        assert_eq!(early, plan.schedule.moves.len());
+        let streamed = plan.storages.iter().filter(|s| kind_of(&step.graph, s) == trimtab::plan::Kind::Weight);
+        assert_eq!(streamed.count(), early);
+        // A fetch a block ahead stands well before its reader.
+        let gap = |i: usize| {
+            let out = step.graph.nodes[i].outs[0];
+            let reader = step.graph.nodes.iter().position(|n| n.ins.iter().any(|&v| step.graph.root(v).0 == out));
+            reader.unwrap() - i
+        };
+        let gaps: Vec<usize> =
+            (0..step.graph.nodes.len()).filter(|&i| step.graph.nodes[i].op.name == "fetch").map(gap).collect();
+        let far = gaps.iter().filter(|&&g| g > 10).count();
+        assert_eq!(far > early / 2, ahead == Ahead::Block, "{ahead:?}: {gaps:?}");
+    }
+}
+
+#[test]
+fn smaller_micro_batches_are_the_last_resort_and_said() {
+    let base = Base::open(fixture("golden/base")).unwrap();
+    let plan = |max_seq_len, micro_tokens, budget| {
+        let method = Box::new(Lora { config: AdapterConfig::lora(4, 8.0, Targets::AllLinear) });
+        let memory = Request { budget: Some(budget), ..Request::default() };
+        let options = Options { max_seq_len, micro_tokens, memory, ..Options::default() };
+        Planned::new(&base, method, options, Box::new(Cpu::new()))
+    };
+    let least = |tokens| match plan(tokens, tokens, 1) {
+        Err(Error::Memory { needed, .. }) => needed,
+        other => panic!("a byte is enough: {}", other.is_ok()),
+    };
+    let (small, large) = (least(64), least(128));
+    assert!(small < large);
+    // What others can do is not done by this.
+    let planned = plan(16, 128, large).unwrap();
+    assert_eq!(planned.micro_tokens(), 128);
+    assert!(planned.chosen().iter().all(|c| !c.what.contains("rounding")));
+    let planned = plan(16, 128, small).unwrap();
+    assert!((16..128).contains(&planned.micro_tokens()));
+    assert!(planned.chosen()[0].what.contains("rounding"), "{:?}", planned.chosen());
+    assert!(plan(128, 128, small).is_err(), "the control: a sequence is not split");
+}
