@@ -13,12 +13,12 @@ use trimtab::ops::{self, Cuda, Lower, OpDef, Sample};
 
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
-/// On these every variant is compiled; on the others, of what differs only in how a weight is stored, f32 and NF4 with
+/// On this one every variant is compiled; on the others, of what differs only in how a weight is stored, f32 and NF4 with
 /// double quantization, the least and the most that decoding takes.
-const WHOLE: [u32; 3] = [75, 80, 90];
+const WHOLE: u32 = 80;
 
 fn compiled_on(arch: u32, defines: &[(&'static str, i64)]) -> bool {
-    WHOLE.contains(&arch) || defines.iter().all(|&(name, value)| name != "W" || matches!(value, 0 | 4))
+    arch == WHOLE || defines.iter().all(|&(name, value)| name != "W" || matches!(value, 0 | 4))
 }
 
 /// What a thread may have, and all threads of a block together (CUDA C++ Programming Guide, "Compute Capabilities").

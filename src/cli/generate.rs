@@ -63,12 +63,16 @@ pub fn run(args: Args) -> Outcome {
     // The text is printed as it comes, the prompt once the model is there. If nobody reads it any more, it ends.
     let mut prompt = Some(args.prompt.as_str());
     let mut stop = None;
-    text::generate(&config, &args.prompt, args.max_tokens, &sampling, &mut |piece| {
+    let timing = text::generate(&config, &args.prompt, args.max_tokens, &sampling, &mut |piece| {
         stop = print(prompt.take().unwrap_or_default()).and_then(|()| print(piece)).err();
         stop.is_none()
     })?;
     match stop {
-        Some(stop) => Err(stop),
-        None => print(&format!("{}\n", prompt.unwrap_or_default())),
+        Some(stop) => return Err(stop),
+        None => print(&format!("{}\n", prompt.unwrap_or_default()))?,
     }
+    if timing.read.1 > 0.0 {
+        eprintln!("{timing}");
+    }
+    Ok(())
 }

@@ -1,7 +1,10 @@
 //! Text for a prompt: what `trimtab generate` does.
 
+use std::time::Instant;
+
 use super::sample::Sampling;
 use super::{Generation, Generator};
+
 use crate::backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
@@ -12,6 +15,26 @@ use crate::weights::load;
 /// Tokens of a prompt that are read at once.
 const CHUNK: usize = 256;
 
+/// How long a text took, loading not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timing {
+    /// Tokens of the prompt, and the seconds until all were read.
+    pub read: (usize, f64),
+    /// Tokens that were written behind the first, which the prompt gave, and their seconds.
+    pub written: (usize, f64),
+}
+
+impl std::fmt::Display for Timing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rate = |(tokens, seconds): (usize, f64)| tokens as f64 / seconds.max(1e-9);
+        write!(f, "read {} tokens at {:.1} a second", self.read.0, rate(self.read))?;
+        match self.written.0 {
+            0 => Ok(()),
+            n => write!(f, ", wrote {n} at {:.1} a second", rate(self.written)),
+        }
+    }
+}
+
 /// Continues `prompt` by at most `max_tokens` tokens, or until the model ends the text. `on` is given each piece as it
 /// comes, never half a character, and ends the text by returning false. Of the settings, those about the model, the
 /// adapter, storage and device count.
@@ -21,7 +44,7 @@ pub fn generate(
     max_tokens: usize,
     sampling: &Sampling,
     on: &mut dyn FnMut(&str) -> bool,
-) -> Result<()> {
+) -> Result<Timing> {
     sampling.check()?;
     let base = Base::open(config.need("model")?)?;
     let tokenizer = base.tokenizer()?;
@@ -37,7 +60,7 @@ pub fn generate(
         ));
     }
     if max_tokens == 0 {
-        return Ok(());
+        return Ok(Timing::default());
     }
     let capacity = ids.len().saturating_add(max_tokens);
     let model = base.model(capacity)?;
@@ -72,15 +95,21 @@ pub fn generate(
 
     let mut text = tokenizer.decode_stream(true);
     let mut next = ids;
+    let mut timing = Timing { read: (next.len(), 0.0), ..Timing::default() };
     for index in 0..max_tokens {
+        let start = Instant::now();
         let logits = generator.feed(&next)?;
+        match index {
+            0 => timing.read.1 = start.elapsed().as_secs_f64(),
+            _ => timing.written = (timing.written.0 + 1, timing.written.1 + start.elapsed().as_secs_f64()),
+        }
         let id = sampling.next(&logits, index as u64)?;
         if tokenizer.eos_ids().contains(&id) {
             break;
         }
         let piece = text.push(id)?;
         if !piece.is_empty() && !on(&piece) {
-            return Ok(());
+            return Ok(timing);
         }
         next = vec![id];
     }
@@ -88,5 +117,5 @@ pub fn generate(
     if !rest.is_empty() {
         on(&rest);
     }
-    Ok(())
+    Ok(timing)
 }
