@@ -1,14 +1,17 @@
-//! CPU kernels at the shapes of SmolLM2-135M: 576 features, 1536 in the MLP, 9 heads of 64 over 3, 49152 tokens of
-//! vocabulary. Every case names a row of the op table and is run through it; a row without a case fails.
+//! Kernels at the shapes of SmolLM2-135M: 576 features, 1536 in the MLP, 9 heads of 64 over 3, 49152 tokens of
+//! vocabulary. Every case names a row of the op table and is run through it; a row without a case fails. The device is
+//! the CPU, or what TRIMTAB_BENCH_DEVICE names; one that keeps activations in 16 bits runs every case that has any so
+//! too.
 //!
 //! `cargo bench --bench ops -- linear` runs those whose name contains `linear`; `-- --test` runs each once.
+
+mod common;
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use trimtab::backend::cpu::Cpu;
-use trimtab::backend::{Backend, Slice};
+use trimtab::backend::{Backend, Recording, Slice};
 use trimtab::dtype::{ALIGN, DType, Ty, align};
 use trimtab::ops::*;
 use trimtab::plan::{Operands, lower};
@@ -26,6 +29,8 @@ const V: usize = 49152;
 const LOSS_T: usize = 256;
 const PARAMS: usize = 5_000_000;
 const RANK: usize = 16;
+/// Tokens of the vocabulary whose rows are trained apart.
+const FEW: usize = 64;
 
 struct Case {
     op: &'static str,
@@ -38,6 +43,7 @@ struct Case {
 }
 
 /// An operand, and what is in it.
+#[derive(Clone)]
 enum In {
     Normal(Ty),
     Ones(Ty),
@@ -112,6 +118,13 @@ fn cases() -> Vec<Case> {
     let grad = EmbedGrad { scale: 1.0, rows: V, acc: true };
     case("embed_dw", "tokens", Attr::EmbedGrad(grad), vec![ids(T, V), f32s(&[T, D]), f32s(&[V, D])], &[(2, 0)]);
     let kv = KV_HEADS * HEAD;
+    let embed = Attr::Embed { scale: 1.0 };
+    case("embed_cols", "tokens", embed, vec![ids(T, V), f32s(&[RANK, V])], &[]);
+    let ins = vec![ids(T, V), f32s(&[T, RANK]), f32s(&[RANK, V])];
+    case("embed_cols_dw", "tokens", Attr::EmbedGrad(grad), ins, &[(2, 0)]);
+    case("token_rows", "tokens", Attr::None, vec![ids(T, V), ids(FEW, V)], &[]);
+    let ins = vec![In::Normal(Ty::new(DType::BF16, &[V, D])), f32s(&[FEW, D]), ids(FEW, V)];
+    case("replace_rows", "bf16", Attr::None, ins, &[]);
     case("cache_write", "tokens", Attr::None, vec![f32s(&[2 * T, kv]), f32s(&[T, kv]), positions()], &[(0, 0)]);
 
     case("add", "residual", Attr::None, vec![f32s(&[T, D]), f32s(&[T, D])], &[(0, 0)]);
@@ -123,6 +136,13 @@ fn cases() -> Vec<Case> {
     let factor = |acc| Attr::Factor(Factor { factor: 0.5, acc });
     case("add_row", "tokens", factor(false), vec![f32s(&[T, D]), f32s(&[D])], &[(0, 0)]);
     case("add_row_dv", "tokens", factor(false), vec![f32s(&[T, D])], &[]);
+    case("cast", "f32 to bf16", Attr::Cast(DType::BF16), vec![f32s(&[T, D])], &[]);
+    let row = || In::Ones(Ty::f32(&[D]));
+    case("mul_row", "tokens", Attr::None, vec![f32s(&[T, D]), row()], &[(0, 0)]);
+    case("div_row", "tokens", Attr::None, vec![f32s(&[T, D]), row()], &[(0, 0)]);
+    case("mul_row_dv", "tokens", Attr::Acc(false), vec![f32s(&[T, D]), f32s(&[T, D])], &[]);
+    let ins = vec![In::Normal(Ty::new(DType::Nf4, &[F, D])), f32s(&[RANK, D]), f32s(&[F, RANK])];
+    case("dora_norm", "nf4", factor(false), ins, &[]);
 
     for (name, grad_w) in [("frozen head", false), ("trained head", true)] {
         let ins = vec![f32s(&[LOSS_T, D]), f32s(&[V, D]), ids(LOSS_T, V), scalar()];
@@ -168,6 +188,19 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
+impl Case {
+    /// The same with activations in `dtype`, if it has any.
+    fn narrow(&self, op: &OpDef, dtype: DType) -> Option<Case> {
+        let acts = (op.acts)(&self.attr).ins;
+        let narrowed = |(i, input): (usize, &In)| match input {
+            In::Normal(ty) if acts.contains(&i) => In::Normal(Ty::new(dtype, &ty.shape)),
+            other => other.clone(),
+        };
+        let ins = self.ins.iter().enumerate().map(narrowed).collect();
+        (!acts.is_empty()).then(|| Case { attr: self.attr.clone(), ins, ..*self })
+    }
+}
+
 impl In {
     fn ty(&self) -> &Ty {
         match self {
@@ -187,36 +220,36 @@ impl In {
 fn encode(ty: &Ty, values: &[f32]) -> Vec<u8> {
     match ty.dtype {
         DType::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
         DType::Nf4 | DType::Nf4Dq => nf4::quantize(values, ty.dtype == DType::Nf4Dq).expect("whole blocks"),
         _ => bytemuck::cast_slice(values).to_vec(),
     }
 }
 
-fn bench(c: &mut Criterion, op: &'static OpDef, case: &Case) {
+fn bench(c: &mut Criterion, op: &'static OpDef, case: &Case, name: &str) {
     let ins: Vec<Ty> = case.ins.iter().map(|i| i.ty().clone()).collect();
     let outs = op.types(&case.attr, &ins).unwrap_or_else(|e| panic!("{} {}: {e}", case.op, case.name));
     let cost = (op.cost)(&case.attr, &ins, &outs);
     let mut group = c.benchmark_group(case.op);
-    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
     group.throughput(Throughput::ElementsAndBytes {
         elements: cost.flops,
         bytes: ins.iter().chain(&outs).map(|t| t.bytes() as u64).sum(),
     });
     // Operands are made only for what the filter lets run.
     let mut ready = None;
-    group.bench_function(BenchmarkId::from_parameter(case.name), |b| {
-        let (cpu, recording) = ready.get_or_insert_with(|| prepare(op, case, &ins, &outs));
-        b.iter(|| cpu.replay(black_box(*recording)).and_then(|()| cpu.sync()).expect("the CPU refuses nothing"));
+    group.bench_function(BenchmarkId::from_parameter(name), |b| {
+        let (device, recording) = ready.get_or_insert_with(|| prepare(op, case, &ins, &outs));
+        b.iter(|| device.replay(black_box(*recording)).and_then(|()| device.sync()).expect("what it recorded runs"));
     });
     group.finish();
 }
 
-/// The case on a CPU backend, ready to be replayed.
-fn prepare(op: &'static OpDef, case: &Case, ins: &[Ty], outs: &[Ty]) -> (Cpu, trimtab::backend::Recording) {
-    let mut cpu = Cpu::new();
-    let work = (op.workspace)(&case.attr, ins, cpu.caps());
+/// The case on the device, ready to be replayed.
+fn prepare(op: &'static OpDef, case: &Case, ins: &[Ty], outs: &[Ty]) -> (Box<dyn Backend>, Recording) {
+    let mut device = common::device();
+    let work = (op.workspace)(&case.attr, ins, device.caps());
     let rooms: u64 = ins.iter().chain(outs).map(|t| align(t.bytes()) as u64).sum();
-    let buffer = cpu.alloc(rooms + work.next_multiple_of(ALIGN as u64)).expect("memory");
+    let buffer = device.alloc(rooms + work.next_multiple_of(ALIGN as u64)).expect("memory");
     let mut end = 0;
     let mut room = |bytes: u64| {
         let slice = Slice { buffer, offset: end, bytes };
@@ -232,22 +265,37 @@ fn prepare(op: &'static OpDef, case: &Case, ins: &[Ty], outs: &[Ty]) -> (Cpu, tr
     let work = (work > 0).then(|| room(work));
     for (slice, operand) in in_slices.iter().zip(&case.ins) {
         let bytes = operand.bytes();
-        cpu.upload(Slice { bytes: bytes.len() as u64, ..*slice }, &bytes).expect("it fits");
+        device.upload(Slice { bytes: bytes.len() as u64, ..*slice }, &bytes).expect("it fits");
     }
     let at = Operands { outs: out_slices, ins: in_slices, work };
-    let launches = lower(op, "bench", &case.attr, ins, outs, &at, cpu.caps()).expect("the CPU has every op");
-    let recording = cpu.record(&launches).expect("it records");
-    (cpu, recording)
+    let launches = lower(op, "bench", &case.attr, ins, outs, &at, device.caps()).expect("the device has every op");
+    let recording = device.record(&launches).expect("it records");
+    (device, recording)
 }
 
 fn ops(c: &mut Criterion) {
     let cases = cases();
+    // Kept open: a card's context is made once.
+    let device = common::device();
     for op in table() {
         let mut of_op = cases.iter().filter(|case| case.op == op.name).peekable();
         assert!(of_op.peek().is_some(), "the op {} has no case here", op.name);
-        of_op.for_each(|case| bench(c, op, case));
+        for case in of_op {
+            bench(c, op, case, case.name);
+            let narrow = |dtype| Some((dtype, case.narrow(op, dtype)?));
+            if let Some((dtype, narrow)) = device.caps().act16.and_then(narrow) {
+                bench(c, op, &narrow, &format!("{}, {dtype}", case.name));
+            }
+        }
     }
 }
 
-criterion_group!(benches, ops);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(2));
+    targets = ops
+}
 criterion_main!(benches);

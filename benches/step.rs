@@ -1,11 +1,12 @@
-//! Whole training steps on the CPU: the model that ships in `assets/base`, 1024 tokens in four sequences. Criterion's
-//! elements per second are tokens per second.
+//! Whole training steps of the model that ships in `assets/base`, 1024 tokens in four sequences. Criterion's elements
+//! per second are tokens per second. The device is the CPU, or what TRIMTAB_BENCH_DEVICE names; on one that keeps
+//! activations in 16 bits they are run so too.
 
-use std::path::Path;
+mod common;
+
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use trimtab::backend::cpu::Cpu;
 use trimtab::data::pack::pack;
 use trimtab::data::{Dataset, Example};
 use trimtab::dtype::DType;
@@ -17,8 +18,14 @@ const SEQUENCE: usize = 256;
 /// Small enough for any number of steps on the same tokens to stay finite.
 const RATE: f64 = 1e-5;
 
-fn step(c: &mut Criterion, name: &str, method: Box<dyn Method>, quantize: Option<DType>) -> trimtab::Result<()> {
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+fn step(
+    c: &mut Criterion,
+    name: &str,
+    method: Box<dyn Method>,
+    quantize: Option<DType>,
+    dtype: DType,
+) -> trimtab::Result<()> {
+    let assets = common::root("assets");
     let base = Base::open(assets.join("base"))?;
     let path = assets.join("shakespeare.txt");
     let text = std::fs::read_to_string(&path).map_err(|e| trimtab::Error::io(&path, e))?;
@@ -32,11 +39,10 @@ fn step(c: &mut Criterion, name: &str, method: Box<dyn Method>, quantize: Option
     let order: Vec<usize> = (0..data.len()).collect();
     let micro = pack(&data, &order, TOKENS, true)?;
 
-    let options = Options { quantize, max_seq_len: SEQUENCE, micro_tokens: TOKENS, ..Options::default() };
-    let planned = Planned::new(&base, method, options, Box::new(Cpu::new()))?;
+    let options = Options { quantize, dtype, max_seq_len: SEQUENCE, micro_tokens: TOKENS, ..Options::default() };
+    let planned = Planned::new(&base, method, options, common::device())?;
     let mut session = planned.start(None, &mut |_, _| Ok(()))?;
     let mut group = c.benchmark_group("step");
-    group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(10));
     group.throughput(Throughput::Elements(TOKENS as u64));
     let mut last = Ok(());
     group.bench_function(name, |b| {
@@ -51,13 +57,27 @@ fn step(c: &mut Criterion, name: &str, method: Box<dyn Method>, quantize: Option
 }
 
 fn steps(c: &mut Criterion) {
-    let lora = || Box::new(Lora { config: AdapterConfig::lora(16, 32.0, Targets::AllLinear) });
-    let all: [(&str, Box<dyn Method>, Option<DType>); 3] =
-        [("lora", lora(), None), ("qlora", lora(), Some(DType::Nf4)), ("full", Box::new(Full), None)];
-    for (name, method, quantize) in all {
-        step(c, name, method, quantize).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let narrow = common::device().caps().act16;
+    for dtype in [Some(DType::F32), narrow].into_iter().flatten() {
+        let lora = || Box::new(Lora { config: AdapterConfig::lora(16, 32.0, Targets::AllLinear) });
+        let all: [(&str, Box<dyn Method>, Option<DType>); 3] =
+            [("lora", lora(), None), ("qlora", lora(), Some(DType::Nf4)), ("full", Box::new(Full), None)];
+        for (method_name, method, quantize) in all {
+            let name = match dtype {
+                DType::F32 => method_name.to_string(),
+                _ => format!("{method_name}, {dtype}"),
+            };
+            step(c, &name, method, quantize, dtype).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
     }
 }
 
-criterion_group!(benches, steps);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(10));
+    targets = steps
+}
 criterion_main!(benches);

@@ -2,25 +2,29 @@
 # The truth on a GPU: runs the op matrix, gradients, goldens and training parity on the NVIDIA GPU of this machine,
 # compares every kernel with the interpreter, runs compute-sanitizer where it is installed, then the benches, and
 # writes one JSON file.   gpu-check.sh [DIR of gpu-build.sh] [OUT.json]
-# Needs the driver, python3 with PyTorch (its NVRTC is used), and what gpu-build.sh built. No Rust, no network.
+# Needs the driver, python3 with PyTorch (its NVRTC is used), and what gpu-build.sh built. No Rust, no network. A step
+# has TRIMTAB_GPU_LIMIT seconds; kernels that are in TRIMTAB_CACHE already are not compiled again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 bin=${1:-target/gpu}
 out=${2:-docs/gpu/$(date -u +%Y-%m-%d).json}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export CARGO_MANIFEST_DIR=$PWD TRIMTAB_REQUIRE_CUDA=1 TRIMTAB_CACHE=$work/cache
+export CARGO_MANIFEST_DIR=$PWD TRIMTAB_REQUIRE_CUDA=1 TRIMTAB_CACHE=${TRIMTAB_CACHE:-$work/cache}
 if [ -z "${TRIMTAB_NVRTC:-}" ]; then
     TRIMTAB_NVRTC=$(python3 - <<'P'
 import glob, os, sysconfig
-roots = {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}
+roots, major = {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}, ""
 try:
     import torch
     roots.add(os.path.dirname(os.path.dirname(torch.__file__)))
+    major = (torch.version.cuda or "").split(".")[0]
 except ImportError:
     pass
 found = [f for r in roots for p in ("nvidia/*/lib/libnvrtc.so.*", "torch/lib/libnvrtc*.so*") for f in glob.glob(f"{r}/{p}")]
-found = [f for f in found if "builtins" not in f and "alt" not in f]
+found = [f for f in found if not any(part in os.path.basename(f) for part in ("builtins", ".alt."))]
+# Of several, PyTorch's own, which the driver is known to run.
+found.sort(key=lambda f: (f".so.{major}" not in f, f))
 print(found[0] if found else "")
 P
 )
@@ -29,21 +33,21 @@ fi
 step() { # NAME, COMMAND...: runs it, keeps its output, status and seconds
     local name=$1 began status
     shift
-    began=$(date +%s.%N)
+    began=$(date +%s%N)
     echo "== $name: $*" >&2
     "$@" >"$work/$name.log" 2>&1
     status=$?
     tail -n 3 "$work/$name.log" >&2
-    echo "$name $status $(echo "$(date +%s.%N) - $began" | bc 2>/dev/null || echo 0) $*" >>"$work/steps"
+    echo "$name $status $((($(date +%s%N) - began) / 1000000)) $*" >>"$work/steps"
 }
 limit=${TRIMTAB_GPU_LIMIT:-300}
 step card nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv
 step devices "$bin/trimtab" devices
-step op_matrix timeout "$limit" "$bin/op_matrix" on_cuda --test-threads 1 --nocapture
+step op_matrix timeout "$limit" "$bin/op_matrix" on_cuda --test-threads 1 --show-output
 TRIMTAB_GPU_REPORT=$work/interpreter.jsonl step interpreter timeout "$limit" "$bin/gpu" --test-threads 1
 step gradients timeout "$limit" "$bin/gradients"
 step models timeout "$limit" "$bin/models"
-step training timeout "$limit" "$bin/training"
+step training timeout "$limit" "$bin/training" --skip interpreted
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 if [ -n "$sanitizer" ]; then
     for tool in memcheck racecheck; do
@@ -58,12 +62,13 @@ import json, os, re, sys
 work, out = sys.argv[1:]
 report = {"steps": {}, "nvrtc": os.environ.get("TRIMTAB_NVRTC", "")}
 for line in open(f"{work}/steps"):
-    name, status, seconds, command = line.rstrip("\n").split(" ", 3)
+    name, status, milliseconds, command = line.rstrip("\n").split(" ", 3)
     text = open(f"{work}/{name}.log", errors="replace").read()
     tests = dict(re.findall(r"^test (\S+) \.\.\. (\w+)", text, re.M))
     times = re.findall(r"^(\S.*?)\s+time:\s+\[\S+ \S+ (\S+ \S+) \S+ \S+\]", text, re.M)
-    report["steps"][name] = {"command": command, "status": int(status), "seconds": float(seconds), "tests": tests,
-                             "median": dict(times), "tail": text[-6000:] if int(status) else text[-1500:]}
+    report["steps"][name] = {"command": command, "status": int(status), "seconds": int(milliseconds) / 1000,
+                             "tests": tests, "median": dict(times),
+                             "tail": text[-6000:] if int(status) else text[-1500:]}
 path = f"{work}/interpreter.jsonl"
 report["interpreter"] = [json.loads(line) for line in open(path)] if os.path.exists(path) else []
 json.dump(report, open(out, "w"), indent=1)

@@ -156,15 +156,24 @@ impl Cuda {
         }
         // SAFETY: capturing began above. It is ended whatever happened, or the stream could not be used again.
         let graph = unsafe { result::stream::end_capture(self.compute) };
-        outcome?;
-        let graph = graph.map_err(|e| fail("recording", e))?;
-        // SAFETY: a captured graph; it is not needed once instantiated.
-        let exec = unsafe {
-            let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
-            exec
+        // A launch that was refused names the cause; that the capture failed too does not.
+        let exec = match (outcome, graph) {
+            (Ok(()), graph) => {
+                let graph = graph.map_err(|e| fail("recording", e))?;
+                // SAFETY: a captured graph; it is not needed once instantiated.
+                unsafe {
+                    let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+                    let _ = result::graph::destroy(graph);
+                    exec.map_err(|e| fail("instantiating a graph", e))?
+                }
+            }
+            (Err(refused), graph) => {
+                // SAFETY: a captured graph that nothing uses.
+                let _ = graph.map(|graph| unsafe { result::graph::destroy(graph) });
+                return Err(refused);
+            }
         };
-        let recorded = Recorded(Some(exec.map_err(|e| fail("instantiating a graph", e))?));
+        let recorded = Recorded(Some(exec));
         if let Some(exec) = recorded.0 {
             // SAFETY: graph and stream live. Uploading now keeps the first step from paying for it.
             unsafe { result::graph::upload(exec, self.compute) }.map_err(|e| fail("uploading a graph", e))?;
