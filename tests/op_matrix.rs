@@ -8,10 +8,11 @@ use common::data::{decode, in_16_bits, operands};
 use common::devices::Device;
 use common::run::Run;
 use common::tolerance::{compare, rounding, sway, tolerance};
+use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
 use trimtab::dtype::Ty;
 use trimtab::ops::quant::weight_defines;
-use trimtab::ops::{self, OpDef, Sample};
+use trimtab::ops::{self, Lower, OpDef, Sample};
 
 /// What is wrong with `op` on `sample`; None: nothing.
 fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Option<String> {
@@ -77,12 +78,12 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
 }
 
 /// Runs the samples that `wanted` picks and fails with a list of all that is wrong.
-fn check(device: &Device, wanted: impl Fn(&Sample) -> bool) {
+fn check(device: &Device, wanted: impl Fn(&OpDef, &Sample) -> bool) {
     let only = std::env::var("TRIMTAB_OP").ok();
     let mut backend = device.open();
     let (mut ran, mut wrong) = (0, Vec::new());
     for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
-        for (i, sample) in (op.samples)().iter().enumerate().filter(|(_, s)| wanted(s)) {
+        for (i, sample) in (op.samples)().iter().enumerate().filter(|(_, s)| wanted(op, s)) {
             let narrow = backend.caps().act16.and_then(|dtype| in_16_bits(op, sample, dtype));
             for sample in [Some(sample), narrow.as_ref()].into_iter().flatten() {
                 ran += 1;
@@ -112,20 +113,20 @@ fn every_row_has_samples() {
 
 #[test]
 fn on_the_cpu() {
-    check(&Device::cpu(), |_| true);
+    check(&Device::cpu(), |_, _| true);
 }
 
 #[test]
 fn on_wgpu() {
     if let Some(device) = Device::wgpu() {
-        check(&device, |_| true);
+        check(&device, |_, _| true);
     }
 }
 
 #[test]
 fn on_cuda() {
     if let Some(device) = Device::cuda() {
-        check(&device, |_| true);
+        check(&device, |_, _| true);
     }
 }
 
@@ -133,7 +134,7 @@ fn on_cuda() {
 #[test]
 fn on_wgpu_without_optional_features() {
     if let Some(device) = Device::wgpu_plain() {
-        check(&device, |_| true);
+        check(&device, |_, _| true);
     }
 }
 
@@ -141,7 +142,7 @@ fn on_wgpu_without_optional_features() {
 #[test]
 fn on_wgpu_with_cooperative_matrices() {
     if let Some(device) = Device::wgpu_coop() {
-        check(&device, |_| true);
+        check(&device, |_, _| true);
     }
 }
 
@@ -149,7 +150,7 @@ fn on_wgpu_with_cooperative_matrices() {
 #[test]
 fn on_interpreted_cuda() {
     if let Some(device) = Device::ptx(80) {
-        check(&device, |_| true);
+        check(&device, |_, _| true);
     }
 }
 
@@ -157,7 +158,28 @@ fn on_interpreted_cuda() {
 #[test]
 fn on_interpreted_cuda_75() {
     if let Some(device) = Device::ptx(75) {
-        check(&device, |_| true);
+        check(&device, |_, _| true);
+    }
+}
+
+/// Cards take different tiles; what a card of these runs and sm_80 does not.
+#[test]
+fn on_interpreted_cuda_with_the_tiles_of_other_cards() {
+    let launches = |op: &OpDef, sample: &Sample, arch: u32| {
+        let caps = caps(String::new(), arch);
+        let narrow = caps.act16.and_then(|dtype| in_16_bits(op, sample, dtype));
+        let lower = |sample: &Sample| {
+            let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+            let outs = op.types(&sample.attr, &ins).ok()?;
+            let shared = vec![None; outs.len()];
+            (op.cuda)(&Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps: &caps }).ok()
+        };
+        (lower(sample), narrow.as_ref().map(lower))
+    };
+    for arch in [86, 90] {
+        if let Some(device) = Device::ptx(arch) {
+            check(&device, |op, sample| launches(op, sample, arch) != launches(op, sample, 80));
+        }
     }
 }
 
@@ -195,7 +217,7 @@ fn f16_kernels_give_the_plain_kernels_bits() {
 #[test]
 fn on_interpreted_cuda_with_little_scratch() {
     if let Some(device) = Device::ptx_small(80, 64 << 10) {
-        check(&device, |sample| sample.name.starts_with("several blocks of tokens"));
+        check(&device, |_, sample| sample.name.starts_with("several blocks of tokens"));
     }
 }
 
@@ -204,7 +226,7 @@ fn on_interpreted_cuda_with_little_scratch() {
 fn on_wgpu_under_small_limits() {
     const LIMIT: u64 = 64 << 10;
     if let Some(device) = Device::wgpu_small(LIMIT) {
-        check(&device, |sample| sample.ins.iter().any(|i| i.ty.bytes() as u64 > LIMIT));
+        check(&device, |_, sample| sample.ins.iter().any(|i| i.ty.bytes() as u64 > LIMIT));
     }
 }
 

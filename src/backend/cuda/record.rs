@@ -62,8 +62,12 @@ impl Modules {
             }
             // SAFETY: an image that NVRTC made: machine code, which knows its length, or text that ends in a zero.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-            let what = format!("loading kernels/{}.cu", unit.0);
-            self.modules.insert(unit, module.map_err(|e| fail(&what, e))?);
+            let module = module.map_err(|e| {
+                let found = fail(&format!("loading kernels/{}.cu", unit.0), e).to_string();
+                let hint = "a driver older than the compiler does that: update the driver, or name an older NVRTC";
+                Error::device("cuda", found, hint)
+            })?;
+            self.modules.insert(unit, module);
         }
         Ok(())
     }
