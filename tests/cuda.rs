@@ -118,7 +118,15 @@ fn launches(op: &'static OpDef, sample: &Sample, arch: u32) -> Result<Vec<Cuda>,
 }
 
 /// File, macros and architecture: one compilation.
-type Key = (&'static str, Vec<(&'static str, i64)>, u32);
+type Key = (&'static str, Macros, u32);
+
+type Macros = Vec<(&'static str, i64)>;
+
+/// A file and a kernel in it.
+type Kernel = (&'static str, String);
+
+/// Least and most registers of a kernel's variants, and its most shared memory.
+type Span = (u32, u32, u32);
 
 /// What of the table a compilation is for.
 #[derive(Default)]
@@ -219,10 +227,11 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
 #[derive(Default)]
 struct Report {
     /// By file and entry, by architecture: least and most registers over the variants, most shared memory.
-    kernels: BTreeMap<(&'static str, String), BTreeMap<u32, (u32, u32, u32)>>,
-    units: BTreeSet<(&'static str, u32, Vec<(&'static str, i64)>)>,
-    variants: BTreeMap<&'static str, BTreeSet<Vec<(&'static str, i64)>>>,
-    ops: BTreeMap<(&'static str, String), BTreeSet<&'static str>>,
+    kernels: BTreeMap<Kernel, BTreeMap<u32, Span>>,
+    /// (file, architecture, macros)
+    units: BTreeSet<(&'static str, u32, Macros)>,
+    variants: BTreeMap<&'static str, BTreeSet<Macros>>,
+    ops: BTreeMap<Kernel, BTreeSet<&'static str>>,
 }
 
 impl Report {
