@@ -4,7 +4,7 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
 
-use nvrtc_loading::{Library, Symbol};
+use libloading::{Library, Symbol};
 
 type Program = *mut c_void;
 type Create = unsafe extern "C" fn(
@@ -81,7 +81,7 @@ fn compile(
     // SAFETY: the signatures are NVRTC's (nvrtc.h); strings end in a zero and outlive the program; the sizes that the
     // library names are allocated before it writes; the program is destroyed once.
     unsafe {
-        let symbol = |e: nvrtc_loading::Error| e.to_string();
+        let symbol = |e: libloading::Error| e.to_string();
         let create: Symbol<Create> = library.get(b"nvrtcCreateProgram\0").map_err(symbol)?;
         let run: Symbol<unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int> =
             library.get(b"nvrtcCompileProgram\0").map_err(symbol)?;

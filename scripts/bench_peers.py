@@ -107,20 +107,25 @@ METHOD = {"lora": LORA, "qlora": LORA + ["--quantize", "nf4", "--double-quant"],
 def trimtab_text(data, env):
     """One process a text; what it says of its speed on standard error."""
     import re
-    import resource
     from tokenizers import Tokenizer
     ids = json.loads(open(data).readline())["input_ids"]
     prompt = Tokenizer.from_file(f"{args.model}/tokenizer.json").decode(ids, skip_special_tokens=False)
     command = [args.trimtab, "generate", "--model", args.model, "--prompt", prompt, "--max-tokens", str(WRITTEN + 1),
                "--temperature", "0", "--device", "cpu", *args.trimtab_args.split()]
-    steps = []
+    steps, peak = [], 0
     for _ in range(args.warmup + args.steps):
-        out = subprocess.run(command, env=env, capture_output=True, text=True)
-        found = re.search(r"read (\d+) tokens at ([\d.]+) a second, wrote (\d+) at ([\d.]+)", out.stderr)
+        with tempfile.TemporaryFile("w+") as err:
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, env=env)
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            err.seek(0)
+            said = err.read()
+        found = re.search(r"read (\d+) tokens at ([\d.]+) a second, wrote (\d+) at ([\d.]+)", said)
         if not found:
-            sys.exit(f"trimtab failed:\n{out.stderr[-2000:]}")
+            sys.exit(f"trimtab failed:\n{said[-2000:]}")
         steps.append({"read": float(found[2]), "wrote": float(found[4])})
-    return steps, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        peak = max(peak, usage.ru_maxrss / 1024)
+    return steps, peak
 
 
 def run(engine, data, work):
