@@ -43,27 +43,16 @@ fn embed_cols(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) gro
 @group(0) @binding(next) var<storage, read_write> dy: array<f32>;
 @group(0) @binding(next) var<uniform> p: Params;
 
-var<workgroup> seen: array<u32, WG>;
+#include "common/ids.wgsl"
 
 // A workgroup for each token. Where no earlier token has its id, it adds all of that id, in order.
 @compute @workgroup_size(WG)
 fn embed_cols_dw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let t = wg.y * groups.x + wg.x;
-    var id = 0xffffffffu;
-    if t < p.n { id = bitcast<u32>(ids[p.first + t]); }
-    var earlier = 0u;
-    for (var s = lid; s < min(t, p.n); s += WG) {
-        if bitcast<u32>(ids[p.first + s]) == id { earlier = 1u; }
-    }
-    seen[lid] = earlier;
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if lid < half { seen[lid] |= seen[lid + half]; }
-        workgroupBarrier();
-    }
-    if seen[0] != 0u || id >= p.cols { return; }
+    let id = id_of(t);
+    if !first_of_id(t, lid) || id >= p.cols { return; }
     for (var s = t; s < p.n; s++) {
-        if bitcast<u32>(ids[p.first + s]) == id {
+        if id_of(s) == id {
             for (var r = lid; r < p.rows; r += WG) {
                 let at = r * p.cols + id;
                 if at >= p.start && at < p.end {

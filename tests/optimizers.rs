@@ -9,7 +9,6 @@ use common::devices::{Device, devices};
 use common::golden::Golden;
 use common::run::Run;
 use trimtab::data::pack::{MicroBatch, pack};
-use trimtab::data::{Dataset, Example};
 use trimtab::dtype::{DType, Ty};
 use trimtab::graph::Class;
 use trimtab::models;
@@ -161,17 +160,7 @@ fn control_another_decay_is_seen() {
 
 /// The sequences that every golden run is trained on, two to a step.
 fn steps(count: usize) -> Vec<Vec<MicroBatch>> {
-    let golden = Golden::open(path("golden/parity_lora.safetensors"));
-    let (ids, labels, cu) = (golden.i64("input_ids"), golden.i64("labels"), golden.i64("cu_seqlens"));
-    let mut data = Dataset::default();
-    for w in cu.windows(2) {
-        let r = w[0] as usize..w[1] as usize;
-        let example = Example {
-            input_ids: ids[r.clone()].iter().map(|&i| i as u32).collect(),
-            labels: labels[r].iter().map(|&l| l as i32).collect(),
-        };
-        data.push(&example).unwrap();
-    }
+    let data = Golden::open(path("golden/parity_lora.safetensors")).dataset();
     (0..count).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect()
 }
 

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use common::devices::{Device, devices};
 use common::golden::Golden;
 use trimtab::data::pack::{MicroBatch, pack};
-use trimtab::data::{Dataset, Example};
 use trimtab::dtype::DType;
 use trimtab::models;
 use trimtab::nn::Role;
@@ -21,21 +20,6 @@ use trimtab::weights::{Checkpoint, load};
 
 fn path(p: &str) -> PathBuf {
     common::root("tests").join(p)
-}
-
-/// The sequences of a golden run, two to a step.
-fn dataset(golden: &Golden) -> Dataset {
-    let (ids, labels, cu) = (golden.i64("input_ids"), golden.i64("labels"), golden.i64("cu_seqlens"));
-    let mut data = Dataset::default();
-    for w in cu.windows(2) {
-        let r = w[0] as usize..w[1] as usize;
-        let example = Example {
-            input_ids: ids[r.clone()].iter().map(|&i| i as u32).collect(),
-            labels: labels[r].iter().map(|&l| l as i32).collect(),
-        };
-        data.push(&example).unwrap();
-    }
-    data
 }
 
 /// What a run is made of besides the device.
@@ -104,7 +88,7 @@ const RUNS: [(&str, bool, f64, f64, f64); 3] = [
 fn adamw_steps_equal_pytorch() {
     for (name, lora, weight_decay, largest, mean) in RUNS {
         let golden = Golden::open(path(&format!("golden/{name}.safetensors")));
-        let data = dataset(&golden);
+        let data = golden.dataset();
         let (losses, norms, lrs) = (golden.f32("loss"), golden.f32("grad_norm"), golden.f32("lr"));
         let steps: Vec<Vec<MicroBatch>> =
             (0..losses.len()).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect();
@@ -142,7 +126,7 @@ fn adamw_steps_equal_pytorch() {
 fn interpreted_cuda_steps_equal_pytorch() {
     let Some(device) = Device::ptx(80) else { return };
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
-    let data = dataset(&golden);
+    let data = golden.dataset();
     let (losses, norms, lrs) = (golden.f32("loss"), golden.f32("grad_norm"), golden.f32("lr"));
     let steps: Vec<Vec<MicroBatch>> = (0..2).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect();
     let optimizer = Optimizer { weight_decay: RUNS[0].2, ..Optimizer::default() };
@@ -164,7 +148,7 @@ const NARROW: [(u32, DType, f32, f32); 2] = [(80, DType::BF16, 0.01, 0.04), (75,
 #[test]
 fn steps_with_activations_in_16_bits_are_near_those_in_f32() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
-    let data = dataset(&golden);
+    let data = golden.dataset();
     let steps: Vec<Vec<MicroBatch>> = (0..2).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect();
     let run_on = |device: &Device, act: DType| {
         let optimizer = Optimizer::default();
@@ -187,7 +171,7 @@ fn steps_with_activations_in_16_bits_are_near_those_in_f32() {
 #[test]
 fn packing_and_accumulation_change_nothing() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
-    let data = dataset(&golden);
+    let data = golden.dataset();
     let step: Vec<usize> = (0..8).collect();
     for device in devices() {
         let run_with = |tokens: usize, in_order: bool| {
@@ -221,7 +205,7 @@ fn packing_and_accumulation_change_nothing() {
 #[test]
 fn the_same_run_gives_the_same_bits() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
-    let data = dataset(&golden);
+    let data = golden.dataset();
     let steps: Vec<_> = (0..3).map(|i| pack(&data, &[4 * i, 4 * i + 1, 4 * i + 2], 40, false).unwrap()).collect();
     for device in devices() {
         let setup = Setup {
@@ -249,7 +233,7 @@ fn bits(trained: &Trained) -> Vec<u32> {
 #[test]
 fn a_step_that_is_not_finite_is_skipped() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
-    let data = dataset(&golden);
+    let data = golden.dataset();
     let micro = pack(&data, &[0, 1], 48, true).unwrap();
     for device in devices() {
         let setup = Setup {

@@ -13,7 +13,7 @@ mod wgsl;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Acts, Attention, Attr, Cost, Grad, OpDef, Tensor, check};
+use crate::ops::{Acts, Attention, Attr, Cost, Grad, Lower, OpDef, Tensor, check};
 
 pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD];
 
@@ -91,6 +91,15 @@ fn operands(a: &Attention, q: &Ty, k: &Ty, v: &Ty, bounds: &Ty) -> Result<(), St
         Some(0) => Err("a window of 0 tokens, expected at least 1".into()),
         _ => Ok(()),
     }
+}
+
+/// The words with which every tiled kernel's parameters begin, in WGSL and in CUDA: T, S, D, H, G, scale, causal, window
+/// (0: none).
+fn words(l: &Lower, a: &Attention) -> [u32; 8] {
+    let window = a.window.map_or(0, |w| u32::try_from(w).unwrap_or(u32::MAX));
+    let counts = [l.ins[0].rows(), l.ins[1].rows(), a.head_dim, a.heads, a.kv_heads].map(|n| n as u32);
+    let [t, s, d, h, g] = counts;
+    [t, s, d, h, g, a.scale.to_bits(), a.causal as u32, window]
 }
 
 fn infer_forward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {

@@ -227,14 +227,8 @@ fn host_embed_dw(call: &HostCall) {
     let EmbedGrad { scale, rows, acc } = grad(call.attr);
     let d = call.outs[0].cols();
     let (ids, dy) = (call.input::<i32>(0), call.input::<f32>(1));
+    host_start_sum(call, acc);
     let dw = call.output_ptr::<f32>(0);
-    let before = acc.then(|| call.input_ptr::<f32>(2));
-    par::ranges(rows * d, 1 << 16, |range| match before {
-        // SAFETY: the ranges of different threads are disjoint, and `copy` allows that both are the same memory.
-        Some(b) => unsafe { std::ptr::copy(b.add(range.start), dw.add(range.start), range.len()) },
-        // SAFETY: as above; all bits zero are the number zero.
-        None => unsafe { std::ptr::write_bytes(dw.add(range.start), 0, range.len()) },
-    });
     // Each piece of columns walks all tokens in order, so no two threads meet and the order is fixed.
     par::ranges(d, 64, |columns| {
         for (n, &id) in ids.iter().enumerate() {
@@ -245,6 +239,16 @@ fn host_embed_dw(call: &HostCall) {
             }
         }
     });
+}
+
+/// Output 0 as a table's gradient is added to it: input 2, or zeros.
+fn host_start_sum<'a>(call: &HostCall<'a>, acc: bool) -> &'a mut [f32] {
+    if acc {
+        return call.accumulator(2, 0);
+    }
+    let dw = call.output::<f32>(0);
+    par::chunks(dw, 1 << 16, |_, piece| piece.fill(0.0));
+    dw
 }
 
 fn host_cache_write(call: &HostCall) {
@@ -319,14 +323,19 @@ fn start(l: &Lower, from: Option<usize>) -> Vec<Dispatch> {
     super::launch::flat(l.outs[0].len(), l.caps).into_iter().map(dispatch).collect()
 }
 
-/// A workgroup for each token: where the token is the first of its id, it sums all of that id.
-fn wgsl_embed_dw(l: &Lower) -> Result<Vec<Dispatch>> {
-    let (e, n, d) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
-    let mut all = match (e.acc, l.shared[0]) {
+/// Dispatches that make output 0 what a table's gradient is added to: input 2, unless it is there already, or zeros.
+fn start_sum(l: &Lower, acc: bool) -> Vec<Dispatch> {
+    match (acc, l.shared[0]) {
         (true, Some(_)) => Vec::new(),
         (true, None) => start(l, Some(2)),
         (false, _) => start(l, None),
-    };
+    }
+}
+
+/// A workgroup for each token: where the token is the first of its id, it sums all of that id.
+fn wgsl_embed_dw(l: &Lower) -> Result<Vec<Dispatch>> {
+    let (e, n, d) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
+    let mut all = start_sum(l, e.acc);
     for tokens in rows(n, d, l.caps) {
         for part in rows(e.rows, d, l.caps) {
             let words = [tokens.len(), tokens.start, d, part.start, part.end].map(|w| w as u32);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
+use trimtab::data::{Dataset, Example};
 
 pub struct Golden(Vec<u8>);
 
@@ -34,5 +35,20 @@ impl Golden {
 
     pub fn i64(&self, name: &str) -> Vec<i64> {
         bytemuck::pod_collect_to_vec(self.file().tensor(name).unwrap().data())
+    }
+
+    /// The sequences of a golden run.
+    pub fn dataset(&self) -> Dataset {
+        let (ids, labels, cu) = (self.i64("input_ids"), self.i64("labels"), self.i64("cu_seqlens"));
+        let mut data = Dataset::default();
+        for w in cu.windows(2) {
+            let r = w[0] as usize..w[1] as usize;
+            let example = Example {
+                input_ids: ids[r.clone()].iter().map(|&i| i as u32).collect(),
+                labels: labels[r].iter().map(|&l| l as i32).collect(),
+            };
+            data.push(&example).unwrap();
+        }
+        data
     }
 }

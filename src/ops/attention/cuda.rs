@@ -1,6 +1,6 @@
 //! The CUDA launches of attention: which tiles fit registers and shared memory, and when keys are split.
 
-use super::spec;
+use super::{spec, words};
 use crate::backend::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
@@ -174,7 +174,7 @@ pub fn forward(l: &Lower) -> Result<Vec<Cuda>> {
     let mut args = vec![Arg::Out(0), Arg::Out(1)];
     args.extend((0..4).map(Arg::In));
     args.push(parts.clone());
-    let mut params = params(l, &a);
+    let mut params = words(l, &a).to_vec();
     params.push(f.pack as u32);
     let mut launches = vec![Cuda {
         file: "attention",
@@ -230,7 +230,7 @@ pub fn backward(l: &Lower) -> Result<Vec<Cuda>> {
         block: tile.threads(),
         shared: (shared + tile.spans()) as u32,
         args,
-        params: params(l, &a),
+        params: words(l, &a).to_vec(),
         flops: flops(products),
     };
     let (left, right) = (tile.bytes(2 * tile.rows()), tile.bytes(2 * tile.stages * tile.cols));
@@ -249,18 +249,4 @@ pub fn backward(l: &Lower) -> Result<Vec<Cuda>> {
         launches.push(tiled("attention_dv", a.kv_heads, shared, args, 2));
     }
     Ok(launches)
-}
-
-/// The words that all tiled kernels take.
-fn params(l: &Lower, a: &Attention) -> Vec<u32> {
-    vec![
-        l.ins[0].rows() as u32,
-        l.ins[1].rows() as u32,
-        a.head_dim as u32,
-        a.heads as u32,
-        a.kv_heads as u32,
-        a.scale.to_bits(),
-        a.causal as u32,
-        a.window.map_or(0, |w| u32::try_from(w).unwrap_or(u32::MAX)),
-    ]
 }

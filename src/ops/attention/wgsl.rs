@@ -1,6 +1,6 @@
 //! Launches of the attention kernels.
 
-use super::spec;
+use super::{spec, words};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Attention, Dispatch, Lower, launch};
@@ -41,18 +41,7 @@ fn defines(a: &Attention) -> Vec<&'static str> {
 
 /// The parameter block of `shaders/common/attention.wgsl`.
 fn params(l: &Lower, a: &Attention, tile: usize) -> Vec<u32> {
-    vec![
-        l.ins[0].rows() as u32,
-        l.ins[1].rows() as u32,
-        a.head_dim as u32,
-        a.heads as u32,
-        a.kv_heads as u32,
-        a.scale.to_bits(),
-        a.causal as u32,
-        a.window.map_or(0, |w| u32::try_from(w).unwrap_or(u32::MAX)),
-        tile as u32,
-        f32::NEG_INFINITY.to_bits(),
-    ]
+    words(l, a).into_iter().chain([tile as u32, f32::NEG_INFINITY.to_bits()]).collect()
 }
 
 /// Launches of a kernel over tiles of `rows` rows for each of `heads` heads, none of more than [`MAX_FLOPS`].

@@ -1,6 +1,6 @@
 //! Columns of a table by index: the low-rank factor A of an embedding, which lies as [rank, vocabulary].
 
-use super::{WG, grad, ids_in, scale, start};
+use super::{WG, grad, host_start_sum, ids_in, scale, start_sum};
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
@@ -127,14 +127,7 @@ fn host_embed_cols_dw(call: &HostCall) {
     let EmbedGrad { scale, rows: v, acc } = grad(call.attr);
     let r = call.outs[0].rows();
     let (ids, dy) = (call.input::<i32>(0), call.input::<f32>(1));
-    let dw = match acc {
-        true => call.accumulator(2, 0),
-        false => {
-            let dw = call.output::<f32>(0);
-            par::chunks(dw, 1 << 16, |_, piece| piece.fill(0.0));
-            dw
-        }
-    };
+    let dw = host_start_sum(call, acc);
     // A row belongs to one thread, which walks all tokens in order.
     par::chunks(dw, v, |row, dw| {
         for (n, &id) in ids.iter().enumerate() {
@@ -171,11 +164,7 @@ fn wgsl_embed_cols(l: &Lower) -> Result<Vec<Dispatch>> {
 /// A workgroup for each token: where the token is the first of its id, it sums all of that id.
 fn wgsl_embed_cols_dw(l: &Lower) -> Result<Vec<Dispatch>> {
     let (e, n, r) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
-    let mut all = match (e.acc, l.shared[0]) {
-        (true, Some(_)) => Vec::new(),
-        (true, None) => start(l, Some(2)),
-        (false, _) => start(l, None),
-    };
+    let mut all = start_sum(l, e.acc);
     for tokens in rows(n, r, l.caps) {
         for part in flat(r * e.rows, l.caps) {
             let words = [tokens.len(), tokens.start, r, e.rows, part.start, part.end].map(|w| w as u32);
