@@ -32,8 +32,9 @@ WRITTEN = 64
 LORA = ["--method", "lora", "--rank", "16", "--alpha", "32", "--targets", "all-linear"]
 METHOD = {"lora": LORA, "start": LORA, "qlora": LORA + ["--quantize", "nf4", "--double-quant"], "full": ["--method", "full"]}
 # What keeps an engine's kernels to an instruction set. llama.cpp's prebuilt knows none.
-ISA = {"best": {}, "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-                            "ONEDNN_MAX_CPU_ISA": "AVX2", "TRIMTAB_CPU": "avx2"}}
+ISA = {"best": {}, **{name: {"ATEN_CPU_CAPABILITY": name, "MKL_ENABLE_INSTRUCTIONS": name.upper(),
+                             "ONEDNN_MAX_CPU_ISA": onednn, "TRIMTAB_CPU": name}
+                      for name, onednn in (("avx2", "AVX2"), ("avx512", "AVX512_CORE"))}}
 # What a work is measured by: key, heading, what of it is best.
 MEASURES = {"text": [("read", "tok/s read", max), ("wrote", "tok/s written", max)],
             "start": [("seconds", "s to the end of the first step", min)]}
@@ -125,7 +126,7 @@ def trimtab(data, env):
     steps = [{"loss": e["loss"], "seconds": e["tokens"] / e["tokens_per_second"]} for e in events if e["event"] == "step"]
     if args.work == "start":
         steps[0]["seconds"] = lines[-1][0]  # of the whole process, which writes an adapter too
-    return steps, peak, ""
+    return steps, peak, next(e["device"] for e in events if e["event"] == "run")
 
 
 def trimtab_text(data, env, model, more):
