@@ -50,11 +50,11 @@ impl fmt::Display for Report {
             let rate = |amount: f64| amount / seconds.max(1e-12);
             rest -= seconds;
             write!(f, "\n  {:<width$}  {:>8.0}", o.op, o.launches as f64 / steps)?;
-            write!(f, "  {:>8.1}  {:>7.1}%", 1e3 * seconds, share(seconds))?;
+            write!(f, "  {:>8.2}  {:>7.1}%", 1e3 * seconds, share(seconds))?;
             write!(f, "  {gflop:>8.2}  {:>8.1}  {gb:>8.3}  {:>8.1}", rate(gflop), rate(gb))?;
         }
         for (name, seconds) in [("the rest", rest.max(0.0)), ("step", whole)] {
-            write!(f, "\n  {name:<width$}  {:>8}  {:>8.1}  {:>7.1}%", "", 1e3 * seconds, share(seconds))?;
+            write!(f, "\n  {name:<width$}  {:>8}  {:>8.2}  {:>7.1}%", "", 1e3 * seconds, share(seconds))?;
         }
         Ok(())
     }
@@ -82,10 +82,10 @@ mod tests {
         let expected = "\
 time by op, a step (mean of 2), each launch waited for
   op        launches        ms     share     GFLOP   GFLOP/s        GB      GB/s
-  linear          10    1500.0     75.0%    150.00     100.0     3.000       2.0
-  add              2     250.0     12.5%      0.00       0.0     0.001       0.0
-  the rest               250.0     12.5%
-  step                  2000.0    100.0%";
+  linear          10   1500.00     75.0%    150.00     100.0     3.000       2.0
+  add              2    250.00     12.5%      0.00       0.0     0.001       0.0
+  the rest              250.00     12.5%
+  step                 2000.00    100.0%";
         assert_eq!(report.to_string(), expected);
         let json = report.json();
         assert_eq!((&json["event"], &json["steps"], &json["seconds"]), (&"profile".into(), &2.into(), &4.0.into()));
