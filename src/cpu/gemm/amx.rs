@@ -1,4 +1,4 @@
-//! The product on AMX: f32 in and out, on tiles that multiply bf16 and add in f32.
+//! The matrix product on AMX: f32 in and out, on tiles that multiply bf16 and add in f32.
 //!
 //! A float is the sum of three bf16, eight significant bits each, and nothing is lost:
 //!
@@ -8,15 +8,15 @@
 //!
 //! `x y = x0 y0 + (x0 y1 + x1 y0) + (x0 y2 + x1 y1 + x2 y0) + e`, `|e| <= (2^-23 + 2^-32) |x y|`
 //!
-//! (Henry, Tang and Heinecke 2019, arXiv:1904.06376). Six products on tiles are 2.7 times as fast as one on AVX-512,
-//! whose peak is a sixteenth. A weight stored in bf16 is one piece and one in f16 two, which leaves three and five.
+//! (Henry, Tang and Heinecke 2019, arXiv:1904.06376). Six products on tiles are up to 2.7 times as fast as one on
+//! AVX-512, whose peak is a sixteenth. A weight stored in bf16 is one piece and one in f16 two, which leaves three and five.
 //! Subnormal numbers count as zero, numbers that bf16 cannot hold (above 3.38e38) as infinite, and what is infinite
 //! may come out as NaN.
 //!
 //! # Blocking
 //!
-//! The k axis is cut into steps of 32, what one instruction sums; every term starts a step. A block of steps of a
-//! panel of B fits L1, and C is read and written once a block:
+//! The k axis is cut into steps of 32, what one instruction sums; every term starts a step. C is read and written once
+//! a block of steps:
 //!
 //! `C = (..((beta*C + S_0) + S_1) + ..) + bias`
 //!
@@ -36,20 +36,20 @@ const SIDE: usize = 32;
 const PAIR: usize = 2048;
 /// Pieces of A.
 const A_PLANES: usize = 3;
-/// Steps of a block, at most: 30 KiB of a panel of B.
-const BLOCK: usize = 5;
+/// Steps of a block, at most: A's rows of a task and a panel of B fit an L2 of 2 MiB, and C is touched seldom.
+const BLOCK: usize = 20;
 /// Steps that are packed at once, at most.
-const GROUP: usize = 8 * BLOCK;
+const GROUP: usize = 2 * BLOCK;
 /// Bytes of packed B held at once.
 const B_BYTES: usize = 6 << 20;
 /// Rows of C a task, at most: A's pieces of 20 steps are 960 KiB, half of an L2.
 const ROWS: usize = 256;
 
 /// Whether the time that tiles save is more than what splitting A and B costs. An element is split in the time in
-/// which AVX-512 multiplies it by about twenty others.
+/// which AVX-512 multiplies it by about forty others.
 pub(super) fn pays(terms: &[Term]) -> bool {
     let (m, n) = (terms[0].a.rows, terms[0].b.cols);
-    m * n >= 24 * (m + n)
+    m * n >= 40 * (m + n)
 }
 
 /// Where a term lies on the k axis, in steps, and how many pieces its B has.
