@@ -258,6 +258,7 @@ impl<const R: usize> Columns<'_, R> {
     }
 
     /// C columns at a time, then one at a time.
+    #[expect(clippy::needless_range_loop, reason = "closures and iterators may stay calls without the instruction set")]
     #[inline(always)]
     unsafe fn nf4<I: Isa, const C: usize>(&self, codes: &[u8], absmax: Absmax, out: &mut Sums) {
         let (blocks, step) = (self.t.b.rows / NF4_BLOCK, self.t.b.col_stride / NF4_BLOCK);
@@ -397,6 +398,7 @@ unsafe fn add_vector<I: Vector, E: Element, const R: usize, const U: usize>(
 
 /// The dot products of each row of A with C columns of whole NF4 blocks, the first of column c numbered `first[c]`.
 /// `decoded` has room for the scales if they have to be decoded.
+#[expect(clippy::needless_range_loop, reason = "closures and iterators may stay calls without the instruction set")]
 #[inline(always)]
 unsafe fn nf4_dots<I: Vector, const R: usize, const C: usize>(
     a: [&[f32]; R],
