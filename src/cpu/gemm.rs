@@ -37,7 +37,7 @@ pub use operand::*;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::thread::LocalKey;
-use thin::{THIN_ROWS, row_floats, thin_product};
+use thin::{THIN_ROWS, thin_product};
 
 /// Upper bound of a k block. A panel of B (KC * 16 * 4 = 40 KiB on AVX2) is a little more than L1
 /// holds, which costs less than the extra pass over C of two shorter blocks.
@@ -60,8 +60,10 @@ pub const MAX_TERMS: usize = 4;
 struct Line([f32; 16]);
 
 thread_local! {
-    /// Packed B of the products this thread starts; packed A of the tiles it works on.
+    /// Packed B of the products this thread starts, and those that it computes transposed; packed A of the tiles it
+    /// works on.
     static B_PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static TURNED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
     static A_PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
@@ -161,22 +163,36 @@ fn shares<'t, 'a>(terms: &'t [Term<'a>], k0: usize, k1: usize) -> impl Iterator<
         .filter(|(_, from, to)| from < to)
 }
 
-/// Bytes of buffers a product of this shape makes its threads hold, at most: packed B once and
-/// packed A per thread.
-pub fn workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
-    if m <= THIN_ROWS {
-        return 4 * row_floats(m, k);
-    }
-    // 32 and 16 bound every instruction set's NR and MR; `Plan` keeps nc * k_group <= PACK_FLOATS.
-    let kc = k_block(k);
-    let packed = (n.next_multiple_of(32) * k.next_multiple_of(kc)).min(PACK_FLOATS);
-    4 * (packed + threads * (m.min(MC) + 16) * kc)
-}
-
 /// `C[m,n] = beta*C + sum of terms (+ bias)`, C row-major with rows `ldc` apart. With `beta` 0, C
 /// is written without being read. Runs on the current rayon pool; the result does not depend on
 /// its size.
 pub fn gemm(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+    match terms {
+        [t] if bias.is_none() && turns(t) => turned_product(t, beta, c, ldc),
+        _ => best_product(terms, beta, bias, c, ldc),
+    }
+}
+
+/// Whether the transposed product is quicker: few columns, as in the gradient of a low-rank factor, and an A that is
+/// stored by columns. Those are rows of its transpose, which is read in place.
+fn turns(t: &Term) -> bool {
+    t.b.cols <= IN_PLACE_ROWS / 2 && t.a.rows >= 2 * IN_PLACE_ROWS && t.a.row_stride == 1 && t.a.f32_data().is_some()
+}
+
+fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize) {
+    let (m, n) = (t.a.rows, t.b.cols);
+    with_buffer(&TURNED, m * n, |turned| {
+        best_product(&[Term { alpha: 1.0, a: t.b.t(), b: t.a.t() }], 0.0, None, turned, m);
+        for (i, row) in c.chunks_mut(ldc).take(m).enumerate() {
+            for (j, x) in row[..n].iter_mut().enumerate() {
+                let old = if beta == 0.0 { 0.0 } else { beta * *x };
+                *x = old + t.alpha * turned[j * m + i];
+            }
+        }
+    });
+}
+
+fn best_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
     let level = match Level::best() {
         #[cfg(target_arch = "x86_64")]
         Level::Amx if !amx::pays(terms) => Level::Avx512,

@@ -123,7 +123,8 @@ fn reference(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     outs
 }
 
-/// The CPU kernel's blocks: as many tokens as have 32 MiB of logits.
+/// The CPU kernel's blocks: equal ones, of at most as many tokens as have 64 MiB of logits. A block costs a pass over
+/// the head's weight, twice.
 struct HostScratch {
     /// Tokens in a block.
     block: usize,
@@ -133,7 +134,8 @@ struct HostScratch {
 impl HostScratch {
     fn new(ins: &[Ty]) -> HostScratch {
         let (t, d, v) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
-        let block = ((8 << 20) / v).clamp(32, 512).min(t);
+        let most = ((16 << 20) / v).clamp(32, 512);
+        let block = t.div_ceil(t.div_ceil(most).max(1));
         // Logits, gathered x, gathered dx, the losses of the block, and the indices of the trained tokens.
         HostScratch { block, floats: block * (v + 2 * d + 1) + t }
     }

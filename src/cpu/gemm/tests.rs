@@ -128,9 +128,13 @@ fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng
             }
         }
     }
-    for level in Level::usable() {
+    // Each instruction set, and what is chosen for this product.
+    for level in Level::usable().map(Some).chain([None]) {
         let mut c = c0.clone();
-        with_isa(level, &views, beta, bias.as_deref(), &mut c, ldc);
+        match level {
+            Some(level) => with_isa(level, &views, beta, bias.as_deref(), &mut c, ldc),
+            None => gemm(&views, beta, bias.as_deref(), &mut c, ldc),
+        }
         for i in 0..m {
             for j in 0..n {
                 let (got, e) = (c[i * ldc + j] as f64, i * n + j);
@@ -246,6 +250,39 @@ fn a_column_of_few_rows_stands_alone() {
     }
 }
 
+/// Sums of large and small numbers are as exact as one rounding of each factor and product allows, whatever pieces an
+/// instruction set makes of them; with factors cut to 16 bits they are not.
+#[test]
+fn numbers_of_any_size_keep_their_bits() {
+    let mut rng = Rng(7);
+    let (m, k, n) = (40, 96, 50);
+    let scaled = |x: Vec<f32>, step: usize| -> Vec<f32> {
+        x.iter().enumerate().map(|(i, x)| x * 2f32.powi((i / step % 9) as i32 * 10 - 40)).collect()
+    };
+    let (a, b) = (scaled(rng.floats(m * k), k), scaled(rng.floats(k * n), 1));
+    // A chain of k sums, four roundings or lost pieces of 2^-24 beside.
+    let most = |a: &[f32], c: &[f32]| {
+        let error = |i: usize, j: usize| {
+            let terms = |p: usize| a[i * k + p] as f64 * b[p * n + j] as f64;
+            let (want, size) = (0..k).fold((0.0, 0.0), |(w, s), p| (w + terms(p), s + terms(p).abs()));
+            (c[i * n + j] as f64 - want).abs() / (size * (k + 4) as f64 * 2f64.powi(-24))
+        };
+        (0..m * n).map(|e| error(e / n, e % n)).fold(0.0, f64::max)
+    };
+    for level in Level::usable() {
+        let product = |a: &[f32]| {
+            let mut c = vec![0.0; m * n];
+            let term =
+                Term { alpha: 1.0, a: Mat::row_major(Store::F32(a), m, k), b: Mat::row_major(Store::F32(&b), k, n) };
+            with_isa(level, &[term], 0.0, None, &mut c, n);
+            c
+        };
+        assert!(most(&a, &product(&a)) <= 1.0, "{level:?}");
+        let cut: Vec<f32> = a.iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect();
+        assert!(most(&a, &product(&cut)) > 1.0, "{level:?}: the check sees nothing");
+    }
+}
+
 #[test]
 fn page_strides_and_both_strides() {
     let mut rng = Rng(4);
@@ -258,6 +295,18 @@ fn page_strides_and_both_strides() {
         let mut b = Operand::new(3, 90, 70, false, 0, &mut rng);
         (b.rows, b.cols, b.strides) = (45, 35, (140, 2));
         check(&[(1.0, a, b)], 1.0, true, &mut rng);
+    }
+}
+
+#[test]
+fn few_columns_of_a_product_with_a_stored_by_columns() {
+    let mut rng = Rng(6);
+    for (m, k, n) in [(64, 40, 1), (130, 70, 7), (576, 300, 16)] {
+        for (alpha, beta) in [(1.0, 0.0), (0.5, 1.0), (1.0, -2.0)] {
+            let a = Operand::new(0, m, k, true, 0, &mut rng);
+            let b = Operand::new(0, k, n, false, 0, &mut rng);
+            check(&[(alpha, a, b)], beta, false, &mut rng);
+        }
     }
 }
 

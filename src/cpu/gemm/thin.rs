@@ -41,7 +41,7 @@ fn padded(k: usize) -> usize {
 }
 
 /// Floats of the rows of A of a product whose terms have `k` elements in a row together.
-pub(super) fn row_floats(rows: usize, k: usize) -> usize {
+fn row_floats(rows: usize, k: usize) -> usize {
     rows * (k + MAX_TERMS * NF4_BLOCK)
 }
 
