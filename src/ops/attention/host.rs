@@ -78,6 +78,13 @@ impl<'a> Problem<'a> {
         Strided { data: &x[first * d..], row: d, col: 1 }
     }
 
+    /// The same of rows of head `head` of `x`, keys or values, where they lie.
+    #[inline(always)]
+    fn in_place<'b>(&self, x: &'b [f32], head: usize, first: usize) -> Strided<'b> {
+        let cols = self.k_cols();
+        Strided { data: &x[first * cols + head * self.a.head_dim..], row: cols, col: 1 }
+    }
+
     /// Tokens of a task whose lanes are queries.
     fn tile(&self) -> usize {
         (BLOCKS * LANES / self.group()).max(1)
@@ -243,18 +250,23 @@ impl Kernel for Forward<'_> {
             block.gather(panel, p.q, p.q_cols(), p.a.scale);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
-        let (mut keys, mut values) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        // A single block, as when one token is decoded, reads each key once: where it lies.
+        let packs = blocks.len() > 1;
+        let room = if packs { CHUNK * d } else { 0 };
+        let (mut keys, mut values) = (vec![0f32; room], vec![0f32; room]);
         for chunk in chunks(&blocks) {
-            p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
-            p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
+            if packs {
+                p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
+                p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
+            }
             for (b, block) in blocks.iter().enumerate() {
                 let (start, end) = block.clip(chunk.0, chunk.1);
                 if start == end {
                     continue;
                 }
                 let scores = &mut scores[..end - start];
-                let keys = p.packed(&keys, start - chunk.0);
-                let values = p.packed(&values, start - chunk.0).transposed();
+                let rows = |packed, x| if packs { p.packed(packed, start - chunk.0) } else { p.in_place(x, kv, start) };
+                let (keys, values) = (rows(&keys, p.k), rows(&values, p.v).transposed());
                 product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
                 block.mask(s, scores, start);
                 let factor = states[b].step(s, scores);
