@@ -510,7 +510,7 @@ unsafe fn tile<const PLANES: usize>(from: &Runs, dst: *mut u8) {
             };
         }
         if from.transpose {
-            *runs = transposed(*runs);
+            transpose(runs);
         }
         if from.scale != 1.0 {
             for run in runs {
@@ -521,8 +521,9 @@ unsafe fn tile<const PLANES: usize>(from: &Runs, dst: *mut u8) {
     let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
     let nearest =
         |x: __m512| _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)), upper);
-    let [lo, hi] = halves;
-    for (r, (mut x, mut y)) in lo.into_iter().zip(hi).enumerate() {
+    #[expect(clippy::needless_range_loop, reason = "an iterator over arrays of vectors copies them")]
+    for r in 0..16 {
+        let (mut x, mut y) = (halves[0][r], halves[1][r]);
         for piece in 0..PLANES {
             // The last piece is exact as it is.
             let (a, b) = if piece + 1 < PLANES {
@@ -539,29 +540,26 @@ unsafe fn tile<const PLANES: usize>(from: &Runs, dst: *mut u8) {
     }
 }
 
-/// The transpose of a square of 16 by 16: within quarters of rows first, then the quarters.
+/// Transposes a square of 16 by 16: within quarters of rows first, then the quarters.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(r: [__m512; 16]) -> [__m512; 16] {
-    let mut t = r;
+fn transpose(r: &mut [__m512; 16]) {
     for i in (0..16).step_by(4) {
         let (a, b) = (_mm512_unpacklo_ps(r[i], r[i + 1]), _mm512_unpackhi_ps(r[i], r[i + 1]));
         let (c, d) = (_mm512_unpacklo_ps(r[i + 2], r[i + 3]), _mm512_unpackhi_ps(r[i + 2], r[i + 3]));
-        t[i] = _mm512_shuffle_ps::<0x44>(a, c);
-        t[i + 1] = _mm512_shuffle_ps::<0xee>(a, c);
-        t[i + 2] = _mm512_shuffle_ps::<0x44>(b, d);
-        t[i + 3] = _mm512_shuffle_ps::<0xee>(b, d);
+        r[i] = _mm512_shuffle_ps::<0x44>(a, c);
+        r[i + 1] = _mm512_shuffle_ps::<0xee>(a, c);
+        r[i + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+        r[i + 3] = _mm512_shuffle_ps::<0xee>(b, d);
     }
-    // Quarter q of t[4 g + j] is column 4 q + j of rows 4 g..4 g + 4.
-    let mut out = t;
+    // Quarter q of r[4 g + j] is now column 4 q + j of rows 4 g..4 g + 4.
     for j in 0..4 {
-        let (a, b) = (_mm512_shuffle_f32x4::<0x44>(t[j], t[4 + j]), _mm512_shuffle_f32x4::<0xee>(t[j], t[4 + j]));
+        let (a, b) = (_mm512_shuffle_f32x4::<0x44>(r[j], r[4 + j]), _mm512_shuffle_f32x4::<0xee>(r[j], r[4 + j]));
         let (c, d) =
-            (_mm512_shuffle_f32x4::<0x44>(t[8 + j], t[12 + j]), _mm512_shuffle_f32x4::<0xee>(t[8 + j], t[12 + j]));
-        out[j] = _mm512_shuffle_f32x4::<0x88>(a, c);
-        out[4 + j] = _mm512_shuffle_f32x4::<0xdd>(a, c);
-        out[8 + j] = _mm512_shuffle_f32x4::<0x88>(b, d);
-        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b, d);
+            (_mm512_shuffle_f32x4::<0x44>(r[8 + j], r[12 + j]), _mm512_shuffle_f32x4::<0xee>(r[8 + j], r[12 + j]));
+        r[j] = _mm512_shuffle_f32x4::<0x88>(a, c);
+        r[4 + j] = _mm512_shuffle_f32x4::<0xdd>(a, c);
+        r[8 + j] = _mm512_shuffle_f32x4::<0x88>(b, d);
+        r[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b, d);
     }
-    out
 }
