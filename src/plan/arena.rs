@@ -9,7 +9,9 @@ use crate::error::Result;
 /// An offset for each storage, none of which straddles a multiple of `segment`; first are those whose offset is fixed.
 pub fn assign(storages: &[Storage], segment: u64, caps: &Caps) -> Result<Vec<u64>> {
     let mut order: Vec<usize> = (0..storages.len()).collect();
-    order.sort_by_key(|&i| (storages[i].fixed.is_none(), std::cmp::Reverse(storages[i].bytes), storages[i].live.first, i));
+    order.sort_by_key(|&i| {
+        (storages[i].fixed.is_none(), std::cmp::Reverse(storages[i].bytes), storages[i].live.first, i)
+    });
     let mut offsets = vec![0; storages.len()];
     // Storages that have their offset, sorted by it.
     let mut placed: Vec<usize> = Vec::with_capacity(storages.len());
