@@ -3,6 +3,7 @@
 use memmap2::MmapMut;
 
 use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
+use crate::cpu::isa::Level;
 use crate::error::{Error, Result};
 
 /// One allocation: anonymous pages, which the system zeroes and takes only when they are first touched.
@@ -38,9 +39,14 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// [`Cpu::new`], once the settings of the environment are known to make sense.
+    pub fn open() -> Result<Cpu> {
+        Level::checked().map(|_| Cpu::new())
+    }
+
     pub fn new() -> Cpu {
         let caps = Caps {
-            device: format!("cpu ({} threads)", rayon::current_num_threads()),
+            device: format!("cpu ({} threads, {})", rayon::current_num_threads(), Level::best().name()),
             target: Target::Host,
             max_binding: u64::MAX,
             max_buffer: u64::MAX,

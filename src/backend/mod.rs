@@ -160,7 +160,7 @@ pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
 pub fn open(device: &crate::config::Device) -> Result<Box<dyn Backend>> {
     use crate::config::Device;
     Ok(match device {
-        Device::Cpu => Box::new(cpu::Cpu::new()),
+        Device::Cpu => Box::new(cpu::Cpu::open()?),
         Device::Null => Box::new(null::Null::new()),
         Device::Wgpu(index) => Box::new(wgpu::Wgpu::new(*index)?),
         Device::Cuda(index) => Box::new(cuda::Cuda::new(*index)?),
@@ -168,7 +168,7 @@ pub fn open(device: &crate::config::Device) -> Result<Box<dyn Backend>> {
             (Some(index), _) => Box::new(cuda::Cuda::new(Some(index))?),
             (None, adapter) => match adapter() {
                 Some(index) => Box::new(wgpu::Wgpu::new(Some(index))?),
-                None => Box::new(cpu::Cpu::new()),
+                None => Box::new(cpu::Cpu::open()?),
             },
         },
     })

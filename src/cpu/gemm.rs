@@ -24,9 +24,12 @@
 //! exists beyond the panel buffer. `m <= THIN_ROWS` (decoding a token) skips packing altogether
 //! and streams B once.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod kernel;
 mod operand;
 
+use super::isa::Level;
 use kernel::*;
 pub use operand::*;
 use rayon::prelude::*;
@@ -171,46 +174,33 @@ pub fn workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
 /// is written without being read. Runs on the current rayon pool; the result does not depend on
 /// its size.
 pub fn gemm(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
-    with_isa(best_isa(), terms, beta, bias, c, ldc)
+    let level = match Level::best() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx if !amx::pays(terms) => Level::Avx512,
+        best => best,
+    };
+    with_isa(level, terms, beta, bias, c, ldc)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Level {
-    Portable,
-    #[cfg(target_arch = "aarch64")]
-    Neon,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-/// The detection macro caches what it finds, so this is a few loads.
-fn best_isa() -> Level {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-        return if is_x86_feature_detected!("avx512f") { Level::Avx512 } else { Level::Avx2 };
-    }
-    #[cfg(target_arch = "aarch64")]
-    return Level::Neon;
-    #[allow(unreachable_code)]
-    Level::Portable
-}
-
-/// `level` must come from [`best_isa`] or lie below it.
+/// `level` must be one that [`Level::usable`] gives.
 fn with_isa(level: Level, terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
     match level {
-        Level::Portable => product::<Portable>(terms, beta, bias, c, ldc),
+        Level::Portable => product::<Portable>(terms, beta, bias, c, ldc, blocked_product::<Portable>),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => product::<Neon>(terms, beta, bias, c, ldc),
+        Level::Neon => product::<Neon>(terms, beta, bias, c, ldc, blocked_product::<Neon>),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => product::<Avx2>(terms, beta, bias, c, ldc),
+        Level::Avx2 => product::<Avx2>(terms, beta, bias, c, ldc, blocked_product::<Avx2>),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => product::<Avx512>(terms, beta, bias, c, ldc),
+        Level::Avx512 => product::<Avx512>(terms, beta, bias, c, ldc, blocked_product::<Avx512>),
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => product::<Avx512>(terms, beta, bias, c, ldc, amx::blocked_product),
     }
 }
 
-fn product<I: Isa>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+/// Computes a product of more than THIN_ROWS rows: terms, (m, n, k), what to do with sums, whether on several threads.
+type Blocked = fn(&[Term], (usize, usize, usize), &Epilogue, bool);
+
+fn product<I: Isa>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize, blocked: Blocked) {
     assert!((1..=MAX_TERMS).contains(&terms.len()));
     let (m, n) = (terms[0].a.rows, terms[0].b.cols);
     for t in terms {
@@ -228,8 +218,7 @@ fn product<I: Isa>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32
     if m <= THIN_ROWS {
         thin_product::<I>(terms, (m, n, k), &end, parallel);
     } else {
-        let plan = Plan::new(m, n, k, I::NR, terms.iter().all(b_in_place::<I>));
-        blocked_product::<I>(terms, &plan, &end, parallel);
+        blocked(terms, (m, n, k), &end, parallel);
     }
 }
 
@@ -291,7 +280,8 @@ fn thin_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &
     });
 }
 
-fn blocked_product<I: Isa>(terms: &[Term], plan: &Plan, end: &Epilogue, parallel: bool) {
+fn blocked_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
+    let plan = &Plan::new(m, n, k, I::NR, terms.iter().all(b_in_place::<I>));
     // Enough tasks for threads that other programs slow down to be helped out.
     let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
     with_buffer(&B_PANELS, plan.packed_floats(), |buffer| {

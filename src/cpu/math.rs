@@ -25,11 +25,11 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Whether the processor has AVX2 and FMA (the standard library remembers the answer).
+/// Whether the processor has AVX2 and FMA, and they may be used.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub fn has_avx2() -> bool {
-    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+    super::isa::Level::best() >= super::isa::Level::Avx2
 }
 
 /// eˣ: x = n·ln 2 + r with |r| ≤ ln 2 / 2, and eˣ = 2ⁿ·p(r). Overflow gives ∞, underflow goes through the

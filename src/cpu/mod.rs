@@ -1,6 +1,7 @@
 //! What CPU kernels are built from.
 
 pub mod gemm;
+pub mod isa;
 pub mod math;
 pub mod par;
 pub mod philox;

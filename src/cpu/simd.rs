@@ -1,4 +1,4 @@
-//! Rows of 16 floats as vectors, on each instruction set worth having; the processor picks at run time.
+//! Rows of 16 floats as vectors, on each instruction set worth having; the processor picks at run time ([`Level::best`](super::isa::Level::best)).
 //!
 //! Kernels are generic over a [`Simd`], a token that its instruction set is there, so that its operations are safe to
 //! call. AVX2, AVX-512 and NEON give the same bits; without fused multiply-add the last ones differ.
@@ -93,7 +93,7 @@ pub trait Kernel {
 pub fn dispatch(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::is_x86_feature_detected as has;
+        use super::isa::Level;
         #[target_feature(enable = "avx512f")]
         fn avx512(kernel: impl Kernel) {
             // SAFETY: this function runs only where AVX-512 is.
@@ -104,11 +104,11 @@ pub fn dispatch(kernel: impl Kernel) {
             // SAFETY: this function runs only where AVX2 and FMA are.
             kernel.run::<Avx2, 6>(unsafe { Avx2::new() })
         }
-        if has!("avx512f") {
+        if Level::best() >= Level::Avx512 {
             // SAFETY: the processor has the feature, as was just found.
             return unsafe { avx512(kernel) };
         }
-        if has!("avx2") && has!("fma") {
+        if Level::best() >= Level::Avx2 {
             // SAFETY: as above.
             return unsafe { avx2(kernel) };
         }

@@ -104,18 +104,6 @@ impl Operand {
     }
 }
 
-fn levels() -> Vec<Level> {
-    let mut levels = vec![Level::Portable];
-    #[cfg(target_arch = "x86_64")]
-    if best_isa() == Level::Avx512 {
-        levels.push(Level::Avx2);
-    }
-    if best_isa() != Level::Portable {
-        levels.push(best_isa());
-    }
-    levels
-}
-
 fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng) {
     let (m, n) = (terms[0].1.rows, terms[0].2.cols);
     let ldc = n + 3;
@@ -140,7 +128,7 @@ fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng
             }
         }
     }
-    for level in levels() {
+    for level in Level::usable() {
         let mut c = c0.clone();
         with_isa(level, &views, beta, bias.as_deref(), &mut c, ldc);
         for i in 0..m {
@@ -251,7 +239,7 @@ fn bits_do_not_depend_on_threads() {
     ] {
         let a = Operand::new(0, m, k, false, 0, &mut rng);
         let b = Operand::new(f, k, n, t, 0, &mut rng);
-        for level in levels() {
+        for level in Level::usable() {
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let mut c = vec![0f32; m * n];

@@ -1,0 +1,544 @@
+//! The product on AMX: f32 in and out, on tiles that multiply bf16 and add in f32.
+//!
+//! A float is the sum of three bf16, eight significant bits each, and nothing is lost:
+//!
+//! `x0 = bf16(x)`, `x1 = bf16(x - x0)`, `x2 = x - x0 - x1`, so `|x1| <= 2^-8 |x|`, `|x2| <= 2^-16 |x|`
+//!
+//! and a product of two is six products of pieces, each exact in f32, up to an error of the size of one rounding:
+//!
+//! `x y = x0 y0 + (x0 y1 + x1 y0) + (x0 y2 + x1 y1 + x2 y0) + e`, `|e| <= (2^-23 + 2^-32) |x y|`
+//!
+//! (Henry, Tang and Heinecke 2019, arXiv:1904.06376). Six products on tiles are 2.7 times as fast as one on AVX-512,
+//! whose peak is a sixteenth. A weight stored in bf16 is one piece and one in f16 two, which leaves three and five.
+//! Subnormal numbers count as zero, numbers that bf16 cannot hold (above 3.38e38) as infinite, and what is infinite
+//! may come out as NaN.
+//!
+//! # Blocking
+//!
+//! The k axis is cut into steps of 32, what one instruction sums; every term starts a step. A block of steps of a
+//! panel of B fits L1, and C is read and written once a block:
+//!
+//! `C = (..((beta*C + S_0) + S_1) + ..) + bias`
+//!
+//! where blocks depend on the terms' depths alone. `k` and `k + 16` of a step are neighbours in a tile: any order
+//! serves, if A and B have the same, and this one needs no shuffle.
+
+use super::kernel::{Panels, RUN};
+use super::operand::Store;
+use super::{A_PANELS, B_PANELS, Epilogue, Isa, MAX_TERMS, Term, for_each, kernel, with_buffer};
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+/// What one instruction sums over, and the rows and columns of C that four tiles hold.
+const STEP: usize = 32;
+const SIDE: usize = 32;
+/// Bytes of one piece of 32 rows (or columns) over a step: two tiles.
+const PAIR: usize = 2048;
+/// Pieces of A.
+const A_PLANES: usize = 3;
+/// Steps of a block, at most: 30 KiB of a panel of B.
+const BLOCK: usize = 5;
+/// Steps that are packed at once, at most.
+const GROUP: usize = 8 * BLOCK;
+/// Bytes of packed B held at once.
+const B_BYTES: usize = 6 << 20;
+/// Rows of C a task, at most: A's pieces of 20 steps are 960 KiB, half of an L2.
+const ROWS: usize = 256;
+
+/// Whether the time that tiles save is more than what splitting A and B costs. An element is split in the time in
+/// which AVX-512 multiplies it by about twenty others.
+pub(super) fn pays(terms: &[Term]) -> bool {
+    let (m, n) = (terms[0].a.rows, terms[0].b.cols);
+    m * n >= 24 * (m + n)
+}
+
+/// Where a term lies on the k axis, in steps, and how many pieces its B has.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    first: usize,
+    steps: usize,
+    planes: usize,
+}
+
+/// The k axis: the terms' shares, and the length of a block.
+struct Axis {
+    shares: [Share; MAX_TERMS],
+    steps: usize,
+    block: usize,
+}
+
+impl Axis {
+    fn new(terms: &[Term]) -> Axis {
+        let (mut shares, mut steps) = ([Share::default(); MAX_TERMS], 0);
+        for (share, t) in shares.iter_mut().zip(terms) {
+            let planes = match t.b.store {
+                Store::Bf16(_) if t.alpha == 1.0 => 1,
+                Store::F16(_) if t.alpha == 1.0 => 2,
+                _ => 3,
+            };
+            *share = Share { first: steps, steps: t.b.rows.div_ceil(STEP), planes };
+            steps += share.steps;
+        }
+        let block = steps.div_ceil(steps.div_ceil(BLOCK).max(1)).max(1);
+        Axis { shares, steps, block }
+    }
+
+    /// The parts of the terms in steps `s0..s1`: (term, share, from, to), from and to counted from the axis' start.
+    fn parts(&self, s0: usize, s1: usize) -> impl Iterator<Item = (usize, Share, usize, usize)> {
+        let shares = self.shares.iter().enumerate();
+        shares
+            .map(move |(i, s)| (i, *s, s.first.max(s0), (s.first + s.steps).min(s1)))
+            .filter(|(_, _, from, to)| from < to)
+    }
+
+    /// Bytes of a panel of B over steps `s0..s1`.
+    fn panel_bytes(&self, s0: usize, s1: usize) -> usize {
+        self.parts(s0, s1).map(|(_, share, from, to)| (to - from) * share.planes * PAIR).sum()
+    }
+}
+
+pub(super) fn blocked_product(terms: &[Term], (m, n, _): (usize, usize, usize), end: &Epilogue, parallel: bool) {
+    let axis = Axis::new(terms);
+    let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+    let group = axis.block * (GROUP / axis.block);
+    let width = n.div_ceil(SIDE);
+    let most = (B_BYTES / (group.min(axis.steps).max(1) * A_PLANES * PAIR)).clamp(1, width);
+    // Equal shares of the panels, none above the limit.
+    let across = width.div_ceil(width.div_ceil(most));
+    with_buffer(&B_PANELS, across * group.min(axis.steps) * A_PLANES * PAIR / 4, |buffer| {
+        for q0 in (0..width).step_by(across) {
+            let panels = (width - q0).min(across);
+            // At least once, so that K = 0 still applies beta and bias.
+            for s0 in (0..axis.steps.max(1)).step_by(group) {
+                let s1 = (s0 + group).min(axis.steps);
+                let panel = axis.panel_bytes(s0, s1);
+                let packed = &mut buffer[..panels * panel / 4];
+                pack_b(terms, &axis, (s0, s1), q0, n, panel, tasks, packed);
+                let packed = &*packed;
+                // Tall tasks reuse a panel most; columns are split only for want of tasks.
+                let rows = m.div_ceil(m.div_ceil(ROWS).max(tasks.min(m.div_ceil(4 * SIDE)))).next_multiple_of(SIDE);
+                let tall = m.div_ceil(rows);
+                let step = panels.div_ceil(tasks.div_ceil(tall).min(panels));
+                let wide = panels.div_ceil(step);
+                for_each(parallel, tall * wide, |task| {
+                    let (i, q) = (task / wide, task % wide);
+                    let block = Block {
+                        rows: (i * rows, m.min((i + 1) * rows)),
+                        panels: (q * step, panels.min((q + 1) * step)),
+                        steps: (s0, s1),
+                        j0: q0 * SIDE,
+                        n,
+                        panel,
+                    };
+                    block.run(terms, &axis, packed, end);
+                });
+            }
+        }
+    });
+}
+
+/// Packs steps `s0..s1` of the columns from panel `q0` on, as many panels as `packed` holds.
+#[expect(clippy::too_many_arguments, reason = "each is one number of the cut")]
+fn pack_b(
+    terms: &[Term],
+    axis: &Axis,
+    (s0, s1): (usize, usize),
+    q0: usize,
+    n: usize,
+    panel: usize,
+    tasks: usize,
+    packed: &mut [f32],
+) {
+    if panel == 0 {
+        return;
+    }
+    let panels = packed.len() * 4 / panel;
+    // Wide batches read long stretches of a contiguous B's rows.
+    let batch = panels.div_ceil(tasks).min(RUN / SIDE);
+    let to = super::Out(packed.as_mut_ptr());
+    for_each(tasks > 1, panels.div_ceil(batch), |task| {
+        let (first, last) = (task * batch, panels.min((task + 1) * batch));
+        let j = (q0 + first) * SIDE;
+        let mut done = 0;
+        for (i, share, from, until) in axis.parts(s0, s1) {
+            let (t, p) = (&terms[i], (from - share.first) * STEP);
+            let src = Panels {
+                store: t.b.store,
+                origin: p * t.b.row_stride + j * t.b.col_stride,
+                stride: t.b.col_stride,
+                k_stride: t.b.row_stride,
+                width: (n - j).min((last - first) * SIDE),
+                depth: (t.b.rows - p).min((until - from) * STEP),
+                scale: t.alpha,
+            };
+            let dst = to.at((first * panel + done) / 4).cast();
+            // SAFETY: panels `first..last` of `packed` are this task's, `done` bytes into each lie this share's
+            // steps, and AMX implies AVX-512.
+            unsafe { pack(&src, Side::B, share.planes, dst, panel) };
+            done += (until - from) * share.planes * PAIR;
+        }
+    });
+}
+
+/// A task: a tile of C, over one group of steps.
+struct Block {
+    rows: (usize, usize),
+    panels: (usize, usize),
+    steps: (usize, usize),
+    j0: usize,
+    n: usize,
+    /// Bytes of a packed panel of B.
+    panel: usize,
+}
+
+impl Block {
+    fn run(&self, terms: &[Term], axis: &Axis, packed: &[f32], end: &Epilogue) {
+        let ((i0, i1), (s0, s1)) = (self.rows, self.steps);
+        let strip = (s1 - s0) * A_PLANES * PAIR;
+        let strips = (i1 - i0).div_ceil(SIDE);
+        with_buffer(&A_PANELS, strips * strip / 4, |a| {
+            for (i, share, from, until) in axis.parts(s0, s1) {
+                let (t, p) = (&terms[i], (from - share.first) * STEP);
+                let src = Panels {
+                    store: t.a.store,
+                    origin: i0 * t.a.row_stride + p * t.a.col_stride,
+                    stride: t.a.row_stride,
+                    k_stride: t.a.col_stride,
+                    width: i1 - i0,
+                    depth: (t.a.cols - p).min((until - from) * STEP),
+                    scale: 1.0,
+                };
+                let dst = a[(from - s0) * A_PLANES * PAIR / 4..].as_mut_ptr().cast();
+                // SAFETY: `a` holds `strips` strips, and steps `from..until` of each are written; AMX implies AVX-512.
+                unsafe { pack(&src, Side::A, A_PLANES, dst, strip) };
+            }
+            let _tiles = Tiles::configure();
+            for b0 in (s0..s1.max(s0 + 1)).step_by(axis.block) {
+                let b1 = (b0 + axis.block).min(s1);
+                let ahead = axis.panel_bytes(s0, b0);
+                for q in self.panels.0..self.panels.1 {
+                    let b: *const u8 = packed.as_ptr().cast::<u8>().wrapping_add(q * self.panel + ahead);
+                    for r in 0..strips {
+                        let a: *const u8 =
+                            a.as_ptr().cast::<u8>().wrapping_add(r * strip + (b0 - s0) * A_PLANES * PAIR);
+                        self.square(axis, (b0, b1), (r, q), (a, b), end);
+                    }
+                }
+            }
+        });
+    }
+
+    /// One block of steps of one 32 x 32 square of C.
+    fn square(
+        &self,
+        axis: &Axis,
+        (b0, b1): (usize, usize),
+        (r, q): (usize, usize),
+        from: (*const u8, *const u8),
+        end: &Epilogue,
+    ) {
+        let (i, j) = (self.rows.0 + r * SIDE, self.j0 + q * SIDE);
+        let (h, w) = ((self.rows.1 - i).min(SIDE), (self.n - j).min(SIDE));
+        let beta = if b0 == 0 { end.beta } else { 1.0 };
+        let bias = if b1 == axis.steps { end.bias } else { None };
+        let (c, ldc) = (end.c.at(i * end.ldc + j), end.ldc);
+        if h == SIDE && w == SIDE && bias.is_none() && (beta == 0.0 || beta == 1.0) && b0 < b1 {
+            // SAFETY: the whole square lies inside C and is this task's alone.
+            unsafe { sums(axis, (b0, b1), from, c, ldc, beta == 0.0) };
+            return;
+        }
+        // Edges, and other factors: by way of a square of its own, through the same sums.
+        let mut square = [0f32; SIDE * SIDE];
+        for (x, row) in square.chunks_exact_mut(SIDE).take(h).enumerate() {
+            for (y, s) in row[..w].iter_mut().enumerate() {
+                // SAFETY: (i + x, j + y) lies inside C, in this task's tile. C is not read with beta 0.
+                *s = if beta == 0.0 { 0.0 } else { unsafe { beta * *c.add(x * ldc + y) } };
+            }
+        }
+        // SAFETY: the square is a local one.
+        unsafe { sums(axis, (b0, b1), from, square.as_mut_ptr(), SIDE, false) };
+        for (x, row) in square.chunks_exact(SIDE).take(h).enumerate() {
+            for (y, s) in row[..w].iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { *c.add(x * ldc + y) = s + bias.map_or(0.0, |b| b[j + y]) };
+            }
+        }
+    }
+}
+
+/// `C = (fresh ? 0 : C) + A B` of a 32 x 32 square over a block of steps; `a` and `b` start at its first step.
+///
+/// # Safety
+/// The tiles are configured; `c` and 31 rows `ldc` floats apart below it hold 32 floats each that nobody else uses;
+/// `a` and `b` hold the steps.
+#[inline(always)]
+unsafe fn sums(
+    axis: &Axis,
+    (b0, b1): (usize, usize),
+    (a, b): (*const u8, *const u8),
+    c: *mut f32,
+    ldc: usize,
+    fresh: bool,
+) {
+    let (mut a, mut b, mut fresh) = (a, b, fresh);
+    for (_, share, from, to) in axis.parts(b0, b1) {
+        let kernel = match share.planes {
+            1 => tiles_1,
+            2 => tiles_2,
+            _ => tiles_3,
+        };
+        // SAFETY: the caller's promise, handed on.
+        unsafe { kernel(a, b, to - from, c, 4 * ldc, fresh) };
+        fresh = false;
+        a = a.wrapping_add((to - from) * A_PLANES * PAIR);
+        b = b.wrapping_add((to - from) * share.planes * PAIR);
+    }
+}
+
+/// The configuration of this thread's eight tiles: 16 rows of 64 bytes each. Gives their state back when dropped.
+struct Tiles;
+
+impl Tiles {
+    fn configure() -> Tiles {
+        #[repr(C, align(64))]
+        struct Config {
+            palette: u8,
+            start: [u8; 15],
+            row_bytes: [u16; 16],
+            rows: [u8; 16],
+        }
+        const fn eight<T: Copy>(zero: T, x: T) -> [T; 16] {
+            [x, x, x, x, x, x, x, x, zero, zero, zero, zero, zero, zero, zero, zero]
+        }
+        static CONFIG: Config = Config { palette: 1, start: [0; 15], row_bytes: eight(0, 64), rows: eight(0, 16) };
+        // SAFETY: AMX is there, as whoever chose this path checked; palette 1 has eight tiles of this size. No code
+        // that the compiler makes touches tiles.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
+        Tiles
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: as in `configure`.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// tmm0..3 hold a square of C, by rows of tiles; tmm4..5 a piece of A, tmm6..7 one of B. Small products go first.
+macro_rules! tiles {
+    ($name:ident, planes: $planes:literal, [$($piece:tt $at:literal),* $(,)?]) => {
+        /// # Safety
+        /// As for [`sums`]; `ldc` in bytes, `steps` at least one.
+        unsafe fn $name(a: *const u8, b: *const u8, steps: usize, c: *mut f32, ldc: usize, fresh: bool) {
+            // SAFETY: the caller's promise: the loads stay within `steps` steps of A and B, loads and stores of C
+            // within its square.
+            unsafe {
+                asm!(
+                    "test {fresh:e}, {fresh:e}",
+                    "jz 2f",
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    "jmp 3f",
+                    "2:",
+                    "tileloadd tmm0, [{c} + 1*{ldc}]", "tileloadd tmm1, [{c} + 1*{ldc} + 64]",
+                    "tileloadd tmm2, [{d} + 1*{ldc}]", "tileloadd tmm3, [{d} + 1*{ldc} + 64]",
+                    "3:",
+                    $(tiles!(@load $piece $at), tiles!(@multiply $piece $at),)*
+                    "add {a}, 6144",
+                    concat!("add {b}, 2048*", $planes),
+                    "dec {steps}",
+                    "jnz 3b",
+                    "tilestored [{c} + 1*{ldc}], tmm0", "tilestored [{c} + 1*{ldc} + 64], tmm1",
+                    "tilestored [{d} + 1*{ldc}], tmm2", "tilestored [{d} + 1*{ldc} + 64], tmm3",
+                    a = inout(reg) a => _, b = inout(reg) b => _, steps = inout(reg) steps => _,
+                    c = in(reg) c, d = in(reg) c.wrapping_byte_add(16 * ldc), ldc = in(reg) ldc,
+                    row = in(reg) 64usize, fresh = in(reg) fresh as u32,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+    (@load a $at:literal) => {
+        concat!("tileloadd tmm4, [{a} + 1*{row} + 2048*", $at, "]\ntileloadd tmm5, [{a} + 1*{row} + 2048*", $at, " + 1024]")
+    };
+    (@load b $at:literal) => {
+        concat!("tileloadd tmm6, [{b} + 1*{row} + 2048*", $at, "]\ntileloadd tmm7, [{b} + 1*{row} + 2048*", $at, " + 1024]")
+    };
+    // A pair of loads that another follows at once.
+    (@load A $at:literal) => { tiles!(@load a $at) };
+    (@multiply A $at:literal) => { "" };
+    (@multiply $piece:tt $at:literal) => {
+        "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7"
+    };
+}
+
+tiles!(tiles_1, planes: 1, [A 2, b 0, a 1, a 0]);
+tiles!(tiles_2, planes: 2, [A 0, b 1, a 1, b 0, a 2, a 0]);
+tiles!(tiles_3, planes: 3, [A 0, b 2, b 1, a 1, b 0, a 2, a 0]);
+
+/// Which operand a panel is of: tiles have A's rows as rows, and B's columns as columns.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    A,
+    B,
+}
+
+/// Packs `src` into panels of 32 lines (rows of A, columns of B), `panel` bytes apart. A step of a panel is `planes`
+/// pieces, each two tiles of 16 lines. What is missing from the last panel and the last step is zero.
+///
+/// # Safety
+/// Every panel at `dst` has room for the steps that `src` is deep; AVX-512 F and BW are there.
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+unsafe fn pack(src: &Panels, side: Side, planes: usize, dst: *mut u8, panel: usize) {
+    /// Steps, and lines where lines are neighbours, that are decoded at once.
+    const STEPS: usize = 8;
+    let mut scratch = [0f32; STEP * RUN];
+    let along_k = src.k_stride == 1 || src.stride != 1;
+    // Stored rows are lines along k: those are the rows of A's tiles. Stored columns are as B's tiles want them.
+    let transpose = along_k == (side == Side::B);
+    let (deep, wide) = if along_k { (STEPS * STEP, 16) } else { (STEP, RUN) };
+    for l0 in (0..src.width).step_by(wide) {
+        for p0 in (0..src.depth).step_by(deep) {
+            let (lines, depth) = ((src.width - l0).min(wide), (src.depth - p0).min(deep));
+            let origin = src.origin + l0 * src.stride + p0 * src.k_stride;
+            let whole = lines.is_multiple_of(16) && depth.is_multiple_of(STEP);
+            let direct = match src.store {
+                Store::F32(s) if whole && (src.k_stride == 1 || src.stride == 1) => Some(&s[origin..]),
+                _ => None,
+            };
+            let (from, pitch) = match direct {
+                Some(s) => (s.as_ptr(), if along_k { src.stride } else { src.k_stride }),
+                None => {
+                    // SAFETY: AVX-512 implies what decoding needs.
+                    unsafe { fetch(src, origin, along_k, (lines, depth), &mut scratch) };
+                    (scratch.as_ptr(), if along_k { STEPS * STEP } else { RUN })
+                }
+            };
+            for l in (0..lines).step_by(16) {
+                for p in (0..depth).step_by(STEP) {
+                    let line = l0 + l;
+                    let at = line / SIDE * panel + (p0 + p) / STEP * planes * PAIR + line % SIDE / 16 * 1024;
+                    let (first, half) = if along_k { (l * pitch + p, 16) } else { (p * pitch + l, 16 * pitch) };
+                    // SAFETY: sixteen runs of 16 floats, and sixteen more `half` on, lie in the store or the scratch;
+                    // the tile lies in its panel.
+                    unsafe { tile(from.add(first), pitch, half, transpose, src.scale, planes, dst.add(at)) };
+                }
+            }
+        }
+    }
+    // The second half of a last panel that has none.
+    let lines = src.width.next_multiple_of(16);
+    if !lines.is_multiple_of(SIDE) {
+        let last = lines / SIDE * panel;
+        for pair in 0..src.depth.div_ceil(STEP) * planes {
+            // SAFETY: the second tile of each pair of that panel.
+            unsafe { dst.add(last + pair * PAIR + 1024).write_bytes(0, 1024) };
+        }
+    }
+}
+
+/// Decodes `lines` lines of `depth` elements, the rest of their tiles zero: along k rows of 256, else rows of RUN lines.
+///
+/// # Safety
+/// AVX-512 is there.
+#[inline(always)]
+unsafe fn fetch(
+    src: &Panels,
+    origin: usize,
+    along_k: bool,
+    (lines, depth): (usize, usize),
+    scratch: &mut [f32; STEP * RUN],
+) {
+    let (rows, len, pitch) = if along_k { (lines, depth, RUN / 2) } else { (depth, lines, RUN) };
+    let (stride, step) = if along_k { (src.stride, src.k_stride) } else { (src.k_stride, src.stride) };
+    let (all, padded) = if along_k { (16, depth.next_multiple_of(STEP)) } else { (STEP, lines.next_multiple_of(16)) };
+    for r in 0..all {
+        let row = &mut scratch[r * pitch..][..padded];
+        row[if r < rows { len } else { 0 }..].fill(0.0);
+        if r >= rows {
+            continue;
+        }
+        let start = origin + r * stride;
+        if step == 1 {
+            // SAFETY: the caller's promise.
+            unsafe { kernel::Avx512::decode(&src.store, start, &mut row[..len]) };
+        } else {
+            for (p, x) in row[..len].iter_mut().enumerate() {
+                src.store.decode(start + p * step, std::slice::from_mut(x));
+            }
+        }
+    }
+}
+
+/// One tile of each piece, a pair apart, out of sixteen runs of 16 floats `pitch` apart and sixteen more, `half` floats
+/// on: word (r, l) of a tile is elements l of both runs r, or with `transpose` elements r of both runs l.
+///
+/// # Safety
+/// The runs are readable and the tiles writable; AVX-512 is there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn tile(src: *const f32, pitch: usize, half: usize, transpose: bool, scale: f32, planes: usize, dst: *mut u8) {
+    let mut halves = [[_mm512_setzero_ps(); 16]; 2];
+    for (h, runs) in halves.iter_mut().enumerate() {
+        for (r, run) in runs.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *run = unsafe { _mm512_loadu_ps(src.add(h * half + r * pitch)) };
+        }
+        if transpose {
+            *runs = transposed(*runs);
+        }
+        if scale != 1.0 {
+            for run in runs {
+                *run = _mm512_mul_ps(*run, _mm512_set1_ps(scale));
+            }
+        }
+    }
+    let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+    let nearest =
+        |x: __m512| _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)), upper);
+    let [lo, hi] = halves;
+    for (r, (mut x, mut y)) in lo.into_iter().zip(hi).enumerate() {
+        for piece in 0..planes {
+            // The last piece is exact as it is.
+            let (a, b) = if piece + 1 < planes {
+                let (a, b) = (nearest(x), nearest(y));
+                (x, y) = (_mm512_sub_ps(x, _mm512_castsi512_ps(a)), _mm512_sub_ps(y, _mm512_castsi512_ps(b)));
+                (a, b)
+            } else {
+                (_mm512_castps_si512(x), _mm512_castps_si512(y))
+            };
+            let word = _mm512_or_si512(_mm512_srli_epi32::<16>(a), _mm512_and_si512(b, upper));
+            // SAFETY: row r of a tile of 16 rows of 64 bytes.
+            unsafe { _mm512_storeu_si512(dst.add(piece * PAIR + 64 * r).cast(), word) };
+        }
+    }
+}
+
+/// The transpose of a square of 16 by 16: within quarters of rows first, then the quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(r: [__m512; 16]) -> [__m512; 16] {
+    let mut t = r;
+    for i in (0..16).step_by(4) {
+        let (a, b) = (_mm512_unpacklo_ps(r[i], r[i + 1]), _mm512_unpackhi_ps(r[i], r[i + 1]));
+        let (c, d) = (_mm512_unpacklo_ps(r[i + 2], r[i + 3]), _mm512_unpackhi_ps(r[i + 2], r[i + 3]));
+        t[i] = _mm512_shuffle_ps::<0x44>(a, c);
+        t[i + 1] = _mm512_shuffle_ps::<0xee>(a, c);
+        t[i + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+        t[i + 3] = _mm512_shuffle_ps::<0xee>(b, d);
+    }
+    // Quarter q of t[4 g + j] is column 4 q + j of rows 4 g..4 g + 4.
+    let mut out = t;
+    for j in 0..4 {
+        let (a, b) = (_mm512_shuffle_f32x4::<0x44>(t[j], t[4 + j]), _mm512_shuffle_f32x4::<0xee>(t[j], t[4 + j]));
+        let (c, d) =
+            (_mm512_shuffle_f32x4::<0x44>(t[8 + j], t[12 + j]), _mm512_shuffle_f32x4::<0xee>(t[8 + j], t[12 + j]));
+        out[j] = _mm512_shuffle_f32x4::<0x88>(a, c);
+        out[4 + j] = _mm512_shuffle_f32x4::<0xdd>(a, c);
+        out[8 + j] = _mm512_shuffle_f32x4::<0x88>(b, d);
+        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b, d);
+    }
+    out
+}
