@@ -87,8 +87,15 @@ fn cases() -> Vec<Case> {
     let lora = Linear { bias: false, lora: Some(Lora { scale: 2.0, dropout: None }) };
     let ins = vec![f32s(&[T, D]), In::Normal(Ty::new(DType::Nf4, &[F, D])), f32s(&[RANK, D]), f32s(&[F, RANK])];
     case("linear", "nf4 lora", Attr::Linear(lora), ins, &[]);
-    let one = In::Normal(Ty::new(DType::Nf4, &[F, D]));
-    case("linear", "nf4 one token", Attr::Linear(Linear::default()), vec![f32s(&[1, D]), one], &[]);
+    for (name, dtype) in [
+        ("f32 one token", DType::F32),
+        ("bf16 one token", DType::BF16),
+        ("nf4 one token", DType::Nf4),
+        ("nf4-dq one token", DType::Nf4Dq),
+    ] {
+        let w = In::Normal(Ty::new(dtype, &[F, D]));
+        case("linear", name, Attr::Linear(Linear::default()), vec![f32s(&[1, D]), w], &[]);
+    }
 
     let weight_gradient = Matmul { ta: true, tb: false, alpha: 1.0, acc: true };
     let ins = vec![f32s(&[T, F]), f32s(&[T, D]), f32s(&[F, D])];

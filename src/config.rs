@@ -252,6 +252,8 @@ settings! {
         device: Device = "DEVICE", { Device::Auto };
         #[doc = "Full training: how the trained weights are written"]
         save_dtype: SaveDtype = "DTYPE", { SaveDtype::F32 };
+        #[doc = "Time each op of the steps after the first; a table at the end. On a GPU this slows them down"]
+        profile: bool = "BOOL", { false };
     }
 }
 

@@ -314,6 +314,48 @@ fn a_run_leaves_its_folder_and_can_be_repeated() {
     assert_eq!(rank("a")["r"], rank("d")["r"]);
 }
 
+#[test]
+fn a_profile_tells_the_time_of_each_op_and_changes_nothing() {
+    let scratch = Scratch::new("profile");
+    scratch.write("data.jsonl", DATA);
+    let model = fixture("golden/base");
+    let args = ["train", "--model", &model, "--data", "data.jsonl", "--device", "cpu", "--batch-size", "2"];
+    let train = |out: &str, more: &[&str]| {
+        let ran = scratch.run(&[&args[..], &["--max-seq-len", "16", "--rank", "4", "--out", out], more].concat());
+        let talk = ran.err();
+        ran.ok();
+        let metrics = String::from_utf8(scratch.read(&format!("{out}/metrics.jsonl"))).unwrap();
+        let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        (talk, lines.into_iter().find(|l| l["event"] == "profile"))
+    };
+    let (talk, profile) = train("with", &["--steps", "3", "--profile"]);
+    let profile = profile.expect("a line of the profile");
+    assert!(talk.contains("time by op") && talk.contains("the rest"), "{talk}");
+    assert_eq!(profile["steps"], 2, "the first step counts");
+    let ops = profile["ops"].as_array().unwrap();
+    let mut sum = 0.0;
+    for op in ops {
+        assert!(talk.contains(op["op"].as_str().unwrap()), "{op} is not in {talk}");
+        // Phases of the step run once a micro-batch or once a step.
+        assert!(op["launches"].as_u64().unwrap() >= 2 && op["bytes"].as_u64().unwrap() > 0, "{op}");
+        sum += op["seconds"].as_f64().unwrap();
+    }
+    let whole = profile["seconds"].as_f64().unwrap();
+    assert!(sum > 0.0 && sum <= whole, "{sum} s in ops of {whole} s");
+    for op in ["linear", "attention_bwd", "linear_cross_entropy", "adamw"] {
+        let found = ops.iter().find(|o| o["op"] == op).unwrap_or_else(|| panic!("no {op} in {profile}"));
+        assert!(found["flops"].as_u64().unwrap() > 0, "{found}");
+    }
+    // One step is all there is to time.
+    assert_eq!(train("one", &["--steps", "1", "--profile"]).1.unwrap()["steps"], 1);
+    // The control: a run that is not asked says nothing, and trains the same.
+    let (talk, none) = train("without", &["--steps", "3"]);
+    assert!(none.is_none() && !talk.contains("time by op"), "{talk}");
+    let weights = |run: &str| scratch.read(&format!("{run}/adapter_model.safetensors"));
+    assert!(weights("with") == weights("without"), "the profile changed the result");
+    assert!(weights("with") != weights("one"));
+}
+
 /// The shipped config and tokenizer, with weights of one step from random ones: nonsense, but text.
 #[test]
 fn a_model_made_here_continues_a_text() {

@@ -155,9 +155,14 @@ impl Backend for Cpu {
     }
 
     fn replay(&mut self, recording: Recording) -> Result<()> {
-        for (f, args) in self.recordings[recording.0 as usize].iter().flatten() {
-            f(args);
-        }
+        let calls = &self.recordings[recording.0 as usize];
+        // On a thread of the pool: from any other one, each call that goes parallel would have to wake a thread and to
+        // sleep until it is done.
+        rayon::scope(|_| {
+            for (f, args) in calls.iter().flatten() {
+                f(args);
+            }
+        });
         Ok(())
     }
 

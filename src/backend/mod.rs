@@ -4,6 +4,7 @@
 pub mod cpu;
 pub mod cuda;
 pub mod null;
+pub mod profile;
 pub mod wgpu;
 
 use std::sync::Arc;

@@ -146,6 +146,7 @@ fn the_saved_file_repeats_the_run() {
         ("dtype", "bf16"),
         ("device", "wgpu:2"),
         ("save_dtype", "bf16"),
+        ("profile", "true"),
     ];
     let config = resolve("", &flags).unwrap();
     let text = config.to_toml();

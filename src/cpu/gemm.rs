@@ -28,6 +28,8 @@
 mod amx;
 mod kernel;
 mod operand;
+mod thin;
+mod vector;
 
 use super::isa::Level;
 use kernel::*;
@@ -35,6 +37,7 @@ pub use operand::*;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::thread::LocalKey;
+use thin::{THIN_ROWS, row_floats, thin_product};
 
 /// Upper bound of a k block. A panel of B (KC * 16 * 4 = 40 KiB on AVX2) is a little more than L1
 /// holds, which costs less than the extra pass over C of two shorter blocks.
@@ -162,7 +165,7 @@ fn shares<'t, 'a>(terms: &'t [Term<'a>], k0: usize, k1: usize) -> impl Iterator<
 /// packed A per thread.
 pub fn workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
     if m <= THIN_ROWS {
-        return 4 * m * k;
+        return 4 * row_floats(m, k);
     }
     // 32 and 16 bound every instruction set's NR and MR; `Plan` keeps nc * k_group <= PACK_FLOATS.
     let kc = k_block(k);
@@ -243,41 +246,6 @@ impl Epilogue<'_> {
             }
         }
     }
-}
-
-fn thin_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
-    with_buffer(&A_PANELS, m * k, |rows| {
-        let mut rest = &mut *rows;
-        for t in terms {
-            for i in 0..m {
-                let row;
-                (row, rest) = rest.split_at_mut(t.a.cols);
-                if t.a.col_stride == 1 {
-                    t.a.store.decode(i * t.a.row_stride, row);
-                } else {
-                    for (p, x) in row.iter_mut().enumerate() {
-                        let at = i * t.a.row_stride + p * t.a.col_stride;
-                        t.a.store.decode(at, std::slice::from_mut(x));
-                    }
-                }
-            }
-        }
-        let job = Thin { terms, rows: m, a: rows };
-        // A column's sum never depends on its neighbours, so the width of a task is free.
-        let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
-        let width = (n / tasks).clamp(16, RUN) / 16 * 16;
-        for_each(parallel, n.div_ceil(width), |task| {
-            let j0 = task * width;
-            let len = (n - j0).min(width);
-            let mut out = [[0f32; RUN]; THIN_ROWS];
-            // SAFETY: `with_isa` chose I among the sets this processor has.
-            unsafe { I::thin(&job, j0, &mut out, len) };
-            for (i, sums) in out[..m].iter().enumerate() {
-                // SAFETY: j0 + len <= n, i < m, and tasks have disjoint columns.
-                unsafe { end.write(i, j0, end.beta, end.bias, &sums[..len]) };
-            }
-        });
-    });
 }
 
 fn blocked_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {

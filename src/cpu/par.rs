@@ -16,5 +16,8 @@ pub fn ranges(n: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
 
 /// Calls `f(index, chunk)` on consecutive chunks of `len` elements of `data`.
 pub fn chunks<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    if (1..=len).contains(&data.len()) {
+        return f(0, data);
+    }
     data.par_chunks_mut(len.max(1)).enumerate().for_each(|(i, chunk)| f(i, chunk));
 }

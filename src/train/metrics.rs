@@ -10,6 +10,7 @@ use crate::away::Moved;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::plan::Account;
+use crate::train::profile::Report;
 
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// Version of the file's format.
@@ -34,6 +35,8 @@ pub enum Event {
         total: u64,
     },
     Step(StepEvent),
+    /// Where the time of the steps went, if the run was asked for it.
+    Profile(Report),
     /// All steps are done.
     End {
         /// Bytes that the account said would be allocated, on the device and in host memory.
@@ -108,6 +111,7 @@ impl Event {
                 "trained_tokens": s.trained_tokens,
                 "tokens_per_second": s.tokens_per_second,
             })),
+            Event::Profile(report) => Some(report.json()),
             Event::End { account, peak_resident, moved } => Some(json!({
                 "event": "end",
                 "account_bytes": account,
@@ -127,7 +131,7 @@ fn shortest(x: f32) -> f64 {
 }
 
 /// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step,
-/// in the end one of event `end`.
+/// one of event `profile` where `--profile` asked for it, in the end one of event `end`.
 /// The file is begun at the first step, so that a run that fails before leaves an older one's alone; each line is
 /// handed to the system at once, so the file can be followed.
 pub struct Metrics {

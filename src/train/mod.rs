@@ -2,6 +2,7 @@
 
 pub mod metrics;
 pub mod optimizer;
+pub mod profile;
 pub mod progress;
 pub mod run;
 pub mod schedule;

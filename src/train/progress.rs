@@ -54,6 +54,7 @@ impl Progress {
             Event::Loading { done, total } => self.loading(*done, *total),
             Event::Step(step) => self.step(step),
             Event::Sample { when, prompt, text } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
+            Event::Profile(report) => self.say(&report.to_string()),
             Event::End { .. } => {}
             Event::Saved { path } => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => self.say(text),

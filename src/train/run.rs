@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::backend;
+use crate::backend::profile::{Profile, Profiled};
+use crate::backend::{self, Backend};
 use crate::config::{Init, Method as MethodName, Recompute, RunConfig, Switch};
 use crate::data::pack::pack;
 use crate::data::reader::{self, Encoder};
@@ -16,6 +17,7 @@ use crate::peft::{Method, files, full::Full, lora::Lora};
 use crate::plan::{Account, timeline};
 use crate::session::{Base, Options, Planned};
 use crate::train::metrics::{Event, StepEvent};
+use crate::train::profile::Report;
 use crate::train::schedule;
 use crate::train::svg;
 
@@ -39,7 +41,7 @@ pub struct Preview {
 /// What is known of the run that `config` describes.
 pub fn preview(config: &RunConfig) -> Result<Preview> {
     let base = open(config)?;
-    let planned = plan(config, &base)?;
+    let planned = plan(config, &base, backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
     Ok(Preview {
         device: planned.device().to_owned(),
@@ -57,12 +59,24 @@ fn open(config: &RunConfig) -> Result<Base> {
     }
 }
 
-fn plan<'a>(config: &RunConfig, base: &'a Base) -> Result<Planned<'a>> {
+fn plan<'a>(config: &RunConfig, base: &'a Base, backend: Box<dyn Backend>) -> Result<Planned<'a>> {
     let method: Box<dyn Method> = match (config.method, config.adapter_config()?) {
         (MethodName::Lora, Some(config)) => Box::new(Lora { config }),
         _ => Box::new(Full),
     };
-    Planned::new(base, method, options(config), backend::open(&config.device)?)
+    Planned::new(base, method, options(config), backend)
+}
+
+/// The device, and what times it if that is asked for.
+fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
+    let backend = backend::open(&config.device)?;
+    Ok(match config.profile {
+        true => {
+            let (profiled, profile) = Profiled::new(backend);
+            (Box::new(profiled), Some(profile))
+        }
+        false => (backend, None),
+    })
 }
 
 /// The part of the settings that the engine itself acts on.
@@ -124,7 +138,8 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
 pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
     let out = config.need("out")?;
     let base = open(config)?;
-    let planned = plan(config, &base)?;
+    let (backend, profile) = device(config)?;
+    let planned = plan(config, &base, backend)?;
     let vocab = base.model(config.max_seq_len)?.vocab();
     let (trained, all) = planned.parameters();
     on(Event::run(config, planned.device(), trained, all))?;
@@ -168,12 +183,20 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
 
     let warmup = config.warmup_steps(steps);
     let mut losses: Vec<(u64, f32)> = Vec::with_capacity(steps as usize);
+    let mut timed = Report::default();
     for step in 0..steps {
         let began = Instant::now();
         let batch = sampler.next_batch(config.batch_size);
         let micro = pack(&data, &batch, micro_tokens, !config.shuffle)?;
         let lr = config.lr * schedule::multiplier(config.schedule, step, warmup, steps);
         let report = session.step(&micro, lr)?;
+        let seconds = began.elapsed().as_secs_f64();
+        timed = Report { steps: timed.steps + 1, seconds: timed.seconds + seconds, ..timed };
+        if let Some(profile) = profile.as_ref().filter(|_| step == 0 && steps > 1) {
+            // The first step touches its memory for the first time.
+            profile.reset();
+            timed = Report::default();
+        }
         losses.push((step + 1, report.loss));
         on(Event::Step(StepEvent {
             step: step + 1,
@@ -183,8 +206,11 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             grad_norm: report.grad_norm,
             tokens: report.tokens as u64,
             trained_tokens: report.trained as u64,
-            tokens_per_second: report.tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
+            tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
         }))?;
+    }
+    if let Some(profile) = profile {
+        on(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
     }
     on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.away.moved })?;
     session.save(out, config.save_dtype.into())?;

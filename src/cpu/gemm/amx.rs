@@ -1,4 +1,4 @@
-//! The product on AMX: f32 in and out, on tiles that multiply bf16 and add in f32.
+//! The matrix product on AMX: f32 in and out, on tiles that multiply bf16 and add in f32.
 //!
 //! A float is the sum of three bf16, eight significant bits each, and nothing is lost:
 //!
@@ -8,15 +8,15 @@
 //!
 //! `x y = x0 y0 + (x0 y1 + x1 y0) + (x0 y2 + x1 y1 + x2 y0) + e`, `|e| <= (2^-23 + 2^-32) |x y|`
 //!
-//! (Henry, Tang and Heinecke 2019, arXiv:1904.06376). Six products on tiles are 2.7 times as fast as one on AVX-512,
-//! whose peak is a sixteenth. A weight stored in bf16 is one piece and one in f16 two, which leaves three and five.
+//! (Henry, Tang and Heinecke 2019, arXiv:1904.06376). Six products on tiles are up to 2.7 times as fast as one on
+//! AVX-512, whose peak is a sixteenth. A weight stored in bf16 is one piece and one in f16 two, which leaves three and five.
 //! Subnormal numbers count as zero, numbers that bf16 cannot hold (above 3.38e38) as infinite, and what is infinite
 //! may come out as NaN.
 //!
 //! # Blocking
 //!
-//! The k axis is cut into steps of 32, what one instruction sums; every term starts a step. A block of steps of a
-//! panel of B fits L1, and C is read and written once a block:
+//! The k axis is cut into steps of 32, what one instruction sums; every term starts a step. C is read and written once
+//! a block of steps:
 //!
 //! `C = (..((beta*C + S_0) + S_1) + ..) + bias`
 //!
@@ -36,20 +36,20 @@ const SIDE: usize = 32;
 const PAIR: usize = 2048;
 /// Pieces of A.
 const A_PLANES: usize = 3;
-/// Steps of a block, at most: 30 KiB of a panel of B.
-const BLOCK: usize = 5;
+/// Steps of a block, at most: A's rows of a task and a panel of B fit an L2 of 2 MiB, and C is touched seldom.
+const BLOCK: usize = 20;
 /// Steps that are packed at once, at most.
-const GROUP: usize = 8 * BLOCK;
+const GROUP: usize = 2 * BLOCK;
 /// Bytes of packed B held at once.
 const B_BYTES: usize = 6 << 20;
 /// Rows of C a task, at most: A's pieces of 20 steps are 960 KiB, half of an L2.
 const ROWS: usize = 256;
 
 /// Whether the time that tiles save is more than what splitting A and B costs. An element is split in the time in
-/// which AVX-512 multiplies it by about twenty others.
+/// which AVX-512 multiplies it by about forty others.
 pub(super) fn pays(terms: &[Term]) -> bool {
     let (m, n) = (terms[0].a.rows, terms[0].b.cols);
-    m * n >= 24 * (m + n)
+    m * n >= 40 * (m + n)
 }
 
 /// Where a term lies on the k axis, in steps, and how many pieces its B has.
@@ -174,7 +174,13 @@ fn pack_b(
             let dst = to.at((first * panel + done) / 4).cast();
             // SAFETY: panels `first..last` of `packed` are this task's, `done` bytes into each lie this share's
             // steps, and AMX implies AVX-512.
-            unsafe { pack(&src, Side::B, share.planes, dst, panel) };
+            unsafe {
+                match share.planes {
+                    1 => pack::<1>(&src, Side::B, dst, panel),
+                    2 => pack::<2>(&src, Side::B, dst, panel),
+                    _ => pack::<3>(&src, Side::B, dst, panel),
+                }
+            };
             done += (until - from) * share.planes * PAIR;
         }
     });
@@ -210,7 +216,7 @@ impl Block {
                 };
                 let dst = a[(from - s0) * A_PLANES * PAIR / 4..].as_mut_ptr().cast();
                 // SAFETY: `a` holds `strips` strips, and steps `from..until` of each are written; AMX implies AVX-512.
-                unsafe { pack(&src, Side::A, A_PLANES, dst, strip) };
+                unsafe { pack::<A_PLANES>(&src, Side::A, dst, strip) };
             }
             let _tiles = Tiles::configure();
             for b0 in (s0..s1.max(s0 + 1)).step_by(axis.block) {
@@ -385,13 +391,13 @@ enum Side {
     B,
 }
 
-/// Packs `src` into panels of 32 lines (rows of A, columns of B), `panel` bytes apart. A step of a panel is `planes`
+/// Packs `src` into panels of 32 lines (rows of A, columns of B), `panel` bytes apart. A step of a panel is `PLANES`
 /// pieces, each two tiles of 16 lines. What is missing from the last panel and the last step is zero.
 ///
 /// # Safety
 /// Every panel at `dst` has room for the steps that `src` is deep; AVX-512 F and BW are there.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
-unsafe fn pack(src: &Panels, side: Side, planes: usize, dst: *mut u8, panel: usize) {
+unsafe fn pack<const PLANES: usize>(src: &Panels, side: Side, dst: *mut u8, panel: usize) {
     /// Steps, and lines where lines are neighbours, that are decoded at once.
     const STEPS: usize = 8;
     let mut scratch = [0f32; STEP * RUN];
@@ -419,11 +425,13 @@ unsafe fn pack(src: &Panels, side: Side, planes: usize, dst: *mut u8, panel: usi
             for l in (0..lines).step_by(16) {
                 for p in (0..depth).step_by(STEP) {
                     let line = l0 + l;
-                    let at = line / SIDE * panel + (p0 + p) / STEP * planes * PAIR + line % SIDE / 16 * 1024;
-                    let (first, half) = if along_k { (l * pitch + p, 16) } else { (p * pitch + l, 16 * pitch) };
+                    let at = line / SIDE * panel + (p0 + p) / STEP * PLANES * PAIR + line % SIDE / 16 * 1024;
+                    let (first, half, next) =
+                        if along_k { (l * pitch + p, 16, 2 * STEP) } else { (p * pitch + l, 16 * pitch, STEP * pitch) };
+                    let runs = Runs { first: from.wrapping_add(first), pitch, half, next, transpose, scale: src.scale };
                     // SAFETY: sixteen runs of 16 floats, and sixteen more `half` on, lie in the store or the scratch;
                     // the tile lies in its panel.
-                    unsafe { tile(from.add(first), pitch, half, transpose, src.scale, planes, dst.add(at)) };
+                    unsafe { tile::<PLANES>(&runs, dst.add(at)) };
                 }
             }
         }
@@ -432,7 +440,7 @@ unsafe fn pack(src: &Panels, side: Side, planes: usize, dst: *mut u8, panel: usi
     let lines = src.width.next_multiple_of(16);
     if !lines.is_multiple_of(SIDE) {
         let last = lines / SIDE * panel;
-        for pair in 0..src.depth.div_ceil(STEP) * planes {
+        for pair in 0..src.depth.div_ceil(STEP) * PLANES {
             // SAFETY: the second tile of each pair of that panel.
             unsafe { dst.add(last + pair * PAIR + 1024).write_bytes(0, 1024) };
         }
@@ -472,26 +480,41 @@ unsafe fn fetch(
     }
 }
 
-/// One tile of each piece, a pair apart, out of sixteen runs of 16 floats `pitch` apart and sixteen more, `half` floats
-/// on: word (r, l) of a tile is elements l of both runs r, or with `transpose` elements r of both runs l.
+/// What a tile is packed from: sixteen runs of 16 floats from `first` on, `pitch` apart, and sixteen more, `half` on.
+struct Runs {
+    first: *const f32,
+    pitch: usize,
+    half: usize,
+    /// How far on runs lie that will be packed soon.
+    next: usize,
+    transpose: bool,
+    scale: f32,
+}
+
+/// One tile of each piece, a pair apart: word (r, l) of a tile is elements l of both runs r, or with `transpose`
+/// elements r of both runs l.
 ///
 /// # Safety
 /// The runs are readable and the tiles writable; AVX-512 is there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn tile(src: *const f32, pitch: usize, half: usize, transpose: bool, scale: f32, planes: usize, dst: *mut u8) {
+unsafe fn tile<const PLANES: usize>(from: &Runs, dst: *mut u8) {
     let mut halves = [[_mm512_setzero_ps(); 16]; 2];
     for (h, runs) in halves.iter_mut().enumerate() {
         for (r, run) in runs.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            *run = unsafe { _mm512_loadu_ps(src.add(h * half + r * pitch)) };
+            let at = from.first.wrapping_add(h * from.half + r * from.pitch);
+            // SAFETY: the caller's promise; a prefetch of any address has no effect but on the cache.
+            *run = unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(from.next).cast());
+                _mm512_loadu_ps(at)
+            };
         }
-        if transpose {
+        if from.transpose {
             *runs = transposed(*runs);
         }
-        if scale != 1.0 {
+        if from.scale != 1.0 {
             for run in runs {
-                *run = _mm512_mul_ps(*run, _mm512_set1_ps(scale));
+                *run = _mm512_mul_ps(*run, _mm512_set1_ps(from.scale));
             }
         }
     }
@@ -500,9 +523,9 @@ unsafe fn tile(src: *const f32, pitch: usize, half: usize, transpose: bool, scal
         |x: __m512| _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)), upper);
     let [lo, hi] = halves;
     for (r, (mut x, mut y)) in lo.into_iter().zip(hi).enumerate() {
-        for piece in 0..planes {
+        for piece in 0..PLANES {
             // The last piece is exact as it is.
-            let (a, b) = if piece + 1 < planes {
+            let (a, b) = if piece + 1 < PLANES {
                 let (a, b) = (nearest(x), nearest(y));
                 (x, y) = (_mm512_sub_ps(x, _mm512_castsi512_ps(a)), _mm512_sub_ps(y, _mm512_castsi512_ps(b)));
                 (a, b)

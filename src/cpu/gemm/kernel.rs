@@ -1,9 +1,9 @@
-//! Microkernels, packing and the thin product, per instruction set.
+//! Microkernels and packing, per instruction set.
 
 use super::operand::*;
+use super::thin::{self, Sums, Thin};
+use super::vector::Vector;
 
-/// Rows up to which B is streamed instead of packed: packing pays only when reused.
-pub(super) const THIN_ROWS: usize = 4;
 /// Length of the stack buffers elements are decoded into.
 pub(super) const RUN: usize = 512;
 
@@ -57,8 +57,7 @@ pub(super) type TileFn = unsafe fn(&Tile);
 ///
 /// # Safety of the methods
 /// Callers must have checked that the processor has the instruction set; [`with_isa`] does.
-pub(super) trait Isa {
-    const LANES: usize;
+pub(super) trait Isa: Vector {
     const MR: usize;
     const NR: usize;
     /// Whether `mul_add` is one instruction here.
@@ -69,7 +68,7 @@ pub(super) trait Isa {
     unsafe fn transpose8(src: &[f32], stride: usize, scale: f32, dst: &mut [f32], ld: usize);
     unsafe fn pack_a(src: &Panels, dst: &mut [f32], panel: usize);
     unsafe fn pack_b(src: &Panels, dst: &mut [f32], panel: usize);
-    unsafe fn thin(job: &Thin, j0: usize, out: &mut [[f32; RUN]; THIN_ROWS], len: usize);
+    unsafe fn thin(job: &Thin, j0: usize, out: &mut Sums, len: usize);
 }
 
 /// Packs `src` into panels of `PW` columns, `panel` floats apart, the last one padded with zeros.
@@ -148,106 +147,8 @@ unsafe fn pack<I: Isa, const PW: usize>(src: &Panels, dst: &mut [f32], panel: us
 
 /// `acc + a * b`, fused where the instruction set has it.
 #[inline(always)]
-fn mul_add<I: Isa>(a: f32, b: f32, acc: f32) -> f32 {
+pub(super) fn mul_add<I: Isa>(a: f32, b: f32, acc: f32) -> f32 {
     if I::FMA { a.mul_add(b, acc) } else { acc + a * b }
-}
-
-/// A product with few rows, `rows <= THIN_ROWS`.
-pub(super) struct Thin<'a> {
-    pub(super) terms: &'a [Term<'a>],
-    pub(super) rows: usize,
-    /// A_i as f32 rows of k_i elements, term after term.
-    pub(super) a: &'a [f32],
-}
-
-/// Columns `j0..j0 + len` of the sum of products into `out`, reading B once and in place.
-#[inline(always)]
-unsafe fn thin<I: Isa>(job: &Thin, j0: usize, out: &mut [[f32; RUN]; THIN_ROWS], len: usize) {
-    const L: usize = 32;
-    const Q: usize = 8;
-    static ZEROS: [f32; RUN] = [0.0; RUN];
-    let mut a0 = 0;
-    let mut scratch = [[0f32; RUN]; Q];
-    for t in job.terms {
-        let (b, k) = (&t.b, t.b.rows);
-        let a = &job.a[a0..a0 + job.rows * k];
-        a0 += job.rows * k;
-        if b.col_stride == 1 && b.cols > 1 {
-            // B rows are contiguous: out += alpha * a[p] * B[p, ..], Q values of p per pass over
-            // out; the rows missing from the last pass count with weight zero.
-            for p in (0..k).step_by(Q) {
-                let mut rows: [&[f32]; Q] = [&ZEROS[..len]; Q];
-                for ((row, s), p) in rows.iter_mut().zip(&mut scratch).zip(p..k) {
-                    let start = p * b.row_stride + j0;
-                    *row = match b.store {
-                        Store::F32(x) => &x[start..start + len],
-                        _ => {
-                            // SAFETY: the caller vouches for the instruction set.
-                            unsafe { I::decode(&b.store, start, &mut s[..len]) };
-                            &s[..len]
-                        }
-                    };
-                }
-                for (i, out) in out[..job.rows].iter_mut().enumerate() {
-                    let mut x = [0f32; Q];
-                    for (x, a) in x.iter_mut().zip(&a[i * k + p..(i + 1) * k]) {
-                        *x = t.alpha * a;
-                    }
-                    let out = &mut out[..len];
-                    for (j, out) in out.iter_mut().enumerate() {
-                        for q in 0..Q {
-                            *out = mul_add::<I>(x[q], rows[q][j], *out);
-                        }
-                    }
-                }
-            }
-            continue;
-        }
-        #[expect(clippy::needless_range_loop, reason = "j is a column of B and of every out row")]
-        for j in 0..len {
-            // B columns are runs along k: one dot product each, in L partial sums.
-            let mut acc = [[0f32; L]; THIN_ROWS];
-            let mut tail = [0f32; THIN_ROWS];
-            let (run, stride) = if b.row_stride == 1 { (RUN, 1) } else { (1, b.row_stride) };
-            for p in (0..k).step_by(run) {
-                let n = (k - p).min(run);
-                let start = p * stride + (j0 + j) * b.col_stride;
-                let w = match b.store {
-                    Store::F32(s) => &s[start..start + n],
-                    _ => {
-                        // SAFETY: the caller vouches for the instruction set.
-                        unsafe { I::decode(&b.store, start, &mut scratch[0][..n]) };
-                        &scratch[0][..n]
-                    }
-                };
-                for i in 0..job.rows {
-                    let x = &a[i * k + p..][..n];
-                    let mut s = acc[i];
-                    let (xs, xt) = x.as_chunks::<L>();
-                    let (ws, wt) = w.as_chunks::<L>();
-                    for (x, w) in xs.iter().zip(ws) {
-                        for l in 0..L {
-                            s[l] = mul_add::<I>(x[l], w[l], s[l]);
-                        }
-                    }
-                    acc[i] = s;
-                    for (x, w) in xt.iter().zip(wt) {
-                        tail[i] = mul_add::<I>(*x, *w, tail[i]);
-                    }
-                }
-            }
-            for i in 0..job.rows {
-                let mut half = L / 2;
-                while half > 0 {
-                    for l in 0..half {
-                        acc[i][l] += acc[i][l + half];
-                    }
-                    half /= 2;
-                }
-                out[i][j] = mul_add::<I>(t.alpha, acc[i][0] + tail[i], out[i][j]);
-            }
-        }
-    }
 }
 
 /// Hints that the line at `p` is about to be written.
@@ -328,14 +229,13 @@ macro_rules! isa {
             }
 
             $(#[target_feature(enable = $feat)])?
-            unsafe fn thin(job: &Thin, j0: usize, out: &mut [[f32; RUN]; THIN_ROWS], len: usize) {
-                // SAFETY: running here, the instruction set exists.
-                unsafe { thin::<Self>(job, j0, out, len) }
+            unsafe fn thin(job: &Thin, j0: usize, out: &mut Sums, len: usize) {
+                // SAFETY: running here, the instruction set exists; the rest is the caller's promise.
+                unsafe { thin::columns::<Self>(job, j0, out, len) }
             }
         }
 
         impl Isa for $isa {
-            const LANES: usize = $lanes;
             const MR: usize = $mr;
             const NR: usize = $nr;
             const FMA: bool = $has_fma;
@@ -367,7 +267,7 @@ macro_rules! isa {
                 unsafe { Self::pack::<$nr>(src, dst, panel) }
             }
 
-            unsafe fn thin(job: &Thin, j0: usize, out: &mut [[f32; RUN]; THIN_ROWS], len: usize) {
+            unsafe fn thin(job: &Thin, j0: usize, out: &mut Sums, len: usize) {
                 // SAFETY: the caller vouches for the instruction set.
                 unsafe { Self::thin(job, j0, out, len) }
             }

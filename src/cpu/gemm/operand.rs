@@ -51,6 +51,26 @@ impl Absmax<'_> {
         }
     }
 
+    /// The scales of consecutive blocks from `first` on.
+    #[inline(always)]
+    pub(super) fn fill(&self, first: usize, out: &mut [f32]) {
+        match self {
+            Absmax::F32(s) => out.copy_from_slice(&s[first..first + out.len()]),
+            Absmax::Double { codes, map, nested, offset } => {
+                let mut done = 0;
+                while done < out.len() {
+                    let block = first + done;
+                    let n = (NF4_NESTED_BLOCK - block % NF4_NESTED_BLOCK).min(out.len() - done);
+                    let factor = nested[block / NF4_NESTED_BLOCK];
+                    for (o, &code) in out[done..done + n].iter_mut().zip(&codes[block..block + n]) {
+                        *o = map[code as usize] * factor + offset;
+                    }
+                    done += n;
+                }
+            }
+        }
+    }
+
     fn blocks(&self) -> usize {
         match self {
             Absmax::F32(s) => s.len(),

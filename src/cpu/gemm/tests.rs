@@ -200,6 +200,52 @@ fn several_terms_beta_and_bias() {
     }
 }
 
+/// Every way in which few rows meet B: whole blocks of NF4, blocks that columns share, columns with gaps, both strides;
+/// fewer columns than stand side by side, and some left over; partial sums that stay empty.
+#[test]
+fn few_rows() {
+    let mut rng = Rng(6);
+    for m in 1..=4 {
+        for (k, n) in [(64, 5), (576, 19), (1024, 3), (1, 9), (100, 18), (130, 7), (515, 6), (1100, 5)] {
+            for f in 0..FORMATS {
+                for pad in [0, 64, 3] {
+                    let a = Operand::new(0, m, k, pad == 3, pad, &mut rng);
+                    let b = Operand::new(f, k, n, true, pad, &mut rng);
+                    check(&[(1.5, a, b)], 0.0, pad == 64, &mut rng);
+                }
+                let a = Operand::new(0, m, k, false, 0, &mut rng);
+                let mut b = Operand::new(f, 2 * k, 2 * n, false, 0, &mut rng);
+                (b.rows, b.cols, b.strides) = (k, n, (4 * n, 2));
+                check(&[(1.0, a, b)], 1.0, false, &mut rng);
+            }
+        }
+    }
+}
+
+/// A column of a thin product is the same, whichever columns are computed beside it.
+#[test]
+fn a_column_of_few_rows_stands_alone() {
+    let mut rng = Rng(7);
+    for (m, k, f) in (1..=4).flat_map(|m| [(m, 576, 0), (m, 576, 3), (m, 1088, 4), (m, 100, 1), (m, 100, 3)]) {
+        let a = Operand::new(0, m, k, false, 0, &mut rng);
+        let b = Operand::new(f, k, 21, true, 0, &mut rng);
+        for level in Level::usable() {
+            let run = |cols: usize| {
+                let mut c = vec![0f32; m * cols];
+                let b = Mat::new(b.data.store(), k, cols, b.strides.0, b.strides.1);
+                with_isa(level, &[Term { alpha: 1.0, a: a.mat(), b }], 0.0, None, &mut c, cols);
+                c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let all = run(21);
+            for cols in [2, 5, 17] {
+                for (few, all) in run(cols).chunks(cols).zip(all.chunks(21)) {
+                    assert!(*few == all[..cols], "{level:?} {m}x{k}, {cols} columns");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn page_strides_and_both_strides() {
     let mut rng = Rng(4);
@@ -232,6 +278,9 @@ fn bits_do_not_depend_on_threads() {
     for (m, k, n, t, f) in [
         (1, 576, 3000, true, 0),
         (3, 576, 3000, false, 4),
+        (1, 576, 3000, true, 4),
+        (4, 100, 3001, true, 3),
+        (2, 1024, 1001, true, 1),
         (16, 1024, 576, false, 0),
         (350, 700, 500, true, 3),
         (40, 2600, 1100, false, 0),
