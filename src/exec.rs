@@ -158,12 +158,21 @@ impl Exec {
 
     /// Reads `v` into `into`, which is as long as `v` is.
     pub fn read(&mut self, v: Val, into: &mut [u8]) -> Result<()> {
+        self.read_at(v, 0, into)
+    }
+
+    /// Reads `into.len()` bytes of `v` from byte `offset` on.
+    pub fn read_at(&mut self, v: Val, offset: u64, into: &mut [u8]) -> Result<()> {
         if let Some((leaf, start)) = self.graph.away(v) {
             let all = self.graph.ty(leaf).bytes() as u64;
-            return self.away.read(leaf, all, start, into);
+            return self.away.read(leaf, all, start + offset, into);
         }
         let from = self.slice(v)?;
-        self.backend.download(from, into)
+        if offset + into.len() as u64 > from.bytes {
+            let found = format!("{} bytes from {offset} on, of {}", into.len(), from.bytes);
+            return Err(Error::device(&self.backend.caps().device, found, "this is a bug in the reading of weights"));
+        }
+        self.backend.download(Slice { offset: from.offset + offset, bytes: into.len() as u64, ..from }, into)
     }
 
     pub fn download(&mut self, v: Val) -> Result<Vec<u8>> {

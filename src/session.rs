@@ -90,6 +90,9 @@ pub struct Options {
     pub max_seq_len: usize,
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
+    /// The most tokens that a step will have, if that is known. Where they fit one micro-batch, gradients take the place
+    /// of activations, and a step of two micro-batches is an error.
+    pub step_tokens: Option<usize>,
     pub optimizer: Optimizer,
     pub seed: u64,
     /// The memory there is, and what to do about it.
@@ -105,6 +108,7 @@ impl Default for Options {
             dtype: DType::F32,
             max_seq_len: 1024,
             micro_tokens: 1024,
+            step_tokens: None,
             optimizer: Optimizer::default(),
             seed: 42,
             memory: Request::default(),
@@ -135,7 +139,10 @@ impl<'a> Planned<'a> {
         let wanted = options.micro_tokens;
         let (step, plan, mut chosen) = loop {
             let tokens = options.micro_tokens;
-            let step = Step::with(&*model, &*method, &storage, act, tokens, options.optimizer, backend.caps())?;
+            let mut step = Step::with(&*model, &*method, &storage, act, tokens, options.optimizer, backend.caps())?;
+            if options.step_tokens.is_some_and(|most| most <= tokens) {
+                memory::once::once(&mut step)?;
+            }
             match memory::fit(&step, backend.caps(), &options.memory) {
                 // The last resort, since it changes rounding.
                 Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {
@@ -231,16 +238,25 @@ impl Session<'_> {
 
     /// Writes what was trained: a PEFT adapter, or a whole model with its weights in `dtype`.
     pub fn save(&mut self, dir: &Path, dtype: DType) -> Result<()> {
-        let trained = self.trainer.trained()?;
+        let weights = self.trainer.weights().to_vec();
+        let exec = &mut self.trainer.exec;
         let mut kept = Vec::new();
-        for weight in self.trainer.weights().to_vec() {
+        let (mut trained, mut vals) = (Vec::new(), Vec::new());
+        for weight in weights {
+            let ty = exec.graph.ty(weight.val).clone();
+            if weight.trainable {
+                trained.push((weight.name.clone(), ty.shape));
+                vals.push(weight.val);
+                continue;
+            }
             let Source::Base { tensor, role } = &weight.source else { continue };
-            if let Some(name) = self.method.keeps(tensor, *role)?.filter(|_| !weight.trainable) {
-                let exec = &mut self.trainer.exec;
-                let ty = exec.graph.ty(weight.val).clone();
+            if let Some(name) = self.method.keeps(tensor, *role)? {
                 kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
             }
         }
-        self.method.save(&Save { dir, base: self.base, dtype, trained: &trained, kept: &kept })
+        let read = &mut |i: usize, first: usize, into: &mut [f32]| {
+            exec.read_at(vals[i], 4 * first as u64, bytemuck::cast_slice_mut(into))
+        };
+        self.method.save(&mut Save { dir, base: self.base, dtype, trained: &trained, read, kept: &kept })
     }
 }

@@ -224,6 +224,73 @@ fn every_optimizer_is_the_same_in_pages() {
     }
 }
 
+/// Runs `step` on a backend over steps of one micro-batch each.
+fn run_ones(setup: &Setup, backend: Box<dyn Backend>, base: &Checkpoint, step: Step) -> (Outcome, u64) {
+    let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+    let total = plan.account.total;
+    let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();
+    assert_eq!(trainer.exec.backend.memory(), total, "the account is not what was allocated");
+    let weights = trainer.weights().to_vec();
+    let from = load::Sources { base: Some(base), std: 0.0, adapter: None, seed: 7 };
+    load::load(&mut trainer.exec, &weights, &from, &mut |_, _| Ok(())).unwrap();
+    let steps = setup.steps().concat();
+    let reports = steps.chunks(1).map(|micro| trainer.step(micro, 1e-2).unwrap()).collect();
+    let trained = trainer.trained().unwrap();
+    ((reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect()), total)
+}
+
+#[test]
+fn gradients_of_one_micro_batch_need_no_memory_of_their_own() {
+    for setup in setups() {
+        for rule in RULES {
+            let setup = Setup { rule, ..setup.clone() };
+            let (base, plain) = setup.step();
+            let mut step = plain.clone();
+            memory::once::once(&mut step).unwrap();
+            assert!(
+                step.graph.nodes.iter().all(|n| n.op.name != "add" || n.block == 0 || !n.site.starts_with("grad."))
+            );
+            let layers = memory::layers(&step);
+            let (want, whole) = run_ones(&setup, Box::new(Cpu::new()), &base, plain);
+            let none = Choices::default();
+            let table = [
+                none,
+                Choices { selective: layers, ..none },
+                Choices { all: layers, page: 1024, ..none },
+                Choices { offload: true, stream: memory::blocks(&step), ..none },
+            ];
+            for choices in table {
+                let step = memory::apply(&step, &choices).unwrap();
+                let (got, total) = run_ones(&setup, Box::new(Cpu::new()), &base, step);
+                assert!(got == want, "{setup:?}, {choices:?}: {:?} not {:?}", got.0, want.0);
+                assert!(total < whole, "{setup:?}, {choices:?}: {total} bytes, {whole} before");
+            }
+            // The control: gradients of two micro-batches cannot be had from such a plan.
+            let plan = Plan::new(&step.graph, Cpu::new().caps()).unwrap();
+            let mut trainer = Trainer::new(Box::new(Cpu::new()), step, plan, 7).unwrap();
+            for n in [0, 2] {
+                let error = trainer.step(&setup.steps()[0][..n], 1e-2).unwrap_err().to_string();
+                assert!(error.contains(&format!("{n} micro-batches")), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_one_micro_batch_are_the_same_on_every_device() {
+    for device in devices() {
+        for setup in [setups().remove(1), setups().remove(3)] {
+            let (base, plain) = setup.step();
+            let mut step = plain.clone();
+            memory::once::once(&mut step).unwrap();
+            let (want, whole) = run_ones(&setup, device.open(), &base, plain);
+            let (got, total) = run_ones(&setup, device.open(), &base, step);
+            assert!(got == want, "{}: {:?} not {:?}", device.name, got.0, want.0);
+            assert!(total < whole, "{}: {total} bytes, {whole} before", device.name);
+        }
+    }
+}
+
 /// Small numbers from a seed.
 struct Dice(u64);
 

@@ -16,6 +16,7 @@ use trimtab::backend::{Backend, Caps, recording_bytes};
 use trimtab::dtype::{ALIGN, DType};
 use trimtab::exec::Exec;
 use trimtab::graph::{Def, Graph, Phase, Val};
+use trimtab::memory;
 use trimtab::models;
 use trimtab::nn::Role;
 use trimtab::peft::config::{AdapterConfig, Targets};
@@ -48,13 +49,33 @@ fn tenants(g: &Graph, plan: &Plan) -> Vec<Tenant> {
         (0..end).rev().find(|&n| g.nodes[n].ins.iter().any(|&i| g.root(i).0 == v)).unwrap_or(or).max(or)
     };
     let mut all = Vec::new();
-    for v in (0..g.values.len() as u32).map(Val).filter(|&v| g.root(v).0 == v && !overwriting(v)) {
+    let brief = |v: Val| g.value(g.root(v).0).brief;
+    for v in (0..g.values.len() as u32).map(Val).filter(|&v| g.root(v).0 == v && !overwriting(v) && !brief(v)) {
         let live = match g.value(v).def {
             Def::Node { node, .. } => (node, last(v, node)),
             _ => (0, end),
         };
         all.push(Tenant { name: g.value(v).name.clone(), val: Some(v), place: plan.place(g, v).unwrap(), live });
     }
+    // What nodes write of brief leaves, from the first that does to the end; ranges that overlap are one.
+    let mut parts: Vec<(Place, usize)> = Vec::new();
+    for (index, node) in g.nodes.iter().enumerate() {
+        let targets = node.into.iter().flatten().filter(|&&t| brief(t));
+        parts.extend(targets.map(|&t| (plan.place(g, t).unwrap(), index)));
+    }
+    parts.sort_by_key(|(p, first)| (p.buffer, p.offset, *first));
+    let mut merged: Vec<(Place, usize)> = Vec::new();
+    for (place, first) in parts {
+        match merged.last_mut().filter(|(l, _)| l.buffer == place.buffer && place.offset < l.offset + l.bytes) {
+            Some((last, since)) => {
+                last.bytes = last.bytes.max(place.offset + place.bytes - last.offset);
+                *since = first.min(*since);
+            }
+            None => merged.push((place, first)),
+        }
+    }
+    let part = |(place, first)| Tenant { name: "part of a brief leaf".into(), val: None, place, live: (first, end) };
+    all.extend(merged.into_iter().map(part));
     for node in 0..end {
         if let Some(place) = plan.work(node) {
             all.push(Tenant {
@@ -203,15 +224,41 @@ fn nothing_straddles_a_small_buffer() {
         for max_buffer in [64 << 10, 1 << 20] {
             let caps = Caps { max_buffer, ..Null::new().caps().clone() };
             let device = Null::like(caps.clone());
-            let step = step(&fixture("golden/base"), &*method, 32, device.caps());
-            let plan = Plan::new(&step.graph, device.caps()).unwrap();
-            let all = tenants(&step.graph, &plan);
-            assert_eq!(conflict(&step.graph, &all, true), None, "{name}");
-            assert_eq!(misplaced(&plan, &all, max_buffer), None, "{name}");
-            assert!(misplaced(&plan, &all, max_buffer / 64).is_some(), "the control: {name} passes at any limit");
-            counts.push(plan.buffers.len());
+            let mut step = step(&fixture("golden/base"), &*method, 32, device.caps());
+            for brief in [false, true] {
+                if brief {
+                    memory::once::once(&mut step).unwrap();
+                }
+                let plan = Plan::new(&step.graph, device.caps()).unwrap();
+                let all = tenants(&step.graph, &plan);
+                assert_eq!(conflict(&step.graph, &all, true), None, "{name}");
+                assert_eq!(misplaced(&plan, &all, max_buffer), None, "{name}");
+                assert!(misplaced(&plan, &all, max_buffer / 64).is_some(), "the control: {name} passes at any limit");
+                if !brief {
+                    counts.push(plan.buffers.len());
+                }
+            }
         }
         assert!(counts[0] > counts[1], "{name}: {counts:?} buffers; the smaller limit splits nothing");
+    }
+}
+
+#[test]
+fn a_brief_leaf_is_not_read_where_nothing_was_written() {
+    let device = Null::new();
+    let mut step = step(&fixture("golden/base"), &Full, 32, device.caps());
+    memory::once::once(&mut step).unwrap();
+    assert!(Plan::new(&step.graph, device.caps()).is_ok());
+    let gradient =
+        |n: &trimtab::graph::Node| n.into.iter().flatten().any(|&t| step.graph.value(step.graph.root(t).0).brief);
+    let writers: Vec<usize> = (0..step.graph.nodes.len()).filter(|&i| gradient(&step.graph.nodes[i])).collect();
+    for &writer in [writers.first(), writers.last()].into_iter().flatten() {
+        let mut g = step.graph.clone();
+        g.nodes[writer].into.fill(None);
+        match Plan::new(&g, device.caps()) {
+            Err(Error::Graph { found, .. }) => assert!(found.contains("was written before"), "{found}"),
+            other => panic!("a gradient without node {writer} passes: {}", other.is_ok()),
+        }
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Value {
     pub needs_grad: bool,
     /// A leaf that lies off the device: only transfers (`memory::transfer`) touch it.
     pub away: bool,
+    /// A leaf of which nothing is needed before a node writes it or behind the last that reads it: it lies in the arena.
+    pub brief: bool,
 }
 
 /// A part of a graph that runs as a whole. Phases stand one behind the other in the list of nodes and share leaves.
@@ -106,11 +108,13 @@ pub struct Graph {
     pub phase: Phase,
     pub site: String,
     pub block: usize,
+    /// A leaf that holds the number 1, if there is one.
+    pub one: Option<Val>,
 }
 
 impl Default for Graph {
     fn default() -> Self {
-        Graph { values: Vec::new(), nodes: Vec::new(), phase: Phase::MICRO, site: String::new(), block: 0 }
+        Graph { values: Vec::new(), nodes: Vec::new(), phase: Phase::MICRO, site: String::new(), block: 0, one: None }
     }
 }
 
@@ -133,7 +137,7 @@ impl Graph {
     }
 
     fn push(&mut self, name: String, ty: Ty, def: Def, needs_grad: bool) -> Val {
-        self.values.push(Value { name, ty, def, needs_grad, away: false });
+        self.values.push(Value { name, ty, def, needs_grad, away: false, brief: false });
         Val(self.values.len() as u32 - 1)
     }
 

@@ -3,6 +3,7 @@
 use super::{Def, Graph, Val};
 use crate::error::{Error, Result};
 use crate::memory::transfer;
+use crate::ops::optim;
 
 /// Checks that every operand is defined before it is used, that phases are in order, that types are what the op's
 /// row says, and that state is not read after it was overwritten.
@@ -25,6 +26,8 @@ pub fn verify(g: &Graph) -> Result<()> {
     }
     // Element ranges of leaves that were overwritten so far, with the value that now lives there.
     let mut written: Vec<(Val, std::ops::Range<usize>, Val)> = Vec::new();
+    // The same of brief leaves, through all phases.
+    let mut filled: Vec<(Val, std::ops::Range<usize>)> = Vec::new();
     let mut phase = super::Phase::MICRO;
     for node in &g.nodes {
         let error = |found: String| Error::Graph { op: node.op.name, site: node.site.clone(), found };
@@ -45,6 +48,9 @@ pub fn verify(g: &Graph) -> Result<()> {
                 return Err(error(format!("{} lies off the device", g.value(v).name)));
             }
             let range = start..start + g.ty(v).len();
+            if g.value(root).brief && !std::ptr::eq(node.op, &optim::ZERO) && !covers(&filled, root, &range) {
+                return Err(error(format!("not all of {} was written before", g.value(v).name)));
+            }
             if let Some((.., by)) =
                 written.iter().find(|(r, w, _)| *r == root && w.start < range.end && range.start < w.end)
             {
@@ -66,11 +72,22 @@ pub fn verify(g: &Graph) -> Result<()> {
                 if g.value(root).away != std::ptr::eq(node.op, &transfer::STORE) {
                     return Err(error(format!("{} is written by an op of the other side", g.value(t).name)));
                 }
+                if g.value(root).brief {
+                    filled.push((root, start..start + g.ty(t).len()));
+                }
                 written.push((root, start..start + g.ty(t).len(), out));
             }
         }
     }
     Ok(())
+}
+
+/// Whether the ranges of `root` among `filled` cover `range`.
+fn covers(filled: &[(Val, std::ops::Range<usize>)], root: Val, range: &std::ops::Range<usize>) -> bool {
+    let mut parts: Vec<_> = filled.iter().filter(|f| f.0 == root).map(|f| (f.1.start, f.1.end)).collect();
+    parts.sort();
+    let end = parts.into_iter().fold(range.start, |end, (from, to)| if from <= end { end.max(to) } else { end });
+    end >= range.end
 }
 
 fn fail(g: &Graph, op: &'static str, found: String) -> Error {

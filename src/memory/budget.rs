@@ -29,7 +29,8 @@ pub enum Wish {
 pub struct Request {
     /// Bytes there are. On the CPU, of the whole process; elsewhere, on the device.
     pub budget: Option<u64>,
-    /// Recompute of all layers at this level, whether it is needed or not.
+    /// Recompute of all layers at this level, whether it is needed or not. None: what the budget needs; without a budget,
+    /// of cheap values.
     pub recompute: Option<super::Level>,
     pub stream: Wish,
     pub page_optimizer: Wish,
@@ -197,12 +198,15 @@ pub fn fit(step: &Step, caps: &Caps, request: &Request) -> Result<(Step, Plan, V
         Wish::On => knob.set(choices, knob.most(step)),
         _ => choices,
     };
-    let choices = KNOBS.iter().fold(Choices::default(), forced);
+    let usual = match (request.budget, request.recompute) {
+        (None, None) => Choices { selective: layers(step), ..Choices::default() },
+        _ => Choices::default(),
+    };
+    let choices = KNOBS.iter().fold(usual, forced);
     let Some(budget) = request.budget else {
         let tried = attempt(step, choices, caps)?;
-        if choices != Choices::default() {
-            let plain = attempt(step, Choices::default(), caps);
-            describe(&mut chosen, plain.ok(), step, choices, caps);
+        if choices != usual {
+            describe(&mut chosen, attempt(step, usual, caps).ok(), step, choices, caps);
         }
         return Ok((tried.step, tried.plan, chosen));
     };
@@ -274,7 +278,7 @@ fn describe(chosen: &mut Vec<Chosen>, plain: Option<Tried>, step: &Step, choices
             Knob::StreamLate if choices.stream == 0 => 0,
             _ => knob.of(&choices),
         };
-        if n == 0 {
+        if n == knob.of(&before.choices) {
             continue;
         }
         let Ok(after) = attempt(step, knob.set(before.choices, n), caps) else { return };

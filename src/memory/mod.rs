@@ -5,6 +5,7 @@
 
 pub mod budget;
 pub mod offload;
+pub mod once;
 pub mod page;
 pub mod recompute;
 pub mod resident;

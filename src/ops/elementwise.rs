@@ -306,8 +306,11 @@ impl Graph {
         Ok(self.node(&ADD, Attr::None, &[a, b])?[0])
     }
 
-    /// x·s, `s` one number on the device.
+    /// x·s, `s` one number on the device; x itself if that is known to be 1.
     pub fn scale(&mut self, x: Val, s: Val) -> Result<Val> {
+        if self.one == Some(s) {
+            return Ok(x);
+        }
         Ok(self.node(&SCALE, Attr::None, &[x, s])?[0])
     }
 

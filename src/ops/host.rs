@@ -4,10 +4,13 @@
 //! and scratch overlap nothing, except that an output may lie exactly on an input with which the row's `in_place`
 //! pairs it. Such operands must be read and written through [`HostCall::map`] or raw pointers, never as slices.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 
 use crate::backend::HostSlice;
-use crate::cpu::math::vectorized;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::math::has_avx2;
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::ops::Attr;
@@ -107,25 +110,56 @@ impl<'a> HostCall<'a> {
         let ys = outs.map(|o| self.output_ptr::<f32>(o));
         let xs = ins.map(|i| self.input_ptr::<f32>(i));
         par::ranges(self.outs[outs[0]].len(), 1 << 14, |range| {
-            vectorized(|| {
-                let mut start = range.start;
-                while start < range.end {
-                    let n = (range.end - start).min(LANES);
-                    let mut x = [[0f32; LANES]; N];
-                    for (x, from) in x.iter_mut().zip(xs) {
-                        // SAFETY: start + n ≤ the operands' length; ranges of different threads are disjoint.
-                        unsafe { load(x, from.add(start), n) };
-                    }
-                    // All is read before anything is written, so that loops vectorize even in place.
-                    let y = lanes(&x, &f);
-                    for (y, to) in y.iter().zip(ys) {
-                        // SAFETY: as above.
-                        unsafe { store(y, to.add(start), n) };
-                    }
-                    start += n;
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<const N: usize, const M: usize>(
+                    range: Range<usize>,
+                    ys: [Ptr<f32>; M],
+                    xs: [Ptr<f32>; N],
+                    f: &impl Fn([f32; N]) -> [f32; M],
+                ) {
+                    // SAFETY: the caller's promise below.
+                    unsafe { piece(range, ys, xs, f) }
                 }
-            });
+                if has_avx2() {
+                    // SAFETY: the processor has the features; the range lies in the operands, and those of different
+                    // threads are disjoint.
+                    return unsafe { avx2(range, ys, xs, &f) };
+                }
+            }
+            // SAFETY: as above.
+            unsafe { piece(range, ys, xs, &f) }
         });
+    }
+}
+
+/// A thread's elements of [`HostCall::map_many`]. Inlined, so that it is compiled for its caller's instructions.
+///
+/// # Safety
+/// All operands have the elements of `range`, and no other thread touches them.
+#[inline(always)]
+unsafe fn piece<const N: usize, const M: usize>(
+    range: Range<usize>,
+    ys: [Ptr<f32>; M],
+    xs: [Ptr<f32>; N],
+    f: &impl Fn([f32; N]) -> [f32; M],
+) {
+    let mut start = range.start;
+    while start < range.end {
+        let n = (range.end - start).min(LANES);
+        let mut x = [[0f32; LANES]; N];
+        for (x, from) in x.iter_mut().zip(xs) {
+            // SAFETY: start + n ≤ range.end.
+            *x = unsafe { load(from.add(start), n) };
+        }
+        // All is read before anything is written, so that loops vectorize even in place.
+        let y = lanes(&x, f);
+        for (&y, to) in y.iter().zip(ys) {
+            // SAFETY: as above.
+            unsafe { store(y, to.add(start), n) };
+        }
+        start += n;
     }
 }
 
@@ -156,25 +190,30 @@ fn lanes<const N: usize, const M: usize>(
 /// # Safety
 /// `n` ≤ [`LANES`] elements can be read at `from`.
 #[inline(always)]
-unsafe fn load(x: &mut [f32; LANES], from: *const f32, n: usize) {
-    // SAFETY: the caller's promise; floats need no more than their own alignment here.
-    unsafe {
-        match n {
-            LANES => *x = from.cast::<[f32; LANES]>().read_unaligned(),
-            _ => std::ptr::copy_nonoverlapping(from, x.as_mut_ptr(), n),
-        }
+unsafe fn load(from: *const f32, n: usize) -> [f32; LANES] {
+    // The rest is apart, and not inlined: with a length that varies, each whole lane would become a call of memcpy.
+    #[cold]
+    #[inline(never)]
+    unsafe fn rest(from: *const f32, n: usize) -> [f32; LANES] {
+        let mut x = [0f32; LANES];
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from, x.as_mut_ptr(), n) };
+        x
     }
+    // SAFETY: the caller's promise; floats need no more than their own alignment here.
+    unsafe { if n == LANES { from.cast::<[f32; LANES]>().read_unaligned() } else { rest(from, n) } }
 }
 
 /// # Safety
 /// `n` ≤ [`LANES`] elements can be written at `to`.
 #[inline(always)]
-unsafe fn store(y: &[f32; LANES], to: *mut f32, n: usize) {
-    // SAFETY: as in `load`.
-    unsafe {
-        match n {
-            LANES => to.cast::<[f32; LANES]>().write_unaligned(*y),
-            _ => std::ptr::copy_nonoverlapping(y.as_ptr(), to, n),
-        }
+unsafe fn store(y: [f32; LANES], to: *mut f32, n: usize) {
+    #[cold]
+    #[inline(never)]
+    unsafe fn rest(y: [f32; LANES], to: *mut f32, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(y.as_ptr(), to, n) }
     }
+    // SAFETY: as in `load`.
+    unsafe { if n == LANES { to.cast::<[f32; LANES]>().write_unaligned(y) } else { rest(y, to, n) } }
 }

@@ -1,6 +1,5 @@
 //! Full training: every weight of the base model.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
@@ -10,7 +9,10 @@ use super::{Method, Save};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::Role;
-use crate::weights::{Tensor, write_safetensors};
+use crate::weights::write_safetensors_with;
+
+/// Values that are read and written at a time.
+const PIECE: usize = 1 << 20;
 
 pub struct Full;
 
@@ -25,25 +27,32 @@ impl Method for Full {
 
     /// A Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a
     /// tokenizer.json made from what a GGUF file holds.
-    fn save(&self, save: &Save) -> Result<()> {
+    fn save(&self, save: &mut Save) -> Result<()> {
         std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
         let (dtype, name) = match save.dtype {
             DType::BF16 => (Dtype::BF16, "bfloat16"),
             DType::F16 => (Dtype::F16, "float16"),
             _ => (Dtype::F32, "float32"),
         };
-        let tensors = save.trained.iter().map(|(name, shape, data)| Tensor {
-            name: name.clone(),
-            dtype,
-            shape: shape.clone(),
-            bytes: Cow::Owned(match dtype {
-                Dtype::BF16 => data.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-                Dtype::F16 => data.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-                _ => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            }),
-        });
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        write_safetensors(save.dir.join("model.safetensors"), &metadata, tensors)?;
+        let path = save.dir.join("model.safetensors");
+        let infos = save.trained.iter().map(|(name, shape)| (name.clone(), dtype, shape.clone())).collect();
+        let (mut values, mut bytes) = (vec![0f32; PIECE], Vec::with_capacity(4 * PIECE));
+        write_safetensors_with(&path, &metadata, infos, &mut |i, out| {
+            let all: usize = save.trained[i].1.iter().product();
+            for first in (0..all).step_by(PIECE) {
+                let values = &mut values[..PIECE.min(all - first)];
+                (save.read)(i, first, values)?;
+                bytes.clear();
+                match dtype {
+                    Dtype::BF16 => bytes.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+                    Dtype::F16 => bytes.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+                    _ => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
+                }
+                out.write_all(&bytes).map_err(|e| Error::io(&path, e))?;
+            }
+            Ok(())
+        })?;
         for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
             let from = save.base.path.join(file);
             if from.is_file() {

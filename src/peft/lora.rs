@@ -47,9 +47,15 @@ impl Method for Lora {
         self.config.resolve_all(&modules).map(drop)
     }
 
-    fn save(&self, save: &Save) -> Result<()> {
+    fn save(&self, save: &mut Save) -> Result<()> {
+        let mut trained = Vec::with_capacity(save.trained.len());
+        for (i, (name, shape)) in save.trained.iter().enumerate() {
+            let mut data = vec![0f32; shape.iter().product()];
+            (save.read)(i, 0, &mut data)?;
+            trained.push((name.clone(), shape.clone(), data));
+        }
         let tensors: Vec<files::Out> =
-            save.trained.iter().chain(save.kept).map(|(name, shape, data)| files::Out { name, shape, data }).collect();
+            trained.iter().chain(save.kept).map(|(name, shape, data)| files::Out { name, shape, data }).collect();
         let adapted = tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
         files::write_adapter(save.dir, &self.config.spelled_out(adapted), &tensors)
     }

@@ -46,7 +46,7 @@ pub trait Method {
     }
 
     /// Writes what was trained in the method's own format.
-    fn save(&self, _save: &Save) -> Result<()> {
+    fn save(&self, _save: &mut Save) -> Result<()> {
         Err(Error::unsupported("saving a model that was not trained", "use method lora or full"))
     }
 
@@ -72,10 +72,17 @@ pub struct Save<'a> {
     pub base: &'a Base,
     /// How whole models are written; adapters are always f32.
     pub dtype: DType,
-    pub trained: &'a [Trained],
+    /// Names and shapes of what was trained.
+    pub trained: &'a [(String, Vec<usize>)],
+    /// Reads values of the tensor of a number in `trained`, from one of a number on: a whole model is read piece by
+    /// piece, so that saving it needs no memory that training did not need.
+    pub read: &'a mut Read<'a>,
     /// What [`Method::keeps`] named.
     pub kept: &'a [Trained],
 }
+
+/// (tensor, first value, where to)
+pub type Read<'a> = dyn FnMut(usize, usize, &mut [f32]) -> Result<()> + 'a;
 
 /// A trained (or kept) tensor: name, shape and values.
 pub type Trained = (String, Vec<usize>, Vec<f32>);

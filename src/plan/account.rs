@@ -47,7 +47,7 @@ impl Account {
         let peak = peak_node(storages, g.nodes.len());
         // What the arena holds beyond the values alive at its peak is scratch memory and the gaps of the packing.
         let mut left = arena;
-        for kind in [Kind::Activation, Kind::Weight, Kind::Optim] {
+        for kind in [Kind::Gradient, Kind::Activation, Kind::Weight, Kind::Optim] {
             let here = storages.iter().filter(|s| s.live.first <= peak && peak <= s.live.last);
             let bytes = here.filter(|s| kind_of(g, s) == kind).map(|s| s.bytes).sum::<u64>().min(left);
             left -= bytes;
@@ -69,6 +69,8 @@ impl Account {
 /// What a storage of the arena is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
+    /// A gradient that is no sum over micro-batches (`memory::once`).
+    Gradient,
     Activation,
     /// A frozen weight that is fetched.
     Weight,
@@ -80,6 +82,7 @@ pub enum Kind {
 impl Kind {
     pub fn name(self) -> &'static str {
         match self {
+            Kind::Gradient => class_name(Class::Grad),
             Kind::Activation => "activations",
             Kind::Weight => "streamed weights",
             Kind::Optim => "paged optimizer state",
@@ -92,6 +95,9 @@ impl Kind {
 pub fn kind_of(g: &Graph, storage: &Storage) -> Kind {
     if storage.work_of.is_some() {
         return Kind::Work;
+    }
+    if storage.fixed.is_some() {
+        return Kind::Gradient;
     }
     let Some(&first) = storage.values.first() else { return Kind::Activation };
     let Def::Node { node, .. } = g.value(first).def else { return Kind::Activation };

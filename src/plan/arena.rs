@@ -6,10 +6,12 @@ use super::too_large;
 use crate::backend::Caps;
 use crate::error::Result;
 
-/// An offset for each storage, none of which straddles a multiple of `segment`.
+/// An offset for each storage, none of which straddles a multiple of `segment`; first are those whose offset is fixed.
 pub fn assign(storages: &[Storage], segment: u64, caps: &Caps) -> Result<Vec<u64>> {
     let mut order: Vec<usize> = (0..storages.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(storages[i].bytes), storages[i].live.first, i));
+    order.sort_by_key(|&i| {
+        (storages[i].fixed.is_none(), std::cmp::Reverse(storages[i].bytes), storages[i].live.first, i)
+    });
     let mut offsets = vec![0; storages.len()];
     // Storages that have their offset, sorted by it.
     let mut placed: Vec<usize> = Vec::with_capacity(storages.len());
@@ -25,7 +27,7 @@ pub fn assign(storages: &[Storage], segment: u64, caps: &Caps) -> Result<Vec<u64
             }
             offset = offset.max(offsets[p] + storages[p].bytes);
         }
-        offsets[i] = fits(offset, s.bytes, segment);
+        offsets[i] = s.fixed.unwrap_or_else(|| fits(offset, s.bytes, segment));
         let at = placed.partition_point(|&p| offsets[p] <= offsets[i]);
         placed.insert(at, i);
     }
@@ -33,6 +35,6 @@ pub fn assign(storages: &[Storage], segment: u64, caps: &Caps) -> Result<Vec<u64
 }
 
 /// `offset`, or the next segment's start if `bytes` from it would straddle that.
-fn fits(offset: u64, bytes: u64, segment: u64) -> u64 {
+pub fn fits(offset: u64, bytes: u64, segment: u64) -> u64 {
     if offset / segment == (offset + bytes.max(1) - 1) / segment { offset } else { offset.next_multiple_of(segment) }
 }

@@ -26,6 +26,8 @@ pub struct Storage {
     pub values: Vec<Val>,
     /// Or the node whose scratch memory it is.
     pub work_of: Option<usize>,
+    /// Its offset, if it is a part of a brief leaf: they keep their distances.
+    pub fixed: Option<u64>,
 }
 
 /// The storages of `g`'s node outputs and scratch memories.
@@ -56,6 +58,7 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
                     live: Interval { first: index, last: end },
                     values: Vec::new(),
                     work_of: None,
+                    fixed: None,
                 });
                 storages.len() - 1
             });
@@ -72,7 +75,52 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
                 live,
                 values: Vec::new(),
                 work_of: Some(index),
+                fixed: None,
             });
+        }
+    }
+    storages
+}
+
+/// The parts of the brief leaves that nodes write, each from the first that does to the last that reads anything of its
+/// leaf; `bases` are the leaves' offsets.
+pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
+    let mut storages: Vec<Storage> = Vec::new();
+    for &(leaf, base) in bases {
+        // A node's output lies in the leaf that it overwrites.
+        let lies = |v: Val| match g.value(g.root(v).0).def {
+            Def::Node { node, out } => g.nodes[node].into[out].is_some_and(|t| g.root(t).0 == leaf),
+            _ => g.root(v).0 == leaf,
+        };
+        let last = g.nodes.iter().rposition(|n| n.ins.iter().any(|&v| lies(v))).unwrap_or(0);
+        let mut writes: Vec<(usize, usize, usize, Val)> = Vec::new();
+        for (index, node) in g.nodes.iter().enumerate() {
+            for (&out, &target) in node.outs.iter().zip(&node.into) {
+                if let Some(t) = target.filter(|&t| g.root(t).0 == leaf) {
+                    let start = g.root(t).1;
+                    writes.push((start, start + g.ty(t).len(), index, out));
+                }
+            }
+        }
+        writes.sort();
+        let mut end = 0;
+        for (i, (from, to, index, out)) in writes.into_iter().enumerate() {
+            match storages.last_mut().filter(|_| i > 0 && from < end) {
+                Some(part) => {
+                    let first = part.fixed.unwrap_or(base);
+                    part.bytes = part.bytes.max(align(4 * to) as u64 + base - first);
+                    part.live.first = part.live.first.min(index);
+                    part.live.last = part.live.last.max(index);
+                }
+                None => storages.push(Storage {
+                    bytes: align(4 * (to - from)) as u64,
+                    live: Interval { first: index, last: last.max(index) },
+                    values: vec![out],
+                    work_of: None,
+                    fixed: Some(base + 4 * from as u64),
+                }),
+            }
+            end = end.max(to);
         }
     }
     storages

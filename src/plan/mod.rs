@@ -67,7 +67,9 @@ impl Plan {
         for class in Class::ALL {
             place_leaves(g, class, caps, &mut buffers, &mut places)?;
         }
-        let storages = liveness::storages(g, caps, in_place);
+        let bases = brief_leaves(g, caps)?;
+        let mut storages = liveness::parts(g, &bases);
+        storages.extend(liveness::storages(g, caps, in_place));
         let offsets = arena::assign(&storages, segment(caps), caps)?;
         let end = storages.iter().zip(&offsets).map(|(s, o)| o + s.bytes).max().unwrap_or(0);
         let first = buffers.len();
@@ -86,6 +88,10 @@ impl Plan {
             if let Some(node) = storage.work_of {
                 work[node] = Some(Place { buffer, offset, bytes: liveness::workspace(g, node, caps) });
             }
+        }
+        for (leaf, base) in bases {
+            let (buffer, offset) = (first + (base / segment(caps)) as usize, base % segment(caps));
+            places[leaf.index()] = Some(Place { buffer, offset, bytes: g.ty(leaf).bytes() as u64 });
         }
         for node in &g.nodes {
             for (&out, target) in node.outs.iter().zip(&node.into) {
@@ -156,6 +162,22 @@ fn view(g: &Graph, places: &[Option<Place>], v: Val) -> Result<Place> {
     Ok(Place { offset: place.offset + offset, bytes: ty.bytes() as u64, ..place })
 }
 
+/// The brief leaves, at the start of the arena, one behind the other: each with its offset.
+fn brief_leaves(g: &Graph, caps: &Caps) -> Result<Vec<(Val, u64)>> {
+    let mut bases = Vec::new();
+    let mut end = 0;
+    for (i, value) in g.values.iter().enumerate().filter(|(_, v)| v.brief && matches!(v.def, Def::Leaf(_))) {
+        let bytes = align(value.ty.bytes()) as u64;
+        if bytes > segment(caps) {
+            return Err(too_large(&value.name, bytes, caps));
+        }
+        let base = arena::fits(end, bytes, segment(caps));
+        bases.push((Val(i as u32), base));
+        end = base + bytes;
+    }
+    Ok(bases)
+}
+
 fn place_leaves(
     g: &Graph,
     class: Class,
@@ -165,7 +187,7 @@ fn place_leaves(
 ) -> Result<()> {
     let mut open: Option<usize> = None;
     for (i, value) in g.values.iter().enumerate() {
-        if value.def != Def::Leaf(class) || value.away {
+        if value.def != Def::Leaf(class) || value.away || value.brief {
             continue;
         }
         let bytes = value.ty.bytes() as u64;

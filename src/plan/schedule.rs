@@ -71,7 +71,7 @@ impl Schedule {
                 schedule.moves.push(Move { leaf, offset, place, staging: 0 });
                 let live = Interval { first: index, last: index };
                 let bytes = align(place.bytes as usize) as u64;
-                used.push(Storage { bytes, live, values: Vec::new(), work_of: None });
+                used.push(Storage { bytes, live, values: Vec::new(), work_of: None, fixed: None });
                 if fetch {
                     pending.insert(on, m);
                 }

@@ -28,6 +28,7 @@ fn class_colour(class: Class) -> &'static str {
 
 fn kind_colour(kind: Kind) -> &'static str {
     match kind {
+        Kind::Gradient => class_colour(Class::Grad),
         Kind::Activation => "#4c8fd6",
         Kind::Weight => "#6f86a6",
         Kind::Optim => "#8a63c4",

@@ -86,6 +86,7 @@ fn options(config: &RunConfig) -> Options {
         dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
+        step_tokens: config.batch_size.checked_mul(config.max_seq_len),
         optimizer: config.optimizer(),
         seed: config.seed,
         memory: request(config),

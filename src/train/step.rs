@@ -69,6 +69,7 @@ impl Step {
             ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(Class::Io, name, Ty::f32(&[1])));
         let hyper = nn.g.leaf(Class::Io, "hyper", Ty::f32(&[8]));
         let one = nn.constant("one", &[1], || vec![1.0]);
+        nn.g.one = Some(one);
 
         let hidden = model.hidden(&mut nn)?;
         let head = model.head(&mut nn)?;

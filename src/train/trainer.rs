@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::data::pack::MicroBatch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::graph::Phase;
 use crate::nn::Weight;
@@ -28,6 +28,8 @@ pub struct Trainer {
     leaves: Leaves,
     optimizer: Optimizer,
     seed: u64,
+    /// Every step is one micro-batch.
+    once: bool,
     /// Steps done.
     pub steps: u64,
 }
@@ -47,12 +49,13 @@ impl Trainer {
     /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
     pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, seed: u64) -> Result<Trainer> {
         let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights, .. } = step;
+        let once = graph.values.iter().any(|v| v.brief);
         let mut exec = Exec::new(backend, graph, plan)?;
         for (leaf, words) in tables {
             exec.upload(leaf, bytemuck::cast_slice(&words))?;
         }
         let leaves = Leaves { batch, labels, inv_count, loss, sum_squares, hyper, weights };
-        Ok(Trainer { exec, leaves, optimizer, seed, steps: 0 })
+        Ok(Trainer { exec, leaves, optimizer, seed, once, steps: 0 })
     }
 
     pub fn weights(&self) -> &[Weight] {
@@ -61,6 +64,10 @@ impl Trainer {
 
     /// One optimizer step at rate `lr` over micro-batches that were packed for this plan.
     pub fn step(&mut self, micro: &[MicroBatch], lr: f64) -> Result<StepReport> {
+        if self.once && micro.len() != 1 {
+            let found = format!("{} micro-batches in a step", micro.len());
+            return Err(Error::config("step_tokens", found, "one: gradients were not planned to be added up"));
+        }
         let trained: usize = micro.iter().map(|m| m.trained).sum();
         let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
         self.exec.upload(self.leaves.inv_count, bytemuck::bytes_of(&inv))?;
