@@ -25,7 +25,7 @@
 
 use super::kernel::{Panels, RUN};
 use super::operand::Store;
-use super::{A_PANELS, B_PANELS, Epilogue, Isa, MAX_TERMS, Term, for_each, kernel, with_buffer};
+use super::{A_PANELS, B_PANELS, Epilogue, Isa, MAX_TERMS, Out, Term, for_each, kernel, with_buffer};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -40,10 +40,11 @@ const A_PLANES: usize = 3;
 const BLOCK: usize = 20;
 /// Steps that are packed at once, at most.
 const GROUP: usize = 2 * BLOCK;
-/// Bytes of packed B held at once.
+/// Bytes of packed A and B held at once.
+const A_BYTES: usize = 4 << 20;
 const B_BYTES: usize = 6 << 20;
-/// Rows of C a task, at most: A's pieces of 20 steps are 960 KiB, half of an L2.
-const ROWS: usize = 256;
+/// Strips of A that a task works on, at most: 960 KiB of 20 steps, half of an L2.
+const STRIPS: usize = 8;
 
 /// Whether the time that tiles save is more than what splitting A and B costs. An element is split in the time in
 /// which AVX-512 multiplies it by about forty others.
@@ -57,7 +58,13 @@ pub(super) fn pays(terms: &[Term]) -> bool {
 struct Share {
     first: usize,
     steps: usize,
-    planes: usize,
+    b_planes: usize,
+}
+
+impl Share {
+    fn planes(self, side: Side) -> usize {
+        if side == Side::A { A_PLANES } else { self.b_planes }
+    }
 }
 
 /// The k axis: the terms' shares, and the length of a block.
@@ -71,12 +78,12 @@ impl Axis {
     fn new(terms: &[Term]) -> Axis {
         let (mut shares, mut steps) = ([Share::default(); MAX_TERMS], 0);
         for (share, t) in shares.iter_mut().zip(terms) {
-            let planes = match t.b.store {
+            let b_planes = match t.b.store {
                 Store::Bf16(_) if t.alpha == 1.0 => 1,
                 Store::F16(_) if t.alpha == 1.0 => 2,
                 _ => 3,
             };
-            *share = Share { first: steps, steps: t.b.rows.div_ceil(STEP), planes };
+            *share = Share { first: steps, steps: t.b.rows.div_ceil(STEP), b_planes };
             steps += share.steps;
         }
         let block = steps.div_ceil(steps.div_ceil(BLOCK).max(1)).max(1);
@@ -91,9 +98,9 @@ impl Axis {
             .filter(|(_, _, from, to)| from < to)
     }
 
-    /// Bytes of a panel of B over steps `s0..s1`.
-    fn panel_bytes(&self, s0: usize, s1: usize) -> usize {
-        self.parts(s0, s1).map(|(_, share, from, to)| (to - from) * share.planes * PAIR).sum()
+    /// Bytes of 32 lines over steps `s0..s1`.
+    fn panel_bytes(&self, side: Side, (s0, s1): (usize, usize)) -> usize {
+        self.parts(s0, s1).map(|(_, share, from, to)| (to - from) * share.planes(side) * PAIR).sum()
     }
 }
 
@@ -101,150 +108,145 @@ pub(super) fn blocked_product(terms: &[Term], (m, n, _): (usize, usize, usize), 
     let axis = Axis::new(terms);
     let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
     let group = axis.block * (GROUP / axis.block);
-    let width = n.div_ceil(SIDE);
-    let most = (B_BYTES / (group.min(axis.steps).max(1) * A_PLANES * PAIR)).clamp(1, width);
+    let (height, width) = (m.div_ceil(SIDE), n.div_ceil(SIDE));
+    let panel = group.min(axis.steps) * A_PLANES * PAIR;
     // Equal shares of the panels, none above the limit.
-    let across = width.div_ceil(width.div_ceil(most));
-    with_buffer(&B_PANELS, across * group.min(axis.steps) * A_PLANES * PAIR / 4, |buffer| {
-        for q0 in (0..width).step_by(across) {
-            let panels = (width - q0).min(across);
-            // At least once, so that K = 0 still applies beta and bias.
-            for s0 in (0..axis.steps.max(1)).step_by(group) {
-                let s1 = (s0 + group).min(axis.steps);
-                let panel = axis.panel_bytes(s0, s1);
-                let packed = &mut buffer[..panels * panel / 4];
-                pack_b(terms, &axis, (s0, s1), q0, n, panel, tasks, packed);
-                let packed = &*packed;
-                // Tall tasks reuse a panel most; columns are split only for want of tasks.
-                let rows = m.div_ceil(m.div_ceil(ROWS).max(tasks.min(m.div_ceil(4 * SIDE)))).next_multiple_of(SIDE);
-                let tall = m.div_ceil(rows);
-                let step = panels.div_ceil(tasks.div_ceil(tall).min(panels));
-                let wide = panels.div_ceil(step);
-                for_each(parallel, tall * wide, |task| {
-                    let (i, q) = (task / wide, task % wide);
-                    let block = Block {
-                        rows: (i * rows, m.min((i + 1) * rows)),
-                        panels: (q * step, panels.min((q + 1) * step)),
-                        steps: (s0, s1),
-                        j0: q0 * SIDE,
-                        n,
-                        panel,
-                    };
-                    block.run(terms, &axis, packed, end);
-                });
-            }
-        }
-    });
-}
-
-/// Packs steps `s0..s1` of the columns from panel `q0` on, as many panels as `packed` holds.
-#[expect(clippy::too_many_arguments, reason = "each is one number of the cut")]
-fn pack_b(
-    terms: &[Term],
-    axis: &Axis,
-    (s0, s1): (usize, usize),
-    q0: usize,
-    n: usize,
-    panel: usize,
-    tasks: usize,
-    packed: &mut [f32],
-) {
-    if panel == 0 {
-        return;
-    }
-    let panels = packed.len() * 4 / panel;
-    // Wide batches read long stretches of a contiguous B's rows.
-    let batch = panels.div_ceil(tasks).min(RUN / SIDE);
-    let to = super::Out(packed.as_mut_ptr());
-    for_each(tasks > 1, panels.div_ceil(batch), |task| {
-        let (first, last) = (task * batch, panels.min((task + 1) * batch));
-        let j = (q0 + first) * SIDE;
-        let mut done = 0;
-        for (i, share, from, until) in axis.parts(s0, s1) {
-            let (t, p) = (&terms[i], (from - share.first) * STEP);
-            let src = Panels {
-                store: t.b.store,
-                origin: p * t.b.row_stride + j * t.b.col_stride,
-                stride: t.b.col_stride,
-                k_stride: t.b.row_stride,
-                width: (n - j).min((last - first) * SIDE),
-                depth: (t.b.rows - p).min((until - from) * STEP),
-                scale: t.alpha,
-            };
-            let dst = to.at((first * panel + done) / 4).cast();
-            // SAFETY: panels `first..last` of `packed` are this task's, `done` bytes into each lie this share's
-            // steps, and AMX implies AVX-512.
-            unsafe {
-                match share.planes {
-                    1 => pack::<1>(&src, Side::B, dst, panel),
-                    2 => pack::<2>(&src, Side::B, dst, panel),
-                    _ => pack::<3>(&src, Side::B, dst, panel),
+    let share = |panels: usize, bytes: usize| panels.div_ceil(panels.div_ceil((bytes / panel.max(1)).max(1)));
+    let (down, across) = (share(height, A_BYTES), share(width, B_BYTES));
+    with_buffer(&B_PANELS, across * panel / 4, |b| {
+        with_buffer(&A_PANELS, down * panel / 4, |a| {
+            let (a, b) = (Out(a.as_mut_ptr()), Out(b.as_mut_ptr()));
+            for q0 in (0..width).step_by(across) {
+                // At least once, so that K = 0 still applies beta and bias.
+                for s0 in (0..axis.steps.max(1)).step_by(group) {
+                    for r0 in (0..height).step_by(down) {
+                        let square = Square {
+                            rows: (r0, height.min(r0 + down)),
+                            panels: (q0, width.min(q0 + across)),
+                            steps: (s0, axis.steps.min(s0 + group)),
+                        };
+                        square.pack(terms, &axis, (a, b), tasks);
+                        square.sweep(&axis, (m, n), (a, b), end, tasks);
+                    }
                 }
-            };
-            done += (until - from) * share.planes * PAIR;
-        }
+            }
+        })
     });
 }
 
-/// A task: a tile of C, over one group of steps.
-struct Block {
+/// What is packed at once: strips of 32 rows of A against panels of 32 columns of B, over some steps.
+struct Square {
     rows: (usize, usize),
     panels: (usize, usize),
     steps: (usize, usize),
-    j0: usize,
-    n: usize,
-    /// Bytes of a packed panel of B.
-    panel: usize,
 }
 
-impl Block {
-    fn run(&self, terms: &[Term], axis: &Axis, packed: &[f32], end: &Epilogue) {
-        let ((i0, i1), (s0, s1)) = (self.rows, self.steps);
-        let strip = (s1 - s0) * A_PLANES * PAIR;
-        let strips = (i1 - i0).div_ceil(SIDE);
-        with_buffer(&A_PANELS, strips * strip / 4, |a| {
+impl Square {
+    /// Packs A's strips, and B's panels unless they are those of the square before.
+    fn pack(&self, terms: &[Term], axis: &Axis, (a, b): (Out, Out), tasks: usize) {
+        let ((s0, s1), panels) = (self.steps, self.panels.1 - self.panels.0);
+        if s0 == s1 {
+            return;
+        }
+        // Wide batches read long stretches of rows of lines.
+        let batch = |panels: usize| panels.div_ceil(tasks).clamp(1, RUN / SIDE);
+        let jobs = |panels: usize| panels.div_ceil(batch(panels));
+        let (new, rows) = (if self.rows.0 == 0 { panels } else { 0 }, self.rows.1 - self.rows.0);
+        for_each(tasks > 1, jobs(new) + jobs(rows), |job| {
+            let (side, job, (first, end), to) = match job.checked_sub(jobs(new)) {
+                None => (Side::B, job, self.panels, b),
+                Some(job) => (Side::A, job, self.rows, a),
+            };
+            let batch = batch(end - first);
+            let lines = (first + job * batch, end.min(first + (job + 1) * batch));
+            let panel = axis.panel_bytes(side, (s0, s1));
+            let mut at = to.at(job * batch * panel / 4).cast::<u8>();
             for (i, share, from, until) in axis.parts(s0, s1) {
                 let (t, p) = (&terms[i], (from - share.first) * STEP);
+                let (m, alpha) = if side == Side::A { (t.a, 1.0) } else { (t.b.t(), t.alpha) };
                 let src = Panels {
-                    store: t.a.store,
-                    origin: i0 * t.a.row_stride + p * t.a.col_stride,
-                    stride: t.a.row_stride,
-                    k_stride: t.a.col_stride,
-                    width: i1 - i0,
-                    depth: (t.a.cols - p).min((until - from) * STEP),
-                    scale: 1.0,
+                    store: m.store,
+                    origin: lines.0 * SIDE * m.row_stride + p * m.col_stride,
+                    stride: m.row_stride,
+                    k_stride: m.col_stride,
+                    width: (m.rows - lines.0 * SIDE).min((lines.1 - lines.0) * SIDE),
+                    depth: (m.cols - p).min((until - from) * STEP),
+                    scale: alpha,
                 };
-                let dst = a[(from - s0) * A_PLANES * PAIR / 4..].as_mut_ptr().cast();
-                // SAFETY: `a` holds `strips` strips, and steps `from..until` of each are written; AMX implies AVX-512.
-                unsafe { pack::<A_PLANES>(&src, Side::A, dst, strip) };
+                let planes = share.planes(side);
+                // SAFETY: the panels of `lines` are this job's, this share's steps lie at `at` in each, and AMX implies
+                // AVX-512.
+                unsafe {
+                    match planes {
+                        1 => pack::<1>(&src, side, at, panel),
+                        2 => pack::<2>(&src, side, at, panel),
+                        _ => pack::<3>(&src, side, at, panel),
+                    }
+                };
+                at = at.wrapping_add((until - from) * planes * PAIR);
             }
+        });
+    }
+
+    /// Every strip against every panel, a block of steps at a time.
+    fn sweep(&self, axis: &Axis, (m, n): (usize, usize), (a, b): (Out, Out), end: &Epilogue, tasks: usize) {
+        let (s0, s1) = self.steps;
+        let (height, width) = (self.rows.1 - self.rows.0, self.panels.1 - self.panels.0);
+        // Tall tasks reuse a panel most; columns are split for want of tasks.
+        let tall = height.div_ceil(STRIPS);
+        let wide = tasks.div_ceil(tall).min(width);
+        let (h, w) = (height.div_ceil(tall), width.div_ceil(wide));
+        let (tall, wide) = (height.div_ceil(h), width.div_ceil(w));
+        let panel = |side| axis.panel_bytes(side, (s0, s1));
+        let at = |side, of: Out, panels: usize, b0: usize| {
+            of.at((panels * panel(side) + axis.panel_bytes(side, (s0, b0))) / 4).cast::<u8>().cast_const()
+        };
+        for_each(tasks > 1, tall * wide, |task| {
+            let (r0, q0) = (task / wide * h, task % wide * w);
             let _tiles = Tiles::configure();
             for b0 in (s0..s1.max(s0 + 1)).step_by(axis.block) {
-                let b1 = (b0 + axis.block).min(s1);
-                let ahead = axis.panel_bytes(s0, b0);
-                for q in self.panels.0..self.panels.1 {
-                    let b: *const u8 = packed.as_ptr().cast::<u8>().wrapping_add(q * self.panel + ahead);
-                    for r in 0..strips {
-                        let a: *const u8 =
-                            a.as_ptr().cast::<u8>().wrapping_add(r * strip + (b0 - s0) * A_PLANES * PAIR);
-                        self.square(axis, (b0, b1), (r, q), (a, b), end);
+                let part = Part { axis, steps: (b0, (b0 + axis.block).min(s1)), end };
+                let (rows, columns) = (r0..height.min(r0 + h), q0..width.min(q0 + w));
+                let corner = |r: usize, q: usize| ((self.rows.0 + r) * SIDE, (self.panels.0 + q) * SIDE);
+                for q in columns.clone() {
+                    for r in rows.clone() {
+                        let (i, j) = corner(r, q);
+                        let from = (at(Side::A, a, r, b0), at(Side::B, b, q, b0));
+                        let next = if r + 1 < rows.end { (r + 1, q) } else { (rows.start, q + 1) };
+                        if next.1 < columns.end {
+                            part.fetch(corner(next.0, next.1), m);
+                        }
+                        part.add((i, j), ((m - i).min(SIDE), (n - j).min(SIDE)), from);
                     }
                 }
             }
         });
     }
+}
 
-    /// One block of steps of one 32 x 32 square of C.
-    fn square(
-        &self,
-        axis: &Axis,
-        (b0, b1): (usize, usize),
-        (r, q): (usize, usize),
-        from: (*const u8, *const u8),
-        end: &Epilogue,
-    ) {
-        let (i, j) = (self.rows.0 + r * SIDE, self.j0 + q * SIDE);
-        let (h, w) = ((self.rows.1 - i).min(SIDE), (self.n - j).min(SIDE));
+/// A block of steps, and where its sums go.
+struct Part<'a> {
+    axis: &'a Axis,
+    steps: (usize, usize),
+    end: &'a Epilogue<'a>,
+}
+
+impl Part<'_> {
+    /// Asks for the square at (i, j) of C, of `m` rows, so that it is there when it is written.
+    fn fetch(&self, (i, j): (usize, usize), m: usize) {
+        for row in i..m.min(i + SIDE) {
+            let c = self.end.c.at(row * self.end.ldc + j).cast::<i8>();
+            // SAFETY: a prefetch of any address has no effect but on the cache.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_ET0>(c);
+                _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(64));
+            }
+        }
+    }
+
+    /// Adds the block's product to the square of `h` by `w` at (i, j) of C.
+    fn add(&self, (i, j): (usize, usize), (h, w): (usize, usize), from: (*const u8, *const u8)) {
+        let (Part { axis, end, .. }, (b0, b1)) = (self, self.steps);
         let beta = if b0 == 0 { end.beta } else { 1.0 };
         let bias = if b1 == axis.steps { end.bias } else { None };
         let (c, ldc) = (end.c.at(i * end.ldc + j), end.ldc);
@@ -288,7 +290,7 @@ unsafe fn sums(
 ) {
     let (mut a, mut b, mut fresh) = (a, b, fresh);
     for (_, share, from, to) in axis.parts(b0, b1) {
-        let kernel = match share.planes {
+        let kernel = match share.b_planes {
             1 => tiles_1,
             2 => tiles_2,
             _ => tiles_3,
@@ -297,7 +299,7 @@ unsafe fn sums(
         unsafe { kernel(a, b, to - from, c, 4 * ldc, fresh) };
         fresh = false;
         a = a.wrapping_add((to - from) * A_PLANES * PAIR);
-        b = b.wrapping_add((to - from) * share.planes * PAIR);
+        b = b.wrapping_add((to - from) * share.b_planes * PAIR);
     }
 }
 
