@@ -296,8 +296,11 @@ fn blocked_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end
                         &*packed
                     }
                 };
-                // Tall tiles reuse a panel most; split columns only for want of tasks.
-                let tall = plan.m.div_ceil(MC);
+                // Tall tiles reuse a panel most; split columns only for want of tasks. An A that must be packed is
+                // packed by every task on its rows, so there rows are split first.
+                let in_place = terms.iter().all(a_in_place::<I>);
+                let most = if in_place { 1 } else { tasks.min(plan.m.div_ceil(4 * I::MR)) };
+                let tall = plan.m.div_ceil(MC).max(most);
                 let rows = plan.m.div_ceil(tall).next_multiple_of(I::MR);
                 let tall = plan.m.div_ceil(rows);
                 let step = panels.div_ceil(tasks.div_ceil(tall).min(panels));

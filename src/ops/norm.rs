@@ -185,6 +185,7 @@ fn host_norm(call: &HostCall) {
     let Norm { eps, offset, .. } = norm(call.attr);
     let d = call.ins[0].cols();
     let (x, w) = (call.input::<f32>(0), call.input::<f32>(1));
+    let w = &w[..d];
     let (y, rstd) = (call.output_ptr::<f32>(0), call.output_ptr::<f32>(1));
     par::ranges(call.ins[0].rows(), grain(d), |rows| {
         math::vectorized(|| {
@@ -214,6 +215,8 @@ fn host_dx(call: &HostCall) {
         // dx may lie on dy or acc, so a row's gradient is made apart.
         let mut g = vec![0f32; d];
         let mut sum = vec![0f32; d];
+        // Lengths that the compiler sees, so that no check stands in the loops.
+        let (g, sum, w) = (&mut g[..d], &mut sum[..d], &w[..d]);
         math::vectorized(|| {
             for r in rows {
                 let x = &x[r * d..][..d];
@@ -228,7 +231,7 @@ fn host_dx(call: &HostCall) {
                     g[i] *= offset + w[i];
                 }
                 let s = rstd[r];
-                let along = math::dot(&g, x) / d as f32 * s * s;
+                let along = math::dot(g, x) / d as f32 * s * s;
                 for i in 0..d {
                     g[i] = s * (g[i] - x[i] * along) + sum[i];
                 }
