@@ -232,7 +232,7 @@ settings! {
     "Memory" {
         #[doc = "Bytes to stay within: on the CPU those of the whole process, else the device's; chooses from what follows"]
         memory: Option<Bytes> = "BYTES", { None };
-        #[doc = "What layers compute again in the backward pass instead of keeping it (auto: what --memory needs; without it, what is cheap); results do not change"]
+        #[doc = "What layers compute again instead of keeping it (auto: what is cheap, or what --memory needs); same results"]
         recompute: Recompute = "LEVEL", { Recompute::Auto };
         #[doc = "Frozen weights lie in files and are fetched a block ahead of use; results do not change"]
         stream: Switch = "WHEN", { Switch::Auto };
