@@ -10,7 +10,7 @@ All engines get the same token ids and take turns, one process each per round, s
 all. The first --warmup steps (texts) of every process are not counted. Peak memory is the largest resident set of the
 process, model file pages included.
 
-Engines: torch, trimtab; for text also trimtab-nf4 (--quantize nf4), llama (llama.cpp on an F32 GGUF, --gguf-f32) and
+Engines: torch, trimtab; for text also trimtab-nf4 (--quantize nf4 --dtype bf16), llama (llama.cpp on an F32 GGUF, --gguf-f32) and
 llama-q4 (on --gguf), trimtab-gguf (our NF4 made of --gguf). For llama: scripts/bench-peers.sh says how it is had.
 
 With --log FILE each turn is kept there as it ends; the same command again does only what is missing.
@@ -152,11 +152,13 @@ def llama(data, env, gguf):
     return found[1:], peak, found[0]["cpu"]
 
 
+# The linear layers in NF4, what is not quantized (embedding, head, norms) in bf16.
+NF4 = ["--quantize", "nf4", "--dtype", "bf16"]
 TEXT = {
     "torch": torch,
     "trimtab": lambda data, env: trimtab_text(data, env, args.model, []),
-    "trimtab-nf4": lambda data, env: trimtab_text(data, env, args.model, ["--quantize", "nf4"]),
-    "trimtab-gguf": lambda data, env: trimtab_text(data, env, args.gguf, ["--quantize", "nf4"]),
+    "trimtab-nf4": lambda data, env: trimtab_text(data, env, args.model, NF4),
+    "trimtab-gguf": lambda data, env: trimtab_text(data, env, args.gguf, NF4),
     "llama": lambda data, env: llama(data, env, args.gguf_f32),
     "llama-q4": lambda data, env: llama(data, env, args.gguf),
 }

@@ -43,3 +43,9 @@ export TRIMTAB_CACHE=${TRIMTAB_CACHE:-$PWD/target/kernels}
 cargo fmt --check
 cargo clippy --workspace --all-targets -- -D warnings
 cargo test --workspace
+# The CPU kernels again, as processors with less than this one run them.
+lesser=portable
+[ "$(uname -m)" = x86_64 ] && lesser="avx512 avx2 portable"
+for isa in $lesser; do
+    TRIMTAB_CPU=$isa cargo test --test op_matrix on_the_cpu
+done

@@ -35,8 +35,7 @@ use super::isa::Level;
 use kernel::*;
 pub use operand::*;
 use rayon::prelude::*;
-use std::cell::Cell;
-use std::thread::LocalKey;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use thin::{THIN_ROWS, thin_product};
 
 /// Upper bound of a k block. A panel of B (KC * 16 * 4 = 40 KiB on AVX2) is a little more than L1
@@ -59,25 +58,54 @@ pub const MAX_TERMS: usize = 4;
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-thread_local! {
-    /// Packed B of the products this thread starts, and those that it computes transposed; packed A of the tiles it
-    /// works on.
-    static B_PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
-    static TURNED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
-    static A_PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+/// Packed B of products, and those that are computed transposed; packed A of their tiles.
+static B_PANELS: Buffers = Buffers::new();
+static TURNED: Buffers = Buffers::new();
+static A_PANELS: Buffers = Buffers::new();
+
+/// Buffers that only ever grow: as many as were ever in use at once, whichever threads used them.
+struct Buffers(Mutex<Vec<Vec<Line>>>);
+
+impl Buffers {
+    const fn new() -> Buffers {
+        Buffers(Mutex::new(Vec::new()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<Line>>> {
+        // What is in the list is whole, whatever happened to a thread that held it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The smallest free buffer that is large enough, else the largest.
+    fn take(&self, lines: usize) -> Vec<Line> {
+        let mut free = self.lock();
+        let fits = (0..free.len()).filter(|&i| free[i].len() >= lines).min_by_key(|&i| free[i].len());
+        let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
+        best.map_or_else(Vec::new, |i| free.swap_remove(i))
+    }
+
+    /// Lends `floats` floats.
+    fn with<T>(&self, floats: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+        if floats == 0 {
+            return f(&mut []);
+        }
+        let mut lines = self.take(floats.div_ceil(16));
+        if lines.len() * 16 < floats {
+            // Afresh: growing would copy what nobody reads.
+            lines = vec![Line([0.0; 16]); floats.div_ceil(16)];
+        }
+        // SAFETY: a Line is 16 f32 without padding, and `floats` lies within the lines.
+        let result = f(unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), floats) });
+        self.lock().push(lines);
+        result
+    }
 }
 
-/// Lends `floats` floats of a buffer that only ever grows. The buffer is taken out of its cell
-/// meanwhile, so a product that starts on this thread inside `f` gets another one.
-fn with_buffer<T>(key: &'static LocalKey<Cell<Vec<Line>>>, floats: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
-    let mut lines = key.take();
-    if lines.len() * 16 < floats {
-        lines.resize(floats.div_ceil(16), Line([0.0; 16]));
+/// Frees the buffers that products left behind.
+pub fn free_buffers() {
+    for buffers in [&B_PANELS, &TURNED, &A_PANELS] {
+        buffers.lock().clear();
     }
-    // SAFETY: a Line is 16 f32 without padding, and `floats` lies within the lines.
-    let result = f(unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), floats) });
-    key.set(lines);
-    result
 }
 
 /// C's base address, shared by tasks that write disjoint tiles.
@@ -181,7 +209,7 @@ fn turns(t: &Term) -> bool {
 
 fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize) {
     let (m, n) = (t.a.rows, t.b.cols);
-    with_buffer(&TURNED, m * n, |turned| {
+    TURNED.with(m * n, |turned| {
         best_product(&[Term { alpha: 1.0, a: t.b.t(), b: t.a.t() }], 0.0, None, turned, m);
         for (i, row) in c.chunks_mut(ldc).take(m).enumerate() {
             for (j, x) in row[..n].iter_mut().enumerate() {
@@ -268,7 +296,7 @@ fn blocked_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end
     let plan = &Plan::new(m, n, k, I::NR, terms.iter().all(b_in_place::<I>));
     // Enough tasks for threads that other programs slow down to be helped out.
     let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
-    with_buffer(&B_PANELS, plan.packed_floats(), |buffer| {
+    B_PANELS.with(plan.packed_floats(), |buffer| {
         for j0 in (0..plan.n).step_by(plan.nc) {
             let width = (plan.n - j0).min(plan.nc);
             let panels = width.div_ceil(I::NR);
@@ -351,7 +379,7 @@ impl Block {
     fn run<I: Isa>(&self, terms: &[Term], plan: &Plan, packed: &[f32], end: &Epilogue) {
         let (i0, i1) = self.rows;
         let floats = if terms.iter().all(a_in_place::<I>) { 0 } else { (i1 - i0).next_multiple_of(I::MR) * plan.kc };
-        with_buffer(&A_PANELS, floats, |buffer| {
+        A_PANELS.with(floats, |buffer| {
             for k0 in (self.k.0..self.k.1.max(self.k.0 + 1)).step_by(plan.kc) {
                 let k1 = (k0 + plan.kc).min(self.k.1);
                 let (pieces, count) = self.pieces::<I>(terms, plan, (k0, k1), packed, buffer);

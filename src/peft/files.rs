@@ -206,17 +206,22 @@ fn write_weights(path: &Path, tensors: &[Out]) -> Result<()> {
         views.push((t.name, view));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|e| Error::file(path, e.to_string(), "tensors that safetensors can hold"))?;
-    write_whole(path, &bytes)
+    whole(path, |part| {
+        safetensors::serialize_to_file(views, Some(metadata), part)
+            .map_err(|e| Error::file(part, e.to_string(), "tensors that safetensors can hold, and room for them"))
+    })
 }
 
-/// Writes beside `path` and renames, so that a reader never sees half a file.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    whole(path, |part| std::fs::write(part, bytes).map_err(|e| Error::io(part, e)))
+}
+
+/// Lets `write` write beside `path` and renames, so that a reader never sees half a file.
+fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     let part = path.with_file_name(name);
-    std::fs::write(&part, bytes).map_err(|e| Error::io(&part, e))?;
+    write(&part)?;
     std::fs::rename(&part, path).map_err(|e| Error::io(path, e))
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
 use crate::config::{Init, Method as MethodName, Recompute, RunConfig, Switch};
+use crate::cpu::gemm;
 use crate::data::pack::pack;
 use crate::data::reader::{self, Encoder};
 use crate::data::sampler::Sampler;
@@ -213,6 +214,9 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
         on(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
     }
     on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.away.moved })?;
+    // Saving copies the trained tensors; the buffers of products make room for that.
+    gemm::free_buffers();
+    resident::give_back();
     session.save(out, config.save_dtype.into())?;
     write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
     on(Event::Saved { path: out.into() })?;

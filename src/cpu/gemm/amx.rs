@@ -25,7 +25,7 @@
 
 use super::kernel::{Panels, RUN};
 use super::operand::Store;
-use super::{A_PANELS, B_PANELS, Epilogue, Isa, MAX_TERMS, Out, Term, for_each, kernel, with_buffer};
+use super::{A_PANELS, B_PANELS, Epilogue, Isa, MAX_TERMS, Out, Term, for_each, kernel};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -113,8 +113,8 @@ pub(super) fn blocked_product(terms: &[Term], (m, n, _): (usize, usize, usize), 
     // Equal shares of the panels, none above the limit.
     let share = |panels: usize, bytes: usize| panels.div_ceil(panels.div_ceil((bytes / panel.max(1)).max(1)));
     let (down, across) = (share(height, A_BYTES), share(width, B_BYTES));
-    with_buffer(&B_PANELS, across * panel / 4, |b| {
-        with_buffer(&A_PANELS, down * panel / 4, |a| {
+    B_PANELS.with(across * panel / 4, |b| {
+        A_PANELS.with(down * panel / 4, |a| {
             let (a, b) = (Out(a.as_mut_ptr()), Out(b.as_mut_ptr()));
             for q0 in (0..width).step_by(across) {
                 // At least once, so that K = 0 still applies beta and bias.

@@ -72,7 +72,7 @@ impl Path {
 }
 
 pub(super) fn thin_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
-    with_buffer(&A_PANELS, row_floats(m, k), |rows| {
+    A_PANELS.with(row_floats(m, k), |rows| {
         let mut rest = &mut *rows;
         for t in terms {
             let spread = Path::of(&t.b) == Path::Nf4;
