@@ -63,7 +63,7 @@ fn positions() -> In {
 }
 
 /// One sequence of all tokens.
-fn bounds() -> In {
+fn key_range() -> In {
     In::Words(Ty::i32(&[T, 2]), [0, T as u32].repeat(T))
 }
 
@@ -115,10 +115,10 @@ fn cases() -> Vec<Case> {
     let spec = Attention { heads: HEADS, kv_heads: KV_HEADS, head_dim: HEAD, scale: 0.125, causal: true, window: None };
     let (q, kv) = ([T, HEADS * HEAD], [T, KV_HEADS * HEAD]);
     let forward = || vec![f32s(&q), f32s(&kv), f32s(&kv)];
-    let ins = forward().into_iter().chain([bounds()]).collect();
+    let ins = forward().into_iter().chain([key_range()]).collect();
     case("attention", "one sequence", Attr::Attention(spec), ins, &[]);
     // What the forward pass gives for lse is about the logarithm of the number of keys.
-    let ins = forward().into_iter().chain([bounds(), f32s(&q), In::Ones(Ty::f32(&[HEADS, T])), f32s(&q)]).collect();
+    let ins = forward().into_iter().chain([key_range(), f32s(&q), In::Ones(Ty::f32(&[HEADS, T])), f32s(&q)]).collect();
     case("attention_bwd", "one sequence", Attr::Attention(spec), ins, &[]);
 
     case("embed", "bf16", Attr::Embed { scale: 1.0 }, vec![ids(T, V), In::Normal(Ty::new(DType::BF16, &[V, D]))], &[]);
@@ -136,9 +136,9 @@ fn cases() -> Vec<Case> {
 
     case("add", "residual", Attr::None, vec![f32s(&[T, D]), f32s(&[T, D])], &[(0, 0)]);
     case("scale", "tokens", Attr::None, vec![f32s(&[T, D]), scalar()], &[(0, 0)]);
-    case("gated_act", "silu", Attr::Act(Act::Silu), vec![f32s(&[T, F]), f32s(&[T, F])], &[]);
+    case("gated_act", "silu", Attr::Activation(Activation::Silu), vec![f32s(&[T, F]), f32s(&[T, F])], &[]);
     let ins = vec![f32s(&[T, F]), f32s(&[T, F]), f32s(&[T, F])];
-    case("gated_act_bwd", "silu", Attr::Act(Act::Silu), ins, &[]);
+    case("gated_act_bwd", "silu", Attr::Activation(Activation::Silu), ins, &[]);
     case("dropout", "tokens", Attr::Dropout(Dropout { p: 0.1, site: 1 }), vec![f32s(&[T, D]), rng()], &[]);
     let factor = |acc| Attr::Factor(Factor { factor: 0.5, acc });
     case("add_row", "tokens", factor(false), vec![f32s(&[T, D]), f32s(&[D])], &[(0, 0)]);
@@ -290,7 +290,7 @@ fn ops(c: &mut Criterion) {
         for case in of_op {
             bench(c, op, case, case.name);
             let narrow = |dtype| Some((dtype, case.narrow(op, dtype)?));
-            if let Some((dtype, narrow)) = device.caps().act16.and_then(narrow) {
+            if let Some((dtype, narrow)) = device.caps().compute_dtype.and_then(narrow) {
                 bench(c, op, &narrow, &format!("{}, {dtype}", case.name));
             }
         }

@@ -57,7 +57,7 @@ fn step(
 }
 
 fn steps(c: &mut Criterion) {
-    let narrow = common::device().caps().act16;
+    let narrow = common::device().caps().compute_dtype;
     for dtype in [Some(DType::F32), narrow].into_iter().flatten() {
         let lora = || Box::new(Lora { config: AdapterConfig::lora(16, 32.0, Targets::AllLinear) });
         let all: [(&str, Box<dyn Method>, Option<DType>); 3] =

@@ -21,10 +21,10 @@ __device__ __forceinline__ size_t part(u32 z, u32 head, u32 t, u32 heads, u32 to
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention(act* out, float* lse, const act* q, const act* k, const act* v, const int* bounds, float* partial, u32 tokens,
+    attention(act* out, float* lse, const act* q, const act* k, const act* v, const int* key_range, float* partial, u32 tokens,
               u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window, u32 pack) {
-    extern __shared__ uint4 room[];
-    act* queries = (act*)room;
+    extern __shared__ uint4 smem[];
+    act* queries = (act*)smem;
     act* right_k = queries + ROWS * HEAD_DIM;
     act* right_v = right_k + COLS * HEAD_DIM;
     uint2* spans = (uint2*)(right_v + COLS * HEAD_DIM);
@@ -38,8 +38,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
     u32 row = first + threadIdx.x;
     bool inside = threadIdx.x < ROWS && row < end;
-    uint2 span = inside ? visible(row / pack, bounds, keys, causal, window) : make_uint2(0, 0);
-    uint4 reach = meet(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
+    uint2 span = inside ? visible(row / pack, key_range, keys, causal, window) : make_uint2(0, 0);
+    uint4 reach = union_range(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
     uint2 mine = meet_warp(spans);
     u32 share = ((reach.y - reach.x + COLS - 1) / COLS + gridDim.z - 1) / gridDim.z * COLS;
     u32 key = reach.x + blockIdx.z * share, stop = min(key + share, reach.y);
@@ -91,9 +91,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
             now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
             float base = now == -INFINITY ? 0.0f : now * scale2;
-            float fade = exp2_fast(fmaf(top[b][h], scale2, -base));
+            float rescale = exp2_fast(fmaf(top[b][h], scale2, -base));
             top[b][h] = now;
-            float total = sum[b][h] * fade;
+            float total = sum[b][h] * rescale;
 #pragma unroll
             for (int n = 0; n < COLS / 4; n++) {
                 float& x = s[b][n / 2][n % 2 + 2 * h];
@@ -103,11 +103,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             sum[b][h] = total;
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; n++) {
-                o[b][n][2 * h] *= fade;
-                o[b][n][2 * h + 1] *= fade;
+                o[b][n][2 * h] *= rescale;
+                o[b][n][2 * h + 1] *= rescale;
             }
         }
-        weigh(o, s, right_v);
+        pv_gemm(o, s, right_v);
     }
 
     float factor[BLOCKS][2];

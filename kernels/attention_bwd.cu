@@ -41,10 +41,10 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_dq(act* dq, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* bounds,
+    attention_dq(act* dq, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* key_range,
                  u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
-    extern __shared__ uint4 room[];
-    act* queries = (act*)room;
+    extern __shared__ uint4 smem[];
+    act* queries = (act*)smem;
     act* douts = queries + ROWS * HEAD_DIM;
     // Keys and values of each stage.
     act* right = KEEP ? queries : douts + ROWS * HEAD_DIM;
@@ -61,8 +61,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     copy_commit();
 
     bool inside = threadIdx.x < ROWS && first + threadIdx.x < tokens;
-    uint2 span = inside ? visible(first + threadIdx.x, bounds, keys, causal, window) : make_uint2(0, 0);
-    uint4 reach = meet(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
+    uint2 span = inside ? visible(first + threadIdx.x, key_range, keys, causal, window) : make_uint2(0, 0);
+    uint4 reach = union_range(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
     uint2 mine = meet_warp(spans);
     float lse[BLOCKS][2], delta[BLOCKS][2];
 #pragma unroll
@@ -121,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                     x = key + n / 2 * 8 + 2 * l.t + n % 2 - span.x < span.y ? x : 0.0f;
                 }
             }
-            weigh(o, s, tile_k);
+            pv_gemm(o, s, tile_k);
         }
         if (STAGES == 1) {
             __syncthreads();
@@ -139,10 +139,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 // dk, dv or both: which are not null is known when this is compiled.
 template <bool DK, bool DV>
 __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout,
-                                    const float2* stats, const int* bounds, u32 tokens, u32 d, u32 heads, u32 kv_heads,
+                                    const float2* stats, const int* key_range, u32 tokens, u32 d, u32 heads, u32 kv_heads,
                                     float scale, u32 causal, u32 window) {
-    extern __shared__ uint4 room[];
-    act* left_k = (act*)room;
+    extern __shared__ uint4 smem[];
+    act* left_k = (act*)smem;
     act* left_v = left_k + ROWS * HEAD_DIM;
     // Queries and dout of each stage, then what `stats` says of the queries.
     act* right = left_v + ROWS * HEAD_DIM;
@@ -155,8 +155,8 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
     if (DK) load<ROWS>(left_v, {v + (size_t)kv * d, kv_stride, 1, d}, first, tokens);
 
     bool inside = threadIdx.x < ROWS && first + threadIdx.x < tokens;
-    uint2 span = inside ? seeing(first + threadIdx.x, bounds, tokens, causal, window) : make_uint2(0, 0);
-    uint4 reach = meet(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
+    uint2 span = inside ? seeing(first + threadIdx.x, key_range, tokens, causal, window) : make_uint2(0, 0);
+    uint4 reach = union_range(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
     uint2 mine = meet_warp(spans);
     auto fetch = [&](int stage, u32 head, u32 query) {
         act* tile = right + 2 * stage * TILE;
@@ -215,7 +215,7 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
                     }
                 }
             }
-            if (DV) weigh(ov, s, tile_out);
+            if (DV) pv_gemm(ov, s, tile_out);
             if (DK) {
                 Scores dp;
 #pragma unroll
@@ -227,7 +227,7 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
                 scores(dp, side_v, tile_out);
 #pragma unroll
                 for (int i = 0; i < BLOCKS * COLS / 2; i++) ((float*)s)[i] *= ((float*)dp)[i];
-                weigh(ok, s, tile_q);
+                pv_gemm(ok, s, tile_q);
             }
         }
         query = next, head = next_head;
@@ -251,19 +251,19 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
 #if HEAD_DIM <= 128
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout, const float2* stats,
-                  const int* bounds, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal,
+                  const int* key_range, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal,
                   u32 window) {
-    dkv<true, true>(dk, dv, q, k, v, dout, stats, bounds, tokens, d, heads, kv_heads, scale, causal, window);
+    dkv<true, true>(dk, dv, q, k, v, dout, stats, key_range, tokens, d, heads, kv_heads, scale, causal, window);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* bounds,
+    attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* key_range,
                  u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
-    dkv<true, false>(dk, nullptr, q, k, v, dout, stats, bounds, tokens, d, heads, kv_heads, scale, causal, window);
+    dkv<true, false>(dk, nullptr, q, k, v, dout, stats, key_range, tokens, d, heads, kv_heads, scale, causal, window);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* bounds, u32 tokens,
+    attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* key_range, u32 tokens,
                  u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
-    dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, bounds, tokens, d, heads, kv_heads, scale, causal, window);
+    dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, key_range, tokens, d, heads, kv_heads, scale, causal, window);
 }
 #endif

@@ -10,7 +10,7 @@
 GEMM_KERNEL linear(Out* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
                    const float* bias, const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, u32 ldy,
                    float scale) {
-    extern __shared__ __align__(16) u8 room[];
+    extern __shared__ __align__(16) u8 smem[];
     Place at = place(t, n);
     if (at.none) return;
     Weight weight = {w, absmax, nested, offset};
@@ -18,10 +18,10 @@ GEMM_KERNEL linear(Out* y, const act* x, const void* w, const void* absmax, cons
     Sums sums;
     clear(sums);
     if (r > 0) {
-        accumulate<true, true>(sums, room, Rows<act>(xa, t, r, r), Rows<float>(lb, n, r, r), at.m, at.n, 0, r);
+        accumulate<true, true>(sums, smem, Rows<act>(xa, t, r, r), Rows<float>(lb, n, r, r), at.m, at.n, 0, r);
         each(sums, [&](u32, u32, float& v, float& w) { v *= scale, w *= scale; });
     }
-    accumulate<true, true>(sums, room, Rows<act>(x, t, k, k), right, at.m, at.n, 0, k);
+    accumulate<true, true>(sums, smem, Rows<act>(x, t, k, k), right, at.m, at.n, 0, k);
     each(sums, [&](u32 i, u32 j, float& v, float& w) {
         i += at.m, j += at.n;
         if (i >= t) return;

@@ -9,7 +9,7 @@
 GEMM_KERNEL linear_dx(act* dx, const act* dy, const void* w, const void* absmax, const float* nested,
                       const float* offset, const act* dyb, const float* la, const u32* rng, const float* factor, u32 t,
                       u32 n, u32 k, u32 r, u32 ldy, u32 site, u32 threshold, float keep_scale) {
-    extern __shared__ __align__(16) u8 room[];
+    extern __shared__ __align__(16) u8 smem[];
     Place at = place(t, k);
     if (at.none) return;
     Weight weight = {w, absmax, nested, offset};
@@ -17,7 +17,7 @@ GEMM_KERNEL linear_dx(act* dx, const act* dy, const void* w, const void* absmax,
     Sums sums;
     clear(sums);
     if (r > 0) {
-        accumulate<true, false>(sums, room, Rows<act>(dyb, t, r, r), Rows<float>(la, r, k, k), at.m, at.n, 0, r);
+        accumulate<true, false>(sums, smem, Rows<act>(dyb, t, r, r), Rows<float>(la, r, k, k), at.m, at.n, 0, r);
         if (rng != nullptr) {
             Dropout drop = dropout(rng, site, threshold, keep_scale);
             each(sums, [&](u32 i, u32 j, float& v, float& w) {
@@ -32,7 +32,7 @@ GEMM_KERNEL linear_dx(act* dx, const act* dy, const void* w, const void* absmax,
             });
         }
     }
-    accumulate<true, false>(sums, room, Rows<act>(dy, t, n, ldy), right, at.m, at.n, 0, n);
+    accumulate<true, false>(sums, smem, Rows<act>(dy, t, n, ldy), right, at.m, at.n, 0, n);
     float f = factor != nullptr ? *factor : 1.0f;
     each(sums, [&](u32 i, u32 j, float& v, float& w) {
         i += at.m, j += at.n;

@@ -10,7 +10,7 @@ constexpr int EACH = 4;
 // ld: elements from row to row of logits; those behind the vocabulary become 0.
 extern "C" __global__ void __launch_bounds__(1024) loss_softmax(float* logits, float* losses, const int* labels, u32 rows,
                                                                 u32 vocabulary, u32 ld, u32 first, u32 grad) {
-    __shared__ float room[32];
+    __shared__ float smem[32];
     u32 row = block_number();
     if (row >= rows) return;
     const float* x = logits + (size_t)row * ld;
@@ -39,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(1024) loss_softmax(float* logits, f
 #pragma unroll
         for (int j = 0; j < EACH; j++) sum += expf(v[j] - most);
     }
-    float top = block_max(most, room);
-    float total = block_sum(sum == 0.0f ? 0.0f : sum * expf(most - top), room);
+    float top = block_max(most, smem);
+    float total = block_sum(sum == 0.0f ? 0.0f : sum * expf(most - top), smem);
     if (threadIdx.x == 0) losses[first + row] = top - x[label] + logf(total);
     if (!grad) return;
     float inverse = 1.0f / total;
@@ -63,9 +63,9 @@ extern "C" __global__ void __launch_bounds__(1024) loss_softmax(float* logits, f
 
 // loss = inv·Σ losses, in an order that the count fixes; one block.
 extern "C" __global__ void __launch_bounds__(1024) loss_total(float* loss, const float* losses, const float* inv, u32 count) {
-    __shared__ float room[32];
+    __shared__ float smem[32];
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) sum += losses[i];
-    sum = block_sum(sum, room);
+    sum = block_sum(sum, smem);
     if (threadIdx.x == 0) *loss = sum * *inv;
 }

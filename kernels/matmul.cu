@@ -27,7 +27,7 @@ typedef float Right;
 GEMM_KERNEL matmul(Out* c, const void* a, const void* b, const Out* acc, const u32* rng, const float* factor,
                    float* part, u32 m, u32 n, u32 k, u32 lda, u32 k_step, float alpha, u32 site, u32 threshold,
                    float keep_scale) {
-    extern __shared__ __align__(16) u8 room[];
+    extern __shared__ __align__(16) u8 smem[];
     Place at = place(m, n);
     if (at.none) return;
     u32 k0 = blockIdx.z * k_step, k1 = min(k, k0 + k_step);
@@ -39,7 +39,7 @@ GEMM_KERNEL matmul(Out* c, const void* a, const void* b, const Out* acc, const u
 #else
     Rows<act> left(a, TA ? k : m, TA ? m : k, lda);
 #endif
-    accumulate<!TA, TB>(sums, room, left, right, at.m, at.n, k0, k1);
+    accumulate<!TA, TB>(sums, smem, left, right, at.m, at.n, k0, k1);
     if (part != nullptr) {
         each(sums, [&](u32 i, u32 j, float& v, float& w) {
             i += at.m, j += at.n;

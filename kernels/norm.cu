@@ -10,14 +10,14 @@ static const u32 N = Lanes<act>::N;
 
 struct Team {
     u32 size, lane, row;
-    float* room;
+    float* smem;
 
     // The sum over the team; a team of one warp needs no barrier. All threads of the block call this.
-    __device__ __forceinline__ float sum(float x) const { return size == 32 ? warp_sum(x) : block_sum(x, room); }
+    __device__ __forceinline__ float sum(float x) const { return size == 32 ? warp_sum(x) : block_sum(x, smem); }
 };
 // `size` is 32 or blockDim.x.
-__device__ __forceinline__ Team team_of(u32 size, float* room) {
-    Team t = {size, threadIdx.x % size, block_number() * (blockDim.x / size) + threadIdx.x / size, room};
+__device__ __forceinline__ Team team_of(u32 size, float* smem) {
+    Team t = {size, threadIdx.x % size, block_number() * (blockDim.x / size) + threadIdx.x / size, smem};
     return t;
 }
 __device__ __forceinline__ bool fits(u32 cols, u32 size) { return cols % N == 0 && cols <= size * RUNS * N; }
@@ -31,8 +31,8 @@ __device__ __forceinline__ void widen(float (&v)[N], const uint4& raw) {
 // y = x·rstd·(offset + w), rstd = 1/√(mean(x²) + eps)
 extern "C" __global__ void __launch_bounds__(512) rms_norm(act* y, float* rstd, const act* x, const float* w, u32 rows,
                                                             u32 cols, u32 size, float eps, float offset) {
-    __shared__ float room[32];
-    Team team = team_of(size, room);
+    __shared__ float smem[32];
+    Team team = team_of(size, smem);
     if (team.row >= rows) return;  // whole teams; a team that is a block has a row
     x += (size_t)team.row * cols;
     y += (size_t)team.row * cols;
@@ -82,8 +82,8 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm(act* y, float* rstd, 
 extern "C" __global__ void __launch_bounds__(512) rms_norm_dx(act* dx, const act* dy, const act* x, const float* w,
                                                                const float* rstd, const act* acc, u32 rows, u32 cols,
                                                                u32 size, float offset) {
-    __shared__ float room[32];
-    Team team = team_of(size, room);
+    __shared__ float smem[32];
+    Team team = team_of(size, smem);
     if (team.row >= rows) return;
     size_t at = (size_t)team.row * cols;
     float s = rstd[team.row], along = 0.0f;

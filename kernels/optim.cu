@@ -10,7 +10,7 @@ static const u32 THREADS = 256;
 
 // partial[b] = Σ x² over piece b.
 extern "C" __global__ void __launch_bounds__(THREADS) partial_sums(float* partial, const float* x, u32 low, u32 high) {
-    __shared__ float room[32];
+    __shared__ float smem[32];
     size_t n = length(low, high), start = (size_t)block_number() * PIECE;
     if (start >= n) return;
     float sums[N] = {};
@@ -21,15 +21,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) partial_sums(float* partia
 #pragma unroll
         for (u32 k = 0; k < N; k++) sums[k] += v[k] * v[k];
     }
-    float sum = block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]), room);
+    float sum = block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]), smem);
     if (threadIdx.x == 0) partial[block_number()] = sum;
 }
 // y = Σ partial (+ acc), in one block. acc may be y, or null.
 extern "C" __global__ void __launch_bounds__(1024) sum(float* y, const float* partial, const float* acc, u32 pieces) {
-    __shared__ float room[32];
+    __shared__ float smem[32];
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < pieces; i += blockDim.x) sum += partial[i];
-    sum = block_sum(sum, room);
+    sum = block_sum(sum, smem);
     if (threadIdx.x == 0) *y = sum + (acc ? *acc : 0.0f);
 }
 

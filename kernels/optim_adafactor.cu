@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) row_sums(OPERANDS) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) col_sums(OPERANDS) {
-    __shared__ float room[THREADS];
+    __shared__ float smem[THREADS];
     // Neighbours take neighbouring columns.
     u32 j = block_number() * COLS + threadIdx.x % COLS, lane = threadIdx.x / COLS;
     float sum = 0.0f;
@@ -63,16 +63,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) col_sums(OPERANDS) {
             sum += d * d;
         }
     }
-    room[threadIdx.x] = sum;
+    smem[threadIdx.x] = sum;
     __syncthreads();
     if (lane == 0 && j < cols) {
-        for (u32 other = 1; other < THREADS / COLS; other++) sum += room[other * COLS + threadIdx.x];
+        for (u32 other = 1; other < THREADS / COLS; other++) sum += smem[other * COLS + threadIdx.x];
         work[at_cols + j] = sum;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) factors(OPERANDS) {
-    __shared__ float room[32];
+    __shared__ float smem[32];
     u32 k = block_number();
     if (k >= tensors) return;
     Tensor t = table[k];
@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) factors(OPERANDS) {
         float old = c[j];
         c_out[j] = skip ? old : old + rate * (work[at_cols + j] / (float)t.rows + eps - old);
     }
-    sum = block_sum(sum, room);
+    sum = block_sum(sum, smem);
     if (threadIdx.x == 0) work[at_means + k] = sum / (float)t.rows;
 }
 
@@ -108,13 +108,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) row_updates(OPERANDS) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) step_lengths(OPERANDS) {
-    __shared__ float room[32];
+    __shared__ float smem[32];
     u32 k = block_number();
     if (k >= tensors) return;
     Tensor t = table[k];
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < t.rows; i += THREADS) sum += work[t.first_r + i];
-    sum = block_sum(sum, room);
+    sum = block_sum(sum, smem);
     float rms = sqrtf(sum / ((float)t.rows * (float)t.cols));
     if (threadIdx.x == 0) work[at_steps + k] = hyper[0] / fmaxf(rms / hyper[3], 1.0f);
 }

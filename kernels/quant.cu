@@ -123,13 +123,13 @@ __device__ __forceinline__ u32 index_of(float v, const float* map) {
 extern "C" __global__ void __launch_bounds__(THREADS) nested_blocks(u8* index, float* nested, const float* offset,
                                                                     const float* absmax, u32 blocks) {
     __shared__ float map[256];
-    __shared__ float room[32];
+    __shared__ float smem[32];
     u32 block = block_number();
     size_t i = (size_t)block * 256 + threadIdx.x;
     if ((size_t)block * 256 >= blocks) return;
     map[threadIdx.x] = dynamic_value(threadIdx.x);
     float v = i < blocks ? absmax[i] - *offset : 0.0f;
-    float largest = block_max(fabsf(v), room);  // its barriers also publish the map
+    float largest = block_max(fabsf(v), smem);  // its barriers also publish the map
     if (i < blocks) index[i] = largest > 0.0f ? (u8)index_of(v * (1.0f / largest), map) : 0;
     if (threadIdx.x == 0) nested[block] = largest;
 }

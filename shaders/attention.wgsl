@@ -24,7 +24,7 @@
 @group(0) @binding(next) var<storage, read_write> k: array<f32>;
 @group(0) @binding(next) var<storage, read_write> v: array<f32>;
 #end
-@group(0) @binding(next) var<storage, read_write> bounds: array<i32>;
+@group(0) @binding(next) var<storage, read_write> key_range: array<i32>;
 @group(0) @binding(next) var<uniform> p: Params;
 
 // Of each row, a number of each of the eight invocations that share it.
@@ -47,7 +47,7 @@ fn put_out(row: u32, rows: u32, head: u32, f: u32, v: vec4<f32>) {
 
 fn seen(t: u32) -> vec2<u32> {
     if t >= p.t { return vec2<u32>(0u); }
-    return visible(t, vec2<i32>(bounds[2u * t], bounds[2u * t + 1u]), p.s, p.causal, p.window);
+    return visible(t, vec2<i32>(key_range[2u * t], key_range[2u * t + 1u]), p.s, p.causal, p.window);
 }
 
 // The eight numbers of row 4 g + i.

@@ -23,7 +23,7 @@
 @group(0) @binding(next) var<storage, read_write> dout: array<f32>;
 #end
 @group(0) @binding(next) var<storage, read_write> stats: array<vec2<f32>>;
-@group(0) @binding(next) var<storage, read_write> bounds: array<i32>;
+@group(0) @binding(next) var<storage, read_write> key_range: array<i32>;
 @group(0) @binding(next) var<uniform> p: Params;
 
 #include "common/attention_qk.wgsl"
@@ -44,7 +44,7 @@ fn put_dq(row: u32, rows: u32, head: u32, f: u32, v: vec4<f32>) {
 
 fn seen(t: u32) -> vec2<u32> {
     if t >= p.t { return vec2<u32>(0u); }
-    return visible(t, vec2<i32>(bounds[2u * t], bounds[2u * t + 1u]), p.s, p.causal, p.window);
+    return visible(t, vec2<i32>(key_range[2u * t], key_range[2u * t + 1u]), p.s, p.causal, p.window);
 }
 
 fn stat(head: u32, t: u32) -> vec2<f32> {

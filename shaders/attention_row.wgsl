@@ -9,7 +9,7 @@
 @group(0) @binding(next) var<storage, read_write> q: array<f32>;
 @group(0) @binding(next) var<storage, read_write> k: array<f32>;
 @group(0) @binding(next) var<storage, read_write> v: array<f32>;
-@group(0) @binding(next) var<storage, read_write> bounds: array<i32>;
+@group(0) @binding(next) var<storage, read_write> key_range: array<i32>;
 @group(0) @binding(next) var<uniform> p: Params;
 
 const WG: u32 = 64u;
@@ -35,7 +35,7 @@ fn attention_row(@builtin(workgroup_id) wg: vec3<u32>,
     let head = wg.y;
     let kv = head / (p.heads / p.kv_heads);
     let base = (t * p.heads + head) * p.d;
-    if lid == 0u { ends = visible(t, vec2<i32>(bounds[2u * t], bounds[2u * t + 1u]), p.s, p.causal, p.window); }
+    if lid == 0u { ends = visible(t, vec2<i32>(key_range[2u * t], key_range[2u * t + 1u]), p.s, p.causal, p.window); }
     let keys = workgroupUniformLoad(&ends);
     var top = LOW;
     var sum = 0.0;

@@ -5,7 +5,7 @@
 //! given is an error, never a silent zero.
 
 use crate::error::{Error, Result};
-use crate::graph::{Class, Def, Graph, Val};
+use crate::graph::{Def, Graph, LeafKind, Val};
 use crate::ops::{Grad, OpDef, elementwise};
 
 /// Appends the nodes that compute the gradients of `wrt` (leaves) from the gradients `seeds` of some outputs:
@@ -53,7 +53,7 @@ fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, v: Val, dv: Val) -> Result<(
     let value = g.value(v);
     if let Def::View { of, start: 0 } = value.def
         && g.ty(of).len() == value.ty.len()
-        && !matches!(g.value(of).def, Def::Leaf(Class::Param))
+        && !matches!(g.value(of).def, Def::Leaf(LeafKind::Param))
     {
         let shape = g.shape(of).to_vec();
         let dv = g.reshape(dv, &shape)?;
@@ -99,7 +99,7 @@ fn missing(g: &Graph, node: &crate::graph::Node, input: usize) -> Error {
 fn trainable_behind(g: &Graph, v: Val) -> Option<String> {
     let (root, _) = g.root(v);
     match g.value(root).def {
-        Def::Leaf(Class::Param) => Some(g.value(v).name.clone()),
+        Def::Leaf(LeafKind::Param) => Some(g.value(v).name.clone()),
         Def::Node { node, .. } => {
             let reached = g.nodes[node].ins.iter().find(|&&i| g.needs_grad(i))?;
             trainable_behind(g, *reached)

@@ -11,15 +11,14 @@ use toml::Value;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::memory::Toggle;
 use crate::nearest::nearest;
 use crate::peft::{AdapterConfig, Targets, Tokens, files, tokens::distinct};
 use crate::train::optimizer::{Bits, Rule};
 
 mod value;
 
-pub use value::{
-    Bytes, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule, Setting, Switch,
-};
+pub use value::{Bytes, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule, Setting};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,11 +234,11 @@ settings! {
         #[doc = "What layers compute again instead of keeping it (auto: what is cheap, or what --memory needs); same results"]
         recompute: Recompute = "LEVEL", { Recompute::Auto };
         #[doc = "Frozen weights lie in files and are fetched a block ahead of use; results do not change"]
-        stream: Switch = "WHEN", { Switch::Auto };
+        stream: Toggle = "WHEN", { Toggle::Auto };
         #[doc = "The optimizer's state lies in a file and is updated in pages; results do not change"]
-        page_optimizer: Switch = "WHEN", { Switch::Auto };
+        page_optimizer: Toggle = "WHEN", { Toggle::Auto };
         #[doc = "What enters a layer waits in a file for the backward pass; results do not change"]
-        offload: Switch = "WHEN", { Switch::Auto };
+        offload: Toggle = "WHEN", { Toggle::Auto };
     }
     "Run" {
         #[doc = "Seed of everything random; the same seed gives the same bits"]

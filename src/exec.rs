@@ -1,14 +1,14 @@
 //! A plan on a device: allocated, compiled, and then run step after step without allocating anything.
 
-use crate::away::{Away, Store};
 use crate::backend::{Backend, Buffer, HostSlice, Recording, Slice};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Phase, Val};
+use crate::offload::{Offload, Store};
 use crate::plan::{Move, Place, Plan, Step};
 
 pub struct Exec {
     /// First, so that its thread has ended before the memory it writes to is gone.
-    pub away: Away,
+    pub offload: Offload,
     pub backend: Box<dyn Backend>,
     pub graph: Graph,
     pub plan: Plan,
@@ -53,8 +53,8 @@ impl Exec {
         }
         let staging = vec![0; plan.schedule.staging as usize];
         let requests = vec![0; plan.schedule.moves.len()];
-        let away = Away::new(std::env::temp_dir());
-        Ok(Exec { away, backend, graph, plan, buffers, phases, staging, requests })
+        let offload = Offload::new(std::env::temp_dir());
+        Ok(Exec { offload, backend, graph, plan, buffers, phases, staging, requests })
     }
 
     pub fn run(&mut self, phase: Phase) -> Result<()> {
@@ -81,16 +81,16 @@ impl Exec {
 
     fn start(&mut self, index: usize) -> Result<()> {
         let m = self.plan.schedule.moves[index];
-        let store = self.away.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
+        let store = self.offload.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
         let (to, _) = self.host_side(&m)?;
         // SAFETY: the plan gives the fetched value's bytes, or its staging, to nothing else from here until the
         // value's first reader, before which `wait` stands. Both outlive `away`, which is dropped first.
-        self.requests[index] = unsafe { self.away.start(store, m.offset, to)? };
+        self.requests[index] = unsafe { self.offload.start(store, m.offset, to)? };
         Ok(())
     }
 
     fn wait(&mut self, index: usize) -> Result<()> {
-        self.away.wait(self.requests[index])?;
+        self.offload.wait(self.requests[index])?;
         let m = self.plan.schedule.moves[index];
         match self.host_side(&m)? {
             (_, true) => Ok(()),
@@ -112,9 +112,9 @@ impl Exec {
             let slice = self.at(m.place);
             self.backend.download(slice, bytes)?;
         }
-        self.away.write(m.leaf, self.graph.ty(m.leaf).bytes() as u64, m.offset, bytes)?;
-        self.away.moved.stored += bytes.len() as u64;
-        self.away.moved.stalled += began.elapsed();
+        self.offload.write(m.leaf, self.graph.ty(m.leaf).bytes() as u64, m.offset, bytes)?;
+        self.offload.moved.stored += bytes.len() as u64;
+        self.offload.moved.stalled += began.elapsed();
         Ok(())
     }
 
@@ -128,12 +128,12 @@ impl Exec {
 
     /// Whether `v` lies off the device.
     pub fn is_away(&self, v: Val) -> bool {
-        self.graph.away(v).is_some()
+        self.graph.offloaded(v).is_some()
     }
 
     /// Says where the value of the leaf `v`, which lies off the device, is to be read.
     pub fn bind(&mut self, v: Val, store: Store) {
-        self.away.bind(v, store);
+        self.offload.bind(v, store);
     }
 
     /// Writes `v` from its first byte on.
@@ -143,9 +143,9 @@ impl Exec {
 
     /// Writes `v` from byte `offset` on.
     pub fn upload_at(&mut self, v: Val, offset: u64, bytes: &[u8]) -> Result<()> {
-        if let Some((leaf, start)) = self.graph.away(v) {
+        if let Some((leaf, start)) = self.graph.offloaded(v) {
             let all = self.graph.ty(leaf).bytes() as u64;
-            return self.away.write(leaf, all, start + offset, bytes);
+            return self.offload.write(leaf, all, start + offset, bytes);
         }
         let to = self.slice(v)?;
         if offset + bytes.len() as u64 > to.bytes {
@@ -163,9 +163,9 @@ impl Exec {
 
     /// Reads `into.len()` bytes of `v` from byte `offset` on.
     pub fn read_at(&mut self, v: Val, offset: u64, into: &mut [u8]) -> Result<()> {
-        if let Some((leaf, start)) = self.graph.away(v) {
+        if let Some((leaf, start)) = self.graph.offloaded(v) {
             let all = self.graph.ty(leaf).bytes() as u64;
-            return self.away.read(leaf, all, start + offset, into);
+            return self.offload.read(leaf, all, start + offset, into);
         }
         let from = self.slice(v)?;
         if offset + into.len() as u64 > from.bytes {

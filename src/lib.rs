@@ -67,16 +67,17 @@
 //! | [`peft`] | methods (LoRA, full), and PEFT's files |
 //! | [`graph`], [`ops`], [`autograd`] | the step as data: nodes, the op table, backward |
 //! | [`memory`] | what makes a step fit a budget: recompute, streaming, paging, offload, and who chooses |
-//! | [`plan`], [`exec`], [`away`], [`backend`] | addresses and the account; a plan on a device; what lies off it; the devices |
+//! | [`plan`], [`exec`], [`offload`], [`backend`] | addresses and the account; a plan on a device; what lies off it; the devices |
 //! | [`cpu`], [`quant`], [`dtype`] | what CPU kernels are built from; storage formats |
 //! | [`weights`], [`data`] | checkpoints; tokens, packing, sampling |
 
 pub mod autograd;
-pub mod away;
 pub mod backend;
+pub mod base;
 pub mod config;
 pub mod cpu;
 pub mod data;
+pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod exec;
@@ -86,11 +87,14 @@ pub mod memory;
 pub mod models;
 mod nearest;
 pub mod nn;
+pub mod offload;
 pub mod ops;
 pub mod peft;
 pub mod plan;
 pub mod quant;
+pub mod run;
 pub mod session;
+pub mod synth;
 pub mod train;
 pub mod weights;
 

@@ -6,31 +6,9 @@ use std::collections::HashMap;
 
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
-use crate::graph::{Class, Graph, Val};
-use crate::ops::{Act, Attention, Lora};
-use crate::peft::Method;
-
-/// What a weight does in the model. Methods choose by role or by name; storage formats by role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    Embed,
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-    Norm,
-    Head,
-}
-
-impl Role {
-    /// The layers that `all-linear` means: every linear layer but the output head, as in Hugging Face PEFT.
-    pub fn is_block_linear(self) -> bool {
-        !matches!(self, Role::Embed | Role::Norm | Role::Head)
-    }
-}
+pub use crate::graph::weight::{Init, Role, RowNorms, Source, Weight};
+use crate::graph::{Graph, LeafKind, Val};
+use crate::ops::{Activation, Attention, Lora};
 
 /// A place in the model: Hugging Face's module path and what stands there.
 #[derive(Clone, Debug)]
@@ -39,51 +17,37 @@ pub struct Site {
     pub role: Role,
 }
 
-/// Where the first value of a tensor comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Source {
-    /// The tensor of this name in the base model's files, unless an adapter holds another.
-    Base { tensor: String, role: Role },
-    /// An adapter's tensor under this key in its file; else drawn as `init` says.
-    Adapter { init: Init },
-    /// The same; else rows of a tensor of the base model.
-    Rows { tensor: String, role: Role, rows: Vec<usize> },
-    /// Computed when the graph was built: its bytes.
-    Data(Vec<u8>),
-    /// Computed when weights are loaded, as they are held.
-    RowNorms(RowNorms),
-}
+/// What a method may change in a model as it is built. Every default leaves the model as it is.
+pub trait Hooks {
+    /// Under which name the method writes a weight of the base model that it does not train, if it does.
+    fn keeps(&self, _name: &str, _role: Role) -> Result<Option<String>> {
+        Ok(None)
+    }
 
-/// The norms of the rows of `w + scale·b·a`, leaves that are loaded before.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RowNorms {
-    pub w: Val,
-    pub a: Val,
-    pub b: Val,
-    pub scale: f32,
-}
+    /// Whether a weight of the base model is trained itself.
+    fn trains(&self, _name: &str, _role: Role) -> bool {
+        false
+    }
 
-/// How a new tensor starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    Zeros,
-    /// Uniform in ±bound.
-    Uniform {
-        bound: f32,
-    },
-    Normal {
-        std: f32,
-    },
-    RowNorms(RowNorms),
-}
+    /// Under which name the method keeps a weight of the base model that it trains.
+    fn key(&self, name: &str) -> String {
+        name.to_string()
+    }
 
-/// A leaf that is filled before the first step.
-#[derive(Clone, Debug)]
-pub struct Weight {
-    pub val: Val,
-    pub name: String,
-    pub source: Source,
-    pub trainable: bool,
+    /// The linear layer at `site`.
+    fn linear(&self, nn: &mut Nn, _site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {
+        nn.base_linear(x, w, bias, None)
+    }
+
+    /// What the tokens of the batch become at `site`: rows of `table`, times `scale`.
+    fn embed(&self, nn: &mut Nn, _site: &Site, table: Val, scale: f32) -> Result<Val> {
+        nn.base_embed(table, scale)
+    }
+
+    /// The weight of the output head at `site`, which is that of the module `tied` if there is one.
+    fn head(&self, _nn: &mut Nn, _site: &Site, _tied: Option<&str>, w: Val) -> Result<Val> {
+        Ok(w)
+    }
 }
 
 /// The inputs of a micro-batch of T packed tokens.
@@ -94,7 +58,7 @@ pub struct Batch {
     /// Position of each token in its sequence, I32[T].
     pub positions: Val,
     /// First token of the sequence each token belongs to, and one past its last, I32[T,2] (from `cu_seqlens`).
-    pub bounds: Val,
+    pub key_range: Val,
     /// Random-number key: seed (2 words), step, micro-batch; U32[4].
     pub rng: Val,
 }
@@ -109,7 +73,7 @@ pub struct Cached {
 
 pub struct Nn<'a> {
     pub g: Graph,
-    pub method: &'a dyn Method,
+    pub method: &'a dyn Hooks,
     pub batch: Batch,
     pub weights: Vec<Weight>,
     /// Set when generating: attention then sees the cache.
@@ -125,7 +89,7 @@ pub struct Nn<'a> {
 
 impl<'a> Nn<'a> {
     /// `storage` gives the format in which a frozen weight of a name and role is kept, `act` the type of activations.
-    pub fn new(method: &'a dyn Method, storage: &'a dyn Fn(&str, Role) -> DType, act: DType, tokens: usize) -> Nn<'a> {
+    pub fn new(method: &'a dyn Hooks, storage: &'a dyn Fn(&str, Role) -> DType, act: DType, tokens: usize) -> Nn<'a> {
         let mut g = Graph::new();
         let batch = inputs(&mut g, tokens);
         Nn {
@@ -147,17 +111,18 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(name) {
             return val;
         }
-        let source = Source::Base { tensor: name.to_string(), role };
+        let held = self.method.keeps(name, role).ok().flatten();
+        let source = Source::Base { tensor: name.to_string(), role, held };
         let val = match self.method.trains(name, role) {
             true => {
                 let key = self.method.key(name);
-                let val = self.g.leaf(Class::Param, &key, Ty::f32(shape));
+                let val = self.g.leaf(LeafKind::Param, &key, Ty::f32(shape));
                 self.keep(val, &key, source, true)
             }
             false => {
                 // Vectors (norms, biases) are small and read at full precision everywhere.
                 let dtype = if shape.len() == 1 { DType::F32 } else { (self.storage)(name, role) };
-                let val = self.g.leaf(Class::Frozen, name, Ty::new(dtype, shape));
+                let val = self.g.leaf(LeafKind::Frozen, name, Ty::new(dtype, shape));
                 self.keep(val, name, source, false)
             }
         };
@@ -170,7 +135,7 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(key) {
             return val;
         }
-        let val = self.g.leaf(Class::Param, key, Ty::f32(shape));
+        let val = self.g.leaf(LeafKind::Param, key, Ty::f32(shape));
         self.keep(val, key, Source::Adapter { init }, true)
     }
 
@@ -179,7 +144,7 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(key) {
             return val;
         }
-        let val = self.g.leaf(Class::Param, key, Ty::f32(&[rows.len(), dim]));
+        let val = self.g.leaf(LeafKind::Param, key, Ty::f32(&[rows.len(), dim]));
         self.keep(val, key, Source::Rows { tensor: tensor.into(), role, rows: rows.to_vec() }, true)
     }
 
@@ -188,7 +153,7 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(name) {
             return val;
         }
-        let val = self.g.leaf(Class::Frozen, name, Ty::f32(shape));
+        let val = self.g.leaf(LeafKind::Frozen, name, Ty::f32(shape));
         self.keep(val, name, Source::Data(bytemuck::cast_slice(&data()).to_vec()), false)
     }
 
@@ -197,7 +162,7 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(name) {
             return val;
         }
-        let val = self.g.leaf(Class::Frozen, name, Ty::i32(&[data.len()]));
+        let val = self.g.leaf(LeafKind::Frozen, name, Ty::i32(&[data.len()]));
         self.keep(val, name, Source::Data(bytemuck::cast_slice(data).to_vec()), false)
     }
 
@@ -207,7 +172,7 @@ impl<'a> Nn<'a> {
             return val;
         }
         let rows = self.g.shape(of.w)[0];
-        let val = self.g.leaf(Class::Frozen, name, Ty::f32(&[rows]));
+        let val = self.g.leaf(LeafKind::Frozen, name, Ty::f32(&[rows]));
         self.keep(val, name, Source::RowNorms(of), false)
     }
 
@@ -239,7 +204,7 @@ impl<'a> Nn<'a> {
     }
 
     /// The rows themselves.
-    pub fn plain_embed(&mut self, table: Val, scale: f32) -> Result<Val> {
+    pub fn base_embed(&mut self, table: Val, scale: f32) -> Result<Val> {
         self.g.embed(self.batch.ids, table, scale)
     }
 
@@ -266,7 +231,7 @@ impl<'a> Nn<'a> {
     }
 
     /// The linear layer itself, with a low-rank part if the method gives one.
-    pub fn plain_linear(
+    pub fn base_linear(
         &mut self,
         x: Val,
         w: Val,
@@ -296,14 +261,14 @@ impl<'a> Nn<'a> {
     /// Attention of each token over its own sequence, or, when generating, over the cache named after `path`.
     pub fn attention(&mut self, path: &str, q: Val, k: Val, v: Val, spec: Attention) -> Result<Val> {
         self.g.site = path.to_string();
-        let Some(cached) = self.cached else { return self.g.attention(q, k, v, self.batch.bounds, spec) };
+        let Some(cached) = self.cached else { return self.g.attention(q, k, v, self.batch.key_range, spec) };
         let mut past = |name: &str, x: Val| -> Result<Val> {
             let name = format!("{path}.{name}");
             let width = self.g.ty(x).cols();
             let cache = match self.named.get(&name) {
                 Some(&cache) => cache,
                 None => {
-                    let cache = self.g.leaf(Class::Cache, &name, Ty::new(self.act, &[cached.capacity, width]));
+                    let cache = self.g.leaf(LeafKind::Cache, &name, Ty::new(self.act, &[cached.capacity, width]));
                     self.named.insert(name, cache);
                     cache
                 }
@@ -311,12 +276,12 @@ impl<'a> Nn<'a> {
             self.g.cache_write(cache, x, cached.slots)
         };
         let (k, v) = (past("k_cache", k)?, past("v_cache", v)?);
-        // The bounds say which rows of the cache a token sees, causality and window included.
-        self.g.attention(q, k, v, self.batch.bounds, Attention { causal: false, window: None, ..spec })
+        // The key_range say which rows of the cache a token sees, causality and window included.
+        self.g.attention(q, k, v, self.batch.key_range, Attention { causal: false, window: None, ..spec })
     }
 
     /// `down(act(gate(x)) · up(x))`
-    pub fn gated_mlp(&mut self, path: &str, x: Val, inter: usize, act: Act, bias: bool) -> Result<Val> {
+    pub fn gated_mlp(&mut self, path: &str, x: Val, inter: usize, act: Activation, bias: bool) -> Result<Val> {
         let dim = self.g.ty(x).cols();
         let gate = self.linear(&format!("{path}.gate_proj"), Role::Gate, x, inter, bias)?;
         let up = self.linear(&format!("{path}.up_proj"), Role::Up, x, inter, bias)?;
@@ -334,9 +299,9 @@ impl<'a> Nn<'a> {
 /// The inputs of `tokens` packed tokens.
 pub fn inputs(g: &mut Graph, tokens: usize) -> Batch {
     Batch {
-        ids: g.leaf(Class::Io, "input_ids", Ty::i32(&[tokens])),
-        positions: g.leaf(Class::Io, "positions", Ty::i32(&[tokens])),
-        bounds: g.leaf(Class::Io, "bounds", Ty::i32(&[tokens, 2])),
-        rng: g.leaf(Class::Io, "rng", Ty::u32(&[4])),
+        ids: g.leaf(LeafKind::Io, "input_ids", Ty::i32(&[tokens])),
+        positions: g.leaf(LeafKind::Io, "positions", Ty::i32(&[tokens])),
+        key_range: g.leaf(LeafKind::Io, "key_range", Ty::i32(&[tokens, 2])),
+        rng: g.leaf(LeafKind::Io, "rng", Ty::u32(&[4])),
     }
 }

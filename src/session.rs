@@ -3,78 +3,26 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::backend::{Backend, Caps};
+pub use crate::base::Base;
 use crate::data::pack::MicroBatch;
-use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::memory::{self, Chosen, Request};
-use crate::models::{self, Model};
-use crate::nn::{Role, Source};
+use crate::nn::Source;
 use crate::peft::files::AdapterTensor;
 use crate::peft::{Method, Save};
 use crate::plan::{Account, Plan};
 use crate::train::optimizer::Optimizer;
 use crate::train::step::Step;
 use crate::train::trainer::{StepReport, Trainer};
-use crate::weights::{Checkpoint, Storage, load};
-
-/// A base model: its config, and its weights unless they are to be drawn at random.
-pub struct Base {
-    pub path: PathBuf,
-    pub config: Value,
-    pub checkpoint: Option<Checkpoint>,
-}
-
-impl Base {
-    /// A Hugging Face folder or a GGUF file. It is mapped; nothing is read yet.
-    pub fn open(path: impl AsRef<Path>) -> Result<Base> {
-        let checkpoint = Checkpoint::open(&path)?;
-        Ok(Base { path: path.as_ref().into(), config: checkpoint.config().clone(), checkpoint: Some(checkpoint) })
-    }
-
-    /// The model of a folder's config.json with random weights.
-    pub fn random(path: impl AsRef<Path>) -> Result<Base> {
-        let path = path.as_ref();
-        Ok(Base { path: path.into(), config: crate::weights::read_config(path)?, checkpoint: None })
-    }
-
-    /// The tokenizer that came with the model.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        match &self.checkpoint {
-            Some(checkpoint) => Tokenizer::open(checkpoint),
-            None => Tokenizer::from_folder(&self.path),
-        }
-    }
-
-    /// The model's structure, for sequences of at most `positions` tokens.
-    pub fn model(&self, positions: usize) -> Result<Box<dyn Model>> {
-        models::read(&self.config, positions)
-    }
-
-    /// How a frozen weight is kept: as NF4 if the file has it so or `quantize` asks for it, in 16 bits if the file
-    /// does (widening is exact) or `dtype` asks for it, else in f32.
-    pub fn storage(&self, quantize: Option<DType>, dtype: DType) -> impl Fn(&str, Role) -> DType + '_ {
-        move |name, role| {
-            let stored = self.checkpoint.as_ref().and_then(|c| c.info(name)).map(|i| i.stored);
-            match (stored, quantize) {
-                (Some(Storage::As(d)), _) if d.is_quantized() => d,
-                (_, Some(q)) if role.is_block_linear() => q,
-                (_, _) if dtype != DType::F32 => dtype,
-                (Some(Storage::As(d @ (DType::BF16 | DType::F16))), _) => d,
-                _ => DType::F32,
-            }
-        }
-    }
-}
+use crate::weights::load;
 
 /// What activations are kept in when `dtype` is asked for: 16 bits where the device can, else f32.
 pub fn activations(dtype: DType, caps: &Caps) -> DType {
     match dtype {
-        DType::BF16 | DType::F16 => caps.act16.unwrap_or(DType::F32),
+        DType::BF16 | DType::F16 => caps.compute_dtype.unwrap_or(DType::F32),
         _ => DType::F32,
     }
 }
@@ -141,14 +89,17 @@ impl<'a> Planned<'a> {
             let tokens = options.micro_tokens;
             let mut step = Step::with(&*model, &*method, &storage, act, tokens, options.optimizer, backend.caps())?;
             if options.step_tokens.is_some_and(|most| most <= tokens) {
-                memory::once::once(&mut step)?;
+                memory::once::once(&mut step.program)?;
             }
-            match memory::fit(&step, backend.caps(), &options.memory) {
+            match memory::fit(&step.program, backend.caps(), &options.memory) {
                 // The last resort, since it changes rounding.
                 Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {
                     options.micro_tokens = (options.micro_tokens / 2).max(options.max_seq_len);
                 }
-                other => break other?,
+                other => {
+                    let (program, plan, chosen) = other?;
+                    break (Step { program, ..step }, plan, chosen);
+                }
             }
         };
         if options.micro_tokens < wanted {
@@ -176,7 +127,7 @@ impl<'a> Planned<'a> {
 
     /// The step's graph and where its values lie, for pictures of them.
     pub fn plan(&self) -> (&Graph, &Plan) {
-        (&self.step.graph, &self.plan)
+        (&self.step.program.graph, &self.plan)
     }
 
     /// What will be allocated.
@@ -192,16 +143,19 @@ impl<'a> Planned<'a> {
     /// Number of trained values, and of all.
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
-            let weights = self.step.weights.iter().filter(|w| w.trainable || !trained);
-            weights.filter(|w| !matches!(w.source, Source::Data(_))).map(|w| self.step.graph.ty(w.val).len()).sum()
+            let weights = self.step.program.weights.iter().filter(|w| w.trainable || !trained);
+            weights
+                .filter(|w| !matches!(w.source, Source::Data(_)))
+                .map(|w| self.step.program.graph.ty(w.val).len())
+                .sum()
         };
         (count(true), count(false))
     }
 
     /// Names and shapes of what is trained.
     pub fn trained(&self) -> Vec<(String, Vec<usize>)> {
-        let trained = self.step.weights.iter().filter(|w| w.trainable);
-        trained.map(|w| (w.name.clone(), self.step.graph.shape(w.val).to_vec())).collect()
+        let trained = self.step.program.weights.iter().filter(|w| w.trainable);
+        trained.map(|w| (w.name.clone(), self.step.program.graph.shape(w.val).to_vec())).collect()
     }
 
     /// Allocates, compiles and loads. `adapter` holds the tensors of an adapter to start from;
@@ -214,7 +168,7 @@ impl<'a> Planned<'a> {
         let Planned { base, method, backend, step, plan, options, init_std, .. } = self;
         let mut trainer = Trainer::new(backend, step, plan, options.seed)?;
         if let Some(dir) = &options.spill {
-            trainer.exec.away.set_dir(dir);
+            trainer.exec.offload.set_dir(dir);
         }
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
@@ -249,7 +203,7 @@ impl Session<'_> {
                 vals.push(weight.val);
                 continue;
             }
-            let Source::Base { tensor, role } = &weight.source else { continue };
+            let Source::Base { tensor, role, .. } = &weight.source else { continue };
             if let Some(name) = self.method.keeps(tensor, *role)? {
                 kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
             }
@@ -257,6 +211,9 @@ impl Session<'_> {
         let read = &mut |i: usize, first: usize, into: &mut [f32]| {
             exec.read_at(vals[i], 4 * first as u64, bytemuck::cast_slice_mut(into))
         };
-        self.method.save(&mut Save { dir, base: self.base, dtype, trained: &trained, read, kept: &kept })
+        let base = self.base;
+        let tokenizer = &|path: &Path| base.tokenizer()?.save(path);
+        let (config, base) = (&base.config, base.path.as_path());
+        self.method.save(&mut Save { dir, base, config, tokenizer, dtype, trained: &trained, read, kept: &kept })
     }
 }

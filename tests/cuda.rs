@@ -143,8 +143,8 @@ fn table() -> (BTreeMap<Key, Uses>, Vec<String>) {
     for arch in ARCHS {
         for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
             for sample in (op.samples)() {
-                let act16 = cuda::caps(String::new(), arch).act16;
-                let narrow = act16.and_then(|dtype| in_16_bits(op, &sample, dtype));
+                let compute_dtype = cuda::caps(String::new(), arch).compute_dtype;
+                let narrow = compute_dtype.and_then(|dtype| in_16_bits(op, &sample, dtype));
                 for sample in [Some(&sample), narrow.as_ref()].into_iter().flatten() {
                     match launches(op, sample, arch) {
                         Ok(found) => found.into_iter().filter(|l| compiled_on(arch, &l.defines)).for_each(|launch| {

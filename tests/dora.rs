@@ -14,7 +14,7 @@ use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::{Dataset, Example};
 use trimtab::dtype::{DType, Ty};
 use trimtab::generate::{Generation, Generator};
-use trimtab::graph::Class;
+use trimtab::graph::LeafKind;
 use trimtab::nn::{Nn, Role};
 use trimtab::ops::{Dropout, Tensor};
 use trimtab::peft::files::{AdapterTensor, read_adapter};
@@ -43,7 +43,7 @@ fn the_layer_is_that_of_peft() {
         let method = Lora { config };
         let storage = |_: &str, _: Role| DType::F32;
         let mut nn = Nn::new(&method, &storage, DType::F32, t);
-        let x = nn.g.leaf(Class::Io, "x", Ty::f32(&[t, k]));
+        let x = nn.g.leaf(LeafKind::Io, "x", Ty::f32(&[t, k]));
         let y = nn.linear("layer", Role::Q, x, n, true).unwrap();
 
         let mut random = Random::new(1);

@@ -41,14 +41,14 @@ fn compare(
     let wants = (op.reference)(&sample.attr, &meant);
     let sways = sway(op, sample, &meant, &wants);
     let cost = (op.cost)(&sample.attr, &tys, &outs);
-    let act16 = op.act16(&sample.attr, &tys);
+    let compute_dtype = op.compute_dtype(&sample.attr, &tys);
     let case = |(o, ty): (usize, &Ty)| {
         let (a, b) = (decode(ty, &hard[o]), decode(ty, &soft[o]));
         let apart = |(x, y): (&f64, &f64)| if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() };
         let worst = |w: f64, d: f64| if d.is_nan() || d > w { if d.is_nan() { f64::INFINITY } else { d } } else { w };
         // Each may be off by the tolerance, to either side.
         let want = &wants[o].data;
-        let allowed = 2.0 * (tolerance(cost, ty.dtype, want, sways[o]) + rounding(act16, want, sways[o]));
+        let allowed = 2.0 * (tolerance(cost, ty.dtype, want, sways[o]) + rounding(compute_dtype, want, sways[o]));
         let difference = a.iter().zip(&b).map(apart).fold(0.0, worst);
         Case { output: o, difference, allowed, equal_bits: hard[o] == soft[o] }
     };
@@ -60,14 +60,14 @@ fn the_interpreter_agrees_with_the_card() {
     let Some(card) = Device::cuda() else { return eprintln!("SKIPPED: no CUDA card") };
     let mut card = card.open();
     // One with the card's type of 16 bits: before sm_80 that is f16.
-    let act16 = card.caps().act16.unwrap_or(DType::BF16);
-    let Some(ptx) = Device::ptx(if act16 == DType::BF16 { 80 } else { 75 }) else { return };
+    let compute_dtype = card.caps().compute_dtype.unwrap_or(DType::BF16);
+    let Some(ptx) = Device::ptx(if compute_dtype == DType::BF16 { 80 } else { 75 }) else { return };
     let mut ptx = ptx.open();
     let mut report = std::env::var_os("TRIMTAB_GPU_REPORT").map(|path| std::fs::File::create(path).unwrap());
     let mut wrong = Vec::new();
     for op in ops::table() {
         for sample in (op.samples)() {
-            let narrow = in_16_bits(op, &sample, act16);
+            let narrow = in_16_bits(op, &sample, compute_dtype);
             for sample in [Some(&sample), narrow.as_ref()].into_iter().flatten() {
                 let name = format!("{} ({}) {}", op.name, sample.name, sample.ins[0].ty.dtype);
                 let cases = compare(op, sample, &mut *card, &mut *ptx);

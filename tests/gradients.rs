@@ -11,7 +11,7 @@ use common::interpret::Values;
 use trimtab::autograd::backward;
 use trimtab::dtype::{DType, Ty};
 use trimtab::error::Error;
-use trimtab::graph::{Class, Graph, Val};
+use trimtab::graph::{Graph, LeafKind, Val};
 use trimtab::ops::{self, Grad, OpDef, Sample, Tensor};
 
 const STEP: f64 = 1e-5;
@@ -40,12 +40,12 @@ struct Built {
 fn build(op: &'static OpDef, sample: &Sample, wants: &[bool]) -> Result<Built, Error> {
     let mut graph = Graph::new();
     let leaf = |(i, input): (usize, &trimtab::ops::SampleIn)| {
-        let class = if wants[i] { Class::Param } else { Class::Frozen };
+        let class = if wants[i] { LeafKind::Param } else { LeafKind::Frozen };
         graph.leaf(class, format!("in{i}"), input.ty.clone())
     };
     let ins: Vec<Val> = sample.ins.iter().enumerate().map(leaf).collect();
     let y = graph.node(op, sample.attr.clone(), &ins)?[0];
-    let dy = graph.leaf(Class::Io, "dy", graph.ty(y).clone());
+    let dy = graph.leaf(LeafKind::Io, "dy", graph.ty(y).clone());
     let grads = backward(&mut graph, &[(y, dy)], &ins)?;
     Ok(Built { graph, ins, dy, grads })
 }
@@ -128,7 +128,7 @@ fn what_has_no_gradient_says_so() {
             let wants: Vec<bool> = (0..sample.ins.len()).map(|i| i == input).collect();
             if matches!(op.grad, Grad::Stop) {
                 let mut g = Graph::new();
-                let ins: Vec<Val> = sample.ins.iter().map(|i| g.leaf(Class::Param, "in", i.ty.clone())).collect();
+                let ins: Vec<Val> = sample.ins.iter().map(|i| g.leaf(LeafKind::Param, "in", i.ty.clone())).collect();
                 let outs = g.node(op, sample.attr.clone(), &ins).unwrap();
                 assert!(outs.iter().all(|&o| !g.needs_grad(o)), "{}: what stops gradients wants one", op.name);
                 continue;

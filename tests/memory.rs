@@ -91,8 +91,8 @@ fn with(setup: &Setup, choices: &Choices) -> (Outcome, Plan) {
     let (base, step) = setup.step();
     let step = memory::apply(&step, choices).unwrap();
     let caps = Cpu::new().caps().clone();
-    let plan = Plan::new(&step.graph, &caps).unwrap();
-    let again = Plan::new(&step.graph, &caps).unwrap();
+    let plan = Plan::new(&step.program.graph, &caps).unwrap();
+    let again = Plan::new(&step.program.graph, &caps).unwrap();
     (run(setup, &base, step, plan), again)
 }
 
@@ -175,7 +175,7 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
                 false => Choices::default(),
             };
             let step = memory::apply(&step, &choices).unwrap();
-            let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+            let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
             let own = backend.caps().target == Target::Host;
             assert_eq!(plan.account.host_total > 0, all && !own, "{}", device.name);
             assert_eq!(plan.account.host_total, plan.schedule.staging);
@@ -187,7 +187,7 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
             load::load(&mut trainer.exec, &weights, &from, &mut |_, _| Ok(())).unwrap();
             let reports: Vec<StepReport> = setup.steps().iter().map(|m| trainer.step(m, 1e-2).unwrap()).collect();
             assert_eq!(trainer.exec.backend.memory(), total, "{}: a step allocated", device.name);
-            assert_eq!(trainer.exec.away.moved.fetched > 0, all);
+            assert_eq!(trainer.exec.offload.moved.fetched > 0, all);
             let trained = trainer.trained().unwrap();
             outcomes.push((reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect::<Vec<_>>()));
         }
@@ -226,7 +226,7 @@ fn every_optimizer_is_the_same_in_pages() {
 
 /// Runs `step` on a backend over steps of one micro-batch each.
 fn run_ones(setup: &Setup, backend: Box<dyn Backend>, base: &Checkpoint, step: Step) -> (Outcome, u64) {
-    let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+    let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
     let total = plan.account.total;
     let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();
     assert_eq!(trainer.exec.backend.memory(), total, "the account is not what was allocated");
@@ -248,7 +248,7 @@ fn gradients_of_one_micro_batch_need_no_memory_of_their_own() {
             let mut step = plain.clone();
             memory::once::once(&mut step).unwrap();
             assert!(
-                step.graph.nodes.iter().all(|n| n.op.name != "add" || n.block == 0 || !n.site.starts_with("grad."))
+                step.program.graph.nodes.iter().all(|n| n.op.name != "add" || n.block == 0 || !n.site.starts_with("grad."))
             );
             let layers = memory::layers(&step);
             let (want, whole) = run_ones(&setup, Box::new(Cpu::new()), &base, plain);
@@ -266,7 +266,7 @@ fn gradients_of_one_micro_batch_need_no_memory_of_their_own() {
                 assert!(total < whole, "{setup:?}, {choices:?}: {total} bytes, {whole} before");
             }
             // The control: gradients of two micro-batches cannot be had from such a plan.
-            let plan = Plan::new(&step.graph, Cpu::new().caps()).unwrap();
+            let plan = Plan::new(&step.program.graph, Cpu::new().caps()).unwrap();
             let mut trainer = Trainer::new(Box::new(Cpu::new()), step, plan, 7).unwrap();
             for n in [0, 2] {
                 let error = trainer.step(&setup.steps()[0][..n], 1e-2).unwrap_err().to_string();
@@ -318,7 +318,7 @@ fn a_budget_is_kept_or_refused_before_anything_is_allocated() {
             rule: RULES[dice.below(RULES.len())],
         };
         let (base, step) = setup.step();
-        let plain = Plan::new(&step.graph, &caps).unwrap();
+        let plain = Plan::new(&step.program.graph, &caps).unwrap();
         let whole = counted(&plain, &caps);
         // From far too little to more than enough.
         let budget = PROCESS + (whole - PROCESS) * (5 + dice.below(110) as u64) / 100;
@@ -354,19 +354,19 @@ fn what_is_fetched_is_there_before_it_is_read() {
     let caps = Cpu::new().caps().clone();
     for ahead in [Ahead::Block, Ahead::Nothing] {
         let step = memory::apply(&step, &Choices { all: layers, stream: blocks, ahead, ..Choices::default() }).unwrap();
-        let plan = Plan::new(&step.graph, &caps).unwrap();
-        let early = step.graph.nodes.iter().filter(|n| n.op.name == "fetch").count();
+        let plan = Plan::new(&step.program.graph, &caps).unwrap();
+        let early = step.program.graph.nodes.iter().filter(|n| n.op.name == "fetch").count();
         assert_eq!(early, plan.schedule.moves.len());
-        let streamed = plan.storages.iter().filter(|s| kind_of(&step.graph, s) == trimtab::plan::Kind::Weight);
+        let streamed = plan.storages.iter().filter(|s| kind_of(&step.program.graph, s) == trimtab::plan::Kind::Weight);
         assert_eq!(streamed.count(), early);
         // A fetch a block ahead stands well before its reader.
         let gap = |i: usize| {
-            let out = step.graph.nodes[i].outs[0];
-            let reader = step.graph.nodes.iter().position(|n| n.ins.iter().any(|&v| step.graph.root(v).0 == out));
+            let out = step.program.graph.nodes[i].outs[0];
+            let reader = step.program.graph.nodes.iter().position(|n| n.ins.iter().any(|&v| step.program.graph.root(v).0 == out));
             reader.unwrap() - i
         };
         let gaps: Vec<usize> =
-            (0..step.graph.nodes.len()).filter(|&i| step.graph.nodes[i].op.name == "fetch").map(gap).collect();
+            (0..step.program.graph.nodes.len()).filter(|&i| step.program.graph.nodes[i].op.name == "fetch").map(gap).collect();
         let far = gaps.iter().filter(|&&g| g > 10).count();
         assert_eq!(far > early / 2, ahead == Ahead::Block, "{ahead:?}: {gaps:?}");
     }

@@ -10,7 +10,7 @@ use common::golden::Golden;
 use trimtab::backend::Backend;
 use trimtab::dtype::{DType, Ty};
 use trimtab::exec::Exec;
-use trimtab::graph::{Class, Phase, Val};
+use trimtab::graph::{LeafKind, Phase, Val};
 use trimtab::models;
 use trimtab::nn::{Nn, Role, Weight};
 use trimtab::ops::{Attr, Linear, linear};
@@ -36,9 +36,9 @@ fn as_f32(_: &str, _: Role) -> DType {
 struct Packed {
     ids: Vec<i32>,
     positions: Vec<i32>,
-    bounds: Vec<i32>,
+    key_range: Vec<i32>,
     /// What each token is to predict: the next label of its sequence.
-    targets: Vec<i32>,
+    labels: Vec<i32>,
 }
 
 impl Packed {
@@ -48,15 +48,15 @@ impl Packed {
         Packed {
             ids: ids.iter().map(|&i| i as i32).collect(),
             positions: (0..ids.len()).map(|i| at(i).1 as i32).collect(),
-            bounds: (0..ids.len()).flat_map(|i| [at(i).0 as i32, (at(i).0 + length) as i32]).collect(),
-            targets: (0..ids.len()).map(target).collect(),
+            key_range: (0..ids.len()).flat_map(|i| [at(i).0 as i32, (at(i).0 + length) as i32]).collect(),
+            labels: (0..ids.len()).map(target).collect(),
         }
     }
 
     fn upload(&self, exec: &mut Exec, batch: trimtab::nn::Batch) {
         exec.upload(batch.ids, bytemuck::cast_slice(&self.ids)).unwrap();
         exec.upload(batch.positions, bytemuck::cast_slice(&self.positions)).unwrap();
-        exec.upload(batch.bounds, bytemuck::cast_slice(&self.bounds)).unwrap();
+        exec.upload(batch.key_range, bytemuck::cast_slice(&self.key_range)).unwrap();
     }
 }
 
@@ -96,7 +96,7 @@ fn logits(
     let tokens = packed.ids.len();
     let mut nn = Nn::new(method, storage, DType::F32, tokens);
     nn.training = false;
-    let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[tokens, model.vocab()]));
+    let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[tokens, model.vocab()]));
     let hidden = model.hidden(&mut nn).unwrap();
     let head = model.head(&mut nn).unwrap();
     nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[hidden, head], &[Some(logits)]).unwrap();
@@ -120,17 +120,17 @@ fn gradients(
 ) -> (f32, BTreeMap<String, Vec<f32>>) {
     let model = models::read(base.config(), longest).unwrap();
     let step = Step::new(&*model, method, &as_f32, DType::F32, packed.ids.len(), backend.caps()).unwrap();
-    let plan = Plan::new(&step.graph, backend.caps()).unwrap();
-    let names: Vec<(String, Val)> = (0..step.graph.values.len() as u32)
+    let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
+    let names: Vec<(String, Val)> = (0..step.program.graph.values.len() as u32)
         .map(Val)
-        .filter_map(|v| Some((step.graph.value(v).name.strip_prefix("grad.")?.to_string(), v)))
+        .filter_map(|v| Some((step.program.graph.value(v).name.strip_prefix("grad.")?.to_string(), v)))
         .filter(|(name, _)| !name.contains(':'))
         .collect();
-    let mut exec = Exec::new(backend, step.graph, plan).unwrap();
-    fill(&mut exec, &step.weights, base, given);
+    let mut exec = Exec::new(backend, step.program.graph, plan).unwrap();
+    fill(&mut exec, &step.program.weights, base, given);
     packed.upload(&mut exec, step.batch);
-    let count = packed.targets.iter().filter(|&&t| t != -100).count();
-    exec.upload(step.labels, bytemuck::cast_slice(&packed.targets)).unwrap();
+    let count = packed.labels.iter().filter(|&&t| t != -100).count();
+    exec.upload(step.labels, bytemuck::cast_slice(&packed.labels)).unwrap();
     exec.upload(step.inv_count, bytemuck::bytes_of(&(1.0 / count as f32))).unwrap();
     exec.run(Phase::MICRO).unwrap();
     let loss = exec.download_f32(step.loss).unwrap()[0];

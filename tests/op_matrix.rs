@@ -35,13 +35,13 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
         return Some(format!("the definition gives {} outputs, the shape rule {}", wants.len(), outs.len()));
     }
     let cost = (op.cost)(&sample.attr, &tys, &outs);
-    let act16 = op.act16(&sample.attr, &tys);
+    let compute_dtype = op.compute_dtype(&sample.attr, &tys);
     let sways = sway(op, sample, &meant, &wants);
     for (o, ((ty, got), want)) in outs.iter().zip(&first).zip(&wants).enumerate() {
         if want.shape != ty.shape {
             return Some(format!("output {o}: the definition gives {:?}, the shape rule {ty}", want.shape));
         }
-        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]) + rounding(act16, &want.data, sways[o]);
+        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]) + rounding(compute_dtype, &want.data, sways[o]);
         if let Err(e) = compare(&decode(ty, got), &want.data, allowed) {
             return Some(format!("output {o}: {e}"));
         }
@@ -84,7 +84,7 @@ fn check(device: &Device, wanted: impl Fn(&OpDef, &Sample) -> bool) {
     let (mut ran, mut wrong) = (0, Vec::new());
     for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
         for (i, sample) in (op.samples)().iter().enumerate().filter(|(_, s)| wanted(op, s)) {
-            let narrow = backend.caps().act16.and_then(|dtype| in_16_bits(op, sample, dtype));
+            let narrow = backend.caps().compute_dtype.and_then(|dtype| in_16_bits(op, sample, dtype));
             for sample in [Some(sample), narrow.as_ref()].into_iter().flatten() {
                 ran += 1;
                 if let Some(what) = verdict(op, sample, &mut *backend) {
@@ -167,7 +167,7 @@ fn on_interpreted_cuda_75() {
 fn on_interpreted_cuda_with_the_tiles_of_other_cards() {
     let launches = |op: &OpDef, sample: &Sample, arch: u32| {
         let caps = caps(String::new(), arch);
-        let narrow = caps.act16.and_then(|dtype| in_16_bits(op, sample, dtype));
+        let narrow = caps.compute_dtype.and_then(|dtype| in_16_bits(op, sample, dtype));
         let lower = |sample: &Sample| {
             let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
             let outs = op.types(&sample.attr, &ins).ok()?;
@@ -233,7 +233,7 @@ fn on_wgpu_under_small_limits() {
 /// Kernels that are wrong, to see that each check sees.
 mod controls {
     use super::*;
-    use trimtab::ops::{Arg, Attr, Cost, Dispatch, Grad, SampleIn, Tensor, no_workspace};
+    use trimtab::ops::{Arg, Attr, Cost, Grad, SampleIn, Tensor, WgslDispatch, no_workspace};
 
     /// y = 2x; `in_place` is claimed.
     const RIGHT: OpDef = OpDef {
@@ -363,7 +363,7 @@ mod controls {
             in_place: &[],
             wgsl: |l| {
                 assert_eq!(l.caps.target, Target::Wgsl);
-                Ok(vec![Dispatch {
+                Ok(vec![WgslDispatch {
                     shader: "sum_rows",
                     defines: vec![],
                     entry: "sum_rows",

@@ -10,7 +10,7 @@ use common::golden::Golden;
 use common::run::Run;
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::dtype::{DType, Ty};
-use trimtab::graph::Class;
+use trimtab::graph::LeafKind;
 use trimtab::models;
 use trimtab::nn::Role;
 use trimtab::ops::{Attr, OpDef, optim};
@@ -174,7 +174,7 @@ fn trainer(device: &Device, lora: bool, optimizer: Optimizer) -> Trainer {
     let backend = device.open();
     let storage = |_: &str, _: Role| DType::F32;
     let step = Step::with(&*model, &*method, &storage, DType::F32, 48, optimizer, backend.caps()).unwrap();
-    let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+    let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
     let (total, state) = (plan.account.total, state_bytes(&step));
     let in_account = plan.account.rows.iter().find(|r| r.0 == "optimizer state").map_or(0, |r| r.1);
     assert_eq!(in_account, state, "{:?}: the account's state", optimizer.rule);
@@ -190,7 +190,7 @@ fn trainer(device: &Device, lora: bool, optimizer: Optimizer) -> Trainer {
 /// to 256 bytes.
 fn state_bytes(step: &Step) -> u64 {
     let shapes: Vec<Vec<usize>> =
-        step.weights.iter().filter(|w| w.trainable).map(|w| step.graph.shape(w.val).to_vec()).collect();
+        step.program.weights.iter().filter(|w| w.trainable).map(|w| step.program.graph.shape(w.val).to_vec()).collect();
     let len = |s: &Vec<usize>| s.iter().product::<usize>();
     let in_8 = |s: &Vec<usize>| step.optimizer.rule.in_8_bits(len(s));
     let total = |small: bool, boundary: usize| -> usize {
@@ -224,7 +224,7 @@ fn sgd(momentum: f64, dampening: f64, nesterov: bool) -> Rule {
     Rule::Sgd { momentum, dampening, nesterov }
 }
 
-/// (golden, LoRA or all weights, rule, rate, weight decay, bound on the largest difference of a parameter). The bounds
+/// (golden, LoRA or all weights, rule, rate, weight decay, bound on the largest difference of a parameter). The key_range
 /// are ten times how far the reference's float32 run is from its float64 run, as generate_optim.py prints it.
 const RUNS: [(&str, bool, Rule, f64, f64, f64); 6] = [
     ("sgd", true, Rule::SGD, 0.3, 0.01, 6.3e-7),
@@ -346,7 +346,7 @@ fn every_optimizer_skips_a_step_that_is_not_finite() {
             let weight = trainer.weights().iter().find(|w| w.name == "model.norm.weight").unwrap().val;
             let states: Vec<_> = (0..trainer.exec.graph.values.len() as u32)
                 .map(trimtab::graph::Val)
-                .filter(|&v| trainer.exec.graph.value(v).def == trimtab::graph::Def::Leaf(Class::Optim))
+                .filter(|&v| trainer.exec.graph.value(v).def == trimtab::graph::Def::Leaf(LeafKind::Optim))
                 .collect();
             trainer.step(&micro, lr).unwrap();
             let all = |t: &mut Trainer| -> (Vec<u32>, Vec<Vec<u8>>) {

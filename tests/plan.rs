@@ -49,18 +49,18 @@ fn tenants(g: &Graph, plan: &Plan) -> Vec<Tenant> {
         (0..end).rev().find(|&n| g.nodes[n].ins.iter().any(|&i| g.root(i).0 == v)).unwrap_or(or).max(or)
     };
     let mut all = Vec::new();
-    let brief = |v: Val| g.value(g.root(v).0).brief;
-    for v in (0..g.values.len() as u32).map(Val).filter(|&v| g.root(v).0 == v && !overwriting(v) && !brief(v)) {
+    let transient = |v: Val| g.value(g.root(v).0).transient;
+    for v in (0..g.values.len() as u32).map(Val).filter(|&v| g.root(v).0 == v && !overwriting(v) && !transient(v)) {
         let live = match g.value(v).def {
             Def::Node { node, .. } => (node, last(v, node)),
             _ => (0, end),
         };
         all.push(Tenant { name: g.value(v).name.clone(), val: Some(v), place: plan.place(g, v).unwrap(), live });
     }
-    // What nodes write of brief leaves, from the first that does to the end; ranges that overlap are one.
+    // What nodes write of transient leaves, from the first that does to the end; ranges that overlap are one.
     let mut parts: Vec<(Place, usize)> = Vec::new();
     for (index, node) in g.nodes.iter().enumerate() {
-        let targets = node.into.iter().flatten().filter(|&&t| brief(t));
+        let targets = node.into.iter().flatten().filter(|&&t| transient(t));
         parts.extend(targets.map(|&t| (plan.place(g, t).unwrap(), index)));
     }
     parts.sort_by_key(|(p, first)| (p.buffer, p.offset, *first));
@@ -74,7 +74,8 @@ fn tenants(g: &Graph, plan: &Plan) -> Vec<Tenant> {
             None => merged.push((place, first)),
         }
     }
-    let part = |(place, first)| Tenant { name: "part of a brief leaf".into(), val: None, place, live: (first, end) };
+    let part =
+        |(place, first)| Tenant { name: "part of a transient leaf".into(), val: None, place, live: (first, end) };
     all.extend(merged.into_iter().map(part));
     for node in 0..end {
         if let Some(place) = plan.work(node) {
@@ -225,16 +226,16 @@ fn nothing_straddles_a_small_buffer() {
             let caps = Caps { max_buffer, ..Null::new().caps().clone() };
             let device = Null::like(caps.clone());
             let mut step = step(&fixture("golden/base"), &*method, 32, device.caps());
-            for brief in [false, true] {
-                if brief {
+            for transient in [false, true] {
+                if transient {
                     memory::once::once(&mut step).unwrap();
                 }
-                let plan = Plan::new(&step.graph, device.caps()).unwrap();
-                let all = tenants(&step.graph, &plan);
-                assert_eq!(conflict(&step.graph, &all, true), None, "{name}");
+                let plan = Plan::new(&step.program.graph, device.caps()).unwrap();
+                let all = tenants(&step.program.graph, &plan);
+                assert_eq!(conflict(&step.program.graph, &all, true), None, "{name}");
                 assert_eq!(misplaced(&plan, &all, max_buffer), None, "{name}");
                 assert!(misplaced(&plan, &all, max_buffer / 64).is_some(), "the control: {name} passes at any limit");
-                if !brief {
+                if !transient {
                     counts.push(plan.buffers.len());
                 }
             }
@@ -248,12 +249,12 @@ fn a_brief_leaf_is_not_read_where_nothing_was_written() {
     let device = Null::new();
     let mut step = step(&fixture("golden/base"), &Full, 32, device.caps());
     memory::once::once(&mut step).unwrap();
-    assert!(Plan::new(&step.graph, device.caps()).is_ok());
+    assert!(Plan::new(&step.program.graph, device.caps()).is_ok());
     let gradient =
-        |n: &trimtab::graph::Node| n.into.iter().flatten().any(|&t| step.graph.value(step.graph.root(t).0).brief);
-    let writers: Vec<usize> = (0..step.graph.nodes.len()).filter(|&i| gradient(&step.graph.nodes[i])).collect();
+        |n: &trimtab::graph::Node| n.into.iter().flatten().any(|&t| step.program.graph.value(step.program.graph.root(t).0).transient);
+    let writers: Vec<usize> = (0..step.program.graph.nodes.len()).filter(|&i| gradient(&step.program.graph.nodes[i])).collect();
     for &writer in [writers.first(), writers.last()].into_iter().flatten() {
-        let mut g = step.graph.clone();
+        let mut g = step.program.graph.clone();
         g.nodes[writer].into.fill(None);
         match Plan::new(&g, device.caps()) {
             Err(Error::Graph { found, .. }) => assert!(found.contains("was written before"), "{found}"),
@@ -266,11 +267,11 @@ fn a_brief_leaf_is_not_read_where_nothing_was_written() {
 fn what_fits_in_no_buffer_is_an_error_before_anything_is_allocated() {
     let whole = Null::new().caps().clone();
     let step = step(&fixture("golden/base"), &lora(), 32, &whole);
-    let leaves = step.graph.values.iter().filter(|v| matches!(v.def, Def::Leaf(_))).map(|v| v.ty.bytes() as u64);
-    let storages = Plan::new(&step.graph, &whole).unwrap().storages;
+    let leaves = step.program.graph.values.iter().filter(|v| matches!(v.def, Def::Leaf(_))).map(|v| v.ty.bytes() as u64);
+    let storages = Plan::new(&step.program.graph, &whole).unwrap().storages;
     let limit = leaves.chain(storages.iter().map(|s| s.bytes)).max().unwrap().next_multiple_of(ALIGN as u64);
     for (max_buffer, fits) in [(limit, true), (limit - 1, false), (4 << 10, false), (0, false)] {
-        match Plan::new(&step.graph, &Caps { max_buffer, ..whole.clone() }) {
+        match Plan::new(&step.program.graph, &Caps { max_buffer, ..whole.clone() }) {
             Ok(_) => assert!(fits, "{max_buffer} bytes are enough for {limit}"),
             Err(Error::Memory { needed, available, hint }) => {
                 assert!(!fits, "{limit} bytes are not enough: {needed} are needed");
@@ -298,10 +299,10 @@ fn plans_of_the_fixtures_are_as_recorded() {
         let family = folder.strip_prefix(fixture("")).unwrap().display().to_string();
         for (name, method) in [("lora r=4", Box::new(lora()) as Box<dyn Method>), ("full", Box::new(Full))] {
             let step = step(&folder, &*method, 32, device.caps());
-            let plan = Plan::new(&step.graph, device.caps()).unwrap();
+            let plan = Plan::new(&step.program.graph, device.caps()).unwrap();
             writeln!(text, "\n{family}, {name}").unwrap();
             for (phase, label) in [(Phase::MICRO, "micro"), (Phase::UPDATE, "update")] {
-                let nodes = step.graph.nodes.iter().filter(|n| n.phase == phase).count();
+                let nodes = step.program.graph.nodes.iter().filter(|n| n.phase == phase).count();
                 let launches = plan.launches[phase.0].len();
                 writeln!(text, "  {label:<24} {nodes:>12} nodes, {launches} launches").unwrap();
             }
@@ -334,7 +335,7 @@ fn the_account_is_what_is_allocated() {
         for (name, method) in [("lora", Box::new(lora()) as Box<dyn Method>), ("full", Box::new(Full))] {
             let backend = device.open();
             let step = step(&fixture("golden/base"), &*method, 32, backend.caps());
-            let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+            let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
             let what = format!("{name} on {}", device.name);
             let buffers: u64 = plan.buffers.iter().map(|b| b.bytes).sum();
             let params: u64 = plan.launches.iter().map(|l| recording_bytes(l, backend.caps())).sum();
@@ -342,7 +343,7 @@ fn the_account_is_what_is_allocated() {
             assert_eq!(total, buffers + params, "{what}");
             assert_eq!(total, plan.account.rows.iter().map(|r| r.1).sum::<u64>(), "{what}");
             let before = backend.memory();
-            let exec = Exec::new(backend, step.graph, plan).unwrap();
+            let exec = Exec::new(backend, step.program.graph, plan).unwrap();
             assert_eq!(exec.backend.memory() - before, total, "{what}");
             // The control: the account is of this run and not of another.
             let caps = exec.backend.caps();

@@ -209,7 +209,7 @@ fn family_without_shader(stem: &str, texts: &[&str], shaders: &[&str]) -> Vec<St
     if !shaders.iter().any(|s| own(&s)) {
         return vec![format!("shaders/{stem}.wgsl is missing")];
     }
-    if !texts.iter().any(|t| t.contains("Dispatch")) {
+    if !texts.iter().any(|t| t.contains("WgslDispatch")) {
         return vec!["launches nothing on a GPU".into()];
     }
     Vec::new()
@@ -315,6 +315,6 @@ fn families_have_shaders_of_their_stem() {
         count += 1;
     }
     assert_eq!(count, trimtab::ops::FAMILIES.len(), "families that are no file of their own");
-    assert!(!family_without_shader("norm", &["Dispatch"], &["linear", "normal"]).is_empty());
+    assert!(!family_without_shader("norm", &["WgslDispatch"], &["linear", "normal"]).is_empty());
     assert!(!family_without_shader("norm", &["nothing"], &["norm"]).is_empty());
 }

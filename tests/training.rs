@@ -47,7 +47,7 @@ impl Setup {
         };
         let (tokens, caps) = (self.tokens, backend.caps());
         let step = Step::with(&*model, &*method, &storage, self.act, tokens, self.optimizer, caps).unwrap();
-        let plan = Plan::new(&step.graph, backend.caps()).unwrap();
+        let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
         let total = plan.account.total;
         let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();
         assert_eq!(trainer.exec.backend.memory(), total, "the account is not what was allocated");
@@ -76,7 +76,7 @@ fn differences(got: &[f32], want: &[f32]) -> (f64, f64) {
 }
 
 /// (golden, LoRA or all weights, weight decay, bound on the largest difference of a parameter, bound on the mean).
-/// The bounds are about ten times how far PyTorch's own float32 run is from its float64 run: AdamW divides by the
+/// The key_range are about ten times how far PyTorch's own float32 run is from its float64 run: AdamW divides by the
 /// root of a second moment that can be arbitrarily small, so single parameters drift although the run does not.
 const RUNS: [(&str, bool, f64, f64, f64); 3] = [
     ("parity_lora", true, 0.01, 5e-4, 2e-6),
@@ -139,7 +139,7 @@ fn interpreted_cuda_steps_equal_pytorch() {
     }
 }
 
-/// (architecture, what it keeps activations in, relative bounds on a step's loss and on its gradient's norm). Each of the
+/// (architecture, what it keeps activations in, relative key_range on a step's loss and on its gradient's norm). Each of the
 /// some thirty roundings of an activation on the way through the model moves it by up to 2⁻⁹ (bf16) or 2⁻¹² (f16) of its
 /// size: together by about six times that. The loss, a mean over tokens, moves by less, the gradient, which goes
 /// through the model twice, by two to three times as much.

@@ -4,7 +4,7 @@
 // columns (the other side). A warp has BLOCKS times 16 rows to itself. With g = lane / 4 and t = lane % 4 its scores lie
 // as the tensor cores leave them: s[b][n][j] is row 16 b + g + 8 (j / 2), column 8 n + 2 t + j % 2; its sums over columns,
 // o[b][n][j], are the same row and feature `feature(n, j)`. So each product of the algorithm is one of two: `scores`
-// (rows times columns, over features) and `weigh` (weights times columns' rows, over columns).
+// (rows times columns, over features) and `pv_gemm` (weights times columns' rows, over columns).
 //
 // Activations in 16 bits: both are mma instructions on fragments that ldmatrix brings, and weights never leave their
 // registers. In f32: both are FMAs on pieces of four, a thread having two rows a block.
@@ -98,8 +98,8 @@ template <int N> __device__ __forceinline__ void load(act* tile, Source from, u3
 }
 
 // The columns that row `row` of the tile meets: `span.x` the first, `span.y` how many. `spans` holds them for all rows.
-// Returned: the columns that any row meets (x, to before y) and those that all do (z, to before w). `room` holds 4 WARPS.
-__device__ __forceinline__ uint4 meet(uint2* spans, u32* room, bool inside, u32 lo, u32 hi) {
+// Returned: the columns that any row meets (x, to before y) and those that all do (z, to before w). `smem` holds 4 WARPS.
+__device__ __forceinline__ uint4 union_range(uint2* spans, u32* smem, bool inside, u32 lo, u32 hi) {
     Lane l;
     if (lo >= hi) lo = hi = 0;
     if (threadIdx.x < ROWS) spans[threadIdx.x] = make_uint2(lo, hi - lo);
@@ -112,12 +112,12 @@ __device__ __forceinline__ uint4 meet(uint2* spans, u32* room, bool inside, u32 
         c = max(c, __shfl_xor_sync(0xffffffffu, c, step));
         d = min(d, __shfl_xor_sync(0xffffffffu, d, step));
     }
-    if (l.lane == 0) ((uint4*)room)[l.warp] = make_uint4(a, b, c, d);
+    if (l.lane == 0) ((uint4*)smem)[l.warp] = make_uint4(a, b, c, d);
     __syncthreads();
-    uint4 r = ((uint4*)room)[0];
+    uint4 r = ((uint4*)smem)[0];
 #pragma unroll
     for (int w = 1; w < WARPS; w++) {
-        uint4 o = ((uint4*)room)[w];
+        uint4 o = ((uint4*)smem)[w];
         r = make_uint4(min(r.x, o.x), max(r.y, o.y), max(r.z, o.z), min(r.w, o.w));
     }
     return r.x < r.y ? r : make_uint4(0, 0, 0, 0);
@@ -137,14 +137,14 @@ __device__ __forceinline__ uint2 meet_warp(const uint2* spans) {
 }
 
 // The keys that query t sees; the queries that see key s of the same tokens.
-__device__ __forceinline__ uint2 visible(u32 t, const int* bounds, u32 keys, u32 causal, u32 window) {
-    u32 lo = min(max(bounds[2 * t], 0), keys), hi = min(max(bounds[2 * t + 1], 0), keys);
+__device__ __forceinline__ uint2 visible(u32 t, const int* key_range, u32 keys, u32 causal, u32 window) {
+    u32 lo = min(max(key_range[2 * t], 0), keys), hi = min(max(key_range[2 * t + 1], 0), keys);
     if (causal) hi = min(hi, t + 1);
     if (window) lo = max(lo, t + 1 - min(window, t + 1));
     return make_uint2(lo, hi);
 }
-__device__ __forceinline__ uint2 seeing(u32 s, const int* bounds, u32 queries, u32 causal, u32 window) {
-    u32 lo = min(max(bounds[2 * s], 0), queries), hi = min(max(bounds[2 * s + 1], 0), queries);
+__device__ __forceinline__ uint2 seeing(u32 s, const int* key_range, u32 queries, u32 causal, u32 window) {
+    u32 lo = min(max(key_range[2 * s], 0), queries), hi = min(max(key_range[2 * s + 1], 0), queries);
     if (causal) lo = max(lo, s);
     if (window) hi = min(hi, s + min(window, queries));
     return make_uint2(lo, hi);
@@ -193,7 +193,7 @@ template <bool KEEP> __device__ __forceinline__ void scores(Scores& s, const Sid
 }
 
 // o += w · columns. The weights of a column are in four lanes in sequence.
-__device__ __forceinline__ void weigh(Sums& o, Scores& w, act* columns) {
+__device__ __forceinline__ void pv_gemm(Sums& o, Scores& w, act* columns) {
     Lane l;
 #pragma unroll
     for (int n = 0; n < COLS / 8; n++) {
@@ -272,7 +272,7 @@ template <bool KEEP> __device__ __forceinline__ void scores(Scores& s, const Sid
 }
 
 // o += w · columns
-__device__ __forceinline__ void weigh(Sums& o, Scores& w, act* columns) {
+__device__ __forceinline__ void pv_gemm(Sums& o, Scores& w, act* columns) {
     Lane l;
 #pragma unroll
     for (int k = 0; k < COLS / 16; k++) {

@@ -174,13 +174,13 @@ __device__ __forceinline__ void multiply(Sums& sums, const u8* a, const u8* b) {
 }
 
 // sums += a[m0.., k0..k1]·b[k0..k1, n0..]; k1 is where a source ends or a multiple of BK beyond k0. All threads of the
-// block call it; `room` holds RING bytes.
+// block call it; `smem` holds RING bytes.
 template <bool A_ALONG_K, bool B_ALONG_K, class A, class B>
-__device__ __forceinline__ void accumulate(Sums& sums, u8* room, const A& a, const B& b, u32 m0, u32 n0, u32 k0,
+__device__ __forceinline__ void accumulate(Sums& sums, u8* smem, const A& a, const B& b, u32 m0, u32 n0, u32 k0,
                                            u32 k1) {
     Loader<A_ALONG_K, BM, A> load_a;
     Loader<B_ALONG_K, BN, B> load_b;
-    u8* room_b = room + STAGES * A_BYTES;
+    u8* smem_b = smem + STAGES * A_BYTES;
     u32 steps = (k1 - k0 + BK - 1) / BK;
     __syncthreads();  // tables are there; whoever still reads tiles is done
     // Stages that are under way before the first is waited for: the registers beside the large tile hold one.
@@ -193,8 +193,8 @@ __device__ __forceinline__ void accumulate(Sums& sums, u8* room, const A& a, con
         for (int i = 0; i < AHEAD; i++) {
             int s = first + i;
             if (s < steps) {
-                first_a[i].begin(a, room + s * A_BYTES, m0, k0 + s * BK);
-                first_b[i].begin(b, room_b + s * B_BYTES, n0, k0 + s * BK);
+                first_a[i].begin(a, smem + s * A_BYTES, m0, k0 + s * BK);
+                first_b[i].begin(b, smem_b + s * B_BYTES, n0, k0 + s * BK);
             }
             copy_commit();
         }
@@ -202,8 +202,8 @@ __device__ __forceinline__ void accumulate(Sums& sums, u8* room, const A& a, con
         for (int i = 0; i < AHEAD; i++) {
             int s = first + i;
             if (s < steps) {
-                first_a[i].finish(a, room + s * A_BYTES, m0, k0 + s * BK);
-                first_b[i].finish(b, room_b + s * B_BYTES, n0, k0 + s * BK);
+                first_a[i].finish(a, smem + s * A_BYTES, m0, k0 + s * BK);
+                first_b[i].finish(b, smem_b + s * B_BYTES, n0, k0 + s * BK);
             }
         }
     }
@@ -214,13 +214,13 @@ __device__ __forceinline__ void accumulate(Sums& sums, u8* room, const A& a, con
         __syncthreads();
         u32 k = k0 + (step + STAGES - 1) * BK;
         bool more = step + STAGES - 1 < steps;
-        u8 *to_a = room + free * A_BYTES, *to_b = room_b + free * B_BYTES;
+        u8 *to_a = smem + free * A_BYTES, *to_b = smem_b + free * B_BYTES;
         if (more) {
             load_a.begin(a, to_a, m0, k);
             load_b.begin(b, to_b, n0, k);
         }
         copy_commit();
-        multiply<A_ALONG_K, B_ALONG_K>(sums, room + now * A_BYTES, room_b + now * B_BYTES);
+        multiply<A_ALONG_K, B_ALONG_K>(sums, smem + now * A_BYTES, smem_b + now * B_BYTES);
         if (more) {
             load_a.finish(a, to_a, m0, k);
             load_b.finish(b, to_b, n0, k);

@@ -13,20 +13,20 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Every thread of the block gets the sum. blockDim.x is a multiple of 32, at most 1024; `room` holds 32 floats.
-__device__ __forceinline__ float block_sum(float x, float* room) {
+// Every thread of the block gets the sum. blockDim.x is a multiple of 32, at most 1024; `smem` holds 32 floats.
+__device__ __forceinline__ float block_sum(float x, float* smem) {
     x = warp_sum(x);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     __syncthreads();  // whoever still reads the last result
-    if (lane == 0) room[warp] = x;
+    if (lane == 0) smem[warp] = x;
     __syncthreads();
-    return warp_sum(lane < warps ? room[lane] : 0.0f);
+    return warp_sum(lane < warps ? smem[lane] : 0.0f);
 }
-__device__ __forceinline__ float block_max(float x, float* room) {
+__device__ __forceinline__ float block_max(float x, float* smem) {
     x = warp_max(x);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     __syncthreads();  // whoever still reads the last result
-    if (lane == 0) room[warp] = x;
+    if (lane == 0) smem[warp] = x;
     __syncthreads();
-    return warp_max(lane < warps ? room[lane] : -INFINITY);
+    return warp_max(lane < warps ? smem[lane] : -INFINITY);
 }

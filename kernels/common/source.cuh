@@ -147,11 +147,11 @@ struct Nf4Rows {
     bool whole;
 
     // Called by all threads of the block; the tables are there after the next barrier.
-    __device__ __forceinline__ Nf4Rows(const Weight& w, u32 rows, u32 cols, Nf4Tables& room)
-        : w(w), rows(rows), cols(cols), tables(room), offset(0.0f), whole(cols % CHUNK == 0) {
-        if (threadIdx.x < 16) room.level[threadIdx.x] = NF4_LEVELS[threadIdx.x];
+    __device__ __forceinline__ Nf4Rows(const Weight& w, u32 rows, u32 cols, Nf4Tables& smem)
+        : w(w), rows(rows), cols(cols), tables(smem), offset(0.0f), whole(cols % CHUNK == 0) {
+        if (threadIdx.x < 16) smem.level[threadIdx.x] = NF4_LEVELS[threadIdx.x];
 #if W == 4
-        for (u32 i = threadIdx.x; i < 129; i += blockDim.x) room.map[i] = dynamic_value(127 + i);
+        for (u32 i = threadIdx.x; i < 129; i += blockDim.x) smem.map[i] = dynamic_value(127 + i);
         offset = *w.offset;
 #endif
     }

@@ -42,9 +42,9 @@ var<workgroup> ends: vec2<u32>;
 alias Quad = array<vec4<f32>, 4>;
 
 // The keys that a query sees: first, one past the last; (0, 0) if none.
-fn visible(t: u32, bounds: vec2<i32>, keys: u32, causal: u32, window: u32) -> vec2<u32> {
-    var lo = u32(clamp(bounds.x, 0, i32(keys)));
-    var hi = u32(clamp(bounds.y, 0, i32(keys)));
+fn visible(t: u32, key_range: vec2<i32>, keys: u32, causal: u32, window: u32) -> vec2<u32> {
+    var lo = u32(clamp(key_range.x, 0, i32(keys)));
+    var hi = u32(clamp(key_range.y, 0, i32(keys)));
     if causal != 0u { hi = min(hi, t + 1u); }
     if window != 0u { lo = max(lo, t + 1u - min(window, t + 1u)); }
     return select(vec2<u32>(0u), vec2<u32>(lo, hi), lo < hi);

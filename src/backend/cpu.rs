@@ -3,7 +3,7 @@
 use memmap2::MmapMut;
 
 use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
-use crate::cpu::isa::Level;
+use crate::cpu::isa::Isa;
 use crate::error::{Error, Result};
 
 /// One allocation: anonymous pages, which the system zeroes and takes only when they are first touched.
@@ -41,12 +41,12 @@ pub struct Cpu {
 impl Cpu {
     /// [`Cpu::new`], once the settings of the environment are known to make sense.
     pub fn open() -> Result<Cpu> {
-        Level::checked().map(|_| Cpu::new())
+        Isa::checked().map(|_| Cpu::new())
     }
 
     pub fn new() -> Cpu {
         let caps = Caps {
-            device: format!("cpu ({} threads, {})", rayon::current_num_threads(), Level::best().name()),
+            device: format!("cpu ({} threads, {})", rayon::current_num_threads(), Isa::best().name()),
             target: Target::Host,
             max_binding: u64::MAX,
             max_buffer: u64::MAX,
@@ -55,7 +55,7 @@ impl Cpu {
             max_invocations: 0,
             max_bindings: u32::MAX,
             f16: false,
-            act16: None,
+            compute_dtype: None,
             arch: 0,
             subgroup: None,
             coop: false,

@@ -9,51 +9,9 @@ pub mod wgpu;
 
 use std::sync::Arc;
 
-use crate::dtype::DType;
 use crate::error::Result;
 
-/// What kind of kernel a device takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Functions of this process, on the CPU.
-    Host,
-    /// WGSL.
-    Wgsl,
-    /// CUDA.
-    Cuda,
-    /// Nothing is computed.
-    Null,
-}
-
-/// What the planner and the lowerings may count on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Caps {
-    pub device: String,
-    pub target: Target,
-    /// Largest range that can be bound to a kernel, in bytes.
-    pub max_binding: u64,
-    /// Largest single allocation, in bytes.
-    pub max_buffer: u64,
-    /// Largest number of workgroups along one axis.
-    pub max_groups: u32,
-    /// Bytes of memory a workgroup shares.
-    pub workgroup_memory: u32,
-    /// Largest number of invocations in a workgroup.
-    pub max_invocations: u32,
-    /// Storage buffers one kernel may bind.
-    pub max_bindings: u32,
-    pub f16: bool,
-    /// The type of 16 bits in which activations can be kept, if any.
-    pub act16: Option<DType>,
-    /// CUDA's compute capability as in `sm_80`; 0 elsewhere.
-    pub arch: u32,
-    /// Smallest and largest subgroup, if subgroup operations are there at all.
-    pub subgroup: Option<(u32, u32)>,
-    /// WGSL's cooperative matrices of 8×8 f32 are there, and asked for.
-    pub coop: bool,
-    /// A CPU that pretends to be a GPU.
-    pub software: bool,
-}
+pub use crate::device::{Caps, Device, HostSlice, Target};
 
 /// An allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,19 +24,6 @@ pub struct Slice {
     pub offset: u64,
     pub bytes: u64,
 }
-
-/// A range of this process's memory that a CPU kernel may touch.
-#[derive(Clone, Copy, Debug)]
-pub struct HostSlice {
-    pub ptr: *mut u8,
-    pub bytes: usize,
-}
-
-// SAFETY: it is an address and a length; the planner decides which kernel may touch which range when, and
-// dereferencing it is unsafe in its own right.
-unsafe impl Send for HostSlice {}
-// SAFETY: as above.
-unsafe impl Sync for HostSlice {}
 
 pub type HostFn = Arc<dyn Fn(&[HostSlice]) + Send + Sync>;
 
@@ -158,8 +103,7 @@ pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
 
 /// Opens the device that the setting names. `Auto` takes a CUDA card if there is one and its compiler, else a
 /// hardware GPU, else the CPU.
-pub fn open(device: &crate::config::Device) -> Result<Box<dyn Backend>> {
-    use crate::config::Device;
+pub fn open(device: &Device) -> Result<Box<dyn Backend>> {
     Ok(match device {
         Device::Cpu => Box::new(cpu::Cpu::open()?),
         Device::Null => Box::new(null::Null::new()),

@@ -26,7 +26,7 @@ impl Null {
             max_invocations: 0,
             max_bindings: u32::MAX,
             f16: false,
-            act16: None,
+            compute_dtype: None,
             arch: 0,
             subgroup: None,
             coop: false,

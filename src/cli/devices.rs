@@ -2,7 +2,7 @@
 
 use trimtab::backend::cuda;
 use trimtab::backend::wgpu::{AdapterInfo, adapters, choose};
-use trimtab::train::progress::human;
+use trimtab::run::progress::human;
 
 use super::{Outcome, print};
 

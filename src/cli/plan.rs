@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 use trimtab::Error;
 use trimtab::memory::budget;
-use trimtab::train::progress::table;
-use trimtab::train::run::{self, Preview};
+use trimtab::run::progress::table;
+use trimtab::run::training::{self as run, Preview};
 
 use super::settings::Settings;
 use super::{Outcome, Stop, print};

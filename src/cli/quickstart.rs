@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use trimtab::Error;
 use trimtab::config::RunConfig;
 use trimtab::generate::{sample::Sampling, text};
-use trimtab::train::metrics::{Event, METRICS_FILE};
-use trimtab::train::progress::Progress;
+use trimtab::run::metrics::{Event, METRICS_FILE};
+use trimtab::run::progress::Progress;
 
 use super::settings::Settings;
 use super::{Outcome, Stop, print, train};

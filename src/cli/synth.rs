@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use trimtab::Error;
 use trimtab::dtype::DType;
-use trimtab::weights::synth::{self, Format};
+use trimtab::synth::{self, Format};
 
 use super::{Outcome, Stop, print};
 

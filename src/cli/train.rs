@@ -2,9 +2,9 @@
 
 use trimtab::Result;
 use trimtab::config::RunConfig;
-use trimtab::train::metrics::{Event, Metrics};
-use trimtab::train::progress::Progress;
-use trimtab::train::run::{self, Summary};
+use trimtab::run::metrics::{Event, Metrics};
+use trimtab::run::progress::Progress;
+use trimtab::run::training::{self as run, Summary};
 
 use super::settings::Settings;
 use super::{Outcome, Stop, print};

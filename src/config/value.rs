@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use toml::Value;
 
+pub use crate::device::Device;
 use crate::dtype::DType;
+use crate::memory::Toggle;
 use crate::peft::Targets;
 
 /// A type a setting may have. Errors say what was expected.
@@ -152,34 +154,6 @@ impl Setting for Targets {
     }
 }
 
-/// `auto`, or which device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// A CUDA card if there is one, else another hardware GPU, else the CPU; never a software rasterizer.
-    Auto,
-    Cpu,
-    /// The N-th CUDA card, or the first that has kernels.
-    Cuda(Option<usize>),
-    /// The N-th adapter that `trimtab devices` lists, or the best.
-    Wgpu(Option<usize>),
-    /// Plans everything and computes nothing.
-    Null,
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Device::Auto => f.write_str("auto"),
-            Device::Cpu => f.write_str("cpu"),
-            Device::Cuda(None) => f.write_str("cuda"),
-            Device::Cuda(Some(n)) => write!(f, "cuda:{n}"),
-            Device::Wgpu(None) => f.write_str("wgpu"),
-            Device::Wgpu(Some(n)) => write!(f, "wgpu:{n}"),
-            Device::Null => f.write_str("null"),
-        }
-    }
-}
-
 impl Setting for Device {
     fn blank() -> Self {
         Device::Auto
@@ -207,6 +181,27 @@ impl Setting for Device {
     }
 }
 
+/// Makes a type with `ALL` and `name` a setting that is one of some words.
+macro_rules! word_setting {
+    ($name:ident { $( $word:literal ),+ }) => {
+        impl Setting for $name {
+            const CHOICES: &'static [&'static str] = &[ $( $word ),+ ];
+            fn blank() -> Self {
+                Self::ALL[0]
+            }
+            fn from_text(text: &str) -> Result<Self, String> {
+                Self::ALL.iter().copied().find(|v| v.name() == text).ok_or_else(|| Self::CHOICES.join(" or "))
+            }
+            fn from_toml(value: &Value) -> Result<Self, String> {
+                Self::from_text(value.as_str().unwrap_or_default())
+            }
+            fn to_toml(&self) -> Option<Value> {
+                Some(Value::String(self.name().into()))
+            }
+        }
+    };
+}
+
 /// Makes an enum of words.
 macro_rules! words {
     ($( #[doc = $doc:literal] $name:ident { $( $variant:ident = $word:literal ),+ } )+) => { $(
@@ -228,21 +223,7 @@ macro_rules! words {
             }
         }
 
-        impl Setting for $name {
-            const CHOICES: &'static [&'static str] = &[ $( $word ),+ ];
-            fn blank() -> Self {
-                Self::ALL[0]
-            }
-            fn from_text(text: &str) -> Result<Self, String> {
-                Self::ALL.iter().copied().find(|v| v.name() == text).ok_or_else(|| Self::CHOICES.join(" or "))
-            }
-            fn from_toml(value: &Value) -> Result<Self, String> {
-                Self::from_text(value.as_str().unwrap_or_default())
-            }
-            fn to_toml(&self) -> Option<Value> {
-                Some(Value::String(self.name().into()))
-            }
-        }
+        word_setting!($name { $( $word ),+ });
     )+ };
 }
 
@@ -293,8 +274,6 @@ impl Setting for Bytes {
 words! {
     #[doc = "How much of the forward pass is computed again in the backward pass instead of kept."]
     Recompute { Auto = "auto", None = "none", Selective = "selective", All = "all" }
-    #[doc = "Whether something is done: if the budget needs it, always, or never."]
-    Switch { Auto = "auto", On = "on", Off = "off" }
     #[doc = "Where the base weights come from."]
     Init { Pretrained = "pretrained", Random = "random" }
     #[doc = "What is trained."]
@@ -317,6 +296,8 @@ words! {
     #[doc = "Storage of the weights that full training writes."]
     SaveDtype { F32 = "f32", Bf16 = "bf16", F16 = "f16" }
 }
+
+word_setting!(Toggle { "auto", "on", "off" });
 
 impl From<Dtype> for DType {
     fn from(dtype: Dtype) -> DType {

@@ -31,7 +31,7 @@ mod operand;
 mod thin;
 mod vector;
 
-use super::isa::Level;
+use super::isa::Isa;
 use kernel::*;
 pub use operand::*;
 use rayon::prelude::*;
@@ -166,7 +166,7 @@ impl Plan {
 
 /// Whether the microkernel reads A where it is: along contiguous rows, or, if there is just one
 /// panel of B to meet, down contiguous columns.
-fn a_in_place<I: Isa>(t: &Term) -> bool {
+fn a_in_place<I: IsaKernel>(t: &Term) -> bool {
     let single_panel = t.b.cols <= I::NR;
     // Rows a multiple of a page apart share cache sets, so a dozen of them evict each other.
     let rows = t.a.col_stride == 1 && (!t.a.row_stride.is_multiple_of(1024) || single_panel);
@@ -174,7 +174,7 @@ fn a_in_place<I: Isa>(t: &Term) -> bool {
 }
 
 /// Whether the microkernel reads B where it is: few rows do not repay packing it.
-fn b_in_place<I: Isa>(t: &Term) -> bool {
+fn b_in_place<I: IsaKernel>(t: &Term) -> bool {
     let few = t.a.rows <= IN_PLACE_ROWS && t.b.cols.is_multiple_of(I::LANES);
     few && t.alpha == 1.0 && t.b.col_stride == 1 && t.b.f32_data().is_some()
 }
@@ -221,33 +221,33 @@ fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize) {
 }
 
 fn best_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
-    let level = match Level::best() {
+    let level = match Isa::best() {
         #[cfg(target_arch = "x86_64")]
-        Level::Amx if !amx::pays(terms) => Level::Avx512,
+        Isa::Amx if !amx::pays(terms) => Isa::Avx512,
         best => best,
     };
     with_isa(level, terms, beta, bias, c, ldc)
 }
 
-/// `level` must be one that [`Level::usable`] gives.
-fn with_isa(level: Level, terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+/// `level` must be one that [`Isa::usable`] gives.
+fn with_isa(level: Isa, terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
     match level {
-        Level::Portable => product::<Portable>(terms, beta, bias, c, ldc, blocked_product::<Portable>),
+        Isa::Portable => product::<Portable>(terms, beta, bias, c, ldc, blocked_product::<Portable>),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => product::<Neon>(terms, beta, bias, c, ldc, blocked_product::<Neon>),
+        Isa::Neon => product::<Neon>(terms, beta, bias, c, ldc, blocked_product::<Neon>),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => product::<Avx2>(terms, beta, bias, c, ldc, blocked_product::<Avx2>),
+        Isa::Avx2 => product::<Avx2>(terms, beta, bias, c, ldc, blocked_product::<Avx2>),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => product::<Avx512>(terms, beta, bias, c, ldc, blocked_product::<Avx512>),
+        Isa::Avx512 => product::<Avx512>(terms, beta, bias, c, ldc, blocked_product::<Avx512>),
         #[cfg(target_arch = "x86_64")]
-        Level::Amx => product::<Avx512>(terms, beta, bias, c, ldc, amx::blocked_product),
+        Isa::Amx => product::<Avx512>(terms, beta, bias, c, ldc, amx::blocked_product),
     }
 }
 
 /// Computes a product of more than THIN_ROWS rows: terms, (m, n, k), what to do with sums, whether on several threads.
 type Blocked = fn(&[Term], (usize, usize, usize), &Epilogue, bool);
 
-fn product<I: Isa>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize, blocked: Blocked) {
+fn product<I: IsaKernel>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize, blocked: Blocked) {
     assert!((1..=MAX_TERMS).contains(&terms.len()));
     let (m, n) = (terms[0].a.rows, terms[0].b.cols);
     for t in terms {
@@ -292,7 +292,7 @@ impl Epilogue<'_> {
     }
 }
 
-fn blocked_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
+fn blocked_product<I: IsaKernel>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
     let plan = &Plan::new(m, n, k, I::NR, terms.iter().all(b_in_place::<I>));
     // Enough tasks for threads that other programs slow down to be helped out.
     let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
@@ -349,7 +349,13 @@ fn blocked_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end
 }
 
 /// Packs rows `k0..k1` of columns `j0..n` into `dst`, as many panels as it holds.
-fn pack_b<I: Isa>(terms: &[Term], (k0, k1): (usize, usize), (j0, n): (usize, usize), dst: &mut [f32], panel: usize) {
+fn pack_b<I: IsaKernel>(
+    terms: &[Term],
+    (k0, k1): (usize, usize),
+    (j0, n): (usize, usize),
+    dst: &mut [f32],
+    panel: usize,
+) {
     let mut done = 0;
     for (t, from, to) in shares(terms, k0, k1) {
         let src = Panels {
@@ -376,7 +382,7 @@ struct Block {
 }
 
 impl Block {
-    fn run<I: Isa>(&self, terms: &[Term], plan: &Plan, packed: &[f32], end: &Epilogue) {
+    fn run<I: IsaKernel>(&self, terms: &[Term], plan: &Plan, packed: &[f32], end: &Epilogue) {
         let (i0, i1) = self.rows;
         let floats = if terms.iter().all(a_in_place::<I>) { 0 } else { (i1 - i0).next_multiple_of(I::MR) * plan.kc };
         A_PANELS.with(floats, |buffer| {
@@ -390,7 +396,7 @@ impl Block {
 
     /// A's rows of this tile over a k block, in place where the microkernel can read them and
     /// packed into `buffer` where it cannot.
-    fn pieces<I: Isa>(
+    fn pieces<I: IsaKernel>(
         &self,
         terms: &[Term],
         plan: &Plan,
@@ -441,7 +447,7 @@ impl Block {
     }
 
     /// One k block of the tile: every panel against every MR rows.
-    fn sweep<I: Isa>(&self, plan: &Plan, end: &Epilogue, (k0, k1): (usize, usize), pieces: &[Piece]) {
+    fn sweep<I: IsaKernel>(&self, plan: &Plan, end: &Epilogue, (k0, k1): (usize, usize), pieces: &[Piece]) {
         let (i0, i1) = self.rows;
         let beta = if k0 == 0 { end.beta } else { 1.0 };
         let bias = if k1 == plan.k { end.bias } else { None };

@@ -10,7 +10,7 @@ pub const VARIABLE: &str = "TRIMTAB_CPU";
 
 /// Instruction sets with kernels of their own, each with all of the ones of its architecture before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Level {
+pub enum Isa {
     /// What the compiler's target has anyway.
     Portable,
     #[cfg(target_arch = "aarch64")]
@@ -26,75 +26,75 @@ pub enum Level {
     Amx,
 }
 
-impl Level {
-    const ALL: &[(&str, Level)] = &[
-        ("portable", Level::Portable),
+impl Isa {
+    const ALL: &[(&str, Isa)] = &[
+        ("portable", Isa::Portable),
         #[cfg(target_arch = "aarch64")]
-        ("neon", Level::Neon),
+        ("neon", Isa::Neon),
         #[cfg(target_arch = "x86_64")]
-        ("avx2", Level::Avx2),
+        ("avx2", Isa::Avx2),
         #[cfg(target_arch = "x86_64")]
-        ("avx512", Level::Avx512),
+        ("avx512", Isa::Avx512),
         #[cfg(target_arch = "x86_64")]
-        ("amx", Level::Amx),
+        ("amx", Isa::Amx),
     ];
 
     /// The best that the processor has.
-    fn found() -> Level {
+    fn found() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
             if !(has!("avx2") && has!("fma") && has!("f16c")) {
-                return Level::Portable;
+                return Isa::Portable;
             }
             if !(has!("avx512f") && has!("avx512bw")) {
-                return Level::Avx2;
+                return Isa::Avx2;
             }
-            if has_amx() { Level::Amx } else { Level::Avx512 }
+            if has_amx() { Isa::Amx } else { Isa::Avx512 }
         }
         #[cfg(target_arch = "aarch64")]
-        return Level::Neon;
+        return Isa::Neon;
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        Level::Portable
+        Isa::Portable
     }
 
     /// The best that kernels may use here: what the processor has, up to what [`VARIABLE`] names. A name that is not
-    /// known counts as not given; [`Level::checked`] refuses it before work begins.
-    pub fn best() -> Level {
-        static BEST: OnceLock<Level> = OnceLock::new();
-        *BEST.get_or_init(|| limit().ok().flatten().map_or_else(Level::found, |most| most.min(Level::found())))
+    /// known counts as not given; [`Isa::checked`] refuses it before work begins.
+    pub fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| limit().ok().flatten().map_or_else(Isa::found, |most| most.min(Isa::found())))
     }
 
-    /// [`Level::best`], or an error if [`VARIABLE`] holds what it cannot.
-    pub fn checked() -> Result<Level> {
-        limit().map(|_| Level::best())
+    /// [`Isa::best`], or an error if [`VARIABLE`] holds what it cannot.
+    pub fn checked() -> Result<Isa> {
+        limit().map(|_| Isa::best())
     }
 
-    /// Every set that [`Level::best`] implies, itself last.
-    pub fn usable() -> impl Iterator<Item = Level> {
-        Level::ALL.iter().map(|(_, isa)| *isa).filter(|isa| *isa <= Level::best())
+    /// Every set that [`Isa::best`] implies, itself last.
+    pub fn usable() -> impl Iterator<Item = Isa> {
+        Isa::ALL.iter().map(|(_, isa)| *isa).filter(|isa| *isa <= Isa::best())
     }
 
     pub fn name(self) -> &'static str {
-        Level::ALL.iter().find(|(_, isa)| *isa == self).map_or("portable", |(name, _)| name)
+        Isa::ALL.iter().find(|(_, isa)| *isa == self).map_or("portable", |(name, _)| name)
     }
 }
 
-fn limit() -> Result<Option<Level>> {
+fn limit() -> Result<Option<Isa>> {
     match std::env::var(VARIABLE) {
         Err(_) => Ok(None),
         Ok(value) => parse(&value),
     }
 }
 
-fn parse(value: &str) -> Result<Option<Level>> {
-    match Level::ALL.iter().find(|(name, _)| *name == value) {
+fn parse(value: &str) -> Result<Option<Isa>> {
+    match Isa::ALL.iter().find(|(name, _)| *name == value) {
         Some((_, isa)) => Ok(Some(*isa)),
         None if value.is_empty() => Ok(None),
         None => Err(Error::Config {
             key: VARIABLE.into(),
             found: format!("{value:?}"),
-            expected: Level::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
+            expected: Isa::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
         }),
     }
 }
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn names_are_read_and_others_refused() {
-        for (name, isa) in Level::ALL {
+        for (name, isa) in Isa::ALL {
             assert_eq!(parse(name).unwrap(), Some(*isa));
             assert_eq!(isa.name(), *name);
         }
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_best_is_the_last_that_is_usable() {
-        assert_eq!(Level::usable().last(), Some(Level::best()));
-        assert_eq!(Level::usable().next(), Some(Level::Portable));
+        assert_eq!(Isa::usable().last(), Some(Isa::best()));
+        assert_eq!(Isa::usable().next(), Some(Isa::Portable));
     }
 }

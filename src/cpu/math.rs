@@ -29,7 +29,7 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub fn has_avx2() -> bool {
-    super::isa::Level::best() >= super::isa::Level::Avx2
+    super::isa::Isa::best() >= super::isa::Isa::Avx2
 }
 
 /// eˣ: x = n·ln 2 + r with |r| ≤ ln 2 / 2, and eˣ = 2ⁿ·p(r). Overflow gives ∞, underflow goes through the

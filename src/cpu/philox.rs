@@ -1,7 +1,7 @@
 //! Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"): random words
 //! from a counter and a key, so that they depend on no order of evaluation. `shaders/common/philox.wgsl` is its twin.
 
-use crate::ops::Dropout;
+use crate::graph::attr::Dropout;
 
 const M0: u32 = 0xD251_1F53;
 const M1: u32 = 0xCD9E_8D57;

@@ -1,4 +1,4 @@
-//! Rows of 16 floats as vectors, on each instruction set worth having; the processor picks at run time ([`Level::best`](super::isa::Level::best)).
+//! Rows of 16 floats as vectors, on each instruction set worth having; the processor picks at run time ([`Isa::best`](super::isa::Isa::best)).
 //!
 //! Kernels are generic over a [`Simd`], a token that its instruction set is there, so that its operations are safe to
 //! call. AVX2, AVX-512 and NEON give the same bits; without fused multiply-add the last ones differ.
@@ -93,7 +93,7 @@ pub trait Kernel {
 pub fn dispatch(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
     {
-        use super::isa::Level;
+        use super::isa::Isa;
         #[target_feature(enable = "avx512f")]
         fn avx512(kernel: impl Kernel) {
             // SAFETY: this function runs only where AVX-512 is.
@@ -104,11 +104,11 @@ pub fn dispatch(kernel: impl Kernel) {
             // SAFETY: this function runs only where AVX2 and FMA are.
             kernel.run::<Avx2, 6>(unsafe { Avx2::new() })
         }
-        if Level::best() >= Level::Avx512 {
+        if Isa::best() >= Isa::Avx512 {
             // SAFETY: the processor has the feature, as was just found.
             return unsafe { avx512(kernel) };
         }
-        if Level::best() >= Level::Avx2 {
+        if Isa::best() >= Isa::Avx2 {
             // SAFETY: as above.
             return unsafe { avx2(kernel) };
         }

@@ -39,7 +39,7 @@ fn rows<S: Simd, const ROWS: usize, const ADD: bool>(s: S, c: &mut [Lane], a: St
         }
         return;
     }
-    // The one bounds check, for all that `micro` reads.
+    // The one key_range check, for all that `micro` reads.
     assert!((c.len() - 1) * a.row + (b.len() - 1) * a.col < a.data.len());
     let mut r = 0;
     while r < c.len() {

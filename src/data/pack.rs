@@ -15,11 +15,11 @@ pub struct MicroBatch {
     pub ids: Vec<i32>,
     /// The label of the next token of the same sequence [T]; [`IGNORE`] for the last token of a sequence
     /// and for padding.
-    pub targets: Vec<i32>,
+    pub labels: Vec<i32>,
     /// Position in the sequence, from 0 [T].
     pub positions: Vec<i32>,
     /// First token of the sequence a token belongs to, and one past its last [T].
-    pub bounds: Vec<[i32; 2]>,
+    pub key_range: Vec<[i32; 2]>,
     /// Where sequences begin, padding's included, and T at the end [sequences + 1].
     pub cu_seqlens: Vec<i32>,
     /// Tokens that are not padding: they come first.
@@ -32,9 +32,9 @@ impl MicroBatch {
     fn new(capacity: usize) -> MicroBatch {
         MicroBatch {
             ids: Vec::with_capacity(capacity),
-            targets: Vec::with_capacity(capacity),
+            labels: Vec::with_capacity(capacity),
             positions: Vec::with_capacity(capacity),
-            bounds: Vec::with_capacity(capacity),
+            key_range: Vec::with_capacity(capacity),
             cu_seqlens: vec![0],
             tokens: 0,
             trained: 0,
@@ -45,10 +45,10 @@ impl MicroBatch {
         let start = self.ids.len() as i32;
         let end = start + ids.len() as i32;
         self.ids.extend(ids.iter().map(|&id| id as i32));
-        self.targets.extend(labels.iter().skip(1));
-        self.targets.push(IGNORE);
+        self.labels.extend(labels.iter().skip(1));
+        self.labels.push(IGNORE);
         self.positions.extend(0..ids.len() as i32);
-        self.bounds.extend(ids.iter().map(|_| [start, end]));
+        self.key_range.extend(ids.iter().map(|_| [start, end]));
         self.cu_seqlens.push(end);
         self.trained += super::trained(labels);
     }
@@ -124,7 +124,7 @@ mod tests {
     fn verify(data: &Dataset, step: &[usize], capacity: usize, bins: &[MicroBatch]) -> Result<(), String> {
         let mut left: Vec<(&[u32], &[i32])> = step.iter().map(|&i| data.get(i).unwrap()).collect();
         for (b, bin) in bins.iter().enumerate() {
-            let sizes = [bin.ids.len(), bin.targets.len(), bin.positions.len(), bin.bounds.len()];
+            let sizes = [bin.ids.len(), bin.labels.len(), bin.positions.len(), bin.key_range.len()];
             if sizes != [capacity; 4] || bin.cu_seqlens.last() != Some(&(capacity as i32)) || bin.cu_seqlens[0] != 0 {
                 return Err(format!("micro-batch {b} has sizes {sizes:?}"));
             }
@@ -132,13 +132,13 @@ mod tests {
             for pair in bin.cu_seqlens.windows(2) {
                 let (start, end) = (pair[0] as usize, pair[1] as usize);
                 for t in start..end {
-                    if bin.bounds[t] != [pair[0], pair[1]] || bin.positions[t] != (t - start) as i32 {
-                        return Err(format!("token {t} of {b}: {:?} at {}", bin.bounds[t], bin.positions[t]));
+                    if bin.key_range[t] != [pair[0], pair[1]] || bin.positions[t] != (t - start) as i32 {
+                        return Err(format!("token {t} of {b}: {:?} at {}", bin.key_range[t], bin.positions[t]));
                     }
                 }
                 let ids: Vec<u32> = bin.ids[start..end].iter().map(|&id| id as u32).collect();
                 if start >= bin.tokens {
-                    if (ids.as_slice(), bin.targets[start]) != (&[0], IGNORE) {
+                    if (ids.as_slice(), bin.labels[start]) != (&[0], IGNORE) {
                         return Err(format!("padding {start} of {b}: {ids:?}"));
                     }
                     continue;
@@ -149,8 +149,8 @@ mod tests {
                 let labels = left.remove(i).1;
                 for t in 0..ids.len() {
                     let want = labels.get(t + 1).copied().unwrap_or(IGNORE);
-                    if bin.targets[start + t] != want {
-                        return Err(format!("target {t} of {ids:?}: {}, not {want}", bin.targets[start + t]));
+                    if bin.labels[start + t] != want {
+                        return Err(format!("target {t} of {ids:?}: {}, not {want}", bin.labels[start + t]));
                     }
                     trained += (want != IGNORE) as usize;
                 }
@@ -195,13 +195,13 @@ mod tests {
         verify(&data, &step, 16, &good).unwrap();
         type Spoil = fn(&mut MicroBatch);
         let spoils: [(&str, Spoil); 7] = [
-            ("a target across a boundary", |b| b.targets[4] = b.ids[5]),
-            ("an unmasked target", |b| b.targets[1] = b.ids[2]),
+            ("a target across a boundary", |b| b.labels[4] = b.ids[5]),
+            ("an unmasked target", |b| b.labels[1] = b.ids[2]),
             ("a position that runs on", |b| b.positions[5] = 5),
-            ("bounds over two sequences", |b| b.bounds[0][1] = 9),
+            ("key_range over two sequences", |b| b.key_range[0][1] = 9),
             ("a token lost", |b| b.ids[3] = b.ids[2]),
             ("a wrong count", |b| b.trained += 1),
-            ("trained padding", |b| b.targets[15] = 1),
+            ("trained padding", |b| b.labels[15] = 1),
         ];
         for (what, spoil) in spoils {
             let mut bad = good.clone();

@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
-use crate::graph::{Class, Graph, Phase, Val};
+use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::models::Model;
 use crate::nn::{Batch, Cached, Nn, Role, Weight, inputs};
 use crate::ops::{Attr, Linear, linear};
@@ -47,7 +47,7 @@ impl Generation {
     ) -> Result<Generation> {
         let mut nn = Nn::new(method, storage, act, chunk);
         nn.training = false;
-        let logits = nn.g.leaf(Class::Io, "logits", Ty::f32(&[1, model.vocab()]));
+        let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[1, model.vocab()]));
         let prefill = phase(&mut nn, model, chunk, capacity, logits)?;
         nn.g.phase = Phase::DECODE;
         nn.batch = inputs(&mut nn.g, 1);
@@ -58,8 +58,8 @@ impl Generation {
 }
 
 fn phase(nn: &mut Nn, model: &dyn Model, tokens: usize, capacity: usize, logits: Val) -> Result<Inputs> {
-    let slots = nn.g.leaf(Class::Io, "slots", Ty::i32(&[tokens]));
-    let row = nn.g.leaf(Class::Io, "row", Ty::i32(&[1]));
+    let slots = nn.g.leaf(LeafKind::Io, "slots", Ty::i32(&[tokens]));
+    let row = nn.g.leaf(LeafKind::Io, "row", Ty::i32(&[1]));
     nn.cached = Some(Cached { capacity, slots });
     let hidden = model.hidden(nn)?;
     let head = model.head(nn)?;
@@ -129,7 +129,7 @@ impl Generator {
         let ids = fill(&|i| tokens[i] as i32, 0);
         let positions = fill(&position, 0);
         let slots = fill(&position, -1);
-        let bounds: Vec<i32> = (0..at.tokens)
+        let key_range: Vec<i32> = (0..at.tokens)
             .flat_map(|i| {
                 let end = if i < tokens.len() { self.len + i + 1 } else { 0 };
                 [end.saturating_sub(self.window.unwrap_or(end)) as i32, end as i32]
@@ -138,7 +138,7 @@ impl Generator {
         self.exec.upload(at.batch.ids, bytemuck::cast_slice(&ids))?;
         self.exec.upload(at.batch.positions, bytemuck::cast_slice(&positions))?;
         self.exec.upload(at.slots, bytemuck::cast_slice(&slots))?;
-        self.exec.upload(at.batch.bounds, bytemuck::cast_slice(&bounds))?;
+        self.exec.upload(at.batch.key_range, bytemuck::cast_slice(&key_range))?;
         self.exec.upload(at.row, bytemuck::bytes_of(&(tokens.len() as i32 - 1)))?;
         self.exec.run(phase)?;
         self.len += tokens.len();

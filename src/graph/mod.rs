@@ -5,12 +5,19 @@
 //! two phases as well, over the same weights and cache: many tokens at once, then one at a time.
 //! A graph knows shapes and dependencies. It knows no addresses, no devices and no models.
 
+pub mod attr;
+pub mod op;
 mod print;
+pub mod program;
+pub mod tensor;
+pub mod transfer;
 mod verify;
+pub mod weight;
 
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
-use crate::ops::{Attr, Grad, OpDef};
+use attr::Attr;
+use op::{Grad, OpDef};
 
 pub use verify::verify;
 
@@ -26,7 +33,7 @@ impl Val {
 
 /// What a leaf is for. It decides how long the value lives and under which head the account lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Class {
+pub enum LeafKind {
     /// A weight of the base model that does not change.
     Frozen,
     /// A trainable tensor.
@@ -43,16 +50,23 @@ pub enum Class {
     Saved,
 }
 
-impl Class {
-    pub const ALL: [Class; 7] =
-        [Class::Frozen, Class::Param, Class::Grad, Class::Optim, Class::Io, Class::Cache, Class::Saved];
+impl LeafKind {
+    pub const ALL: [LeafKind; 7] = [
+        LeafKind::Frozen,
+        LeafKind::Param,
+        LeafKind::Grad,
+        LeafKind::Optim,
+        LeafKind::Io,
+        LeafKind::Cache,
+        LeafKind::Saved,
+    ];
 }
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Def {
     /// It is there before the graph runs, and stays.
-    Leaf(Class),
+    Leaf(LeafKind),
     /// Output `out` of node `node`.
     Node { node: usize, out: usize },
     /// The elements of `of` from `start` on, under another shape; no memory of its own.
@@ -67,9 +81,9 @@ pub struct Value {
     /// A trainable tensor reaches it.
     pub needs_grad: bool,
     /// A leaf that lies off the device: only transfers (`memory::transfer`) touch it.
-    pub away: bool,
+    pub offloaded: bool,
     /// A leaf of which nothing is needed before a node writes it or behind the last that reads it: it lies in the arena.
-    pub brief: bool,
+    pub transient: bool,
 }
 
 /// A part of a graph that runs as a whole. Phases stand one behind the other in the list of nodes and share leaves.
@@ -137,12 +151,12 @@ impl Graph {
     }
 
     fn push(&mut self, name: String, ty: Ty, def: Def, needs_grad: bool) -> Val {
-        self.values.push(Value { name, ty, def, needs_grad, away: false, brief: false });
+        self.values.push(Value { name, ty, def, needs_grad, offloaded: false, transient: false });
         Val(self.values.len() as u32 - 1)
     }
 
-    pub fn leaf(&mut self, class: Class, name: impl Into<String>, ty: Ty) -> Val {
-        self.push(name.into(), ty, Def::Leaf(class), class == Class::Param)
+    pub fn leaf(&mut self, class: LeafKind, name: impl Into<String>, ty: Ty) -> Val {
+        self.push(name.into(), ty, Def::Leaf(class), class == LeafKind::Param)
     }
 
     /// `of` under another shape of as many elements.
@@ -164,9 +178,9 @@ impl Graph {
     /// Lays `members` (leaves of one class, all f32) out one behind the other, each on a multiple of `boundary`
     /// elements, and returns the whole as one flat leaf: optimizers and norms then need one launch for all of them.
     /// Every backend can bind a member if `boundary` is a multiple of `ALIGN / 4`. The gaps stay zero.
-    pub fn gather(&mut self, class: Class, name: &str, members: &[Val], boundary: usize) -> Val {
+    pub fn flatten(&mut self, kind: LeafKind, name: &str, members: &[Val], boundary: usize) -> Val {
         let total = members.iter().map(|&m| self.ty(m).len().next_multiple_of(boundary)).sum();
-        let flat = self.leaf(class, name, Ty::f32(&[total]));
+        let flat = self.leaf(kind, name, Ty::f32(&[total]));
         let mut start = 0;
         for &m in members {
             let value = &mut self.values[m.index()];
@@ -188,14 +202,14 @@ impl Graph {
 
     /// The leaf off the device that `v` lies in, and how many bytes into it: `v` is (a view of) such a leaf, or
     /// what a transfer wrote there.
-    pub fn away(&self, v: Val) -> Option<(Val, u64)> {
+    pub fn offloaded(&self, v: Val) -> Option<(Val, u64)> {
         let (root, start) = self.root(v);
         // The first element of a quantized tensor is at its first byte; only parts of others are viewed.
         let start = if start == 0 { 0 } else { self.ty(root).dtype.bytes(start) as u64 };
         match self.value(root).def {
-            Def::Leaf(_) if self.value(root).away => Some((root, start)),
+            Def::Leaf(_) if self.value(root).offloaded => Some((root, start)),
             Def::Node { node, out } => {
-                let (leaf, offset) = self.away(self.nodes.get(node)?.into.get(out).copied().flatten()?)?;
+                let (leaf, offset) = self.offloaded(self.nodes.get(node)?.into.get(out).copied().flatten()?)?;
                 Some((leaf, offset + start))
             }
             _ => None,

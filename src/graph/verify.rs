@@ -1,9 +1,8 @@
 //! What must hold of every graph, whoever made it.
 
+use super::transfer;
 use super::{Def, Graph, Val};
 use crate::error::{Error, Result};
-use crate::memory::transfer;
-use crate::ops::optim;
 
 /// Checks that every operand is defined before it is used, that phases are in order, that types are what the op's
 /// row says, and that state is not read after it was overwritten.
@@ -26,7 +25,7 @@ pub fn verify(g: &Graph) -> Result<()> {
     }
     // Element ranges of leaves that were overwritten so far, with the value that now lives there.
     let mut written: Vec<(Val, std::ops::Range<usize>, Val)> = Vec::new();
-    // The same of brief leaves, through all phases.
+    // The same of transient leaves, through all phases.
     let mut filled: Vec<(Val, std::ops::Range<usize>)> = Vec::new();
     let mut phase = super::Phase::MICRO;
     for node in &g.nodes {
@@ -44,11 +43,11 @@ pub fn verify(g: &Graph) -> Result<()> {
             if !defined[root.index()] {
                 return Err(error(format!("{} is used before it is defined", g.value(v).name)));
             }
-            if g.away(v).is_some() && !std::ptr::eq(node.op, &transfer::FETCH) {
+            if g.offloaded(v).is_some() && !std::ptr::eq(node.op, &transfer::FETCH) {
                 return Err(error(format!("{} lies off the device", g.value(v).name)));
             }
             let range = start..start + g.ty(v).len();
-            if g.value(root).brief && !std::ptr::eq(node.op, &optim::ZERO) && !covers(&filled, root, &range) {
+            if g.value(root).transient && !node.op.writes_only && !covers(&filled, root, &range) {
                 return Err(error(format!("not all of {} was written before", g.value(v).name)));
             }
             if let Some((.., by)) =
@@ -69,10 +68,10 @@ pub fn verify(g: &Graph) -> Result<()> {
                 if !matches!(g.value(root).def, Def::Leaf(_)) {
                     return Err(error(format!("{} is no state to overwrite", g.value(t).name)));
                 }
-                if g.value(root).away != std::ptr::eq(node.op, &transfer::STORE) {
+                if g.value(root).offloaded != std::ptr::eq(node.op, &transfer::STORE) {
                     return Err(error(format!("{} is written by an op of the other side", g.value(t).name)));
                 }
-                if g.value(root).brief {
+                if g.value(root).transient {
                     filled.push((root, start..start + g.ty(t).len()));
                 }
                 written.push((root, start..start + g.ty(t).len(), out));

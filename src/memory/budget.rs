@@ -9,19 +9,36 @@ use std::collections::HashMap;
 use super::{Ahead, Choices, apply, blocks, layers, page};
 use crate::backend::{Caps, Target};
 use crate::error::{Error, Result};
+use crate::graph::program::Program;
+use crate::graph::transfer;
 use crate::graph::{Graph, Val};
-use crate::memory::transfer;
 use crate::plan::Plan;
-use crate::train::step::Step;
 
-/// What is wished of an option.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wish {
-    /// If it is needed.
+/// Whether an option is used: if the budget needs it, never, or always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Toggle {
     #[default]
     Auto,
     Off,
     On,
+}
+
+impl Toggle {
+    pub const ALL: &'static [Toggle] = &[Toggle::Auto, Toggle::On, Toggle::Off];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Toggle::Auto => "auto",
+            Toggle::On => "on",
+            Toggle::Off => "off",
+        }
+    }
+}
+
+impl std::fmt::Display for Toggle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// What is asked for.
@@ -32,9 +49,9 @@ pub struct Request {
     /// Recompute of all layers at this level, whether it is needed or not. None: what the budget needs; without a budget,
     /// of cheap values.
     pub recompute: Option<super::Level>,
-    pub stream: Wish,
-    pub page_optimizer: Wish,
-    pub offload: Wish,
+    pub stream: Toggle,
+    pub page_optimizer: Toggle,
+    pub offload: Toggle,
 }
 
 /// A choice that was made, and what it does.
@@ -118,7 +135,7 @@ enum Knob {
 const KNOBS: [Knob; 6] = [Knob::Selective, Knob::All, Knob::Page, Knob::Stream, Knob::StreamLate, Knob::Offload];
 
 impl Knob {
-    fn most(self, step: &Step) -> usize {
+    fn most(self, step: &Program) -> usize {
         match self {
             Knob::Selective | Knob::All => layers(step),
             Knob::Stream => blocks(step),
@@ -148,16 +165,16 @@ impl Knob {
         }
     }
 
-    fn wish(self, request: &Request) -> Wish {
+    fn toggle(self, request: &Request) -> Toggle {
         match self {
-            Knob::Selective | Knob::All => request.recompute.map_or(Wish::Auto, |level| match (self, level) {
-                (Knob::Selective, super::Level::Selective) | (Knob::All, super::Level::All) => Wish::On,
-                _ => Wish::Off,
+            Knob::Selective | Knob::All => request.recompute.map_or(Toggle::Auto, |level| match (self, level) {
+                (Knob::Selective, super::Level::Selective) | (Knob::All, super::Level::All) => Toggle::On,
+                _ => Toggle::Off,
             }),
             Knob::Page => request.page_optimizer,
             Knob::Stream => request.stream,
-            Knob::StreamLate if request.stream == Wish::Off => Wish::Off,
-            Knob::StreamLate => Wish::Auto,
+            Knob::StreamLate if request.stream == Toggle::Off => Toggle::Off,
+            Knob::StreamLate => Toggle::Auto,
             Knob::Offload => request.offload,
         }
     }
@@ -177,13 +194,13 @@ impl Knob {
 /// A step with choices made, planned.
 struct Tried {
     choices: Choices,
-    step: Step,
+    step: Program,
     plan: Plan,
     bytes: u64,
     seconds: f64,
 }
 
-fn attempt(step: &Step, choices: Choices, caps: &Caps) -> Result<Tried> {
+fn attempt(step: &Program, choices: Choices, caps: &Caps) -> Result<Tried> {
     let step = apply(step, &choices)?;
     let plan = Plan::new(&step.graph, caps)?;
     let (bytes, seconds) = (counted(&plan, caps), seconds(&step.graph, caps));
@@ -192,10 +209,10 @@ fn attempt(step: &Step, choices: Choices, caps: &Caps) -> Result<Tried> {
 
 /// `step` as `request` wants it, its plan, and what was chosen. If nothing fits: [`Error::Memory`] with the smallest
 /// budget that would.
-pub fn fit(step: &Step, caps: &Caps, request: &Request) -> Result<(Step, Plan, Vec<Chosen>)> {
+pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<(Program, Plan, Vec<Chosen>)> {
     let mut chosen = Vec::new();
-    let forced = |choices: Choices, knob: &Knob| match knob.wish(request) {
-        Wish::On => knob.set(choices, knob.most(step)),
+    let forced = |choices: Choices, knob: &Knob| match knob.toggle(request) {
+        Toggle::On => knob.set(choices, knob.most(step)),
         _ => choices,
     };
     let usual = match (request.budget, request.recompute) {
@@ -210,7 +227,7 @@ pub fn fit(step: &Step, caps: &Caps, request: &Request) -> Result<(Step, Plan, V
         }
         return Ok((tried.step, tried.plan, chosen));
     };
-    let mut open: Vec<Knob> = KNOBS.into_iter().filter(|k| k.wish(request) == Wish::Auto).collect();
+    let mut open: Vec<Knob> = KNOBS.into_iter().filter(|k| k.toggle(request) == Toggle::Auto).collect();
     let mut order: Vec<Knob> = Vec::new();
     let mut now = attempt(step, choices, caps)?;
     let mut least = (now.bytes, now.choices);
@@ -235,7 +252,7 @@ pub fn fit(step: &Step, caps: &Caps, request: &Request) -> Result<(Step, Plan, V
     }
     if now.bytes > budget && least.0 <= budget {
         now = attempt(step, least.1, caps)?;
-        order = KNOBS.into_iter().filter(|k| k.wish(request) == Wish::Auto && k.of(&now.choices) > 0).collect();
+        order = KNOBS.into_iter().filter(|k| k.toggle(request) == Toggle::Auto && k.of(&now.choices) > 0).collect();
     }
     if now.bytes > budget {
         let least = least.0;
@@ -270,7 +287,7 @@ pub fn fit(step: &Step, caps: &Caps, request: &Request) -> Result<(Step, Plan, V
 }
 
 /// Says what each choice does, one after the other.
-fn describe(chosen: &mut Vec<Chosen>, plain: Option<Tried>, step: &Step, choices: Choices, caps: &Caps) {
+fn describe(chosen: &mut Vec<Chosen>, plain: Option<Tried>, step: &Program, choices: Choices, caps: &Caps) {
     let Some(mut before) = plain else { return };
     for knob in KNOBS {
         let n = match knob {

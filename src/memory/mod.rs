@@ -10,14 +10,14 @@ pub mod page;
 pub mod recompute;
 pub mod resident;
 pub mod stream;
-pub mod transfer;
+pub use crate::graph::transfer;
 
 use std::collections::HashSet;
 
 use crate::error::Result;
-use crate::train::step::Step;
+use crate::graph::program::Program;
 
-pub use budget::{Chosen, Request, Wish, fit};
+pub use budget::{Chosen, Request, Toggle, fit};
 pub use recompute::Level;
 pub use stream::Ahead;
 
@@ -43,17 +43,17 @@ impl Default for Choices {
 }
 
 /// Number of blocks of a step: the embedding, the layers, and what stands behind them.
-pub fn blocks(step: &Step) -> usize {
+pub fn blocks(step: &Program) -> usize {
     step.graph.nodes.iter().map(|n| n.block + 1).max().unwrap_or(0)
 }
 
 /// Number of blocks that are layers.
-pub fn layers(step: &Step) -> usize {
+pub fn layers(step: &Program) -> usize {
     blocks(step).saturating_sub(2)
 }
 
 /// `step` with `choices` made.
-pub fn apply(step: &Step, choices: &Choices) -> Result<Step> {
+pub fn apply(step: &Program, choices: &Choices) -> Result<Program> {
     let mut step = step.clone();
     let (blocks, layers) = (blocks(&step), layers(&step));
     let g = &mut step.graph;

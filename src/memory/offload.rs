@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::Result;
-use crate::graph::{Class, Def, Graph, Val};
+use crate::graph::{Def, Graph, LeafKind, Val};
 
 /// The values that go from one block's forward part to another's and that the backward pass reads again.
 /// `forward` is the number of forward nodes.
@@ -73,8 +73,8 @@ pub fn offload(g: &mut Graph, forward: usize, values: &HashSet<Val>) -> Result<(
         g.keep(node);
         for &v in stores.get(&i).into_iter().flatten() {
             let ty = g.ty(v).clone();
-            let leaf = g.leaf(Class::Saved, format!("saved.{}", g.value(v).name), ty);
-            g.values[leaf.index()].away = true;
+            let leaf = g.leaf(LeafKind::Saved, format!("saved.{}", g.value(v).name), ty);
+            g.values[leaf.index()].offloaded = true;
             stored.insert(v, g.store(v, leaf)?);
         }
     }

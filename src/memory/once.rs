@@ -9,12 +9,12 @@ use std::collections::{HashMap, HashSet};
 
 use crate::dtype::{ALIGN, Ty};
 use crate::error::Result;
-use crate::graph::{Class, Def, Graph, Node, Phase, Val};
+use crate::graph::program::Program;
+use crate::graph::{Def, Graph, LeafKind, Node, Phase, Val};
 use crate::ops::{Attr, elementwise, optim};
-use crate::train::step::Step;
 
 /// Rewrites `step`, whose phase MICRO is then run exactly once before each UPDATE.
-pub fn once(step: &mut Step) -> Result<()> {
+pub fn once(step: &mut Program) -> Result<()> {
     let g = &mut step.graph;
     let outer = (g.phase, g.site.clone(), g.block);
     // Gradients that were added to their leaf by a node of its own: (gradient, leaf, that node).
@@ -55,15 +55,15 @@ pub fn once(step: &mut Step) -> Result<()> {
     behind.into_iter().for_each(|n| g.keep(n));
     let before = fill_gaps(g)?;
     step.forward += before.iter().filter(|&&at| at < step.forward).count();
-    for value in g.values.iter_mut().filter(|v| v.def == Def::Leaf(Class::Grad)) {
-        value.brief = true;
+    for value in g.values.iter_mut().filter(|v| v.def == Def::Leaf(LeafKind::Grad)) {
+        value.transient = true;
     }
     (g.phase, g.site, g.block) = outer;
     Ok(())
 }
 
 fn is_gradient(g: &Graph, v: Val) -> bool {
-    g.value(g.root(v).0).def == Def::Leaf(Class::Grad)
+    g.value(g.root(v).0).def == Def::Leaf(LeafKind::Grad)
 }
 
 fn whole(of: Val) -> Def {

@@ -3,7 +3,7 @@
 
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
-use crate::graph::{Class, Def, Graph, Node, Phase, Val};
+use crate::graph::{Def, Graph, LeafKind, Node, Phase, Val};
 use crate::ops::optim::BLOCK;
 
 /// Parameters of a page: 4 MiB of f32 for each piece of state, large enough for a disk's full speed.
@@ -29,7 +29,7 @@ pub fn page(g: &mut Graph, page: usize) -> Result<()> {
         let all = g.ty(node.ins[0]).len();
         let share = |v: Val| node.ins.iter().position(|&i| i == v).and_then(|i| shares[i]);
         let state: Vec<Val> = node.ins.iter().copied().filter(|&v| is_state(g, v)).collect();
-        state.iter().for_each(|v| g.values[v.index()].away = true);
+        state.iter().for_each(|v| g.values[v.index()].offloaded = true);
         // An operand of page k: a part of it, or the whole if it is none of the flat ones.
         let part = |g: &mut Graph, v: Val, k: usize| match share(v) {
             Some(share) => {
@@ -41,7 +41,7 @@ pub fn page(g: &mut Graph, page: usize) -> Result<()> {
         let bring = |g: &mut Graph, k: usize| -> Result<Vec<Val>> {
             let one = |&v: &Val| {
                 let here = part(g, v, k);
-                if g.away(here).is_some() { g.fetch(here) } else { Ok(here) }
+                if g.offloaded(here).is_some() { g.fetch(here) } else { Ok(here) }
             };
             node.ins.iter().map(one).collect()
         };
@@ -58,10 +58,10 @@ pub fn page(g: &mut Graph, page: usize) -> Result<()> {
             next = if k + 1 < pages { bring(g, k + 1)? } else { Vec::new() };
             // State is written into its page, the rest where it was written before.
             let into: Vec<Option<Val>> = node.into.iter().map(|t| t.map(|t| part(g, t, k))).collect();
-            let here: Vec<Option<Val>> = into.iter().map(|t| t.filter(|&t| g.away(t).is_none())).collect();
+            let here: Vec<Option<Val>> = into.iter().map(|t| t.filter(|&t| g.offloaded(t).is_none())).collect();
             let outs = g.node_into(node.op, node.attr.clone(), &ins, &here)?;
             for (out, target) in outs.into_iter().zip(into) {
-                if let Some(t) = target.filter(|&t| g.away(t).is_some()) {
+                if let Some(t) = target.filter(|&t| g.offloaded(t).is_some()) {
                     g.store(out, t)?;
                 }
             }
@@ -72,7 +72,7 @@ pub fn page(g: &mut Graph, page: usize) -> Result<()> {
 }
 
 fn is_state(g: &Graph, v: Val) -> bool {
-    matches!(g.value(v).def, Def::Leaf(Class::Optim))
+    matches!(g.value(v).def, Def::Leaf(LeafKind::Optim))
 }
 
 /// For each operand of an update that can be paged, how many parameters an element of it stands for; None for one that

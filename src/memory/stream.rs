@@ -4,8 +4,8 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::Result;
-use crate::graph::{Class, Def, Graph, Val};
-use crate::nn::{Source, Weight};
+use crate::graph::weight::{Source, Weight};
+use crate::graph::{Def, Graph, LeafKind, Val};
 
 /// How early a weight is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub fn candidates(g: &Graph, weights: &[Weight]) -> Vec<(Val, HashSet<usize>)> {
         }
     }
     let base = weights.iter().filter(|w| matches!(w.source, Source::Base { .. })).map(|w| w.val);
-    let frozen = base.filter(|&v| g.value(v).def == Def::Leaf(Class::Frozen) && g.shape(v).len() == 2);
+    let frozen = base.filter(|&v| g.value(v).def == Def::Leaf(LeafKind::Frozen) && g.shape(v).len() == 2);
     frozen.filter_map(|v| readers.remove(&v).map(|blocks| (v, blocks))).collect()
 }
 
@@ -35,7 +35,7 @@ pub fn stream(g: &mut Graph, weights: &HashSet<Val>, ahead: Ahead) -> Result<()>
         return Ok(());
     }
     for &w in weights {
-        g.values[w.index()].away = true;
+        g.values[w.index()].offloaded = true;
     }
     let nodes = std::mem::take(&mut g.nodes);
     // Runs of one block: the first node of each.

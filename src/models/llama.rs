@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Nn, Role};
 use crate::ops::rope::{RopeSpec, rope_table};
-use crate::ops::{Act, Attention};
+use crate::ops::{Activation, Attention};
 
 pub const FAMILY: Family = Family { types: &["llama", "mistral", "qwen2", "qwen3", "gemma"], read };
 
@@ -25,7 +25,7 @@ pub struct Llama {
     kv_heads: usize,
     head_dim: usize,
     eps: f32,
-    act: Act,
+    act: Activation,
     /// Biases of q, k, v; of o; of the MLP.
     qkv_bias: bool,
     o_bias: bool,
@@ -57,9 +57,9 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     }
     let gemma = kind == "gemma";
     let act = match (text(config, "hidden_activation").or(text(config, "hidden_act")), gemma) {
-        (None, true) | (Some("gelu"), true) | (Some("gelu_pytorch_tanh"), _) => Act::GeluTanh,
-        (None | Some("silu"), _) => Act::Silu,
-        (Some("gelu"), false) => Act::Gelu,
+        (None, true) | (Some("gelu"), true) | (Some("gelu_pytorch_tanh"), _) => Activation::GeluTanh,
+        (None | Some("silu"), _) => Activation::Silu,
+        (Some("gelu"), false) => Activation::Gelu,
         (Some(other), _) => return Err(bad("hidden_act", other, "silu, gelu or gelu_pytorch_tanh")),
     };
     let max_positions = size(config, "max_position_embeddings", Some(2048))?;

@@ -1,7 +1,7 @@
 //! Softmax attention over packed sequences, without ever holding a T×T matrix (Dao et al. 2022, 2023).
 //!
 //! `out_t = Σ_s p_ts · v_s`, `p_ts = exp(scale · q_t·k_s − lse_t)`, `lse_t = ln Σ_s exp(scale · q_t·k_s)`, where s
-//! runs over the keys that query t sees: from `bounds[t].0` up to before `bounds[t].1`; if causal, up to t; if there
+//! runs over the keys that query t sees: from `key_range[t].0` up to before `key_range[t].1`; if causal, up to t; if there
 //! is a window w, after t − w. Query head h reads key/value head `h / (heads / kv_heads)` (grouped-query attention).
 //! A query that sees no key gets `out = 0`, `lse = −∞`.
 
@@ -17,11 +17,12 @@ use crate::ops::{Acts, Attention, Attr, Cost, Grad, Lower, OpDef, Tensor, check}
 
 pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD];
 
-/// `attention` [q F32[T,H·D], k F32[S,G·D], v F32[S,G·D], bounds I32[T,2]] → out F32[T,H·D], lse F32[H,T].
+/// `attention` [q F32[T,H·D], k F32[S,G·D], v F32[S,G·D], key_range I32[T,2]] → out F32[T,H·D], lse F32[H,T].
 pub static ATTENTION: OpDef = OpDef {
     name: "attention",
     infer: infer_forward,
     reference: reference_forward,
+    writes_only: false,
     grad: Grad::Rule(rule),
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, 2),
@@ -33,15 +34,16 @@ pub static ATTENTION: OpDef = OpDef {
     samples: samples::forward,
 };
 
-/// `attention_bwd` [q, k, v, bounds, out, lse, dout F32[T,H·D]] → dq F32[T,H·D], dk F32[T,G·D], dv F32[T,G·D].
+/// `attention_bwd` [q, k, v, key_range, out, lse, dout F32[T,H·D]] → dq F32[T,H·D], dk F32[T,G·D], dv F32[T,G·D].
 ///
 /// With `δ_t = Σ_d dout·out`: `dv_s = Σ_t p_ts·dout_t`, `ds_ts = p_ts·(dout_t·v_s − δ_t)`,
 /// `dq_t = scale·Σ_s ds_ts·k_s`, `dk_s = scale·Σ_t ds_ts·q_t`. Queries and keys are the same T tokens, and the tokens
-/// that `bounds` shows to one another are sequences: `bounds[s]` also says which queries may see key s.
+/// that `key_range` shows to one another are sequences: `key_range[s]` also says which queries may see key s.
 pub static ATTENTION_BWD: OpDef = OpDef {
     name: "attention_bwd",
     infer: infer_backward,
     reference: reference_backward,
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, 7),
@@ -55,10 +57,10 @@ pub static ATTENTION_BWD: OpDef = OpDef {
 };
 
 impl Graph {
-    /// Attention of the tokens of `q` to those of `k` and `v` within `bounds` (first and one past the last key of
+    /// Attention of the tokens of `q` to those of `k` and `v` within `key_range` (first and one past the last key of
     /// each query).
-    pub fn attention(&mut self, q: Val, k: Val, v: Val, bounds: Val, spec: Attention) -> Result<Val> {
-        Ok(self.node(&ATTENTION, Attr::Attention(spec), &[q, k, v, bounds])?[0])
+    pub fn attention(&mut self, q: Val, k: Val, v: Val, key_range: Val, spec: Attention) -> Result<Val> {
+        Ok(self.node(&ATTENTION, Attr::Attention(spec), &[q, k, v, key_range])?[0])
     }
 }
 
@@ -69,8 +71,8 @@ fn spec(attr: &Attr) -> Attention {
     }
 }
 
-/// Checks q, k, v and bounds.
-fn operands(a: &Attention, q: &Ty, k: &Ty, v: &Ty, bounds: &Ty) -> Result<(), String> {
+/// Checks q, k, v and key_range.
+fn operands(a: &Attention, q: &Ty, k: &Ty, v: &Ty, key_range: &Ty) -> Result<(), String> {
     if a.head_dim == 0 || a.kv_heads == 0 || a.heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
         return Err(format!("{} heads of {} share {} of keys", a.heads, a.head_dim, a.kv_heads));
     }
@@ -82,7 +84,7 @@ fn operands(a: &Attention, q: &Ty, k: &Ty, v: &Ty, bounds: &Ty) -> Result<(), St
     check::is("q", q, &Ty::f32(&[q.rows(), a.heads * a.head_dim]))?;
     check::is("k", k, &Ty::f32(&[k.rows(), a.kv_heads * a.head_dim]))?;
     check::is("v", v, k)?;
-    check::is("bounds", bounds, &Ty::i32(&[q.rows(), 2]))?;
+    check::is("key_range", key_range, &Ty::i32(&[q.rows(), 2]))?;
     if a.causal && q.rows() != k.rows() {
         return Err(format!("{} queries and {} keys, expected as many if causal", q.rows(), k.rows()));
     }
@@ -103,18 +105,18 @@ fn words(l: &Lower, a: &Attention) -> [u32; 8] {
 }
 
 fn infer_forward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-    let (Attr::Attention(a), [q, k, v, bounds]) = (attr, ins) else {
-        return Err(check::refuse("q, k, v, bounds and Attention", attr, ins));
+    let (Attr::Attention(a), [q, k, v, key_range]) = (attr, ins) else {
+        return Err(check::refuse("q, k, v, key_range and Attention", attr, ins));
     };
-    operands(a, q, k, v, bounds)?;
+    operands(a, q, k, v, key_range)?;
     Ok(vec![q.clone(), Ty::f32(&[a.heads, q.rows()])])
 }
 
 fn infer_backward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-    let (Attr::Attention(a), [q, k, v, bounds, out, lse, dout]) = (attr, ins) else {
-        return Err(check::refuse("q, k, v, bounds, out, lse, dout and Attention", attr, ins));
+    let (Attr::Attention(a), [q, k, v, key_range, out, lse, dout]) = (attr, ins) else {
+        return Err(check::refuse("q, k, v, key_range, out, lse, dout and Attention", attr, ins));
     };
-    operands(a, q, k, v, bounds)?;
+    operands(a, q, k, v, key_range)?;
     if q.rows() != k.rows() {
         return Err(format!("{} queries and {} keys, expected the same tokens", q.rows(), k.rows()));
     }
@@ -138,9 +140,9 @@ fn cost(attr: &Attr, ins: &[Ty], products: u64) -> Cost {
 
 /// The keys that query `t` sees, as (first, one past the last); empty intervals are (0, 0). Bounds beyond the keys
 /// are cut.
-fn visible(a: &Attention, t: usize, bounds: [i64; 2], keys: usize) -> (usize, usize) {
-    let mut lo = bounds[0].clamp(0, keys as i64) as usize;
-    let mut hi = bounds[1].clamp(0, keys as i64) as usize;
+fn visible(a: &Attention, t: usize, key_range: [i64; 2], keys: usize) -> (usize, usize) {
+    let mut lo = key_range[0].clamp(0, keys as i64) as usize;
+    let mut hi = key_range[1].clamp(0, keys as i64) as usize;
     if a.causal {
         hi = hi.min(t + 1);
     }
@@ -152,7 +154,7 @@ fn visible(a: &Attention, t: usize, bounds: [i64; 2], keys: usize) -> (usize, us
 
 fn reference_forward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     let a = spec(attr);
-    let (q, k, v, bounds) = (&ins[0], &ins[1], &ins[2], &ins[3]);
+    let (q, k, v, key_range) = (&ins[0], &ins[1], &ins[2], &ins[3]);
     let d = a.head_dim;
     let mut out = Tensor::zeros(&q.shape);
     let mut lse = Tensor::zeros(&[a.heads, q.rows()]);
@@ -161,7 +163,7 @@ fn reference_forward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
         let g = h / (a.heads / a.kv_heads);
         let of_k = g * d..(g + 1) * d;
         for t in 0..q.rows() {
-            let (lo, hi) = visible(&a, t, [bounds.at(t, 0) as i64, bounds.at(t, 1) as i64], k.rows());
+            let (lo, hi) = visible(&a, t, [key_range.at(t, 0) as i64, key_range.at(t, 1) as i64], k.rows());
             let q = &q.row(t)[of_q.clone()];
             let score =
                 |s: usize| a.scale as f64 * q.iter().zip(&k.row(s)[of_k.clone()]).map(|(q, k)| q * k).sum::<f64>();
@@ -182,14 +184,14 @@ fn reference_forward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
 
 fn reference_backward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     let a = spec(attr);
-    let [q, k, v, bounds, out, lse, dout] = ins else { unreachable!("infer counted them") };
+    let [q, k, v, key_range, out, lse, dout] = ins else { unreachable!("infer counted them") };
     let (d, scale) = (a.head_dim, a.scale as f64);
     let (mut dq, mut dk, mut dv) = (Tensor::zeros(&q.shape), Tensor::zeros(&k.shape), Tensor::zeros(&v.shape));
     for h in 0..a.heads {
         let of_q = |i: usize| h * d + i;
         let of_k = |i: usize| h / (a.heads / a.kv_heads) * d + i;
         for t in 0..q.rows() {
-            let (lo, hi) = visible(&a, t, [bounds.at(t, 0) as i64, bounds.at(t, 1) as i64], k.rows());
+            let (lo, hi) = visible(&a, t, [key_range.at(t, 0) as i64, key_range.at(t, 1) as i64], k.rows());
             let delta: f64 = (0..d).map(|i| dout.at(t, of_q(i)) * out.at(t, of_q(i))).sum();
             for s in lo..hi {
                 let score = scale * (0..d).map(|i| q.at(t, of_q(i)) * k.at(s, of_k(i))).sum::<f64>();
@@ -208,12 +210,12 @@ fn reference_backward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
 }
 
 fn rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
-    let [q, k, v, bounds] = node.ins[..] else { unreachable!("infer counted them") };
+    let [q, k, v, key_range] = node.ins[..] else { unreachable!("infer counted them") };
     let Some(dout) = grads[0] else { return Ok(vec![None; 4]) };
     if !wants.contains(&true) {
         return Ok(vec![None; 4]);
     }
     let (out, lse) = (node.outs[0], node.outs[1]);
-    let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[q, k, v, bounds, out, lse, dout])?;
+    let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[q, k, v, key_range, out, lse, dout])?;
     Ok((0..4).map(|i| d.get(i).copied().filter(|_| wants[i])).collect())
 }

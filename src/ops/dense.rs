@@ -4,10 +4,11 @@
 use std::ops::Range;
 
 use crate::cpu::philox;
+use crate::device::Caps;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::quant::{row_step, weight_defines, weight_parts};
-use crate::ops::{Arg, Caps, Dispatch, Dropout, Lower, Matmul};
+use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch};
 
 /// What one dispatch may compute; a slow integrated GPU does it within a tenth of a second or two.
 const MAX_FLOPS: usize = 20_000_000_000;
@@ -64,7 +65,7 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    pub fn dispatches(&self, caps: &Caps) -> Vec<Dispatch> {
+    pub fn dispatches(&self, caps: &Caps) -> Vec<WgslDispatch> {
         let (m, n, k) = self.dims;
         let Matmul { ta, tb, alpha, .. } = self.spec;
         let (m_step, m_most) = if ta { rows_of(caps, &[n]) } else { rows_of(caps, &[n, k]) };
@@ -88,7 +89,7 @@ impl Product<'_> {
         list
     }
 
-    fn dispatch(&self, ms: Range<usize>, ns: Range<usize>, ks: Range<usize>, first: bool, alpha: f32) -> Dispatch {
+    fn dispatch(&self, ms: Range<usize>, ns: Range<usize>, ks: Range<usize>, first: bool, alpha: f32) -> WgslDispatch {
         let (m_all, n_all, k_all) = self.dims;
         let Matmul { ta, tb, .. } = self.spec;
         let (a, lda, a0) = match ta {
@@ -123,7 +124,7 @@ impl Product<'_> {
             params.extend([0; 4]);
         }
         let add = self.acc_in_c || !first;
-        Dispatch {
+        WgslDispatch {
             shader: "matmul",
             defines,
             entry: "tile",
@@ -137,7 +138,7 @@ impl Product<'_> {
 }
 
 /// `y[n] = Σ_t x[t,n] (+ acc[n])`.
-pub(super) fn sum_rows(l: &Lower, acc: bool) -> Vec<Dispatch> {
+pub(super) fn sum_rows(l: &Lower, acc: bool) -> Vec<WgslDispatch> {
     let (rows, cols) = (l.ins[0].rows(), l.ins[0].cols());
     let (step, most) = rows_of(l.caps, &[cols]);
     let in_y = l.shared[0] == Some(1);
@@ -146,7 +147,7 @@ pub(super) fn sum_rows(l: &Lower, acc: bool) -> Vec<Dispatch> {
         let separate = acc && !in_y && first;
         let mut args = vec![Arg::Out(0), Arg::InPart(0, bytes(piece.clone(), cols))];
         args.extend(separate.then_some(Arg::In(1)));
-        Dispatch {
+        WgslDispatch {
             shader: "sum_rows",
             defines: separate.then_some("ACC").into_iter().collect(),
             entry: "sum_rows",
@@ -171,7 +172,7 @@ pub(super) struct LowRank {
 }
 
 /// `y = x Wᵀ (+ bias) (+ scale·x̃Aᵀ·Bᵀ)`, output 1 being x̃Aᵀ.
-pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Result<Vec<Dispatch>> {
+pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
     let stored = stored_as(l)?;
     let mut list = Vec::new();
@@ -214,7 +215,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
                 true => [rows.div_ceil(4) as u32, ts.len() as u32, 1],
                 false => [rows.div_ceil(TILE) as u32, ts.len().div_ceil(TILE) as u32, 1],
             };
-            list.push(Dispatch {
+            list.push(WgslDispatch {
                 shader: "linear",
                 defines,
                 entry: if few { "row" } else { "tile" },
@@ -230,7 +231,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
 }
 
 /// `dx = dy·W (+ mask∘(dyb·A))`.
-pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<Dispatch>> {
+pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
     let stored = stored_as(l)?;
     let rank = low.as_ref().map_or(0, |l| l.rank);
@@ -259,7 +260,7 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<Dispatch>
                 }
             }
             params.extend(mask);
-            list.push(Dispatch {
+            list.push(WgslDispatch {
                 shader: "linear_dx",
                 defines,
                 entry: "tile",

@@ -16,7 +16,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_parts};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Arg, Attr, Cost, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&DORA_NORM];
@@ -47,6 +47,7 @@ pub static DORA_NORM: OpDef = OpDef {
         let norm = |i: usize| (0..w.cols()).map(|k| element(i, k).powi(2)).sum::<f64>().sqrt();
         vec![Tensor::new(&[w.rows()], (0..w.rows()).map(norm).collect())]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[],
     cost: |_, ins, _| Cost {
@@ -144,7 +145,7 @@ fn add<const N: usize>(tile: &mut [f32], factors: [f32; N], rows: [&[f32]; N]) {
 const MAX_FLOPS: usize = 20_000_000_000;
 const GROUP_ROWS: usize = 4;
 
-fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (w, k, rank) = (&l.ins[0], l.ins[0].cols(), l.ins[1].shape[0]);
     let define = weight_define(w.dtype)
         .ok_or_else(|| Error::unsupported(format!("a weight {w}"), "weights are floats or nf4"))?;
@@ -157,7 +158,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
         let mut params = [rows, part.rows.start, k, rank].map(|x| x as u32).to_vec();
         params.push(scale(l.attr).to_bits());
         params.extend(part.params);
-        Dispatch {
+        WgslDispatch {
             shader: "dora",
             defines: vec![define],
             entry: "dora_norm",

@@ -3,16 +3,16 @@
 mod cast;
 mod cuda;
 
-use crate::backend::Target;
 use crate::cpu::philox::{Mask, keep};
 use crate::cpu::{math, par};
+use crate::device::Target;
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, flat, grid, rows};
 use crate::ops::{
-    Act, Acts, Arg, Attr, Cost, Dispatch, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor,
-    check, no_workspace,
+    Activation, Acts, Arg, Attr, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor,
+    WgslDispatch, check, no_workspace,
 };
 
 pub use cast::CAST;
@@ -31,6 +31,7 @@ pub static ADD: OpDef = OpDef {
         _ => Err(check::refuse("a, b", attr, ins)),
     },
     reference: |_, ins| vec![zip(&ins[0], &ins[1], |a, b| a + b)],
+    writes_only: false,
     grad: Grad::Rule(|_, _, grads, wants| Ok(wants.iter().map(|&want| grads[0].filter(|_| want)).collect())),
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
@@ -59,6 +60,7 @@ pub static SCALE: OpDef = OpDef {
         _ => Err(check::refuse("x, s", attr, ins)),
     },
     reference: |_, ins| vec![map(&ins[0], |x| x * ins[1].data[0])],
+    writes_only: false,
     grad: Grad::Rule(scale_rule),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
@@ -84,14 +86,15 @@ pub static SCALE: OpDef = OpDef {
 pub static GATED_ACT: OpDef = OpDef {
     name: "gated_act",
     infer: |attr, ins| match (attr, ins) {
-        (Attr::Act(_), [gate, up]) => {
+        (Attr::Activation(_), [gate, up]) => {
             check::float("gate", gate)?;
             check::is("up", up, gate)?;
             Ok(vec![gate.clone()])
         }
-        _ => Err(check::refuse("gate, up and Act", attr, ins)),
+        _ => Err(check::refuse("gate, up and Activation", attr, ins)),
     },
     reference: |attr, ins| vec![zip(&ins[0], &ins[1], |g, u| act64(act(attr), g).0 * u)],
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let Some(dh) = grads[0] else { return Ok(vec![None, None]) };
         let outs = g.node(&GATED_ACT_BWD, node.attr.clone(), &[dh, node.ins[0], node.ins[1]])?;
@@ -101,9 +104,9 @@ pub static GATED_ACT: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
     workspace: no_workspace,
     host: |call| match act(call.attr) {
-        Act::Silu => call.map(0, [0, 1], |[g, u]| math::silu(g) * u),
-        Act::GeluTanh => call.map(0, [0, 1], |[g, u]| math::gelu_tanh(g) * u),
-        Act::Gelu => call.map(0, [0, 1], |[g, u]| math::gelu(g) * u),
+        Activation::Silu => call.map(0, [0, 1], |[g, u]| math::silu(g) * u),
+        Activation::GeluTanh => call.map(0, [0, 1], |[g, u]| math::gelu_tanh(g) * u),
+        Activation::Gelu => call.map(0, [0, 1], |[g, u]| math::gelu(g) * u),
     },
     wgsl: |l| {
         let name = act_define(act(l.attr));
@@ -122,31 +125,34 @@ pub static GATED_ACT: OpDef = OpDef {
 pub static GATED_ACT_BWD: OpDef = OpDef {
     name: "gated_act_bwd",
     infer: |attr, ins| match (attr, ins) {
-        (Attr::Act(_), [dh, gate, up]) => {
+        (Attr::Activation(_), [dh, gate, up]) => {
             check::float("gate", gate)?;
             check::is("up", up, gate)?;
             check::is("dh", dh, gate)?;
             Ok(vec![gate.clone(), gate.clone()])
         }
-        _ => Err(check::refuse("dh, gate, up and Act", attr, ins)),
+        _ => Err(check::refuse("dh, gate, up and Activation", attr, ins)),
     },
     reference: |attr, ins| {
         let both = zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).1);
         vec![zip(&both, &ins[2], |d, u| d * u), zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).0)]
     },
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0), (2, 1)],
     cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
     workspace: no_workspace,
     host: |call| match act(call.attr) {
-        Act::Silu => call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| {
+        Activation::Silu => call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| {
             let s = math::sigmoid(g);
             [dh * u * (s * (1.0 + g * (1.0 - s))), dh * (g * s)]
         }),
-        Act::GeluTanh => {
+        Activation::GeluTanh => {
             call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| [dh * u * math::gelu_tanh_grad(g), dh * math::gelu_tanh(g)])
         }
-        Act::Gelu => call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| [dh * u * math::gelu_grad(g), dh * math::gelu(g)]),
+        Activation::Gelu => {
+            call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| [dh * u * math::gelu_grad(g), dh * math::gelu(g)])
+        }
     },
     wgsl: |l| {
         let mut defines = vec!["GATED_BWD", act_define(act(l.attr))];
@@ -184,6 +190,7 @@ pub static DROPOUT: OpDef = OpDef {
         y.data.iter_mut().enumerate().for_each(|(i, y)| *y *= mask.factor(i) as f64);
         vec![y]
     },
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
         Ok(vec![Some(g.dropout(dy, node.ins[1], drop(&node.attr))?), None])
@@ -228,6 +235,7 @@ pub static ADD_ROW: OpDef = OpDef {
         y.data.iter_mut().enumerate().for_each(|(i, y)| *y += f * ins[1].data[i % n]);
         vec![y]
     },
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
         let dv = match wants[1] {
@@ -275,6 +283,7 @@ pub static ADD_ROW_DV: OpDef = OpDef {
         }
         vec![y]
     },
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() },
@@ -315,8 +324,8 @@ impl Graph {
     }
 
     /// act(gate)·up.
-    pub fn gated_act(&mut self, gate: Val, up: Val, act: Act) -> Result<Val> {
-        Ok(self.node(&GATED_ACT, Attr::Act(act), &[gate, up])?[0])
+    pub fn gated_act(&mut self, gate: Val, up: Val, act: Activation) -> Result<Val> {
+        Ok(self.node(&GATED_ACT, Attr::Activation(act), &[gate, up])?[0])
     }
 
     /// Zeroes each element with probability p and divides the others by 1−p.
@@ -341,9 +350,9 @@ fn scale_rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool])
     }
 }
 
-fn act(attr: &Attr) -> Act {
+fn act(attr: &Attr) -> Activation {
     match attr {
-        Attr::Act(a) => *a,
+        Attr::Activation(a) => *a,
         _ => unreachable!("infer refused it"),
     }
 }
@@ -371,18 +380,18 @@ fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f64, f64) -> f64) -> Tensor {
 }
 
 /// act(x) and act′(x).
-fn act64(act: Act, x: f64) -> (f64, f64) {
+fn act64(act: Activation, x: f64) -> (f64, f64) {
     match act {
-        Act::Silu => {
+        Activation::Silu => {
             let s = 1.0 / (1.0 + (-x).exp());
             (x * s, s * (1.0 + x * (1.0 - s)))
         }
-        Act::GeluTanh => {
+        Activation::GeluTanh => {
             let c = (2.0 / std::f64::consts::PI).sqrt();
             let t = (c * (x + 0.044715 * x * x * x)).tanh();
             (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x))
         }
-        Act::Gelu => {
+        Activation::Gelu => {
             let normal = 0.5 * (1.0 + erf64(x / std::f64::consts::SQRT_2));
             (x * normal, normal + x * (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt())
         }
@@ -464,7 +473,7 @@ const EACH: usize = 4;
 const WG: usize = 64;
 
 /// Dispatches over the elements of output 0. Parameters: their number, the index of the first, `more`.
-fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], more: &[u32]) -> Vec<Dispatch> {
+fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], more: &[u32]) -> Vec<WgslDispatch> {
     let total = (op.cost)(l.attr, l.ins, l.outs).flops;
     let len = l.outs[0].len();
     let dispatch = |range: std::ops::Range<usize>| {
@@ -473,7 +482,7 @@ fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], m
             Slot::In(i) => Arg::InPart(*i, bytes(&range, 1)),
             Slot::Whole(i) => Arg::In(*i),
         };
-        Dispatch {
+        WgslDispatch {
             shader: "elementwise",
             defines: defines.clone(),
             entry: op.name,
@@ -487,15 +496,15 @@ fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], m
     flat(len, l.caps).into_iter().map(dispatch).collect()
 }
 
-fn act_define(act: Act) -> &'static str {
+fn act_define(act: Activation) -> &'static str {
     match act {
-        Act::Silu => "SILU",
-        Act::GeluTanh => "GELU_TANH",
-        Act::Gelu => "GELU",
+        Activation::Silu => "SILU",
+        Activation::GeluTanh => "GELU_TANH",
+        Activation::Gelu => "GELU",
     }
 }
 
-fn wgsl_add_row(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_add_row(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, f) = (l.ins[1].len(), factor(l.attr).factor);
     let dispatch = |range: std::ops::Range<usize>| {
         let out = Arg::OutPart(0, bytes(&range, n));
@@ -503,7 +512,7 @@ fn wgsl_add_row(l: &Lower) -> Result<Vec<Dispatch>> {
             Some(_) => (vec!["ADD_ROW", "INPLACE"], vec![out, Arg::In(1)]),
             None => (vec!["ADD_ROW"], vec![out, Arg::InPart(0, bytes(&range, n)), Arg::In(1)]),
         };
-        Dispatch {
+        WgslDispatch {
             shader: "elementwise",
             defines,
             entry: "add_row",
@@ -517,7 +526,7 @@ fn wgsl_add_row(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(rows(l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect())
 }
 
-fn wgsl_add_row_dv(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_add_row_dv(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, Factor { factor: f, acc }) = (l.outs[0].len(), factor(l.attr));
     let dispatch = |range: std::ops::Range<usize>| {
         let (mut defines, mut args) = (vec!["ADD_ROW_DV"], vec![Arg::Out(0), Arg::InPart(0, bytes(&range, n))]);
@@ -528,7 +537,7 @@ fn wgsl_add_row_dv(l: &Lower) -> Result<Vec<Dispatch>> {
             defines.push("ACC");
             args.push(Arg::In(1));
         }
-        Dispatch {
+        WgslDispatch {
             shader: "elementwise",
             defines,
             entry: "add_row_dv",
@@ -569,13 +578,15 @@ fn samples(what: &str, shapes: &[(&'static str, &[usize])], make: impl Fn(Ty) ->
 
 fn act_samples(operands: usize) -> Vec<Sample> {
     let mut all = Vec::new();
-    for act in [Act::Silu, Act::GeluTanh, Act::Gelu] {
-        all.extend(samples(&format!(", {act:?}"), SIZES, |ty| (Attr::Act(act), vec![SampleIn::normal(ty); operands])));
+    for act in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        all.extend(samples(&format!(", {act:?}"), SIZES, |ty| {
+            (Attr::Activation(act), vec![SampleIn::normal(ty); operands])
+        }));
         let values = vec![-100.0, -30.0, -12.0, -4.0, -0.5, 0.0, 1e-3, 0.7, 5.0, 11.0, 40.0, 100.0];
         let ty = Ty::f32(&[1, values.len()]);
         let mut ins = vec![SampleIn::normal(ty.clone()); operands];
         ins[operands - 2] = SampleIn::values(ty, values);
-        all.push(Sample::new(format!("far from zero, {act:?}"), Attr::Act(act), ins));
+        all.push(Sample::new(format!("far from zero, {act:?}"), Attr::Activation(act), ins));
     }
     all
 }

@@ -14,7 +14,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
 use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check,
+    Acts, Arg, Attr, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
     no_workspace,
 };
 
@@ -45,6 +45,7 @@ pub static EMBED: OpDef = OpDef {
         }
         vec![y]
     },
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(vec![None, None]) };
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.shape(node.ins[1])[0], acc: false };
@@ -99,6 +100,7 @@ pub static EMBED_DW: OpDef = OpDef {
         }
         vec![dw]
     },
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(2, 0)],
     cost: |_, ins, outs| Cost { flops: (2 * ins[1].len() + outs[0].len()) as u64, terms: ins[0].len() + 1 },
@@ -149,6 +151,7 @@ pub static CACHE_WRITE: OpDef = OpDef {
         }
         vec![cache]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: ins[1].len() as u64, terms: 1 },
@@ -271,14 +274,14 @@ const WG: usize = 64;
 
 /// One dispatch for each pair of a range of tokens and a range of the table's rows; the first range of rows also
 /// writes the zeros of ids that are in no range.
-fn wgsl_embed(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_embed(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, v, d) = (l.ins[0].len(), l.ins[1].rows(), l.ins[1].cols());
     let mut all = Vec::new();
     for tokens in rows(n, d, l.caps) {
         for part in weight_parts(1, &l.ins[1], l.caps.max_binding, usize::MAX) {
             let mut args = vec![Arg::OutPart(0, bytes(&tokens, d)), Arg::In(0)];
             args.extend(part.args);
-            all.push(Dispatch {
+            all.push(WgslDispatch {
                 shader: "embed",
                 defines: [vec!["EMBED"], weight_defines(&l.ins[1], l.caps).unwrap_or_default()].concat(),
                 entry: "embed",
@@ -302,14 +305,14 @@ fn wgsl_embed(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 /// Dispatches that make output 0 a copy of input `from`, or zeros.
-fn start(l: &Lower, from: Option<usize>) -> Vec<Dispatch> {
+fn start(l: &Lower, from: Option<usize>) -> Vec<WgslDispatch> {
     let dispatch = |range: std::ops::Range<usize>| {
         let out = Arg::OutPart(0, bytes(&range, 1));
         let (define, args) = match from {
             Some(i) => ("COPY", vec![out, Arg::InPart(i, bytes(&range, 1))]),
             None => ("FILL", vec![out]),
         };
-        Dispatch {
+        WgslDispatch {
             shader: "embed",
             defines: vec![define],
             entry: "start",
@@ -324,7 +327,7 @@ fn start(l: &Lower, from: Option<usize>) -> Vec<Dispatch> {
 }
 
 /// Dispatches that make output 0 what a table's gradient is added to: input 2, unless it is there already, or zeros.
-fn start_sum(l: &Lower, acc: bool) -> Vec<Dispatch> {
+fn start_sum(l: &Lower, acc: bool) -> Vec<WgslDispatch> {
     match (acc, l.shared[0]) {
         (true, Some(_)) => Vec::new(),
         (true, None) => start(l, Some(2)),
@@ -333,13 +336,13 @@ fn start_sum(l: &Lower, acc: bool) -> Vec<Dispatch> {
 }
 
 /// A workgroup for each token: where the token is the first of its id, it sums all of that id.
-fn wgsl_embed_dw(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_embed_dw(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (e, n, d) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
     let mut all = start_sum(l, e.acc);
     for tokens in rows(n, d, l.caps) {
         for part in rows(e.rows, d, l.caps) {
             let words = [tokens.len(), tokens.start, d, part.start, part.end].map(|w| w as u32);
-            all.push(Dispatch {
+            all.push(WgslDispatch {
                 shader: "embed",
                 defines: vec!["EMBED_DW"],
                 entry: "embed_dw",
@@ -354,7 +357,7 @@ fn wgsl_embed_dw(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(all)
 }
 
-fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_cache_write(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let mut all = match l.shared[0] {
         Some(_) => Vec::new(),
         None => start(l, Some(0)),
@@ -364,12 +367,12 @@ fn wgsl_cache_write(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 /// Dispatches that write the rows of input `x` into output 0 at the rows that input `positions` says.
-fn write_rows(l: &Lower, x: usize, positions: usize) -> Vec<Dispatch> {
+fn write_rows(l: &Lower, x: usize, positions: usize) -> Vec<WgslDispatch> {
     let (n, c, d) = (l.ins[positions].len(), l.outs[0].rows(), l.outs[0].cols());
     let mut all = Vec::new();
     for tokens in rows(n, d, l.caps) {
         for part in rows(c, d, l.caps) {
-            all.push(Dispatch {
+            all.push(WgslDispatch {
                 shader: "embed",
                 defines: vec!["CACHE_WRITE"],
                 entry: "cache_write",

@@ -8,22 +8,11 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
-use crate::backend::HostSlice;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::math::has_avx2;
 use crate::cpu::par;
-use crate::dtype::Ty;
-use crate::ops::Attr;
-
-pub type Host = fn(&HostCall);
-
-/// A launch on the CPU: attributes, types, and memory in the order outputs, inputs, scratch.
-pub struct HostCall<'a> {
-    pub attr: &'a Attr,
-    pub ins: &'a [Ty],
-    pub outs: &'a [Ty],
-    pub args: &'a [HostSlice],
-}
+use crate::device::HostSlice;
+use crate::graph::op::HostCall;
 
 /// A pointer that threads may share.
 #[derive(Clone, Copy)]

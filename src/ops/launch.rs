@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use crate::backend::Caps;
+use crate::device::Caps;
 use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
-use crate::ops::{Arg, Cuda, Lower};
+use crate::ops::{Arg, CudaLaunch, Lower};
 
 /// `groups` workgroups over x and y; kernels find their number by `wg.y * num_wg.x + wg.x` and skip those beyond
 /// the end.
@@ -72,14 +72,14 @@ pub fn weight(input: usize, w: &Ty) -> ((&'static str, i64), [Arg; 4]) {
 
 /// The launch of an entry that is `kernels/common/row.cuh`: output 0 from input 0 and a row, input 1, that meets each of
 /// its rows. `more`: parameters behind the number of rows, of columns, and of rows a thread.
-pub fn with_row(l: &Lower, file: &'static str, entry: &'static str, more: &[u32], flops: usize) -> Cuda {
+pub fn with_row(l: &Lower, file: &'static str, entry: &'static str, more: &[u32], flops: usize) -> CudaLaunch {
     const BLOCK: usize = 256;
     let (x, lanes) = (&l.ins[0], lanes(&l.ins[0]));
     let (rows, cols) = (x.rows(), x.cols());
     let block = cols.div_ceil(lanes).next_multiple_of(32).min(BLOCK);
     // Rows that a thread's part of the row serves; a grid's y ends at 65535.
     let each = rows.div_ceil(65535).max(8);
-    Cuda {
+    CudaLaunch {
         file,
         defines: vec![act(x)],
         entry,
@@ -124,12 +124,12 @@ impl Columns {
         acc: Arg,
         more: &[u32],
         caps: &Caps,
-    ) -> Vec<Cuda> {
+    ) -> Vec<CudaLaunch> {
         let cols = self.x.cols();
         // 16 threads take 16 bytes each.
         let slab = 16 * lanes(&self.x);
         let partial = Arg::Work(0..self.workspace());
-        let launch = |entry, grid, args, params, flops: usize| Cuda {
+        let launch = |entry, grid, args, params, flops: usize| CudaLaunch {
             file,
             defines: vec![act(&self.x)],
             entry,

@@ -6,18 +6,18 @@
 
 pub(in crate::ops) mod cuda;
 
-use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Term, gemm};
 use crate::cpu::par;
 use crate::cpu::philox::Mask;
 use crate::cpu::weight::weight;
+use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, LowRank};
 use crate::ops::matmul::mat;
 use crate::ops::{
-    Acts, Attr, Cost, Dispatch, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor,
+    Acts, Attr, Cost, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
 };
 
 pub static OPS: &[&OpDef] = &[&LINEAR, &LINEAR_DX];
@@ -45,6 +45,7 @@ pub static LINEAR: OpDef = OpDef {
         Ok(outs)
     },
     reference: reference_linear,
+    writes_only: false,
     grad: Grad::Rule(grad_linear),
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
@@ -79,6 +80,7 @@ pub static LINEAR_DX: OpDef = OpDef {
         Ok(vec![Ty::f32(&[t, k])])
     },
     reference: reference_linear_dx,
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
@@ -338,13 +340,13 @@ fn masked(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32], f: impl Fn(&mut f3
     });
 }
 
-fn wgsl_linear(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_linear(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let s = spec(l.attr);
     let o = Operands::of(s, false);
     dense::linear(l, o.bias, low_rank(l, s, &o, 0))
 }
 
-fn wgsl_linear_dx(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_linear_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let s = spec(l.attr);
     let o = Operands::of(s, true);
     dense::linear_dx(l, low_rank(l, s, &o, 1))

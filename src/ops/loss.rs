@@ -5,9 +5,9 @@
 
 mod cuda;
 
-use crate::backend::{Caps, Target};
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::{math, par, weight::weight};
+use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty, align};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
@@ -16,7 +16,7 @@ use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_defines, weight_parts};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, check,
+    Acts, Arg, Attr, Cost, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 pub static OPS: &[&OpDef] = &[&LINEAR_CROSS_ENTROPY];
@@ -46,6 +46,7 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         _ => Err(check::refuse("x, w, labels, inv and Loss", attr, ins)),
     },
     reference,
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dloss), Attr::Loss(loss)) = (grads[0], &node.attr) else { return Ok(vec![None; 4]) };
         // The factor is no parameter, and what the op was not built with it cannot give.
@@ -268,13 +269,13 @@ impl Scratch {
     }
 }
 
-fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (t, d, v) = (l.ins[0].rows(), l.ins[0].cols(), l.ins[1].rows());
     let Loss { grad_x, grad_w } = loss(l.attr);
     let scratch = Scratch::new(l.ins, l.caps);
     let stored = || weight_defines(&l.ins[1], l.caps).unwrap_or_default();
     let vec = (d % 4 == 0).then_some(("VEC", 1.0));
-    let dispatch = |shader, entry, defines, constants, grid, args, params: Vec<usize>, flops: usize| Dispatch {
+    let dispatch = |shader, entry, defines, constants, grid, args, params: Vec<usize>, flops: usize| WgslDispatch {
         shader,
         defines,
         entry,

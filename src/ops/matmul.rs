@@ -2,16 +2,16 @@
 
 mod cuda;
 
-use crate::backend::Target;
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::par;
+use crate::device::Target;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
 use crate::ops::tiles;
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, no_workspace,
+    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch, no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
@@ -21,6 +21,7 @@ pub static MATMUL: OpDef = OpDef {
     name: "matmul",
     infer: infer_matmul,
     reference: reference_matmul,
+    writes_only: false,
     grad: Grad::Rule(grad_matmul),
     in_place: &[(2, 0)],
     cost: |attr, ins, _| {
@@ -65,6 +66,7 @@ pub static SUM_ROWS: OpDef = OpDef {
         }
         vec![y]
     },
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: ins[0].rows() + 1 },
@@ -206,7 +208,7 @@ fn host_sum_rows(call: &HostCall) {
     });
 }
 
-fn wgsl_matmul(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_matmul(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let spec = matmul_attr(l.attr);
     let in_c = spec.acc && l.shared[0] == Some(2);
     let product = Product {
@@ -222,7 +224,7 @@ fn wgsl_matmul(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(product.dispatches(l.caps))
 }
 
-fn wgsl_sum_rows(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_sum_rows(l: &Lower) -> Result<Vec<WgslDispatch>> {
     Ok(dense::sum_rows(l, *l.attr == Attr::Acc(true)))
 }
 

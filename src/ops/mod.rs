@@ -4,12 +4,10 @@
 //! costs, the executor the kernels; tests and benches walk it and list no ops of their own. A family has one stem:
 //! `src/ops/<family>.rs`, `shaders/<family>.wgsl`, `kernels/<family>.cu`.
 
-mod attr;
 mod check;
 mod dense;
 mod host;
 mod launch;
-mod tensor;
 mod tiles;
 
 pub mod attention;
@@ -25,14 +23,9 @@ pub mod quant;
 pub mod rope;
 pub mod row_factor;
 
-pub use attr::*;
-pub use host::{Host, HostCall};
-pub use tensor::{Fill, Sample, SampleIn, Tensor};
-
-use crate::backend::Caps;
-use crate::dtype::{DType, Ty};
-use crate::error::Result;
-use crate::graph::{Graph, Node, Val};
+pub use crate::graph::attr::*;
+pub use crate::graph::op::*;
+pub use crate::graph::tensor::{Fill, Sample, SampleIn, Tensor};
 
 /// Every op family.
 pub static FAMILIES: &[&[&OpDef]] = &[
@@ -53,163 +46,4 @@ pub static FAMILIES: &[&[&OpDef]] = &[
 /// Every row.
 pub fn table() -> impl Iterator<Item = &'static OpDef> {
     FAMILIES.iter().flat_map(|family| family.iter().copied())
-}
-
-/// A row of the table.
-pub struct OpDef {
-    pub name: &'static str,
-    /// Types of the outputs from the types of the inputs; the error says what is wrong with them.
-    pub infer: fn(&Attr, &[Ty]) -> Result<Vec<Ty>, String>,
-    /// The definition, in float64, written to be read. Every kernel is checked against it.
-    pub reference: fn(&Attr, &[Tensor]) -> Vec<Tensor>,
-    pub grad: Grad,
-    /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
-    pub in_place: &'static [(usize, usize)],
-    pub cost: fn(&Attr, &[Ty], &[Ty]) -> Cost,
-    /// Scratch bytes a launch needs beside its operands.
-    pub workspace: fn(&Attr, &[Ty], &Caps) -> u64,
-    /// The CPU kernel.
-    pub host: Host,
-    /// The WGSL launches.
-    pub wgsl: fn(&Lower) -> Result<Vec<Dispatch>>,
-    /// The CUDA launches.
-    pub cuda: fn(&Lower) -> Result<Vec<Cuda>>,
-    /// Which operands a device may keep in 16 bits.
-    pub acts: fn(&Attr) -> Acts,
-    /// What tests and benches run it on; odd sizes among them.
-    pub samples: fn() -> Vec<Sample>,
-}
-
-impl std::fmt::Debug for OpDef {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-/// What autograd finds in a row.
-#[derive(Clone, Copy)]
-pub enum Grad {
-    /// Given the node, the gradient of each output (None: nothing depends on it) and which inputs want one,
-    /// appends the backward nodes and returns the gradient of each input.
-    Rule(GradRule),
-    /// The result does not depend on its inputs in a way that is trained through.
-    Stop,
-    /// Not written: a backward graph through it is an error when it is built.
-    Missing,
-}
-
-pub type GradRule = fn(&mut Graph, &Node, &[Option<Val>], &[bool]) -> Result<Vec<Option<Val>>>;
-
-/// What a launch costs, for the planner, the split over submits, and tolerances.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Cost {
-    pub flops: u64,
-    /// Terms of the longest sum behind one element of the output: rounding errors grow with it.
-    pub terms: usize,
-}
-
-/// No scratch memory.
-pub fn no_workspace(_: &Attr, _: &[Ty], _: &Caps) -> u64 {
-    0
-}
-
-/// The operands of a row that are activations: inputs and outputs by number. `infer` speaks of them as f32; a device
-/// may keep all of them in 16 bits ([`Caps::act16`]), and then only all of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Acts {
-    pub ins: &'static [usize],
-    pub outs: &'static [usize],
-}
-
-/// No operand is an activation.
-pub fn no_acts(_: &Attr) -> Acts {
-    Acts::default()
-}
-
-impl OpDef {
-    /// The 16-bit type in which the activations among `ins` are kept, if they are.
-    pub fn act16(&self, attr: &Attr, ins: &[Ty]) -> Option<DType> {
-        let first = ins.get(*(self.acts)(attr).ins.first()?)?.dtype;
-        matches!(first, DType::BF16 | DType::F16).then_some(first)
-    }
-
-    /// Types of the outputs from the types of the inputs; the error says what is wrong with them.
-    pub fn types(&self, attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-        let Some(dtype) = self.act16(attr, ins) else { return (self.infer)(attr, ins) };
-        let acts = (self.acts)(attr);
-        let mut wide = ins.to_vec();
-        for &i in acts.ins.iter().filter(|&&i| i < ins.len()) {
-            if ins[i].dtype != dtype {
-                return Err(format!("{ins:?}: activations of two types; cast operand {i} to {dtype}"));
-            }
-            wide[i].dtype = DType::F32;
-        }
-        let mut outs = (self.infer)(attr, &wide)?;
-        for &o in acts.outs {
-            if let Some(out) = outs.get_mut(o) {
-                out.dtype = dtype;
-            }
-        }
-        Ok(outs)
-    }
-}
-
-/// What a row's lowering knows.
-pub struct Lower<'a> {
-    pub attr: &'a Attr,
-    pub ins: &'a [Ty],
-    pub outs: &'a [Ty],
-    /// For each output: the input in whose storage it lies, if any. WebGPU forbids binding a range twice,
-    /// so such a pair is bound once there.
-    pub shared: &'a [Option<usize>],
-    pub caps: &'a Caps,
-}
-
-/// One dispatch of a WGSL entry point.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Dispatch {
-    /// File stem in `shaders/`.
-    pub shader: &'static str,
-    /// Symbols the shader text is preprocessed with (`#if NAME`), in the order its header declares them.
-    pub defines: Vec<&'static str>,
-    pub entry: &'static str,
-    /// Values of `override` constants.
-    pub constants: Vec<(&'static str, f64)>,
-    pub grid: [u32; 3],
-    /// What is bound to @group(0) @binding(0..).
-    pub args: Vec<Arg>,
-    /// The parameter block, bound as a uniform behind the last argument; at most 16 words.
-    pub params: Vec<u32>,
-    pub flops: u64,
-}
-
-/// One launch of a CUDA kernel. A kernel's parameters are its pointers, in the order of `args`, and then 32-bit words.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Cuda {
-    /// File stem in `kernels/`.
-    pub file: &'static str,
-    /// Macros the file is compiled with. One set is one compilation, so they hold what shapes code, not sizes.
-    pub defines: Vec<(&'static str, i64)>,
-    pub entry: &'static str,
-    pub grid: [u32; 3],
-    /// Threads of a block, along x.
-    pub block: u32,
-    /// Bytes of dynamic shared memory.
-    pub shared: u32,
-    pub args: Vec<Arg>,
-    pub params: Vec<u32>,
-    pub flops: u64,
-}
-
-/// Something to bind.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Arg {
-    Out(usize),
-    In(usize),
-    /// A range of bytes of the same.
-    OutPart(usize, std::ops::Range<u64>),
-    InPart(usize, std::ops::Range<u64>),
-    Work(std::ops::Range<u64>),
-    /// CUDA only: a null pointer, where the kernel has an operand that this launch does without.
-    Absent,
 }

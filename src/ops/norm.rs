@@ -5,13 +5,13 @@
 
 mod cuda;
 
-use crate::backend::{Caps, Target};
 use crate::cpu::{math, par};
+use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, check, launch,
+    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
 };
 
 pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW];
@@ -21,6 +21,7 @@ pub static RMS_NORM: OpDef = OpDef {
     name: "rms_norm",
     infer: infer_norm,
     reference: reference_norm,
+    writes_only: false,
     grad: Grad::Rule(norm_rule),
     in_place: &[],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].cols() },
@@ -37,6 +38,7 @@ pub static RMS_NORM_DX: OpDef = OpDef {
     name: "rms_norm_dx",
     infer: infer_dx,
     reference: reference_dx,
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(4, 0), (0, 0)],
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
@@ -53,6 +55,7 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     name: "rms_norm_dw",
     infer: infer_dw,
     reference: reference_dw,
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(3, 0)],
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: ins[0].rows() },
@@ -278,12 +281,12 @@ fn over_rows(
     defines: Vec<&'static str>,
     args: Vec<Arg>,
     range: &std::ops::Range<usize>,
-) -> Dispatch {
+) -> WgslDispatch {
     let Norm { eps, offset, .. } = norm(l.attr);
     let cols = l.outs[0].cols();
     // A power of two that leaves few invocations idle.
     let width = cols.next_power_of_two().clamp(32, 256).min(l.caps.max_invocations.max(32) as usize);
-    Dispatch {
+    WgslDispatch {
         shader: "norm",
         defines,
         entry,
@@ -295,7 +298,7 @@ fn over_rows(
     }
 }
 
-fn wgsl_norm(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_norm(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let cols = l.ins[0].cols();
     let dispatch = |range: std::ops::Range<usize>| {
         let part = launch::bytes(&range, cols);
@@ -305,7 +308,7 @@ fn wgsl_norm(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(launch::rows(l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
 
-fn wgsl_dx(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (acc, cols) = (norm(l.attr).acc, l.ins[1].cols());
     let dispatch = |range: std::ops::Range<usize>| {
         let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
@@ -336,19 +339,19 @@ fn dw_workspace(_: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     }
 }
 
-fn wgsl_dw(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_dw(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (rows, cols) = (l.ins[1].rows(), l.ins[1].cols());
     let work = Arg::Work(0..dw_workspace(l.attr, l.ins, l.caps));
     // Ranges of whole blocks, so that a block's sum is the same however the rows are split.
     let step = launch::rows(rows, cols, l.caps).first().map_or(rows, |r| r.len());
     let step = if step < rows { (step / DW_ROWS).max(1) * DW_ROWS } else { rows };
     let wide = cols.div_ceil(16) as u32;
-    let mut dispatches: Vec<Dispatch> = (0..rows)
+    let mut dispatches: Vec<WgslDispatch> = (0..rows)
         .step_by(step)
         .map(|start| {
             let range = start..(start + step).min(rows);
             let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
-            Dispatch {
+            WgslDispatch {
                 shader: "norm",
                 defines: vec!["DW"],
                 entry: "rms_norm_dw",
@@ -368,7 +371,7 @@ fn wgsl_dw(l: &Lower) -> Result<Vec<Dispatch>> {
         args.push(Arg::In(3));
     }
     args.push(work);
-    dispatches.push(Dispatch {
+    dispatches.push(WgslDispatch {
         shader: "norm",
         defines,
         entry: "rms_norm_dw_sum",

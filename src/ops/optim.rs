@@ -8,14 +8,14 @@ mod plain;
 
 mod cuda;
 
-use crate::backend::Target;
 use crate::cpu::par;
+use crate::device::Target;
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
 };
 
 pub use adafactor::{ADAFACTOR, table};
@@ -40,6 +40,7 @@ pub static SUM_SQUARES: OpDef = OpDef {
         let sum: f64 = ins[0].data.iter().map(|x| x * x).sum();
         vec![Tensor::scalar(sum + ins.get(1).map_or(0.0, |acc| acc.data[0]))]
     },
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0)],
     // What is summed in a row: the elements of a lane, the lanes, the pieces.
@@ -105,6 +106,7 @@ pub static ADAMW: OpDef = OpDef {
         }
         vec![p, m, v]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2)],
     cost: |_, ins, _| Cost { flops: 16 * ins[0].len() as u64, terms: 8 },
@@ -146,6 +148,7 @@ pub static ZERO: OpDef = OpDef {
         _ => Err(check::refuse("x", attr, ins)),
     },
     reference: |_, ins| vec![Tensor::zeros(&ins[0].shape)],
+    writes_only: true,
     grad: Grad::Stop,
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: 0 },
@@ -258,7 +261,7 @@ fn over(
     define: &'static str,
     entry: &'static str,
     args: impl Fn(&std::ops::Range<usize>) -> Vec<Arg>,
-) -> Vec<Dispatch> {
+) -> Vec<WgslDispatch> {
     each(l.outs[0].len(), l, ("optim", vec![define], entry), args)
 }
 
@@ -268,8 +271,8 @@ fn each(
     l: &Lower,
     (shader, defines, entry): (&'static str, Vec<&'static str>, &'static str),
     args: impl Fn(&std::ops::Range<usize>) -> Vec<Arg>,
-) -> Vec<Dispatch> {
-    let dispatch = |range: std::ops::Range<usize>| Dispatch {
+) -> Vec<WgslDispatch> {
+    let dispatch = |range: std::ops::Range<usize>| WgslDispatch {
         shader,
         defines: defines.clone(),
         entry,
@@ -283,11 +286,11 @@ fn each(
 }
 
 /// A workgroup sums a piece; one more sums the pieces.
-fn wgsl_sum_squares(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_sum_squares(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let n = l.ins[0].len();
     let pieces = n.div_ceil(PIECE);
     let partial = || Arg::Work(0..4 * pieces as u64);
-    let dispatch = |defines, entry, grid, args, params, flops| Dispatch {
+    let dispatch = |defines, entry, grid, args, params, flops| WgslDispatch {
         shader: "optim",
         defines,
         entry,
@@ -318,7 +321,7 @@ fn wgsl_sum_squares(l: &Lower) -> Result<Vec<Dispatch>> {
 
 /// Parameters and state that are not updated in place, copied, so that a kernel need not bind them twice: it may bind
 /// eight operands. `pairs` are those of the row: (input, output).
-fn copies(l: &Lower, pairs: &[(usize, usize)]) -> Vec<Dispatch> {
+fn copies(l: &Lower, pairs: &[(usize, usize)]) -> Vec<WgslDispatch> {
     let apart = pairs.iter().filter(|&&(_, out)| out < l.outs.len() && l.shared[out].is_none());
     let copy = |&(from, out): &(usize, usize)| {
         each(l.outs[out].len(), l, ("optim", vec!["COPY"], "copy"), move |r| {
@@ -328,7 +331,7 @@ fn copies(l: &Lower, pairs: &[(usize, usize)]) -> Vec<Dispatch> {
     apart.flat_map(copy).collect()
 }
 
-fn wgsl_adamw(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_adamw(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let mut all = copies(l, ADAMW.in_place);
     all.extend(over(l, "ADAMW", "adamw", |r| {
         let mut args: Vec<Arg> = (0..3).map(|o| Arg::OutPart(o, bytes(r, 1))).collect();

@@ -4,14 +4,14 @@ mod cuda;
 
 use std::ops::Range;
 
-use crate::backend::{Caps, Target};
 use crate::cpu::par;
+use crate::device::{Caps, Target};
 use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
 };
 use crate::quant::nf4;
 
@@ -30,6 +30,7 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
         _ => Err(check::refuse("w and Nf4", attr, ins)),
     },
     reference: |attr, ins| vec![rounded(&ins[0], *attr == Attr::Nf4 { double: true })],
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[],
     cost: |_, ins, _| Cost { flops: 20 * ins[0].len() as u64, terms: 4 },
@@ -73,6 +74,7 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     },
     // Quantized operands arrive decoded.
     reference: |_, ins| vec![ins[0].clone()],
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: 2 },
@@ -147,14 +149,14 @@ const WG: usize = 64;
 
 /// A thread quantizes a block of 64; double quantization then takes the mean of their scales, and a workgroup
 /// quantizes 256 of them.
-fn wgsl_quantize(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_quantize(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let double = *l.attr == Attr::Nf4 { double: true };
     let n = l.ins[0].len();
     let blocks = n.div_ceil(Nf4Layout::BLOCK);
     let layout = Nf4Layout::new(n, double);
     let part = |r: &Range<usize>| Arg::OutPart(0, r.start as u64..r.end.next_multiple_of(4) as u64);
     let scales = || Arg::Work(0..4 * blocks as u64);
-    let dispatch = |defines, entry, grid, args, params: [usize; 3], flops: usize| Dispatch {
+    let dispatch = |defines, entry, grid, args, params: [usize; 3], flops: usize| WgslDispatch {
         shader: "quant",
         defines,
         entry,
@@ -188,7 +190,7 @@ fn wgsl_quantize(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(all)
 }
 
-fn wgsl_dequantize(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_dequantize(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (ty, k) = (&l.ins[0], l.ins[0].cols());
     // The f32 output is the larger binding.
     let most = (l.caps.max_binding.min(1 << 31) as usize / (4 * k).max(1)).max(1);
@@ -197,7 +199,7 @@ fn wgsl_dequantize(l: &Lower) -> Result<Vec<Dispatch>> {
         let n = part.rows.len() * k;
         let mut args = vec![Arg::OutPart(0, bytes(&part.rows, k))];
         args.extend(part.args);
-        Dispatch {
+        WgslDispatch {
             shader: "quant",
             defines: vec!["DEQUANTIZE", define],
             entry: "dequantize",

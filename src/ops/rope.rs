@@ -11,7 +11,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, check, launch,
+    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
 };
 
 pub use table::{RopeScaling, RopeSpec, Yarn, rope_table};
@@ -26,6 +26,7 @@ pub static ROPE: OpDef = OpDef {
     name: "rope",
     infer,
     reference,
+    writes_only: false,
     grad: Grad::Rule(rule),
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: 2 },
@@ -135,7 +136,7 @@ fn host(call: &HostCall) {
     });
 }
 
-fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     const WG: usize = 64;
     let Rope { heads, head_dim, inverse } = rope(l.attr);
     let (cols, half) = (l.ins[0].cols(), l.ins[1].cols() / 2);
@@ -149,7 +150,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
         args.extend([Arg::In(1), Arg::In(2)]);
         let sign = if inverse { -1.0f32 } else { 1.0 };
         let words = [range.len(), range.start, heads, head_dim, half, l.ins[1].rows()];
-        Dispatch {
+        WgslDispatch {
             shader: "rope",
             defines,
             entry: "rope",

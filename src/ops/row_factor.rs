@@ -2,14 +2,14 @@
 
 mod cuda;
 
-use crate::backend::Target;
 use crate::cpu::par;
+use crate::device::Target;
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, grid, rows};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&MUL_ROW, &MUL_ROW_DV, &DIV_ROW];
@@ -19,6 +19,7 @@ pub static MUL_ROW: OpDef = OpDef {
     name: "mul_row",
     infer,
     reference: |_, ins| vec![each(&ins[0], &ins[1], |x, v| x * v)],
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
         let (x, v) = (node.ins[0], node.ins[1]);
@@ -57,6 +58,7 @@ pub static MUL_ROW_DV: OpDef = OpDef {
         }
         vec![dv]
     },
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(2, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() + 1 },
@@ -88,6 +90,7 @@ pub static DIV_ROW: OpDef = OpDef {
     name: "div_row",
     infer,
     reference: |_, ins| vec![each(&ins[0], &ins[1], |x, v| x / v)],
+    writes_only: false,
     grad: Grad::Rule(div_rule),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
@@ -175,7 +178,7 @@ fn host_dv(call: &HostCall) {
 const GROUP: usize = 256;
 const COLUMNS: usize = 16;
 
-fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<Dispatch> {
+fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<WgslDispatch> {
     let n = l.ins[1].len();
     let dispatch = |range: std::ops::Range<usize>| {
         let (mut defines, mut args) = (vec![define], vec![Arg::OutPart(0, bytes(&range, n))]);
@@ -185,7 +188,7 @@ fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<Dispatch> {
         }
         args.push(Arg::In(1));
         let elements = range.len() * n;
-        Dispatch {
+        WgslDispatch {
             shader: "row_factor",
             defines,
             entry: op.name,
@@ -199,7 +202,7 @@ fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<Dispatch> {
     rows(l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect()
 }
 
-fn wgsl_dv(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_dv(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, acc) = (l.outs[0].len(), *l.attr == Attr::Acc(true));
     let dispatch = |range: std::ops::Range<usize>| {
         let part = |i| Arg::InPart(i, bytes(&range, n));
@@ -211,7 +214,7 @@ fn wgsl_dv(l: &Lower) -> Result<Vec<Dispatch>> {
             defines.push("ACC");
             args.push(Arg::In(2));
         }
-        Dispatch {
+        WgslDispatch {
             shader: "row_factor",
             defines,
             entry: "mul_row_dv",

@@ -1,10 +1,10 @@
 //! How dense products become CUDA launches: the tile (`kernels/common/gemm.cuh`) that fits a matrix, and where a long
 //! sum is split.
 
-use crate::backend::Caps;
 use crate::cpu::philox;
+use crate::device::Caps;
 use crate::dtype::Ty;
-use crate::ops::{Arg, Cuda, Dropout, Matmul, launch};
+use crate::ops::{Arg, CudaLaunch, Dropout, Matmul, launch};
 
 /// A tile shape of `gemm.cuh`.
 pub(super) struct Tile {
@@ -39,7 +39,7 @@ impl Tile {
 
     /// A launch of `file`'s kernel of the same name on the tiles of an m × n product, without arguments yet. `act` is
     /// an operand kept as activations are.
-    pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> Cuda {
+    pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> CudaLaunch {
         let act = launch::act(act);
         // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have stages of
         // 32.
@@ -53,7 +53,7 @@ impl Tile {
             0 => (if large { 256 } else { 128 }, 2 * 16 * 4 * (self.m + self.n + 8)),
             _ => (128, stages * 32 * 2 * (self.m + self.n)),
         };
-        Cuda {
+        CudaLaunch {
             file,
             defines: vec![act, ("TILE", self.code)],
             entry: file,
@@ -103,7 +103,7 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    pub fn launches(self, caps: &Caps) -> Vec<Cuda> {
+    pub fn launches(self, caps: &Caps) -> Vec<CudaLaunch> {
         let (m, n, k) = self.dims;
         let Matmul { ta, tb, alpha, .. } = self.spec;
         let (parts, step) = match self.factor {
@@ -131,7 +131,7 @@ impl Product<'_> {
         // Only the second launch has c and acc.
         tiles.args[0] = Arg::Absent;
         tiles.args[3] = Arg::Absent;
-        let sum = Cuda {
+        let sum = CudaLaunch {
             entry: "matmul_sum",
             grid: launch::grid((m * n).div_ceil(256), caps),
             block: 256,

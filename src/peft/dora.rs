@@ -37,11 +37,11 @@ pub(super) fn linear(
             let minus_one = nn.constant("minus_one", &[1], || vec![-1.0]);
             let minus_kept = nn.g.scale(kept, minus_one)?;
             let dropped = nn.g.add(x, minus_kept)?;
-            (kept, Some(nn.plain_linear(dropped, w, bias, None)?))
+            (kept, Some(nn.base_linear(dropped, w, bias, None)?))
         }
     };
     let low_rank = LowRank { scale, dropout: None };
-    let directed = nn.plain_linear(x, w, None, Some((low_rank, a, b)))?;
+    let directed = nn.base_linear(x, w, None, Some((low_rank, a, b)))?;
     let y = nn.g.mul_row(directed, gain)?;
     match (rest, bias) {
         (Some(rest), _) => nn.g.add(rest, y),

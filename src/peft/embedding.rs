@@ -53,7 +53,7 @@ impl AdapterConfig {
 pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val, scale: f32) -> Result<Val> {
     let (path, ids) = (&site.path, nn.batch.ids);
     match (config.resolve_embedding(path)?, config.tokens_of(path, true)?) {
-        (None, None) => nn.plain_embed(table, scale),
+        (None, None) => nn.base_embed(table, scale),
         (Some(_), Some(_)) => Err(Error::config(TOKENS, format!("{path}, which is a target too"), ONE)),
         (Some(_), None) if config.dora => {
             Err(Error::unsupported(format!("DoRA on {path}"), "leave the embedding out of the targets"))
@@ -65,7 +65,7 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val
             let (vocab, dim) = (nn.g.shape(table)[0], nn.g.shape(table)[1]);
             let a = nn.adapter(&files::embedding_a(path), &[spec.rank, vocab], Init::Zeros);
             let b = nn.adapter(&files::embedding_b(path), &[dim, spec.rank], Init::Normal { std: 1.0 });
-            let y = nn.plain_embed(table, scale)?;
+            let y = nn.base_embed(table, scale)?;
             let columns = nn.g.embed_cols(ids, a, 1.0)?;
             let update = nn.g.matmul(columns, false, b, true, spec.scale * scale)?;
             nn.g.add(y, update)

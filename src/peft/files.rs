@@ -11,6 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use super::config::AdapterConfig;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
+pub use crate::weights::AdapterTensor;
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -70,13 +71,6 @@ pub struct Out<'a> {
     pub name: &'a str,
     pub shape: &'a [usize],
     pub data: &'a [f32],
-}
-
-/// A tensor that was read, widened to f32.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdapterTensor {
-    pub shape: Vec<usize>,
-    pub data: Vec<f32>,
 }
 
 /// An adapter as its folder holds it.

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use super::{Method, Save};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::nn::Role;
+use crate::nn::{Hooks, Role};
 use crate::weights::write_safetensors_with;
 
 /// Values that are read and written at a time.
@@ -16,13 +16,15 @@ const PIECE: usize = 1 << 20;
 
 pub struct Full;
 
+impl Hooks for Full {
+    fn trains(&self, _: &str, _: Role) -> bool {
+        true
+    }
+}
+
 impl Method for Full {
     fn name(&self) -> &'static str {
         "full"
-    }
-
-    fn trains(&self, _: &str, _: Role) -> bool {
-        true
     }
 
     /// A Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a
@@ -54,16 +56,16 @@ impl Method for Full {
             Ok(())
         })?;
         for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
-            let from = save.base.path.join(file);
+            let from = save.base.join(file);
             if from.is_file() {
                 std::fs::copy(&from, save.dir.join(file)).map_err(|e| Error::io(&from, e))?;
             }
         }
         // A GGUF file holds its tokenizer inside.
-        if save.base.path.is_file() {
-            save.base.tokenizer()?.save(save.dir.join("tokenizer.json"))?;
+        if save.base.is_file() {
+            (save.tokenizer)(&save.dir.join("tokenizer.json"))?;
         }
-        let mut config = save.base.config.clone();
+        let mut config = save.config.clone();
         if let Some(config) = config.as_object_mut() {
             // Whatever the base was stored as, this is not it any more.
             config.shift_remove("quantization_config");

@@ -8,16 +8,21 @@ use super::{Method, Save, dora, embedding, files};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::models::Model;
-use crate::nn::{Init, Nn, Role, Site};
+use crate::nn::{Hooks, Init, Nn, Role, Site};
 use crate::ops::{Dropout, Lora as LowRank};
 
 pub struct Lora {
     pub config: AdapterConfig,
 }
 
-impl Method for Lora {
-    fn name(&self) -> &'static str {
-        "lora"
+impl Hooks for Lora {
+    fn keeps(&self, name: &str, role: Role) -> Result<Option<String>> {
+        match name.strip_suffix(".weight") {
+            Some(module) if matches!(role, Role::Embed | Role::Head) && self.config.keeps_table(module)? => {
+                Ok(Some(files::base_layer(module)))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn trains(&self, name: &str, _: Role) -> bool {
@@ -28,13 +33,39 @@ impl Method for Lora {
         files::saved(name)
     }
 
-    fn keeps(&self, name: &str, role: Role) -> Result<Option<String>> {
-        match name.strip_suffix(".weight") {
-            Some(module) if matches!(role, Role::Embed | Role::Head) && self.config.keeps_table(module)? => {
-                Ok(Some(files::base_layer(module)))
-            }
-            _ => Ok(None),
+    fn linear(&self, nn: &mut Nn, site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {
+        let Some(LoraSpec { rank, scale, dropout, .. }) = self.config.resolve(&site.path)? else {
+            return nn.base_linear(x, w, bias, None);
+        };
+        let (out, features) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+        let bound = 1.0 / (features as f32).sqrt();
+        let a = nn.adapter(&files::lora_a(&site.path), &[rank, features], Init::Uniform { bound });
+        let b = nn.adapter(&files::lora_b(&site.path), &[out, rank], Init::Zeros);
+        let dropout = (nn.training && dropout > 0.0).then(|| Dropout { p: dropout, site: nn.next_dropout() });
+        let low_rank = (LowRank { scale, dropout }, a, b);
+        if self.config.dora {
+            return dora::linear(nn, &site.path, x, w, bias, low_rank);
         }
+        let y = nn.base_linear(x, w, bias, Some(low_rank))?;
+        if !self.config.lora_bias {
+            return Ok(y);
+        }
+        let bias = nn.adapter(&files::lora_bias(&site.path), &[out], Init::Zeros);
+        nn.g.add_row(y, bias, scale)
+    }
+
+    fn embed(&self, nn: &mut Nn, site: &Site, table: Val, scale: f32) -> Result<Val> {
+        embedding::embed(&self.config, nn, site, table, scale)
+    }
+
+    fn head(&self, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
+        embedding::head(&self.config, nn, site, tied, w)
+    }
+}
+
+impl Method for Lora {
+    fn name(&self) -> &'static str {
+        "lora"
     }
 
     fn check(&self, model: &dyn Model) -> Result<()> {
@@ -58,34 +89,5 @@ impl Method for Lora {
             trained.iter().chain(save.kept).map(|(name, shape, data)| files::Out { name, shape, data }).collect();
         let adapted = tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
         files::write_adapter(save.dir, &self.config.spelled_out(adapted), &tensors)
-    }
-
-    fn linear(&self, nn: &mut Nn, site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {
-        let Some(LoraSpec { rank, scale, dropout, .. }) = self.config.resolve(&site.path)? else {
-            return nn.plain_linear(x, w, bias, None);
-        };
-        let (out, features) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
-        let bound = 1.0 / (features as f32).sqrt();
-        let a = nn.adapter(&files::lora_a(&site.path), &[rank, features], Init::Uniform { bound });
-        let b = nn.adapter(&files::lora_b(&site.path), &[out, rank], Init::Zeros);
-        let dropout = (nn.training && dropout > 0.0).then(|| Dropout { p: dropout, site: nn.next_dropout() });
-        let low_rank = (LowRank { scale, dropout }, a, b);
-        if self.config.dora {
-            return dora::linear(nn, &site.path, x, w, bias, low_rank);
-        }
-        let y = nn.plain_linear(x, w, bias, Some(low_rank))?;
-        if !self.config.lora_bias {
-            return Ok(y);
-        }
-        let bias = nn.adapter(&files::lora_bias(&site.path), &[out], Init::Zeros);
-        nn.g.add_row(y, bias, scale)
-    }
-
-    fn embed(&self, nn: &mut Nn, site: &Site, table: Val, scale: f32) -> Result<Val> {
-        embedding::embed(&self.config, nn, site, table, scale)
-    }
-
-    fn head(&self, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
-        embedding::head(&self.config, nn, site, tied, w)
     }
 }

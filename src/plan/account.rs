@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{Allocation, Storage};
-use crate::graph::{Class, Def, Graph};
-use crate::memory::transfer;
+use crate::graph::transfer;
+use crate::graph::{Def, Graph, LeafKind};
 
 /// Bytes on the device, in host memory, and in files. The sum of `rows` is what the backend allocates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -23,21 +23,21 @@ pub struct Account {
 }
 
 /// How the account names a class.
-pub fn class_name(class: Class) -> &'static str {
+pub fn class_name(class: LeafKind) -> &'static str {
     match class {
-        Class::Frozen => "frozen weights",
-        Class::Param => "trainable weights",
-        Class::Grad => "gradients",
-        Class::Optim => "optimizer state",
-        Class::Io => "input and output",
-        Class::Cache => "key-value cache",
-        Class::Saved => "saved activations",
+        LeafKind::Frozen => "frozen weights",
+        LeafKind::Param => "trainable weights",
+        LeafKind::Grad => "gradients",
+        LeafKind::Optim => "optimizer state",
+        LeafKind::Io => "input and output",
+        LeafKind::Cache => "key-value cache",
+        LeafKind::Saved => "saved activations",
     }
 }
 
 impl Account {
     pub(super) fn new(g: &Graph, buffers: &[Allocation], storages: &[Storage], arena: u64) -> Account {
-        let mut rows: Vec<(String, u64)> = Class::ALL
+        let mut rows: Vec<(String, u64)> = LeafKind::ALL
             .iter()
             .map(|&class| {
                 let bytes = buffers.iter().filter(|b| b.class == Some(class)).map(|b| b.bytes).sum();
@@ -57,11 +57,11 @@ impl Account {
         rows.retain(|r| r.1 > 0);
         let total = rows.iter().map(|r| r.1).sum();
         let peak_site = g.nodes.get(peak).map_or(String::new(), |n| format!("{}:{}", n.site, n.op.name));
-        let away = |class: Class| -> u64 {
-            let leaves = g.values.iter().filter(|v| v.away && v.def == Def::Leaf(class));
+        let away = |class: LeafKind| -> u64 {
+            let leaves = g.values.iter().filter(|v| v.offloaded && v.def == Def::Leaf(class));
             leaves.map(|v| v.ty.bytes() as u64).sum()
         };
-        let files = Class::ALL.iter().map(|&c| (class_name(c).to_string(), away(c))).filter(|r| r.1 > 0).collect();
+        let files = LeafKind::ALL.iter().map(|&c| (class_name(c).to_string(), away(c))).filter(|r| r.1 > 0).collect();
         Account { rows, total, peak_site, peak_node: peak, host: Vec::new(), host_total: 0, files }
     }
 }
@@ -82,7 +82,7 @@ pub enum Kind {
 impl Kind {
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Gradient => class_name(Class::Grad),
+            Kind::Gradient => class_name(LeafKind::Grad),
             Kind::Activation => "activations",
             Kind::Weight => "streamed weights",
             Kind::Optim => "paged optimizer state",
@@ -102,10 +102,10 @@ pub fn kind_of(g: &Graph, storage: &Storage) -> Kind {
     let Some(&first) = storage.values.first() else { return Kind::Activation };
     let Def::Node { node, .. } = g.value(first).def else { return Kind::Activation };
     let node = &g.nodes[node];
-    let leaf = node.ins.first().and_then(|&v| g.away(v)).filter(|_| std::ptr::eq(node.op, &transfer::FETCH));
+    let leaf = node.ins.first().and_then(|&v| g.offloaded(v)).filter(|_| std::ptr::eq(node.op, &transfer::FETCH));
     match leaf.map(|(leaf, _)| &g.value(leaf).def) {
-        Some(Def::Leaf(Class::Frozen)) => Kind::Weight,
-        Some(Def::Leaf(Class::Optim)) => Kind::Optim,
+        Some(Def::Leaf(LeafKind::Frozen)) => Kind::Weight,
+        Some(Def::Leaf(LeafKind::Optim)) => Kind::Optim,
         _ => Kind::Activation,
     }
 }

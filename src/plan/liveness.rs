@@ -26,7 +26,7 @@ pub struct Storage {
     pub values: Vec<Val>,
     /// Or the node whose scratch memory it is.
     pub work_of: Option<usize>,
-    /// Its offset, if it is a part of a brief leaf: they keep their distances.
+    /// Its offset, if it is a part of a transient leaf: they keep their distances.
     pub fixed: Option<u64>,
 }
 
@@ -82,7 +82,7 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
     storages
 }
 
-/// The parts of the brief leaves that nodes write, each from the first that does to the last that reads anything of its
+/// The parts of the transient leaves that nodes write, each from the first that does to the last that reads anything of its
 /// leaf; `bases` are the leaves' offsets.
 pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
     let mut storages: Vec<Storage> = Vec::new();

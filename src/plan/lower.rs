@@ -35,8 +35,8 @@ pub fn lower(
 ) -> Result<Vec<Launch>> {
     let name = format!("{site}:{}", op.name);
     let flops = (op.cost)(attr, ins, outs).flops;
-    if let Some(dtype) = op.act16(attr, ins)
-        && caps.act16 != Some(dtype)
+    if let Some(dtype) = op.compute_dtype(attr, ins)
+        && caps.compute_dtype != Some(dtype)
     {
         let hint = "use --dtype f32 with this device";
         return Err(Error::device(&caps.device, format!("{name}: activations in {dtype}"), hint));

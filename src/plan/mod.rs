@@ -20,8 +20,8 @@ pub use schedule::{Move, Schedule, Step};
 use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
 use crate::error::{Error, Result};
-use crate::graph::{Class, Def, Graph, Phase, Val};
-use crate::memory::transfer;
+use crate::graph::transfer;
+use crate::graph::{Def, Graph, LeafKind, Phase, Val};
 
 /// A place in one of the plan's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct Place {
 /// An allocation the plan asks for. `class` None is the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    pub class: Option<Class>,
+    pub class: Option<LeafKind>,
     pub bytes: u64,
 }
 
@@ -64,10 +64,10 @@ impl Plan {
         crate::graph::verify(g)?;
         let mut buffers = Vec::new();
         let mut places = vec![None; g.values.len()];
-        for class in Class::ALL {
+        for class in LeafKind::ALL {
             place_leaves(g, class, caps, &mut buffers, &mut places)?;
         }
-        let bases = brief_leaves(g, caps)?;
+        let bases = transient_leaves(g, caps)?;
         let mut storages = liveness::parts(g, &bases);
         storages.extend(liveness::storages(g, caps, in_place));
         let offsets = arena::assign(&storages, segment(caps), caps)?;
@@ -95,7 +95,7 @@ impl Plan {
         }
         for node in &g.nodes {
             for (&out, target) in node.outs.iter().zip(&node.into) {
-                if let Some(t) = target.filter(|&t| g.away(t).is_none()) {
+                if let Some(t) = target.filter(|&t| g.offloaded(t).is_none()) {
                     places[out.index()] = Some(view(g, &places, t)?);
                 }
             }
@@ -162,11 +162,11 @@ fn view(g: &Graph, places: &[Option<Place>], v: Val) -> Result<Place> {
     Ok(Place { offset: place.offset + offset, bytes: ty.bytes() as u64, ..place })
 }
 
-/// The brief leaves, at the start of the arena, one behind the other: each with its offset.
-fn brief_leaves(g: &Graph, caps: &Caps) -> Result<Vec<(Val, u64)>> {
+/// The transient leaves, at the start of the arena, one behind the other: each with its offset.
+fn transient_leaves(g: &Graph, caps: &Caps) -> Result<Vec<(Val, u64)>> {
     let mut bases = Vec::new();
     let mut end = 0;
-    for (i, value) in g.values.iter().enumerate().filter(|(_, v)| v.brief && matches!(v.def, Def::Leaf(_))) {
+    for (i, value) in g.values.iter().enumerate().filter(|(_, v)| v.transient && matches!(v.def, Def::Leaf(_))) {
         let bytes = align(value.ty.bytes()) as u64;
         if bytes > segment(caps) {
             return Err(too_large(&value.name, bytes, caps));
@@ -180,14 +180,14 @@ fn brief_leaves(g: &Graph, caps: &Caps) -> Result<Vec<(Val, u64)>> {
 
 fn place_leaves(
     g: &Graph,
-    class: Class,
+    class: LeafKind,
     caps: &Caps,
     buffers: &mut Vec<Allocation>,
     places: &mut [Option<Place>],
 ) -> Result<()> {
     let mut open: Option<usize> = None;
     for (i, value) in g.values.iter().enumerate() {
-        if value.def != Def::Leaf(class) || value.away || value.brief {
+        if value.def != Def::Leaf(class) || value.offloaded || value.transient {
             continue;
         }
         let bytes = value.ty.bytes() as u64;

@@ -11,8 +11,8 @@ use super::{Place, Plan, arena};
 use crate::backend::{Caps, Target};
 use crate::dtype::align;
 use crate::error::Result;
+use crate::graph::transfer;
 use crate::graph::{Graph, Phase, Val};
-use crate::memory::transfer;
 
 /// One transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Schedule {
                 let (off, on) = if fetch { (node.ins[0], node.outs[0]) } else { (node.outs[0], node.ins[0]) };
                 let place = plan.place(g, on)?;
                 let (leaf, offset) =
-                    g.away(off).ok_or_else(|| g.refuse(node.op.name, "nothing off the device".into()))?;
+                    g.offloaded(off).ok_or_else(|| g.refuse(node.op.name, "nothing off the device".into()))?;
                 schedule.moves.push(Move { leaf, offset, place, staging: 0 });
                 let live = Interval { first: index, last: index };
                 let bytes = align(place.bytes as usize) as u64;

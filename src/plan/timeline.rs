@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::account::{Kind, class_name, kind_of};
 use super::{Plan, Storage};
-use crate::graph::{Class, Graph, Phase};
+use crate::graph::{Graph, LeafKind, Phase};
 
 const WIDTH: f64 = 1120.0;
 const HEIGHT: f64 = 640.0;
@@ -16,19 +16,19 @@ const BOTTOM: f64 = 96.0;
 /// Rectangles below this height, in pixels, are left out: a picture of a large model stays a small file.
 const THIN: f64 = 0.25;
 
-fn class_colour(class: Class) -> &'static str {
+fn class_colour(class: LeafKind) -> &'static str {
     match class {
-        Class::Frozen => "#c9d4e0",
-        Class::Param => "#8fb8a8",
-        Class::Grad => "#d9b48f",
-        Class::Optim => "#b9a7d1",
-        Class::Io | Class::Cache | Class::Saved => "#dddddd",
+        LeafKind::Frozen => "#c9d4e0",
+        LeafKind::Param => "#8fb8a8",
+        LeafKind::Grad => "#d9b48f",
+        LeafKind::Optim => "#b9a7d1",
+        LeafKind::Io | LeafKind::Cache | LeafKind::Saved => "#dddddd",
     }
 }
 
 fn kind_colour(kind: Kind) -> &'static str {
     match kind {
-        Kind::Gradient => class_colour(Class::Grad),
+        Kind::Gradient => class_colour(LeafKind::Grad),
         Kind::Activation => "#4c8fd6",
         Kind::Weight => "#6f86a6",
         Kind::Optim => "#8a63c4",
@@ -38,7 +38,7 @@ fn kind_colour(kind: Kind) -> &'static str {
 
 /// The picture of `plan`, which was made for `g`.
 pub fn picture(g: &Graph, plan: &Plan) -> String {
-    let bands: Vec<(Class, u64)> = Class::ALL
+    let bands: Vec<(LeafKind, u64)> = LeafKind::ALL
         .iter()
         .map(|&c| (c, plan.buffers.iter().filter(|b| b.class == Some(c)).map(|b| b.bytes).sum()))
         .filter(|b| b.1 > 0)
@@ -154,7 +154,7 @@ fn peak(svg: &mut String, site: &str, at: f64) {
     );
 }
 
-fn legend(svg: &mut String, g: &Graph, plan: &Plan, bands: &[(Class, u64)]) {
+fn legend(svg: &mut String, g: &Graph, plan: &Plan, bands: &[(LeafKind, u64)]) {
     let mut entries: Vec<(&str, &str)> = bands.iter().map(|&(c, _)| (class_colour(c), class_name(c))).collect();
     for kind in [Kind::Activation, Kind::Weight, Kind::Optim, Kind::Work] {
         if plan.storages.iter().any(|s| kind_of(g, s) == kind) {

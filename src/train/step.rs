@@ -4,9 +4,10 @@ use crate::autograd;
 use crate::backend::Caps;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
-use crate::graph::{Class, Graph, Val};
+use crate::graph::program::Program;
+use crate::graph::{Graph, LeafKind, Val};
 use crate::models::Model;
-use crate::nn::{Batch, Nn, Role, Weight};
+use crate::nn::{Batch, Nn, Role};
 use crate::peft::Method;
 use crate::train::optimizer::Optimizer;
 use crate::train::update::{Table, update};
@@ -14,7 +15,7 @@ use crate::train::update::{Table, update};
 /// A step's graph and the leaves that the host writes and reads.
 #[derive(Clone)]
 pub struct Step {
-    pub graph: Graph,
+    pub program: Program,
     pub batch: Batch,
     /// The token that each token is to predict, I32[T]; −100: none.
     pub labels: Val,
@@ -29,9 +30,6 @@ pub struct Step {
     pub optimizer: Optimizer,
     /// Leaves that the host writes once, before the first step.
     pub tables: Vec<Table>,
-    pub weights: Vec<Weight>,
-    /// Number of nodes before the first backward one.
-    pub forward: usize,
 }
 
 /// What the loss is multiplied by before its gradients are taken, where activations are f16: a mean over some thousand
@@ -64,10 +62,10 @@ impl Step {
         caps: &Caps,
     ) -> Result<Step> {
         let mut nn = Nn::new(method, storage, act, tokens);
-        let labels = nn.g.leaf(Class::Io, "labels", Ty::i32(&[tokens]));
+        let labels = nn.g.leaf(LeafKind::Io, "labels", Ty::i32(&[tokens]));
         let [inv_count, loss, sum_squares] =
-            ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(Class::Io, name, Ty::f32(&[1])));
-        let hyper = nn.g.leaf(Class::Io, "hyper", Ty::f32(&[8]));
+            ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(LeafKind::Io, name, Ty::f32(&[1])));
+        let hyper = nn.g.leaf(LeafKind::Io, "hyper", Ty::f32(&[8]));
         let one = nn.constant("one", &[1], || vec![1.0]);
         nn.g.one = Some(one);
 
@@ -107,13 +105,14 @@ impl Step {
                     "trainable tensors that the model uses",
                 ));
             };
-            let sum = g.leaf(Class::Grad, format!("grad.{name}"), g.ty(param).clone());
+            let sum = g.leaf(LeafKind::Grad, format!("grad.{name}"), g.ty(param).clone());
             g.site = format!("grad.{name}");
             let gradient = lower(&mut g, gradient)?;
             autograd::accumulate(&mut g, sum, gradient)?;
             sums.push(sum);
         }
         let tables = update(&mut g, (&params, &sums), (sum_squares, hyper), &optimizer, caps)?;
-        Ok(Step { graph: g, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights, forward })
+        let program = Program { graph: g, weights, forward };
+        Ok(Step { program, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables })
     }
 }

@@ -5,6 +5,7 @@ use crate::data::pack::MicroBatch;
 use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::graph::Phase;
+use crate::graph::program::Program;
 use crate::nn::Weight;
 use crate::peft::Trained;
 use crate::plan::Plan;
@@ -48,8 +49,9 @@ struct Leaves {
 impl Trainer {
     /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
     pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, seed: u64) -> Result<Trainer> {
-        let Step { graph, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables, weights, .. } = step;
-        let once = graph.values.iter().any(|v| v.brief);
+        let Step { program, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables } = step;
+        let Program { graph, weights, .. } = program;
+        let once = graph.values.iter().any(|v| v.transient);
         let mut exec = Exec::new(backend, graph, plan)?;
         for (leaf, words) in tables {
             exec.upload(leaf, bytemuck::cast_slice(&words))?;
@@ -77,8 +79,8 @@ impl Trainer {
             self.exec.upload(self.leaves.batch.rng, bytemuck::cast_slice(&rng))?;
             self.exec.upload(self.leaves.batch.ids, bytemuck::cast_slice(&batch.ids))?;
             self.exec.upload(self.leaves.batch.positions, bytemuck::cast_slice(&batch.positions))?;
-            self.exec.upload(self.leaves.batch.bounds, bytemuck::cast_slice(&batch.bounds))?;
-            self.exec.upload(self.leaves.labels, bytemuck::cast_slice(&batch.targets))?;
+            self.exec.upload(self.leaves.batch.key_range, bytemuck::cast_slice(&batch.key_range))?;
+            self.exec.upload(self.leaves.labels, bytemuck::cast_slice(&batch.labels))?;
             self.exec.run(Phase::MICRO)?;
         }
         let hyper = self.optimizer.hyper(lr, self.steps + 1);

@@ -4,7 +4,7 @@
 use crate::backend::Caps;
 use crate::dtype::{ALIGN, Ty};
 use crate::error::Result;
-use crate::graph::{Class, Graph, Phase, Val};
+use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::ops::{Attr, OpDef, optim};
 use crate::train::optimizer::{Optimizer, Rule};
 
@@ -47,7 +47,7 @@ pub fn update(
             if matches!(optimizer.rule, Rule::Adafactor { .. }) {
                 let words = optim::table(&flat.tensors).0;
                 let ty = Ty::u32(&[flat.tensors.len(), words.len() / flat.tensors.len().max(1)]);
-                let table = g.leaf(Class::Io, format!("tensors.{i}"), ty);
+                let table = g.leaf(LeafKind::Io, format!("tensors.{i}"), ty);
                 ins.push(table);
                 tables.push((table, words));
             }
@@ -82,8 +82,8 @@ fn flats(g: &mut Graph, params: &[Val], grads: &[Val], rule: &Rule, caps: &Caps)
             let i = flats.len();
             let (ps, ds): (Vec<Val>, Vec<Val>) = members[start..end].iter().copied().unzip();
             let tensors = ps.iter().map(|&p| (g.ty(p).rows(), g.ty(p).cols())).collect();
-            let p = g.gather(Class::Param, &format!("params.{i}"), &ps, boundary);
-            let grad = g.gather(Class::Grad, &format!("grads.{i}"), &ds, boundary);
+            let p = g.flatten(LeafKind::Param, &format!("params.{i}"), &ps, boundary);
+            let grad = g.flatten(LeafKind::Grad, &format!("grads.{i}"), &ds, boundary);
             flats.push(Flat { p, grad, tensors, in_8_bits });
             start = end;
         }
@@ -97,7 +97,7 @@ fn state(g: &mut Graph, i: usize, flat: &Flat, rule: &Rule) -> (&'static OpDef, 
     let floats = |len: usize| Ty::f32(&[len]);
     let codes = || Ty::u32(&[n / 4]);
     let scales = || floats(n / optim::BLOCK);
-    let mut leaf = |name: &str, ty: Ty| g.leaf(Class::Optim, format!("{name}.{i}"), ty);
+    let mut leaf = |name: &str, ty: Ty| g.leaf(LeafKind::Optim, format!("{name}.{i}"), ty);
     match (rule, flat.in_8_bits) {
         (Rule::AdamW { .. }, false) => (&optim::ADAMW, vec![leaf("exp_avg", floats(n)), leaf("exp_avg_sq", floats(n))]),
         (Rule::AdamW { .. }, true) => {

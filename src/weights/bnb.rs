@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::safetensors::{Dtype, SafetensorsFile, View};
 use super::{Entry, Place, Storage, TensorInfo};
-use crate::away::{self, From, Store};
 use crate::dtype::{DType, Nf4Layout};
+use crate::offload::{self, From, Store};
 use crate::quant::nf4::{self, Absmax, Nf4};
 use crate::{Error, Result};
 
@@ -62,7 +62,7 @@ impl Nf4Parts {
         if let Some((nested, offset)) = &self.nested {
             parts.push(part(nested, layout.nested.start)?);
             let (to, from) = (layout.offset.start as u64, From::Bytes(offset.to_le_bytes().to_vec()));
-            parts.push(away::Part { to, bytes: 4, from });
+            parts.push(offload::Part { to, bytes: 4, from });
         }
         Some(Store { parts })
     }

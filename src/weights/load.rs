@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::Checkpoint;
+use super::{AdapterTensor, Checkpoint};
 use crate::cpu::philox::philox;
 use crate::cpu::weight::weight as stored;
 use crate::dtype::{DType, Ty};
@@ -14,7 +14,6 @@ use crate::exec::Exec;
 use crate::graph::Val;
 use crate::nn::{Init, Role, RowNorms, Source, Weight};
 use crate::ops::dora;
-use crate::peft::files::{self, AdapterTensor};
 use crate::quant::nf4::{self, Quantizer};
 
 /// Where first values come from.
@@ -39,7 +38,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
         match (&weight.source, from.base) {
-            (Source::Base { tensor, role }, base) if !adapted(weight, from) && kept(tensor, from).is_none() => {
+            (Source::Base { tensor, role, held }, base) if !adapted(weight, from) && kept(held, from).is_none() => {
                 match base {
                     Some(base) => from_file(exec, weight.val, base, tensor, &ty, &mut unreleased)?,
                     None => {
@@ -171,10 +170,10 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
             Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
         }
         // PEFT writes the table of an embedding or head that it adapts into the adapter's file, and loads it again.
-        (Source::Base { tensor, .. }, None) if let Some(t) = kept(tensor, from) => match t.shape == ty.shape {
+        (Source::Base { held, .. }, None) if let Some(t) = kept(held, from) => match t.shape == ty.shape {
             true => encode(&t.data, ty),
             false => Err(Error::config(
-                files::base_layer(tensor),
+                held.clone().unwrap_or_default(),
                 format!("shape {:?} in the adapter", t.shape),
                 format!("{:?}", ty.shape),
             )),
@@ -186,8 +185,8 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
 }
 
 /// A frozen weight as the adapter's file has it.
-fn kept<'a>(tensor: &str, from: &Sources<'a>) -> Option<&'a AdapterTensor> {
-    from.adapter?.get(&files::base_layer(tensor.strip_suffix(".weight")?))
+fn kept<'a>(held: &Option<String>, from: &Sources<'a>) -> Option<&'a AdapterTensor> {
+    from.adapter?.get(held.as_ref()?)
 }
 
 /// Rows of a tensor of the base model, in f32.
@@ -291,7 +290,7 @@ fn row_norms(exec: &mut Exec, of: RowNorms) -> Result<Vec<f32>> {
 
 /// Four random words for elements 4i.. of the tensor `name`: the draw depends on nothing else, neither the order of
 /// tensors nor the number of threads.
-pub(super) fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
+pub(crate) fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
     // FNV-1a, to turn a name into a stream.
     let stream = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193));
     philox([i as u32, (i >> 32) as u32, stream, 0x1417], [seed as u32, (seed >> 32) as u32])
@@ -303,7 +302,7 @@ fn unit(word: u32) -> f32 {
 }
 
 /// Four standard normals (Box and Muller 1958).
-pub(super) fn normals(words: [u32; 4]) -> [f32; 4] {
+pub(crate) fn normals(words: [u32; 4]) -> [f32; 4] {
     let pair = |a: u32, b: u32| {
         let radius = (-2.0 * (1.0 - unit(a) as f64).ln()).sqrt();
         let angle = std::f64::consts::TAU * unit(b) as f64;

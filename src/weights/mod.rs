@@ -7,7 +7,6 @@ mod from_gguf;
 pub mod gguf;
 pub mod load;
 pub mod safetensors;
-pub mod synth;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,8 +17,8 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 pub use self::safetensors::{Tensor, write_safetensors, write_safetensors_with};
-use crate::away::Store;
 use crate::dtype::DType;
+use crate::offload::Store;
 use crate::quant::ggml::{self, GgmlType};
 use crate::{Error, Result};
 use bnb::{Int8, Nf4Parts};
@@ -32,6 +31,13 @@ pub struct Checkpoint {
     config: Value,
     files: Files,
     tensors: BTreeMap<String, Entry>,
+}
+
+/// A tensor that was read, widened to f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterTensor {
+    pub shape: Vec<usize>,
+    pub data: Vec<f32>,
 }
 
 /// A tensor's logical shape and how it is stored.

@@ -12,7 +12,7 @@ pub use safetensors::Dtype;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
-use crate::away::{From, Part};
+use crate::offload::{From, Part};
 use crate::{Error, Result};
 
 /// An open file. Only its header has been read.

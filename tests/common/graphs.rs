@@ -1,8 +1,8 @@
 //! Random graphs: any mix of ops, shapes, views and fan-out that the verifier accepts.
 
 use trimtab::dtype::{DType, Ty};
-use trimtab::graph::{Class, Graph, Phase, Val};
-use trimtab::ops::{Act, Attr, Dropout, Linear, Lora, Matmul, elementwise, linear, matmul};
+use trimtab::graph::{Graph, LeafKind, Phase, Val};
+use trimtab::ops::{Activation, Attr, Dropout, Linear, Lora, Matmul, elementwise, linear, matmul};
 
 use super::data::Random;
 
@@ -42,12 +42,12 @@ impl Sketcher {
 
     fn leaf(&mut self, shape: &[usize]) -> Val {
         let name = format!("leaf{}", self.g.values.len());
-        self.g.leaf(Class::Param, name, Ty::f32(shape))
+        self.g.leaf(LeafKind::Param, name, Ty::f32(shape))
     }
 
     fn rng(&mut self) -> Val {
         let name = format!("rng{}", self.g.values.len());
-        self.g.leaf(Class::Io, name, Ty::u32(&[4]))
+        self.g.leaf(LeafKind::Io, name, Ty::u32(&[4]))
     }
 
     /// Often a recent value, so that long chains with dead inputs arise; sometimes an old one.
@@ -69,7 +69,7 @@ impl Sketcher {
     fn grow(&mut self) {
         let x = self.pick();
         let (rows, cols) = (self.g.shape(x)[0], self.g.shape(x)[1]);
-        let act = [Act::Silu, Act::GeluTanh, Act::Gelu][self.below(3)];
+        let act = [Activation::Silu, Activation::GeluTanh, Activation::Gelu][self.below(3)];
         let drop = Dropout { p: 0.25, site: self.g.nodes.len() as u32 };
         let width = 1 + self.below(24);
         let choice = self.below(13);
@@ -106,7 +106,7 @@ impl Sketcher {
             }
             8 => {
                 let (gate, up) = (self.like(&[rows, cols]), self.like(&[rows, cols]));
-                self.g.node(&elementwise::GATED_ACT_BWD, Attr::Act(act), &[x, gate, up]).unwrap()
+                self.g.node(&elementwise::GATED_ACT_BWD, Attr::Activation(act), &[x, gate, up]).unwrap()
             }
             9 => {
                 let rng = self.rng();
@@ -126,7 +126,7 @@ impl Sketcher {
             _ => {
                 // A quantized weight: on devices that decode it first, scratch memory; and a second output.
                 let w = self.g.leaf(
-                    Class::Frozen,
+                    LeafKind::Frozen,
                     format!("w{}", self.g.values.len()),
                     Ty::new(DType::Nf4, &[width, cols]),
                 );

@@ -65,10 +65,10 @@ pub fn tolerance(cost: Cost, dtype: DType, want: &[f64], sway: f64) -> f64 {
 }
 
 /// What rounding activations to 16 bits adds to it.
-pub fn rounding(act16: Option<DType>, want: &[f64], sway: f64) -> f64 {
+pub fn rounding(compute_dtype: Option<DType>, want: &[f64], sway: f64) -> f64 {
     let scale = want.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
     let of = |v: f64| 4.0 * v * scale + sway * v / UNIT;
-    match act16 {
+    match compute_dtype {
         Some(DType::BF16) => of(1.0 / 512.0),
         Some(DType::F16) => of(1.0 / 4096.0),
         _ => 0.0,

@@ -44,7 +44,7 @@ pub fn caps(device: String, arch: u32) -> Caps {
         max_invocations: 1024,
         max_bindings: u32::MAX,
         f16: true,
-        act16: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
+        compute_dtype: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
         subgroup: Some((32, 32)),
         coop: false,

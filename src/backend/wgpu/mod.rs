@@ -187,7 +187,7 @@ impl Wgpu {
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_bindings: limits.max_storage_buffers_per_shader_stage,
-            act16: None,
+            compute_dtype: None,
             arch: 0,
             f16: features.contains(Features::SHADER_F16),
             subgroup: features.contains(Features::SUBGROUP).then_some(info.subgroup),

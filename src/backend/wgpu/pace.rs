@@ -47,7 +47,7 @@ impl Pace {
         Ok(())
     }
 
-    /// `took` bounds the time of a submit from above, and is it if we were `blocked` for it.
+    /// `took` key_range the time of a submit from above, and is it if we were `blocked` for it.
     fn learn(&mut self, work: f64, took: Duration, blocked: Duration) {
         if took < self.target / 2 && work > self.budget / 2.0 {
             self.budget *= 1.5;

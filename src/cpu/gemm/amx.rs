@@ -25,7 +25,7 @@
 
 use super::kernel::{Panels, RUN};
 use super::operand::Store;
-use super::{A_PANELS, B_PANELS, Epilogue, Isa, MAX_TERMS, Out, Term, for_each, kernel};
+use super::{A_PANELS, B_PANELS, Epilogue, IsaKernel, MAX_TERMS, Out, Term, for_each, kernel};
 use std::arch::asm;
 use std::arch::x86_64::*;
 

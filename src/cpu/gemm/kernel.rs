@@ -57,7 +57,7 @@ pub(super) type TileFn = unsafe fn(&Tile);
 ///
 /// # Safety of the methods
 /// Callers must have checked that the processor has the instruction set; [`with_isa`] does.
-pub(super) trait Isa: Vector {
+pub(super) trait IsaKernel: Vector {
     const MR: usize;
     const NR: usize;
     /// Whether `mul_add` is one instruction here.
@@ -73,7 +73,7 @@ pub(super) trait Isa: Vector {
 
 /// Packs `src` into panels of `PW` columns, `panel` floats apart, the last one padded with zeros.
 #[inline(always)]
-unsafe fn pack<I: Isa, const PW: usize>(src: &Panels, dst: &mut [f32], panel: usize) {
+unsafe fn pack<I: IsaKernel, const PW: usize>(src: &Panels, dst: &mut [f32], panel: usize) {
     let mut scratch = [0f32; RUN];
     if src.stride == 1 {
         // Panel rows are contiguous: decode a stretch of each row and deal it out.
@@ -147,7 +147,7 @@ unsafe fn pack<I: Isa, const PW: usize>(src: &Panels, dst: &mut [f32], panel: us
 
 /// `acc + a * b`, fused where the instruction set has it.
 #[inline(always)]
-pub(super) fn mul_add<I: Isa>(a: f32, b: f32, acc: f32) -> f32 {
+pub(super) fn mul_add<I: IsaKernel>(a: f32, b: f32, acc: f32) -> f32 {
     if I::FMA { a.mul_add(b, acc) } else { acc + a * b }
 }
 
@@ -235,7 +235,7 @@ macro_rules! isa {
             }
         }
 
-        impl Isa for $isa {
+        impl IsaKernel for $isa {
             const MR: usize = $mr;
             const NR: usize = $nr;
             const FMA: bool = $has_fma;
@@ -371,7 +371,7 @@ mod avx2 {
             Store::F16(s) => {
                 let (s, n) = (&s[start..start + out.len()], out.len() / 8 * 8);
                 for i in (0..n).step_by(8) {
-                    // SAFETY: i + 8 <= n bounds both the 8 halves read and the 8 floats written.
+                    // SAFETY: i + 8 <= n key_range both the 8 halves read and the 8 floats written.
                     unsafe {
                         let h = _mm_loadu_si128(s.as_ptr().add(i).cast());
                         _mm256_storeu_ps(out.as_mut_ptr().add(i), _mm256_cvtph_ps(h));

@@ -129,7 +129,7 @@ fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng
         }
     }
     // Each instruction set, and what is chosen for this product.
-    for level in Level::usable().map(Some).chain([None]) {
+    for level in Isa::usable().map(Some).chain([None]) {
         let mut c = c0.clone();
         match level {
             Some(level) => with_isa(level, &views, beta, bias.as_deref(), &mut c, ldc),
@@ -233,7 +233,7 @@ fn a_column_of_few_rows_stands_alone() {
     for (m, k, f) in (1..=4).flat_map(|m| [(m, 576, 0), (m, 576, 3), (m, 1088, 4), (m, 100, 1), (m, 100, 3)]) {
         let a = Operand::new(0, m, k, false, 0, &mut rng);
         let b = Operand::new(f, k, 21, true, 0, &mut rng);
-        for level in Level::usable() {
+        for level in Isa::usable() {
             let run = |cols: usize| {
                 let mut c = vec![0f32; m * cols];
                 let b = Mat::new(b.data.store(), k, cols, b.strides.0, b.strides.1);
@@ -269,7 +269,7 @@ fn numbers_of_any_size_keep_their_bits() {
         };
         (0..m * n).map(|e| error(e / n, e % n)).fold(0.0, f64::max)
     };
-    for level in Level::usable() {
+    for level in Isa::usable() {
         let product = |a: &[f32]| {
             let mut c = vec![0.0; m * n];
             let term =
@@ -337,7 +337,7 @@ fn bits_do_not_depend_on_threads() {
     ] {
         let a = Operand::new(0, m, k, false, 0, &mut rng);
         let b = Operand::new(f, k, n, t, 0, &mut rng);
-        for level in Level::usable() {
+        for level in Isa::usable() {
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let mut c = vec![0f32; m * n];

@@ -71,7 +71,12 @@ impl Path {
     }
 }
 
-pub(super) fn thin_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
+pub(super) fn thin_product<I: IsaKernel>(
+    terms: &[Term],
+    (m, n, k): (usize, usize, usize),
+    end: &Epilogue,
+    parallel: bool,
+) {
     A_PANELS.with(row_floats(m, k), |rows| {
         let mut rest = &mut *rows;
         for t in terms {
@@ -101,7 +106,7 @@ pub(super) fn thin_product<I: Isa>(terms: &[Term], (m, n, k): (usize, usize, usi
 }
 
 /// Row `i` of `a` as f32, zeros behind it; each block of 64 in the order of decoded NF4 codes if `spread`.
-fn read_row<I: Isa>(a: &Mat, i: usize, row: &mut [f32], spread: bool) {
+fn read_row<I: IsaKernel>(a: &Mat, i: usize, row: &mut [f32], spread: bool) {
     let (row, zeros) = row.split_at_mut(a.cols);
     zeros.fill(0.0);
     if a.col_stride == 1 {
@@ -126,7 +131,7 @@ fn read_row<I: Isa>(a: &Mat, i: usize, row: &mut [f32], spread: bool) {
 /// # Safety
 /// The processor has the instruction set; `len <= WIDTH` columns from `j0` on are columns of every B.
 #[inline(always)]
-pub(super) unsafe fn columns<I: Isa>(job: &Thin, j0: usize, out: &mut Sums, len: usize) {
+pub(super) unsafe fn columns<I: IsaKernel>(job: &Thin, j0: usize, out: &mut Sums, len: usize) {
     // SAFETY: the caller's promise. Partial sums: as many vectors as hide the latency of a multiply-add and leave
     // room in the registers.
     unsafe {
@@ -141,7 +146,7 @@ pub(super) unsafe fn columns<I: Isa>(job: &Thin, j0: usize, out: &mut Sums, len:
 
 /// R rows, each with U partial sums of a column, or C columns of NF4 side by side.
 #[inline(always)]
-unsafe fn of_rows<I: Isa, const R: usize, const U: usize, const C: usize>(
+unsafe fn of_rows<I: IsaKernel, const R: usize, const U: usize, const C: usize>(
     job: &Thin,
     j0: usize,
     out: &mut Sums,
@@ -212,14 +217,14 @@ struct Columns<'a, const R: usize> {
 
 impl<const R: usize> Columns<'_, R> {
     #[inline(always)]
-    fn add<I: Isa>(&self, out: &mut Sums, j: usize, sums: [f32; R]) {
+    fn add<I: IsaKernel>(&self, out: &mut Sums, j: usize, sums: [f32; R]) {
         for i in 0..R {
             out[i][j] = mul_add::<I>(self.t.alpha, sums[i], out[i][j]);
         }
     }
 
     #[inline(always)]
-    unsafe fn runs<I: Isa, E: Element, const U: usize>(&self, w: &[E], out: &mut Sums) {
+    unsafe fn runs<I: IsaKernel, E: Element, const U: usize>(&self, w: &[E], out: &mut Sums) {
         for j in 0..self.len {
             let start = (self.j0 + j) * self.t.b.col_stride;
             // SAFETY: the caller has the instruction set.
@@ -230,7 +235,7 @@ impl<const R: usize> Columns<'_, R> {
 
     /// Column by column through a buffer.
     #[inline(always)]
-    unsafe fn decoded<I: Isa, const U: usize>(&self, out: &mut Sums) {
+    unsafe fn decoded<I: IsaKernel, const U: usize>(&self, out: &mut Sums) {
         let b = &self.t.b;
         let mut scratch = [0f32; WIDTH];
         for j in 0..self.len {
@@ -260,7 +265,7 @@ impl<const R: usize> Columns<'_, R> {
     /// C columns at a time, then one at a time.
     #[expect(clippy::needless_range_loop, reason = "closures and iterators may stay calls without the instruction set")]
     #[inline(always)]
-    unsafe fn nf4<I: Isa, const C: usize>(&self, codes: &[u8], absmax: Absmax, out: &mut Sums) {
+    unsafe fn nf4<I: IsaKernel, const C: usize>(&self, codes: &[u8], absmax: Absmax, out: &mut Sums) {
         let (blocks, step) = (self.t.b.rows / NF4_BLOCK, self.t.b.col_stride / NF4_BLOCK);
         let mut decoded = match absmax {
             Absmax::F32(_) => Vec::new(),
@@ -294,7 +299,7 @@ impl<const R: usize> Columns<'_, R> {
     /// `out += alpha * a[p] * B[p, ..]`, Q values of p per pass over `out`; the rows missing from the last pass count
     /// with weight zero.
     #[inline(always)]
-    unsafe fn rows<I: Isa>(&self, out: &mut Sums) {
+    unsafe fn rows<I: IsaKernel>(&self, out: &mut Sums) {
         const Q: usize = 8;
         static ZEROS: [f32; WIDTH] = [0.0; WIDTH];
         let (b, len) = (&self.t.b, self.len);

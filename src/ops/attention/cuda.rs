@@ -1,10 +1,10 @@
 //! The CUDA launches of attention: which tiles fit registers and shared memory, and when keys are split.
 
 use super::{spec, words};
-use crate::backend::{Caps, Target};
+use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
-use crate::ops::{Arg, Attention, Attr, Cuda, Lower, launch};
+use crate::ops::{Arg, Attention, Attr, CudaLaunch, Lower, launch};
 
 /// Keys of a split are at least this many: less is not worth the second pass.
 const SPLIT: usize = 128;
@@ -161,7 +161,7 @@ pub fn forward_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     }
 }
 
-pub fn forward(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let a = spec(l.attr);
     let queries = l.ins[0].rows();
     let f = Forward::new(&a, l.ins, l.caps);
@@ -176,7 +176,7 @@ pub fn forward(l: &Lower) -> Result<Vec<Cuda>> {
     args.push(parts.clone());
     let mut params = words(l, &a).to_vec();
     params.push(f.pack as u32);
-    let mut launches = vec![Cuda {
+    let mut launches = vec![CudaLaunch {
         file: "attention",
         defines: tile.defines(),
         entry: "attention",
@@ -188,7 +188,7 @@ pub fn forward(l: &Lower) -> Result<Vec<Cuda>> {
         flops: super::cost(l.attr, l.ins, 2).flops,
     }];
     if f.splits > 1 {
-        launches.push(Cuda {
+        launches.push(CudaLaunch {
             file: "attention",
             defines: tile.defines(),
             entry: "attention_merge",
@@ -203,7 +203,7 @@ pub fn forward(l: &Lower) -> Result<Vec<Cuda>> {
     Ok(launches)
 }
 
-pub fn backward(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let a = spec(l.attr);
     let tokens = l.ins[0].rows();
     let tile = Tile::backward(&a, l.ins[0].dtype, l.caps);
@@ -211,7 +211,7 @@ pub fn backward(l: &Lower) -> Result<Vec<Cuda>> {
     check(l, &a, tiles)?;
     let flops = |products| super::cost(l.attr, l.ins, products).flops;
     let stats = Arg::Work(0..8 * (a.heads * tokens) as u64);
-    let delta = Cuda {
+    let delta = CudaLaunch {
         file: "attention_bwd",
         defines: tile.defines(),
         entry: "attention_delta",
@@ -222,7 +222,7 @@ pub fn backward(l: &Lower) -> Result<Vec<Cuda>> {
         params: vec![tokens as u32, a.head_dim as u32, a.heads as u32],
         flops: 2 * l.ins[0].len() as u64,
     };
-    let tiled = |entry, heads: usize, shared: usize, args, products| Cuda {
+    let tiled = |entry, heads: usize, shared: usize, args, products| CudaLaunch {
         file: "attention_bwd",
         defines: tile.defines(),
         entry,
@@ -234,18 +234,18 @@ pub fn backward(l: &Lower) -> Result<Vec<Cuda>> {
         flops: flops(products),
     };
     let (left, right) = (tile.bytes(2 * tile.rows()), tile.bytes(2 * tile.stages * tile.cols));
-    let [q, k, v, bounds, dout] = [0, 1, 2, 3, 6].map(Arg::In);
-    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), bounds.clone()];
+    let [q, k, v, key_range, dout] = [0, 1, 2, 3, 6].map(Arg::In);
+    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range.clone()];
     let shared = if tile.keep() { left.max(right) } else { left + right };
     let mut launches = vec![delta, tiled("attention_dq", a.heads, shared, args, 3)];
     let shared = left + right + 8 * tile.stages * tile.cols;
     if tile.head <= 128 {
-        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, bounds];
+        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, key_range];
         launches.push(tiled("attention_dkv", a.kv_heads, shared, args, 4));
     } else {
-        let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), bounds.clone()];
+        let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), key_range.clone()];
         launches.push(tiled("attention_dk", a.kv_heads, shared, args, 3));
-        let args = vec![Arg::Out(2), q, k, dout, stats, bounds];
+        let args = vec![Arg::Out(2), q, k, dout, stats, key_range];
         launches.push(tiled("attention_dv", a.kv_heads, shared, args, 2));
     }
     Ok(launches)

@@ -41,9 +41,9 @@ impl<'a> Problem<'a> {
     fn new(call: &HostCall<'a>) -> Problem<'a> {
         let a = spec(call.attr);
         let (t, s) = (call.ins[0].rows(), call.ins[1].rows());
-        let bounds = call.input::<i32>(3);
+        let key_range = call.input::<i32>(3);
         let seen = |t: usize| {
-            let (lo, hi) = visible(&a, t, [bounds[2 * t] as i64, bounds[2 * t + 1] as i64], s);
+            let (lo, hi) = visible(&a, t, [key_range[2 * t] as i64, key_range[2 * t + 1] as i64], s);
             (lo as u32, hi as u32)
         };
         let seen = (0..t).map(seen).collect();

@@ -69,7 +69,7 @@ impl Case {
         Ty::f32(&[self.tokens(), self.kv_heads * self.head_dim])
     }
 
-    fn bounds(&self) -> SampleIn {
+    fn key_range(&self) -> SampleIn {
         let mut values = Vec::new();
         let mut start = 0;
         for &n in self.lens {
@@ -83,26 +83,26 @@ impl Case {
 
 pub fn forward() -> Vec<Sample> {
     let packed = |c: &Case| {
-        let ins = vec![SampleIn::normal(c.q()), SampleIn::normal(c.k()), SampleIn::normal(c.k()), c.bounds()];
+        let ins = vec![SampleIn::normal(c.q()), SampleIn::normal(c.k()), SampleIn::normal(c.k()), c.key_range()];
         Sample::new(c.name, c.attr(), ins)
     };
     let mut samples: Vec<Sample> = CASES.iter().map(packed).collect();
     // Queries that are not the keys' tokens: decoding from a cache, two prompts side by side.
     let (heads, kv_heads, head_dim) = (4, 2, 6);
-    for (name, keys, bounds) in [
+    for (name, keys, key_range) in [
         ("decoding", 70, vec![0.0, 67.0]),
         ("decoding two", 50, vec![0.0, 20.0, 25.0, 50.0]),
         ("decoding from a long cache", 610, vec![30.0, 595.0, 9.0, 9.0, 1.0, 20.0]),
-        ("bounds beyond the cache", 9, vec![-3.0, 5.0, 4.0, 99.0, 7.0, 2.0]),
+        ("key_range beyond the cache", 9, vec![-3.0, 5.0, 4.0, 99.0, 7.0, 2.0]),
     ] {
-        let t = bounds.len() / 2;
+        let t = key_range.len() / 2;
         let k = Ty::f32(&[keys, kv_heads * head_dim]);
         let attr = Attention { heads, kv_heads, head_dim, scale: 0.3, causal: false, window: None };
         let ins = vec![
             SampleIn::normal(Ty::f32(&[t, heads * head_dim])),
             SampleIn::normal(k.clone()),
             SampleIn::normal(k),
-            SampleIn::values(Ty::i32(&[t, 2]), bounds),
+            SampleIn::values(Ty::i32(&[t, 2]), key_range),
         ];
         samples.push(Sample::new(name, Attr::Attention(attr), ins));
     }
@@ -119,7 +119,7 @@ pub fn backward() -> Vec<Sample> {
             SampleIn::normal(q.clone()),
             SampleIn::normal(k.clone()),
             SampleIn::normal(k),
-            c.bounds(),
+            c.key_range(),
             SampleIn::derived(q.clone(), from_forward::<0>),
             SampleIn::derived(Ty::f32(&[c.heads, c.tokens()]), from_forward::<1>),
             SampleIn::normal(q),

@@ -3,7 +3,7 @@
 use super::{spec, words};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
-use crate::ops::{Arg, Attention, Dispatch, Lower, launch};
+use crate::ops::{Arg, Attention, Lower, WgslDispatch, launch};
 
 /// Rows of a tile, as in `shaders/common/attention.wgsl`.
 const ROWS: usize = 64;
@@ -52,14 +52,14 @@ fn tiles(
     rows: usize,
     heads: usize,
     flops: u64,
-) -> Vec<Dispatch> {
+) -> Vec<WgslDispatch> {
     let a = spec(l.attr);
     let tiles = rows.div_ceil(ROWS);
     let launches = (flops.div_ceil(MAX_FLOPS) as usize).clamp(1, tiles.max(1));
     let each = tiles.div_ceil(launches).min(65535);
     let dispatch = |tile: usize| {
         let count = each.min(tiles - tile);
-        Dispatch {
+        WgslDispatch {
             shader: kernel.0,
             defines: kernel.1.clone(),
             entry: kernel.0,
@@ -73,7 +73,7 @@ fn tiles(
     (0..tiles).step_by(each.max(1)).map(dispatch).collect()
 }
 
-pub fn forward(l: &Lower) -> Result<Vec<Dispatch>> {
+pub fn forward(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let a = spec(l.attr);
     check(l, &a)?;
     let t = l.ins[0].rows();
@@ -82,7 +82,7 @@ pub fn forward(l: &Lower) -> Result<Vec<Dispatch>> {
     if t > FEW {
         return Ok(tiles(l, ("attention", defines(&a)), args, t, a.heads, flops));
     }
-    Ok(vec![Dispatch {
+    Ok(vec![WgslDispatch {
         shader: "attention_row",
         defines: Vec::new(),
         entry: "attention_row",
@@ -94,13 +94,13 @@ pub fn forward(l: &Lower) -> Result<Vec<Dispatch>> {
     }])
 }
 
-pub fn backward(l: &Lower) -> Result<Vec<Dispatch>> {
+pub fn backward(l: &Lower) -> Result<Vec<WgslDispatch>> {
     const WG: usize = 64;
     let a = spec(l.attr);
     check(l, &a)?;
     let t = l.ins[0].rows();
     let stats = Arg::Work(0..8 * (a.heads * t) as u64);
-    let delta = Dispatch {
+    let delta = WgslDispatch {
         shader: "attention_delta",
         defines: Vec::new(),
         entry: "attention_delta",
@@ -112,18 +112,18 @@ pub fn backward(l: &Lower) -> Result<Vec<Dispatch>> {
     };
     let flops = |products| super::cost(l.attr, l.ins, products).flops;
     let mut dispatches = vec![delta];
-    let [q, k, v, bounds, dout] = [0, 1, 2, 3, 6].map(Arg::In);
-    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), bounds.clone()];
+    let [q, k, v, key_range, dout] = [0, 1, 2, 3, 6].map(Arg::In);
+    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range.clone()];
     dispatches.extend(tiles(l, ("attention_dq", defines(&a)), args, t, a.heads, flops(3)));
     if a.head_dim <= 128 {
-        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, bounds];
+        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, key_range];
         dispatches.extend(tiles(l, ("attention_dkv", defines(&a)), args, t, a.kv_heads, flops(4)));
         return Ok(dispatches);
     }
     let only = |what| defines(&a).into_iter().chain([what]).collect();
-    let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), bounds.clone()];
+    let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), key_range.clone()];
     dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DK")), args, t, a.kv_heads, flops(3)));
-    let args = vec![Arg::Out(2), q, k, dout, stats, bounds];
+    let args = vec![Arg::Out(2), q, k, dout, stats, key_range];
     dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DV")), args, t, a.kv_heads, flops(2)));
     Ok(dispatches)
 }

@@ -8,7 +8,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::{
-    Arg, Attr, Cost, Cuda, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, check, launch, no_acts,
+    Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, launch, no_acts,
     no_workspace,
 };
 
@@ -29,6 +29,7 @@ pub static CAST: OpDef = OpDef {
         _ => Err(check::refuse("x and Cast", attr, ins)),
     },
     reference: |_, ins| vec![ins[0].clone()],
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let to = g.ty(node.ins[0]).dtype;
         Ok(vec![grads[0].map(|dy| g.cast(dy, to)).transpose()?])
@@ -75,7 +76,7 @@ fn host(call: &HostCall) {
     }
 }
 
-fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     const WG: usize = 64;
     let (x, y) = (&l.ins[0], &l.outs[0]);
     let from = match x.dtype {
@@ -93,7 +94,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     let dispatch = |start: usize| {
         let n = limit.min(x.len() - start);
         let part = |ty: &Ty| ty.dtype.bytes(start) as u64..(ty.dtype.bytes(start) + ty.dtype.bytes(n)) as u64;
-        Dispatch {
+        WgslDispatch {
             shader: "elementwise_cast",
             defines: vec![from, to],
             entry: "to_other",
@@ -108,7 +109,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok((0..x.len()).step_by(limit).map(dispatch).collect())
 }
 
-fn cuda(l: &Lower) -> Result<Vec<Cuda>> {
+fn cuda(l: &Lower) -> Result<Vec<CudaLaunch>> {
     const BLOCK: usize = 256;
     let (x, y) = (l.ins[0].dtype, l.outs[0].dtype);
     let entry = match (x, y) {
@@ -120,7 +121,7 @@ fn cuda(l: &Lower) -> Result<Vec<Cuda>> {
         _ => "cast_f32_f16",
     };
     let n = l.outs[0].len();
-    Ok(vec![Cuda {
+    Ok(vec![CudaLaunch {
         file: "elementwise_cast",
         defines: Vec::new(),
         entry,

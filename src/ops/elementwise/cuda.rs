@@ -3,15 +3,15 @@
 use super::{act, drop, factor};
 use crate::cpu::philox::keep;
 use crate::error::Result;
-use crate::ops::{Act, Arg, Cuda, Factor, Lower, launch};
+use crate::ops::{Activation, Arg, CudaLaunch, Factor, Lower, launch};
 
 /// Threads of a block: whole warps, and enough blocks to even out.
 const BLOCK: usize = 256;
 
 /// A launch over the elements of output 0. Parameters: their number in two words, `more`.
-fn elements(l: &Lower, entry: &'static str, args: Vec<Arg>, more: &[u32], flops: usize) -> Result<Vec<Cuda>> {
+fn elements(l: &Lower, entry: &'static str, args: Vec<Arg>, more: &[u32], flops: usize) -> Result<Vec<CudaLaunch>> {
     let n = l.outs[0].len();
-    Ok(vec![Cuda {
+    Ok(vec![CudaLaunch {
         file: "elementwise",
         defines: vec![launch::act(&l.outs[0])],
         entry,
@@ -24,43 +24,43 @@ fn elements(l: &Lower, entry: &'static str, args: Vec<Arg>, more: &[u32], flops:
     }])
 }
 
-pub fn add(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn add(l: &Lower) -> Result<Vec<CudaLaunch>> {
     elements(l, "add", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[], 1)
 }
 
-pub fn scale(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn scale(l: &Lower) -> Result<Vec<CudaLaunch>> {
     elements(l, "scale", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[], 1)
 }
 
 /// The activation's number in `kernels/elementwise.cu`.
-fn kind(act: Act) -> u32 {
+fn kind(act: Activation) -> u32 {
     match act {
-        Act::Silu => 0,
-        Act::GeluTanh => 1,
-        Act::Gelu => 2,
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
     }
 }
 
-pub fn gated_act(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn gated_act(l: &Lower) -> Result<Vec<CudaLaunch>> {
     elements(l, "gated_act", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[kind(act(l.attr))], 12)
 }
 
-pub fn gated_act_bwd(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn gated_act_bwd(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let args = vec![Arg::Out(0), Arg::Out(1), Arg::In(0), Arg::In(1), Arg::In(2)];
     elements(l, "gated_act_bwd", args, &[kind(act(l.attr))], 24)
 }
 
-pub fn dropout(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn dropout(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let (threshold, scale) = keep(drop(l.attr));
     let more = [drop(l.attr).site, threshold, scale.to_bits()];
     elements(l, "dropout", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &more, 20)
 }
 
-pub fn add_row(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn add_row(l: &Lower) -> Result<Vec<CudaLaunch>> {
     Ok(vec![launch::with_row(l, "elementwise", "add_row", &[factor(l.attr).factor.to_bits()], 2)])
 }
 
-pub fn add_row_dv(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn add_row_dv(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let Factor { factor: f, acc } = factor(l.attr);
     let acc = if acc { Arg::In(1) } else { Arg::Absent };
     let columns = launch::Columns::new(&l.ins[0]);

@@ -7,7 +7,8 @@ use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid, rows};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Arg, Attr, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
+    no_workspace,
 };
 
 /// `embed_cols` [ids I32[N], table F32[R,V]] → y F32[N,R] = scale·table\[:, ids\]ᵀ. An id outside 0..V gives zeros.
@@ -34,6 +35,7 @@ pub static EMBED_COLS: OpDef = OpDef {
         }
         vec![y]
     },
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(vec![None, None]) };
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.ty(node.ins[1]).cols(), acc: false };
@@ -85,6 +87,7 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
         }
         vec![dw]
     },
+    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(2, 0)],
     cost: |_, ins, outs| Cost { flops: (2 * ins[1].len() + outs[0].len()) as u64, terms: ins[0].len() + 1 },
@@ -140,13 +143,13 @@ fn host_embed_cols_dw(call: &HostCall) {
 
 /// One dispatch for each pair of a range of tokens and a range of the table's elements; the first of the latter also
 /// writes the zeros of ids that are outside.
-fn wgsl_embed_cols(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_embed_cols(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, r, v) = (l.ins[0].len(), l.ins[1].rows(), l.ins[1].cols());
     let mut all = Vec::new();
     for tokens in rows(n, r, l.caps) {
         for part in flat(r * v, l.caps) {
             let words = [tokens.len(), tokens.start, r, v, part.start, part.end].map(|w| w as u32);
-            all.push(Dispatch {
+            all.push(WgslDispatch {
                 shader: "embed_cols",
                 defines: vec!["GATHER"],
                 entry: "embed_cols",
@@ -162,13 +165,13 @@ fn wgsl_embed_cols(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 /// A workgroup for each token: where the token is the first of its id, it sums all of that id.
-fn wgsl_embed_cols_dw(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_embed_cols_dw(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (e, n, r) = (grad(l.attr), l.ins[0].len(), l.ins[1].cols());
     let mut all = start_sum(l, e.acc);
     for tokens in rows(n, r, l.caps) {
         for part in flat(r * e.rows, l.caps) {
             let words = [tokens.len(), tokens.start, r, e.rows, part.start, part.end].map(|w| w as u32);
-            all.push(Dispatch {
+            all.push(WgslDispatch {
                 shader: "embed_cols",
                 defines: vec!["SCATTER"],
                 entry: "embed_cols_dw",

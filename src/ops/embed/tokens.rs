@@ -11,7 +11,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid, rows};
 use crate::ops::quant::{weight_define, weight_parts};
 use crate::ops::{
-    Arg, Attr, Cost, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, check, no_workspace,
+    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
 };
 
 /// `token_rows` [ids I32[N], tokens I32[K]] → rows I32[N], rest I32[N]: where ids\[n\] = tokens\[k\], rows\[n\] is
@@ -33,6 +33,7 @@ pub static TOKEN_ROWS: OpDef = OpDef {
         let rest = ins[0].data.iter().map(|id| row(id).map_or(*id, |_| -1.0)).collect();
         vec![Tensor::new(&ins[0].shape, rows), Tensor::new(&ins[0].shape, rest)]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[],
     cost: |_, ins, _| Cost { flops: (ins[0].len() * ins[1].len()) as u64, terms: 1 },
@@ -85,6 +86,7 @@ pub static REPLACE_ROWS: OpDef = OpDef {
         }
         vec![y]
     },
+    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         if wants[0] {
             let parameter = g.value(node.ins[0]).name.clone();
@@ -169,8 +171,8 @@ fn host_replace_rows(call: &HostCall) {
     }
 }
 
-fn wgsl_token_rows(l: &Lower) -> Result<Vec<Dispatch>> {
-    let one = |part: std::ops::Range<usize>| Dispatch {
+fn wgsl_token_rows(l: &Lower) -> Result<Vec<WgslDispatch>> {
+    let one = |part: std::ops::Range<usize>| WgslDispatch {
         shader: "embed_tokens",
         defines: vec!["TOKEN_ROWS"],
         entry: "token_rows",
@@ -189,7 +191,7 @@ fn wgsl_token_rows(l: &Lower) -> Result<Vec<Dispatch>> {
 }
 
 /// The table widened, part by part; then the rows over it, as a cache is written.
-fn wgsl_replace_rows(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl_replace_rows(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (v, d) = (l.outs[0].rows(), l.outs[0].cols());
     // As many rows as can be bound when they are f32.
     let most = rows(v, d, l.caps).first().map_or(v, |r| r.len());
@@ -198,7 +200,7 @@ fn wgsl_replace_rows(l: &Lower) -> Result<Vec<Dispatch>> {
         let n = part.rows.len() * d;
         let mut args = vec![Arg::OutPart(0, bytes(&part.rows, d))];
         args.extend(part.args);
-        all.push(Dispatch {
+        all.push(WgslDispatch {
             shader: "embed_tokens",
             defines: vec!["WIDEN", weight_define(l.ins[0].dtype).unwrap_or("W_F32")],
             entry: "widen",

@@ -2,12 +2,12 @@
 //! tokens a kernel that reads the weight once, in order.
 
 use super::{Operands, spec};
-use crate::backend::Caps;
 use crate::cpu::philox;
+use crate::device::Caps;
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::ops::tiles::{self, Product, Tile};
-use crate::ops::{Arg, Cuda, Dropout, Linear, Lower, Matmul, launch};
+use crate::ops::{Arg, CudaLaunch, Dropout, Linear, Lower, Matmul, launch};
 
 /// FEW of kernels/linear_few.cu.
 const FEW: usize = 8;
@@ -33,7 +33,7 @@ pub(in crate::ops) struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    pub fn launch(self, caps: &Caps) -> Cuda {
+    pub fn launch(self, caps: &Caps) -> CudaLaunch {
         let (t, n, k) = self.dims;
         let (xa, b, rank, scale) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0, 0.0));
         let (define, w) = launch::weight(self.w.0, self.w.1);
@@ -78,7 +78,7 @@ pub(in crate::ops) struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    pub fn launch(self, caps: &Caps) -> Cuda {
+    pub fn launch(self, caps: &Caps) -> CudaLaunch {
         let (t, n, k) = self.dims;
         let (dyb, a, rank) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0));
         let (drop, rng) = self.dropout.unwrap_or((Dropout { p: 0.0, site: 0 }, Arg::Absent));
@@ -108,7 +108,7 @@ pub(super) fn workspace(s: Linear, ins: &[Ty], a: usize, caps: &Caps) -> u64 {
     }
 }
 
-pub fn linear(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn linear(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let s = spec(l.attr);
     let o = Operands::of(s, false);
     let x = &l.ins[0];
@@ -148,7 +148,7 @@ pub fn linear(l: &Lower) -> Result<Vec<Cuda>> {
     Ok(all)
 }
 
-pub fn linear_dx(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn linear_dx(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let o = Operands::of(spec(l.attr), true);
     let (dy, w) = (&l.ins[0], &l.ins[1]);
     let all = Backward {

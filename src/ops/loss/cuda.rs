@@ -4,12 +4,12 @@
 use std::ops::Range;
 
 use super::{LOGITS, loss};
-use crate::backend::Caps;
+use crate::device::Caps;
 use crate::dtype::{DType, Ty, align};
 use crate::error::Result;
 use crate::ops::linear::cuda::{Backward, Forward};
 use crate::ops::tiles::Product;
-use crate::ops::{Arg, Cuda, Loss, Lower, Matmul, launch};
+use crate::ops::{Arg, CudaLaunch, Loss, Lower, Matmul, launch};
 
 /// A block's tokens are a multiple of this, so that it is cut into whole tiles.
 const TILE: usize = 128;
@@ -46,14 +46,14 @@ impl Scratch {
     }
 }
 
-pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let (x, w) = (&l.ins[0], &l.ins[1]);
     let (t, d, v) = (x.rows(), x.cols(), w.rows());
     let Loss { grad_x, grad_w } = loss(l.attr);
     let scratch = Scratch::new(l.ins, l.caps);
     let logits = || Arg::Work(scratch.logits.clone());
     let losses = || Arg::Work(scratch.losses.clone());
-    let kernel = |entry, rows: usize, block, args, params: Vec<usize>| Cuda {
+    let kernel = |entry, rows: usize, block, args, params: Vec<usize>| CudaLaunch {
         file: "loss",
         defines: vec![launch::act(x)],
         entry,

@@ -3,9 +3,9 @@
 use super::{dims, matmul_attr};
 use crate::error::Result;
 use crate::ops::tiles::Product;
-use crate::ops::{Arg, Attr, Cuda, Lower, launch};
+use crate::ops::{Arg, Attr, CudaLaunch, Lower, launch};
 
-pub fn matmul(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn matmul(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let spec = matmul_attr(l.attr);
     let product = Product {
         spec,
@@ -22,10 +22,10 @@ pub fn matmul(l: &Lower) -> Result<Vec<Cuda>> {
     Ok(product.launches(l.caps))
 }
 
-pub fn sum_rows(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn sum_rows(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let (rows, cols) = (l.ins[0].rows(), l.ins[0].cols());
     let acc = *l.attr == Attr::Acc(true);
-    Ok(vec![Cuda {
+    Ok(vec![CudaLaunch {
         file: "sum_rows",
         defines: vec![launch::act(&l.ins[0])],
         entry: "sum_rows",

@@ -3,7 +3,7 @@
 use super::norm;
 use crate::dtype::Ty;
 use crate::error::Result;
-use crate::ops::{Arg, Attr, Cuda, Lower, launch};
+use crate::ops::{Arg, Attr, CudaLaunch, Lower, launch};
 
 /// Threads of a block where a row's team is a warp: four rows a block.
 const WARPS: usize = 128;
@@ -23,10 +23,10 @@ fn team(x: &Ty, l: &Lower) -> (u32, u32, [u32; 3]) {
     }
 }
 
-fn cuda(l: &Lower, entry: &'static str, x: &Ty, args: Vec<Arg>, more: &[u32], flops: usize) -> Vec<Cuda> {
+fn cuda(l: &Lower, entry: &'static str, x: &Ty, args: Vec<Arg>, more: &[u32], flops: usize) -> Vec<CudaLaunch> {
     let (size, block, grid) = team(x, l);
     let words = [x.rows() as u32, x.cols() as u32, size].into_iter().chain(more.iter().copied());
-    vec![Cuda {
+    vec![CudaLaunch {
         file: "norm",
         defines: vec![launch::act(x)],
         entry,
@@ -39,20 +39,20 @@ fn cuda(l: &Lower, entry: &'static str, x: &Ty, args: Vec<Arg>, more: &[u32], fl
     }]
 }
 
-pub fn rms_norm(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn rms_norm(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let n = norm(l.attr);
     let args = vec![Arg::Out(0), Arg::Out(1), Arg::In(0), Arg::In(1)];
     Ok(cuda(l, "rms_norm", &l.ins[0], args, &[n.eps.to_bits(), n.offset.to_bits()], 4))
 }
 
-pub fn rms_norm_dx(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn rms_norm_dx(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let n = norm(l.attr);
     let acc = if n.acc { Arg::In(4) } else { Arg::Absent };
     let args = vec![Arg::Out(0), Arg::In(0), Arg::In(1), Arg::In(2), Arg::In(3), acc];
     Ok(cuda(l, "rms_norm_dx", &l.ins[1], args, &[n.offset.to_bits()], 8))
 }
 
-pub fn rms_norm_dw(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn rms_norm_dw(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let acc = if *l.attr == Attr::Acc(true) { Arg::In(3) } else { Arg::Absent };
     let columns = launch::Columns::new(&l.ins[1]);
     let first = vec![Arg::In(0), Arg::In(1), Arg::In(2)];

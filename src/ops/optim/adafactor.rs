@@ -7,7 +7,9 @@ use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::ops::launch::{bytes, flat, grid, words};
-use crate::ops::{Arg, Attr, Cost, Cuda, Dispatch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, check, no_acts};
+use crate::ops::{
+    Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, no_acts,
+};
 
 /// Words of a row of the table: where the tensor begins in p, its rows and columns, and where its row and column
 /// means begin in r and c.
@@ -67,12 +69,13 @@ pub static ADAFACTOR: OpDef = OpDef {
         }
         vec![p, r, c]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2)],
     // The longest sum is that of all of a tensor's squares.
     cost: |_, ins, _| Cost { flops: 16 * ins[0].len() as u64, terms: ins[0].len() },
     workspace: |_, ins, caps| match caps.target {
-        crate::backend::Target::Host | crate::backend::Target::Null => 8 * ins[2].len() as u64,
+        crate::device::Target::Host | crate::device::Target::Null => 8 * ins[2].len() as u64,
         _ => 4 * room(ins).end as u64,
     },
     host,
@@ -197,7 +200,7 @@ fn params(ins: &[Ty], piece: &std::ops::Range<usize>) -> Vec<u32> {
     sizes.map(|x| x as u32).to_vec()
 }
 
-fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
+fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let n = l.ins[0].len();
     let mut all = copies(l, ADAFACTOR.in_place);
     for (entry, groups, over_gradient) in stages(l.ins) {
@@ -213,7 +216,7 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
                 _ => ("UPDATE", vec![Arg::OutPart(0, bytes(&piece, 1)), Arg::Out(1), Arg::Out(2), g]),
             };
             args.extend([work, Arg::In(4), Arg::In(5), Arg::In(6)]);
-            all.push(Dispatch {
+            all.push(WgslDispatch {
                 shader: "optim_adafactor",
                 defines: vec![define],
                 entry,
@@ -228,9 +231,9 @@ fn wgsl(l: &Lower) -> Result<Vec<Dispatch>> {
     Ok(all)
 }
 
-fn cuda(l: &Lower) -> Result<Vec<Cuda>> {
+fn cuda(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let n = l.ins[0].len();
-    let launch = |(entry, groups, _): (&'static str, usize, bool)| Cuda {
+    let launch = |(entry, groups, _): (&'static str, usize, bool)| CudaLaunch {
         file: "optim_adafactor",
         defines: Vec::new(),
         entry,

@@ -6,7 +6,9 @@ use super::plain::{lion_f32, lion_f64};
 use super::{NORMS, clip_f64, copies};
 use crate::dtype::{ALIGN, Ty};
 use crate::ops::launch::{bytes, grid};
-use crate::ops::{Arg, Attr, Cost, Cuda, Dispatch, Grad, Lower, OpDef, Sample, SampleIn, check, no_acts, no_workspace};
+use crate::ops::{
+    Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, no_acts, no_workspace,
+};
 use crate::quant::dynamic::{signed, unsigned};
 
 /// `adamw_8bit` [p, g F32[N], m U32[N/4], m_absmax F32[N/256], v, v_absmax likewise, sumsq F32[1], hyper F32[8]]
@@ -38,6 +40,7 @@ pub static ADAMW_8BIT: OpDef = OpDef {
         let ([m, ma], [v, va]) = (encode(&m, signed()), encode(&v, unsigned()));
         vec![p, m, ma, v, va]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2), (4, 3), (5, 4)],
     cost: |_, ins, _| Cost { flops: 80 * ins[0].len() as u64, terms: 8 },
@@ -79,6 +82,7 @@ pub static LION_8BIT: OpDef = OpDef {
         let [m, ma] = encode(&m, signed());
         vec![p, m, ma]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2)],
     cost: |_, ins, _| Cost { flops: 45 * ins[0].len() as u64, terms: 6 },
@@ -101,7 +105,7 @@ pub static LION_8BIT: OpDef = OpDef {
 };
 
 /// A workgroup a block, four elements (a word of codes) an invocation; in place, after copies where it is not.
-fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<Dispatch> {
+fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<WgslDispatch> {
     // Ranges of which codes and absmax too begin on a boundary.
     const STEP: usize = ALIGN / 4 * BLOCK;
     let (n, ins) = (l.outs[0].len(), l.ins.len());
@@ -121,7 +125,7 @@ fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<Dispatch> {
         };
         let mut args: Vec<Arg> = (0..l.outs.len()).map(part).collect();
         args.extend([Arg::InPart(1, bytes(&r, 1)), Arg::In(ins - 2), Arg::In(ins - 1)]);
-        all.push(Dispatch {
+        all.push(WgslDispatch {
             shader: "optim_8bit",
             defines: vec![define],
             entry: "update",
@@ -136,12 +140,12 @@ fn wgsl(l: &Lower, op: &OpDef, define: &'static str) -> Vec<Dispatch> {
 }
 
 /// A warp a block, eight elements a lane.
-fn cuda(l: &Lower, entry: &'static str) -> Vec<Cuda> {
+fn cuda(l: &Lower, entry: &'static str) -> Vec<CudaLaunch> {
     const WARPS: usize = 8;
     let blocks = l.outs[0].len() / BLOCK;
     let mut args: Vec<Arg> = (0..l.outs.len()).map(Arg::Out).collect();
     args.extend((0..l.ins.len()).map(Arg::In));
-    vec![Cuda {
+    vec![CudaLaunch {
         file: "optim_8bit",
         defines: Vec::new(),
         entry,

@@ -3,7 +3,9 @@
 use super::{NORMS, clip, clip_f64, copies, each};
 use crate::dtype::Ty;
 use crate::ops::launch::{bytes, grid, words};
-use crate::ops::{Arg, Attr, Cost, Cuda, Dispatch, Grad, Lower, OpDef, Sample, SampleIn, check, no_acts, no_workspace};
+use crate::ops::{
+    Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, no_acts, no_workspace,
+};
 
 /// `sgd` [p, g F32[N], sumsq F32[1], hyper F32[8]] → p′: `torch.optim.SGD` without momentum.
 ///
@@ -24,6 +26,7 @@ pub static SGD: OpDef = OpDef {
         }
         vec![p]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: 4 },
@@ -67,6 +70,7 @@ pub static SGD_MOMENTUM: OpDef = OpDef {
         }
         vec![p, b]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1)],
     cost: |_, ins, _| Cost { flops: 9 * ins[0].len() as u64, terms: 6 },
@@ -113,6 +117,7 @@ pub static LION: OpDef = OpDef {
         }
         vec![p, m]
     },
+    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1)],
     cost: |_, ins, _| Cost { flops: 10 * ins[0].len() as u64, terms: 6 },
@@ -157,7 +162,7 @@ fn infer(flats: &[&Ty], rest: &[Ty], outs: usize) -> Result<Vec<Ty>, String> {
 }
 
 /// Dispatches of `entry`: outputs, then the gradient, sumsq and hyper, which stand behind the state.
-fn wgsl(l: &Lower, op: &OpDef, defines: Vec<&'static str>, entry: &'static str) -> Vec<Dispatch> {
+fn wgsl(l: &Lower, op: &OpDef, defines: Vec<&'static str>, entry: &'static str) -> Vec<WgslDispatch> {
     let mut all = copies(l, op.in_place);
     let n = l.ins.len();
     all.extend(each(l.outs[0].len(), l, ("optim_plain", defines, entry), |r| {
@@ -169,12 +174,12 @@ fn wgsl(l: &Lower, op: &OpDef, defines: Vec<&'static str>, entry: &'static str) 
 }
 
 /// The launch of `entry`: four elements a thread.
-fn cuda(l: &Lower, entry: &'static str, outs: &[Arg]) -> Vec<Cuda> {
+fn cuda(l: &Lower, entry: &'static str, outs: &[Arg]) -> Vec<CudaLaunch> {
     const BLOCK: usize = 256;
     let n = l.outs[0].len();
     let mut args = outs.to_vec();
     args.extend((0..l.ins.len()).map(Arg::In));
-    vec![Cuda {
+    vec![CudaLaunch {
         file: "optim_plain",
         defines: Vec::new(),
         entry,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::dtype::{Nf4Layout, Ty, align};
 use crate::error::Result;
-use crate::ops::{Arg, Attr, Cuda, Lower, launch};
+use crate::ops::{Arg, Attr, CudaLaunch, Lower, launch};
 
 const BLOCK: usize = 256;
 
@@ -46,8 +46,8 @@ fn cuda(
     args: Vec<Arg>,
     params: impl IntoIterator<Item = usize>,
     flops: usize,
-) -> Cuda {
-    Cuda {
+) -> CudaLaunch {
+    CudaLaunch {
         file: "quant",
         defines: vec![("W", 4)],
         entry,
@@ -60,7 +60,7 @@ fn cuda(
     }
 }
 
-pub fn quantize(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn quantize(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let double = *l.attr == Attr::Nf4 { double: true };
     let n = l.ins[0].len();
     let blocks = n.div_ceil(Nf4Layout::BLOCK);
@@ -88,7 +88,7 @@ pub fn quantize(l: &Lower) -> Result<Vec<Cuda>> {
     Ok(all)
 }
 
-pub fn dequantize(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn dequantize(l: &Lower) -> Result<Vec<CudaLaunch>> {
     /// Elements of a block.
     const TILE: usize = 4096;
     let n = l.outs[0].len();
@@ -96,5 +96,5 @@ pub fn dequantize(l: &Lower) -> Result<Vec<Cuda>> {
     let args = [Arg::Out(0)].into_iter().chain(weight).collect();
     let grid = launch::grid(n.div_ceil(TILE), l.caps);
     let launch = cuda("dequantize", grid, BLOCK, args, launch::words(n).map(|w| w as usize), 4 * n);
-    Ok(vec![Cuda { defines: vec![define], ..launch }])
+    Ok(vec![CudaLaunch { defines: vec![define], ..launch }])
 }

@@ -2,9 +2,9 @@
 
 use super::rope;
 use crate::error::Result;
-use crate::ops::{Arg, Cuda, Lower, Rope, launch};
+use crate::ops::{Arg, CudaLaunch, Lower, Rope, launch};
 
-pub fn launches(l: &Lower) -> Result<Vec<Cuda>> {
+pub fn launches(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let Rope { heads, head_dim, inverse } = rope(l.attr);
     let (tokens, half) = (l.ins[0].rows(), l.ins[1].cols() / 2);
     let run = launch::lanes(&l.ins[0]);
@@ -12,7 +12,7 @@ pub fn launches(l: &Lower) -> Result<Vec<Cuda>> {
     let items = heads * (head_dim - half) / run;
     let sign = if inverse { -1.0f32 } else { 1.0 };
     let words = [tokens, heads, head_dim, half, l.ins[1].rows()];
-    Ok(vec![Cuda {
+    Ok(vec![CudaLaunch {
         file: "rope",
         defines: vec![launch::act(&l.ins[0])],
         entry: "rope",

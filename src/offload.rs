@@ -114,7 +114,7 @@ pub struct Moved {
 }
 
 /// All that lies off the device, and the thread that reads it.
-pub struct Away {
+pub struct Offload {
     stores: HashMap<Val, Arc<Store>>,
     /// Where the file for what is in no file yet is made.
     dir: PathBuf,
@@ -130,9 +130,9 @@ struct Spill {
     bytes: u64,
 }
 
-impl Away {
-    pub fn new(dir: PathBuf) -> Away {
-        Away { stores: HashMap::new(), dir, spill: None, reader: None, moved: Moved::default() }
+impl Offload {
+    pub fn new(dir: PathBuf) -> Offload {
+        Offload { stores: HashMap::new(), dir, spill: None, reader: None, moved: Moved::default() }
     }
 
     /// Where the file for what is in no file yet is to be made, if it is not made yet.

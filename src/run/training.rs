@@ -5,22 +5,22 @@ use std::time::Instant;
 
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
-use crate::config::{Init, Method as MethodName, Recompute, RunConfig, Switch};
+use crate::config::{Init, Method as MethodName, Recompute, RunConfig};
 use crate::cpu::gemm;
 use crate::data::pack::pack;
 use crate::data::reader::{self, Encoder};
 use crate::data::sampler::Sampler;
 use crate::data::{Dataset, is_tokenized};
 use crate::error::{Error, Result};
-use crate::memory::{Chosen, Level, Request, Wish};
+use crate::memory::{Chosen, Level, Request};
 use crate::memory::{budget, resident};
 use crate::peft::{Method, files, full::Full, lora::Lora};
 use crate::plan::{Account, timeline};
+use crate::run::metrics::{Event, StepEvent};
+use crate::run::profile::Report;
+use crate::run::svg;
 use crate::session::{Base, Options, Planned};
-use crate::train::metrics::{Event, StepEvent};
-use crate::train::profile::Report;
 use crate::train::schedule;
-use crate::train::svg;
 
 /// What a finished run leaves behind.
 #[derive(Clone, Debug)]
@@ -96,11 +96,6 @@ fn options(config: &RunConfig) -> Options {
 }
 
 fn request(config: &RunConfig) -> Request {
-    let wish = |switch: Switch| match switch {
-        Switch::Auto => Wish::Auto,
-        Switch::On => Wish::On,
-        Switch::Off => Wish::Off,
-    };
     Request {
         budget: config.memory.map(|b| b.0),
         recompute: match config.recompute {
@@ -109,9 +104,9 @@ fn request(config: &RunConfig) -> Request {
             Recompute::Selective => Some(Level::Selective),
             Recompute::All => Some(Level::All),
         },
-        stream: wish(config.stream),
-        page_optimizer: wish(config.page_optimizer),
-        offload: wish(config.offload),
+        stream: config.stream,
+        page_optimizer: config.page_optimizer,
+        offload: config.offload,
     }
 }
 
@@ -213,7 +208,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     if let Some(profile) = profile {
         on(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
     }
-    on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.away.moved })?;
+    on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.offload.moved })?;
     // Saving copies the trained tensors; the buffers of products make room for that.
     gemm::free_buffers();
     resident::give_back();

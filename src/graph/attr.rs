@@ -19,7 +19,7 @@ pub enum Attr {
     Norm(Norm),
     Rope(Rope),
     Attention(Attention),
-    Act(Act),
+    Activation(Activation),
     Dropout(Dropout),
     /// The float type of the result.
     Cast(DType),
@@ -104,7 +104,7 @@ pub struct Attention {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum Activation {
     Silu,
     /// The tanh approximation (Hugging Face's `gelu_pytorch_tanh`).
     GeluTanh,

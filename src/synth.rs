@@ -12,14 +12,14 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::load::{normals, words};
-use super::safetensors::{Dtype, write_safetensors_with};
 use crate::dtype::{DType, Nf4Layout};
 use crate::error::{Error, Result};
 use crate::models;
 use crate::nn::{Nn, Role, Source};
 use crate::peft::full::Full;
 use crate::quant::nf4;
+use crate::weights::load::{normals, words};
+use crate::weights::safetensors::{Dtype, write_safetensors_with};
 
 /// Shapes that are known by name: config.json of public models, without what is of the tokenizer's.
 pub const LIKE: &[(&str, &str)] = &[
@@ -193,7 +193,7 @@ fn weights(config: &Value) -> Result<Vec<(String, Vec<usize>, Role)>> {
     model.hidden(&mut nn)?;
     model.head(&mut nn)?;
     let base = nn.weights.iter().filter_map(|w| match &w.source {
-        Source::Base { tensor, role } => Some((tensor.clone(), nn.g.shape(w.val).to_vec(), *role)),
+        Source::Base { tensor, role, .. } => Some((tensor.clone(), nn.g.shape(w.val).to_vec(), *role)),
         _ => None,
     });
     Ok(base.collect())

@@ -3,9 +3,10 @@
 //!
 //! They are rows without kernels, and so not in the op table: nothing launches them.
 
+use super::attr::Attr;
+use super::op::{Cost, Grad, OpDef, no_acts, no_workspace};
+use super::{Graph, Val};
 use crate::error::Result;
-use crate::graph::{Graph, Val};
-use crate::ops::{Attr, Cost, Grad, OpDef, no_acts, no_workspace};
 
 /// `fetch` [x off the device] → x, on the device. Its output is reserved from here on, so a fetch that stands well
 /// before its first reader is a prefetch.
@@ -23,6 +24,7 @@ const fn row(name: &'static str) -> OpDef {
         },
         reference: |_, ins| ins.to_vec(),
         grad: Grad::Stop,
+        writes_only: false,
         in_place: &[],
         cost: |_, _, _| Cost::default(),
         workspace: no_workspace,

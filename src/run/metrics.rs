@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::away::Moved;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::offload::Moved;
 use crate::plan::Account;
-use crate::train::profile::Report;
+use crate::run::profile::Report;
 
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// Version of the file's format.

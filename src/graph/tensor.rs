@@ -1,7 +1,7 @@
 //! Float64 tensors, on which the definitions are written, and the samples that tests feed to every kernel.
 
+use super::attr::Attr;
 use crate::dtype::Ty;
-use crate::ops::Attr;
 
 /// A dense float64 tensor. Integers are held exactly; quantized operands arrive decoded.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,89 @@
+//! What a device is, for whoever plans or lowers for one: its name, its kind, and what it can do.
+
+use std::fmt;
+
+use crate::dtype::DType;
+
+/// `auto`, or which device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A CUDA card if there is one, else another hardware GPU, else the CPU; never a software rasterizer.
+    Auto,
+    Cpu,
+    /// The N-th CUDA card, or the first that has kernels.
+    Cuda(Option<usize>),
+    /// The N-th adapter that `trimtab devices` lists, or the best.
+    Wgpu(Option<usize>),
+    /// Plans everything and computes nothing.
+    Null,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(None) => f.write_str("cuda"),
+            Device::Cuda(Some(n)) => write!(f, "cuda:{n}"),
+            Device::Wgpu(None) => f.write_str("wgpu"),
+            Device::Wgpu(Some(n)) => write!(f, "wgpu:{n}"),
+            Device::Null => f.write_str("null"),
+        }
+    }
+}
+
+/// What kind of kernel a device takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Functions of this process, on the CPU.
+    Host,
+    /// WGSL.
+    Wgsl,
+    /// CUDA.
+    Cuda,
+    /// Nothing is computed.
+    Null,
+}
+
+/// What the planner and the lowerings may count on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caps {
+    pub device: String,
+    pub target: Target,
+    /// Largest range that can be bound to a kernel, in bytes.
+    pub max_binding: u64,
+    /// Largest single allocation, in bytes.
+    pub max_buffer: u64,
+    /// Largest number of workgroups along one axis.
+    pub max_groups: u32,
+    /// Bytes of memory a workgroup shares.
+    pub workgroup_memory: u32,
+    /// Largest number of invocations in a workgroup.
+    pub max_invocations: u32,
+    /// Storage buffers one kernel may bind.
+    pub max_bindings: u32,
+    pub f16: bool,
+    /// The type of 16 bits in which activations can be kept, if any.
+    pub compute_dtype: Option<DType>,
+    /// CUDA's compute capability as in `sm_80`; 0 elsewhere.
+    pub arch: u32,
+    /// Smallest and largest subgroup, if subgroup operations are there at all.
+    pub subgroup: Option<(u32, u32)>,
+    /// WGSL's cooperative matrices of 8×8 f32 are there, and asked for.
+    pub coop: bool,
+    /// A CPU that pretends to be a GPU.
+    pub software: bool,
+}
+
+/// A range of this process's memory that a CPU kernel may touch.
+#[derive(Clone, Copy, Debug)]
+pub struct HostSlice {
+    pub ptr: *mut u8,
+    pub bytes: usize,
+}
+
+// SAFETY: it is an address and a length; the planner decides which kernel may touch which range when, and
+// dereferencing it is unsafe in its own right.
+unsafe impl Send for HostSlice {}
+// SAFETY: as above.
+unsafe impl Sync for HostSlice {}

@@ -1,0 +1,7 @@
+//! Whole runs: from settings to files, and what is shown and kept of them on the way.
+
+pub mod metrics;
+pub mod profile;
+pub mod progress;
+pub mod svg;
+pub mod training;
