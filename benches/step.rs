@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -12,6 +13,7 @@ use trimtab::data::{Dataset, Example};
 use trimtab::dtype::DType;
 use trimtab::peft::{AdapterConfig, Method, Targets, full::Full, lora::Lora};
 use trimtab::session::{Base, Options, Planned};
+use trimtab::tasks::causal_lm::layout;
 
 const TOKENS: usize = 1024;
 const SEQUENCE: usize = 256;
@@ -26,7 +28,7 @@ fn step(
     dtype: DType,
 ) -> trimtab::Result<()> {
     let assets = common::root("assets");
-    let base = Base::open(assets.join("base"))?;
+    let base = Arc::new(Base::open(assets.join("base"))?);
     let path = assets.join("shakespeare.txt");
     let text = std::fs::read_to_string(&path).map_err(|e| trimtab::Error::io(&path, e))?;
     // A token is at most a few bytes long.
@@ -37,7 +39,7 @@ fn step(
         data.push(&Example::whole(sequence.to_vec()))?;
     }
     let order: Vec<usize> = (0..data.len()).collect();
-    let micro = pack(&data, &order, TOKENS, true)?;
+    let micro = pack(&data, &order, &layout(TOKENS), true)?;
 
     let options = Options { quantize, dtype, max_seq_len: SEQUENCE, micro_tokens: TOKENS, ..Options::default() };
     let planned = Planned::new(&base, method, options, common::device())?;

@@ -9,6 +9,8 @@
 //! loaded, and every step replays the same recorded launches.
 //!
 //! ```
+//! use std::sync::Arc;
+//!
 //! use trimtab::backend::cpu::Cpu;
 //! use trimtab::data::{Dataset, Example, pack::pack};
 //! use trimtab::dtype::DType;
@@ -17,7 +19,7 @@
 //!
 //! # fn main() -> trimtab::Result<()> {
 //! // A Hugging Face folder, or a GGUF file. It is mapped; nothing is read yet.
-//! let base = Base::open(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base"))?;
+//! let base = Arc::new(Base::open(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base"))?);
 //! let tokens = base.tokenizer()?.encode("Full fathom five thy father lies;", false)?;
 //!
 //! // LoRA of rank 4 at all linear layers, over a base in NF4: QLoRA.
@@ -32,7 +34,7 @@
 //! // A step is a list of micro-batches: tokens packed without padding between them.
 //! let mut data = Dataset::default();
 //! data.push(&Example::whole(tokens))?;
-//! let micro = pack(&data, &[0], 32, true)?;
+//! let micro = pack(&data, &[0], session.layout(), true)?;
 //! let first = session.step(&micro, 1e-3)?;
 //! let second = session.step(&micro, 1e-3)?;
 //! assert!(second.loss < first.loss);
@@ -95,6 +97,7 @@ pub mod quant;
 pub mod run;
 pub mod session;
 pub mod synth;
+pub mod tasks;
 pub mod train;
 pub mod weights;
 

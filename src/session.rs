@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::backend::{Backend, Caps};
 pub use crate::base::Base;
@@ -10,12 +11,14 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::memory::{self, Chosen, Request};
-use crate::nn::Source;
-use crate::peft::files::AdapterTensor;
+use crate::nn::{Build, Hooks, Layout, Source, WeightRef};
+use crate::peft::files::HostTensor;
 use crate::peft::{Method, Save};
 use crate::plan::{Account, Plan};
+use crate::tasks::causal_lm::CausalLm;
+use crate::tasks::{Shape, Task};
 use crate::train::optimizer::Optimizer;
-use crate::train::step::Step;
+use crate::train::step::{Parts, Step};
 use crate::train::trainer::{StepReport, Trainer};
 use crate::weights::load;
 
@@ -38,6 +41,10 @@ pub struct Options {
     pub max_seq_len: usize,
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
+    /// Target tokens of a micro-batch in encoder-decoders; else as many as `micro_tokens`.
+    pub micro_targets: Option<usize>,
+    /// The most sequences of a micro-batch; else as many as it has tokens.
+    pub micro_sequences: Option<usize>,
     /// The most tokens that a step will have, if that is known. Where they fit one micro-batch, gradients take the place
     /// of activations, and a step of two micro-batches is an error.
     pub step_tokens: Option<usize>,
@@ -49,6 +56,15 @@ pub struct Options {
     pub spill: Option<PathBuf>,
 }
 
+impl Options {
+    /// The sizes of a micro-batch.
+    fn shape(&self) -> Shape {
+        let tokens = self.micro_tokens;
+        let sequences = self.micro_sequences.unwrap_or(tokens).clamp(1, tokens.max(1));
+        Shape { tokens, targets: self.micro_targets.unwrap_or(tokens), sequences }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Options {
@@ -56,6 +72,8 @@ impl Default for Options {
             dtype: DType::F32,
             max_seq_len: 1024,
             micro_tokens: 1024,
+            micro_targets: None,
+            micro_sequences: None,
             step_tokens: None,
             optimizer: Optimizer::default(),
             seed: 42,
@@ -66,9 +84,9 @@ impl Default for Options {
 }
 
 /// A run that is planned to the byte, with nothing allocated and nothing loaded.
-pub struct Planned<'a> {
-    base: &'a Base,
-    method: Box<dyn Method>,
+pub struct Planned {
+    base: Arc<Base>,
+    methods: Vec<Box<dyn Method>>,
     backend: Box<dyn Backend>,
     step: Step,
     plan: Plan,
@@ -77,18 +95,33 @@ pub struct Planned<'a> {
     chosen: Vec<Chosen>,
 }
 
-impl<'a> Planned<'a> {
-    pub fn new(base: &'a Base, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
+impl Planned {
+    /// Causal language modelling with one method.
+    pub fn new(base: &Arc<Base>, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
+        Planned::of(base, vec![method], &CausalLm, options, backend)
+    }
+
+    /// Any task, with a stack of methods, the first one outermost.
+    pub fn of(
+        base: &Arc<Base>,
+        methods: Vec<Box<dyn Method>>,
+        task: &dyn Task,
+        options: Options,
+        backend: Box<dyn Backend>,
+    ) -> Result<Self> {
         let model = base.model(options.max_seq_len)?;
-        method.check(&*model)?;
         let storage = base.storage(options.quantize, options.dtype);
         let act = activations(options.dtype, backend.caps());
+        let stack: Vec<&dyn Hooks> = methods.iter().map(|m| &**m as &dyn Hooks).collect();
         let mut options = options;
         let wanted = options.micro_tokens;
         let (step, plan, mut chosen) = loop {
-            let tokens = options.micro_tokens;
-            let mut step = Step::with(&*model, &*method, &storage, act, tokens, options.optimizer, backend.caps())?;
-            if options.step_tokens.is_some_and(|most| most <= tokens) {
+            let build = Build { stack: &stack, storage: &storage, act };
+            let shape = options.shape();
+            let parts = Parts { model: &*model, task, build, shape, optimizer: options.optimizer };
+            let mut step = Step::of(&parts, backend.caps())?;
+            methods.iter().try_for_each(|m| m.check(&step.sites))?;
+            if options.step_tokens.is_some_and(|most| most <= options.micro_tokens) {
                 memory::once::once(&mut step.program)?;
             }
             match memory::fit(&step.program, backend.caps(), &options.memory) {
@@ -111,8 +144,8 @@ impl<'a> Planned<'a> {
             chosen.insert(0, Chosen { what, saves: 0, seconds: 0.0 });
         }
         drop(storage);
-        let init_std = model.init_std();
-        Ok(Planned { base, method, backend, step, plan, options, init_std, chosen })
+        let init_std = model.facts().init_std;
+        Ok(Planned { base: base.clone(), methods, backend, step, plan, options, init_std, chosen })
     }
 
     /// What was chosen to make it fit.
@@ -123,6 +156,11 @@ impl<'a> Planned<'a> {
     /// Tokens of a micro-batch: those of the options, or fewer if the budget wanted it.
     pub fn micro_tokens(&self) -> usize {
         self.options.micro_tokens
+    }
+
+    /// What a micro-batch holds: what the packer needs.
+    pub fn layout(&self) -> &Layout {
+        &self.step.inputs.layout
     }
 
     /// The step's graph and where its values lie, for pictures of them.
@@ -162,10 +200,10 @@ impl<'a> Planned<'a> {
     /// `progress(bytes loaded, of)` is called along the way.
     pub fn start(
         self,
-        adapter: Option<&BTreeMap<String, AdapterTensor>>,
+        adapter: Option<&BTreeMap<String, HostTensor>>,
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
-    ) -> Result<Session<'a>> {
-        let Planned { base, method, backend, step, plan, options, init_std, .. } = self;
+    ) -> Result<Session> {
+        let Planned { base, methods, backend, step, plan, options, init_std, .. } = self;
         let mut trainer = Trainer::new(backend, step, plan, options.seed)?;
         if let Some(dir) = &options.spill {
             trainer.exec.offload.set_dir(dir);
@@ -173,18 +211,23 @@ impl<'a> Planned<'a> {
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
-        Ok(Session { base, method, trainer })
+        Ok(Session { base, methods, trainer })
     }
 }
 
 /// A run under way.
-pub struct Session<'a> {
-    base: &'a Base,
-    method: Box<dyn Method>,
+pub struct Session {
+    base: Arc<Base>,
+    methods: Vec<Box<dyn Method>>,
     pub trainer: Trainer,
 }
 
-impl Session<'_> {
+impl Session {
+    /// What a micro-batch holds: what the packer needs.
+    pub fn layout(&self) -> &Layout {
+        self.trainer.layout()
+    }
+
     /// One optimizer step over packed micro-batches (`data::pack`).
     pub fn step(&mut self, micro: &[MicroBatch], lr: f64) -> Result<StepReport> {
         self.trainer.step(micro, lr)
@@ -204,16 +247,19 @@ impl Session<'_> {
                 continue;
             }
             let Source::Base { tensor, role, .. } = &weight.source else { continue };
-            if let Some(name) = self.method.keeps(tensor, *role)? {
+            let w = WeightRef { name: tensor, role: *role };
+            let held = self.methods.iter().map(|m| m.keeps(w)).find_map(Result::transpose).transpose()?;
+            if let Some(name) = held {
                 kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
             }
         }
         let read = &mut |i: usize, first: usize, into: &mut [f32]| {
             exec.read_at(vals[i], 4 * first as u64, bytemuck::cast_slice_mut(into))
         };
-        let base = self.base;
+        let base = &self.base;
         let tokenizer = &|path: &Path| base.tokenizer()?.save(path);
         let (config, base) = (&base.config, base.path.as_path());
-        self.method.save(&mut Save { dir, base, config, tokenizer, dtype, trained: &trained, read, kept: &kept })
+        let mut save = Save { dir, base, config, tokenizer, dtype, trained: &trained, read, kept: &kept };
+        self.methods.iter().try_for_each(|m| m.save(&mut save))
     }
 }

@@ -15,9 +15,11 @@ use serde_json::{Map, Value, json};
 use crate::dtype::{DType, Nf4Layout};
 use crate::error::{Error, Result};
 use crate::models;
-use crate::nn::{Nn, Role, Source};
+use crate::nn::{Build, Nn, Role, Source};
 use crate::peft::full::Full;
 use crate::quant::nf4;
+use crate::tasks::causal_lm::CausalLm;
+use crate::tasks::{Shape, Task};
 use crate::weights::load::{normals, words};
 use crate::weights::safetensors::{Dtype, write_safetensors_with};
 
@@ -110,7 +112,7 @@ pub fn write(
     format: &Format,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let std = models::read(config, 2)?.init_std();
+    let std = models::read(config, 2)?.facts().init_std;
     let weights = weights(config)?;
     // The parts of a weight stay in one file.
     let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
@@ -189,9 +191,10 @@ fn torch_name(dtype: DType) -> &'static str {
 fn weights(config: &Value) -> Result<Vec<(String, Vec<usize>, Role)>> {
     let model = models::read(config, 2)?;
     let storage = |_: &str, _: Role| DType::F32;
-    let mut nn = Nn::new(&Full, &storage, DType::F32, 2);
-    model.hidden(&mut nn)?;
-    model.head(&mut nn)?;
+    let build = Build { stack: &[&Full], storage: &storage, act: DType::F32 };
+    let mut nn = Nn::new(build, CausalLm.layout(Shape::of(2)))?;
+    let hidden = model.hidden(&mut nn)?;
+    model.lm_head(&mut nn, hidden)?;
     let base = nn.weights.iter().filter_map(|w| match &w.source {
         Source::Base { tensor, role, .. } => Some((tensor.clone(), nn.g.shape(w.val).to_vec(), *role)),
         _ => None,

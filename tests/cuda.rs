@@ -9,7 +9,7 @@ use common::data::in_16_bits;
 use common::devices::Device;
 use trimtab::backend::cuda::{self, Output, compiled, options};
 use trimtab::dtype::Ty;
-use trimtab::ops::{self, Cuda, Lower, OpDef, Sample};
+use trimtab::ops::{self, CudaLaunch, Lower, OpDef, Sample};
 
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
@@ -79,7 +79,7 @@ fn complaints(log: &str) -> Vec<String> {
 }
 
 /// What keeps a card from starting `launch`.
-fn unstartable(launch: &Cuda, log: &str, shared_limit: u32) -> Option<String> {
+fn unstartable(launch: &CudaLaunch, log: &str, shared_limit: u32) -> Option<String> {
     let Some(takes) = kernels(log).get(launch.entry).copied() else {
         return Some(format!("no kernel {} in {}.cu", launch.entry, launch.file));
     };
@@ -102,7 +102,7 @@ fn unstartable(launch: &Cuda, log: &str, shared_limit: u32) -> Option<String> {
 }
 
 /// The launches of a sample: with no storage shared, and with each pair that may share it.
-fn launches(op: &'static OpDef, sample: &Sample, arch: u32) -> Result<Vec<Cuda>, String> {
+fn launches(op: &'static OpDef, sample: &Sample, arch: u32) -> Result<Vec<CudaLaunch>, String> {
     let caps = cuda::caps(format!("sm_{arch}"), arch);
     let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let outs = op.types(&sample.attr, &ins)?;
@@ -131,7 +131,7 @@ type Span = (u32, u32, u32);
 /// What of the table a compilation is for.
 #[derive(Default)]
 struct Uses {
-    launches: Vec<Cuda>,
+    launches: Vec<CudaLaunch>,
     /// (entry, op)
     ops: BTreeSet<(&'static str, &'static str)>,
 }
@@ -151,7 +151,7 @@ fn table() -> (BTreeMap<Key, Uses>, Vec<String>) {
                             let uses = all.entry((launch.file, launch.defines.clone(), arch)).or_default();
                             uses.ops.insert((launch.entry, op.name));
                             // Of launches that ask the same of a card, one is enough.
-                            let asks = |l: &Cuda| (l.entry, l.block, l.shared, l.grid);
+                            let asks = |l: &CudaLaunch| (l.entry, l.block, l.shared, l.grid);
                             if uses.launches.iter().all(|l| asks(l) != asks(&launch)) {
                                 uses.launches.push(launch);
                             }
@@ -373,7 +373,7 @@ fn control_what_spills_or_does_not_compile_is_seen() {
 
     let takes = kernels(&log)["control"];
     assert!(takes.registers > 64, "{takes:?}");
-    let launch = |entry, block, shared| Cuda {
+    let launch = |entry, block, shared| CudaLaunch {
         file: "control",
         defines: Vec::new(),
         entry,
@@ -390,7 +390,7 @@ fn control_what_spills_or_does_not_compile_is_seen() {
         (launch("control", 1024, 0), "registers a block"),
         (launch("control", 1056, 0), "1056 threads"),
         (launch("control", 128, 1001), "shared memory"),
-        (Cuda { grid: [1, 65536, 1], ..launch("control", 128, 0) }, "a grid of"),
+        (CudaLaunch { grid: [1, 65536, 1], ..launch("control", 128, 0) }, "a grid of"),
     ] {
         let found = unstartable(&launch, &log, 1000);
         assert!(found.as_ref().is_some_and(|f| f.contains(what)), "expected {what:?}, found {found:?}");

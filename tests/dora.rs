@@ -5,6 +5,8 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use trimtab::nn::{Build, Hooks};
 
 use common::data::Random;
 use common::devices::{Device, devices};
@@ -17,12 +19,13 @@ use trimtab::generate::{Generation, Generator};
 use trimtab::graph::LeafKind;
 use trimtab::nn::{Nn, Role};
 use trimtab::ops::{Dropout, Tensor};
-use trimtab::peft::files::{AdapterTensor, read_adapter};
+use trimtab::peft::files::{HostTensor, read_adapter};
 use trimtab::peft::{AdapterConfig, Frozen, Method, Targets, lora::Lora};
 use trimtab::session::{Base, Options, Planned, Session};
+use trimtab::tasks::causal_lm::layout;
 use trimtab::weights::load;
 
-type Tensors = BTreeMap<String, AdapterTensor>;
+type Tensors = BTreeMap<String, HostTensor>;
 
 fn config() -> AdapterConfig {
     let mut config = AdapterConfig::lora(4, 8.0, Targets::AllLinear);
@@ -42,7 +45,9 @@ fn the_layer_is_that_of_peft() {
         let scale = if rslora { 6.0 / (r as f32).sqrt() } else { 2.0 } as f64;
         let method = Lora { config };
         let storage = |_: &str, _: Role| DType::F32;
-        let mut nn = Nn::new(&method, &storage, DType::F32, t);
+        let stack: &[&dyn Hooks] = &[&method];
+        let build = Build { stack, storage: &storage, act: DType::F32 };
+        let mut nn = Nn::new(build, layout(t)).unwrap();
         let x = nn.g.leaf(LeafKind::Io, "x", Ty::f32(&[t, k]));
         let y = nn.linear("layer", Role::Q, x, n, true).unwrap();
 
@@ -55,7 +60,7 @@ fn the_layer_is_that_of_peft() {
             given.insert(val.1, (val.0, Tensor::new(&shape, data)));
         }
         let key = [9.0, 8.0, 7.0, 6.0];
-        let leaves = given.values().cloned().chain([(nn.batch.rng, Tensor::new(&[4], key.to_vec()))]);
+        let leaves = given.values().cloned().chain([(nn.rng, Tensor::new(&[4], key.to_vec()))]);
         let got = Values::of(&nn.g, leaves).get(y);
 
         let get = |name: &str| &given[name].1;
@@ -84,28 +89,29 @@ fn the_layer_is_that_of_peft() {
     }
 }
 
-fn base() -> Base {
-    Base::open(common::root("tests/fixtures/golden/base")).unwrap()
+fn base() -> Arc<Base> {
+    Arc::new(Base::open(common::root("tests/fixtures/golden/base")).unwrap())
 }
 
 const IDS: [u32; 9] = [1, 17, 5, 60, 33, 8, 90, 12, 44];
 
 /// One sequence, of which the last token is trained.
 fn micro() -> Vec<MicroBatch> {
+    let ids: Vec<i32> = IDS.iter().map(|&id| id as i32).collect();
     let mut labels = vec![-100; IDS.len()];
-    labels[IDS.len() - 1] = IDS[IDS.len() - 1] as i32;
+    labels[IDS.len() - 1] = ids[IDS.len() - 1];
     let mut data = Dataset::default();
-    data.push(&Example { input_ids: IDS.to_vec(), labels }).unwrap();
-    pack(&data, &[0], 16, true).unwrap()
+    data.push(&Example::labelled(ids, labels)).unwrap();
+    pack(&data, &[0], &layout(16), true).unwrap()
 }
 
-fn session<'a>(
-    base: &'a Base,
+fn session(
+    base: &Arc<Base>,
     config: AdapterConfig,
     quantize: Option<DType>,
     device: &Device,
     from: Option<&Tensors>,
-) -> Session<'a> {
+) -> Session {
     let options = Options { quantize, max_seq_len: 16, micro_tokens: 16, ..Options::default() };
     let planned = Planned::new(base, Box::new(Lora { config }), options, device.open()).unwrap();
     planned.start(from, &mut |_, _| Ok(())).unwrap()
@@ -120,8 +126,11 @@ fn logits(
     from: Option<&Tensors>,
 ) -> Vec<f32> {
     let model = base.model(16).unwrap();
-    let generation = Generation::new(&*model, method, &base.storage(quantize, DType::F32), DType::F32, 5, 16).unwrap();
-    let weights = generation.weights.clone();
+    let storage = base.storage(quantize, DType::F32);
+    let stack: &[&dyn Hooks] = &[method];
+    let build = Build { stack, storage: &storage, act: DType::F32 };
+    let generation = Generation::new(&*model, build, 5, 16).unwrap();
+    let weights = generation.program.weights.clone();
     let mut generator = Generator::new(device.open(), generation).unwrap();
     let sources = load::Sources { base: base.checkpoint.as_ref(), std: 0.0, adapter: from, seed: 42 };
     load::load(&mut generator.exec, &weights, &sources, &mut |_, _| Ok(())).unwrap();

@@ -3,6 +3,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::devices::{Device, devices};
 use trimtab::Error;
@@ -13,6 +14,7 @@ use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::files::{Adapter, base_layer, embedding_a, embedding_b, read_adapter, tokens};
 use trimtab::peft::{Tokens, lora::Lora};
 use trimtab::session::{Base, Options, Planned, Session};
+use trimtab::tasks::causal_lm::layout;
 
 const EMBED: &str = "model.embed_tokens";
 
@@ -47,24 +49,23 @@ fn on_tokens() -> AdapterConfig {
 fn text() -> Vec<MicroBatch> {
     let mut data = Dataset::default();
     for ids in [&[1, 7, 11, 7, 40, 41][..], &[1, 11, 60, 7, 61]] {
-        let labels = ids.iter().map(|&i| i as i32).collect();
-        data.push(&Example { input_ids: ids.to_vec(), labels }).unwrap();
+        data.push(&Example::whole(ids.to_vec())).unwrap();
     }
-    pack(&data, &[0, 1], 16, true).unwrap()
+    pack(&data, &[0, 1], &layout(16), true).unwrap()
 }
 
-fn planned<'a>(base: &'a Base, config: AdapterConfig, device: &Device, dtype: DType) -> Result<Planned<'a>, Error> {
+fn planned(base: &Arc<Base>, config: AdapterConfig, device: &Device, dtype: DType) -> Result<Planned, Error> {
     let options = Options { max_seq_len: 16, micro_tokens: 16, dtype, ..Options::default() };
     Planned::new(base, Box::new(Lora { config }), options, device.open())
 }
 
-fn session<'a>(
-    base: &'a Base,
+fn session(
+    base: &Arc<Base>,
     config: AdapterConfig,
     device: &Device,
     dtype: DType,
     adapter: Option<&Adapter>,
-) -> Session<'a> {
+) -> Session {
     let planned = planned(base, config, device, dtype).unwrap();
     if let Some(adapter) = adapter {
         adapter.check(Path::new(""), &planned.trained()).unwrap();
@@ -102,7 +103,7 @@ fn what_is_trained_on_the_embedding_learns_and_is_kept() {
     for device in devices() {
         for (name, config, folders) in table {
             for (folder, dtype) in folders.iter().zip([DType::BF16, DType::F32]) {
-                let base = Base::open(fixture(folder)).unwrap();
+                let base = Arc::new(Base::open(fixture(folder)).unwrap());
                 let what = format!("{name} on {folder} on {}", device.name);
                 let mut run = session(&base, config(), &device, dtype, None);
                 let fell = losses(&mut run, 12, lr);
@@ -130,7 +131,7 @@ fn what_is_trained_on_the_embedding_learns_and_is_kept() {
 #[test]
 fn first_values_and_files_are_those_of_peft() {
     for folder in BASES {
-        let base = Base::open(fixture(folder)).unwrap();
+        let base = Arc::new(Base::open(fixture(folder)).unwrap());
         let table = base.checkpoint.as_ref().unwrap().read("model.embed_tokens.weight").unwrap();
         let saved = |config: AdapterConfig, name: &str| {
             let scratch = Scratch::new(&format!("{}-{name}", folder.replace('/', "-")));
@@ -156,7 +157,7 @@ fn first_values_and_files_are_those_of_peft() {
 
         let (first, last) = saved(on_tokens(), "tokens");
         assert!(!first.tensors.contains_key(&base_layer(EMBED)));
-        let dim = table.len() / base.model(16).unwrap().vocab();
+        let dim = table.len() / base.model(16).unwrap().facts().vocab;
         let (first, last) = (&first.tensors[&tokens(EMBED)], &last.tensors[&tokens(EMBED)]);
         assert_eq!(first.shape, [3, dim]);
         for (i, token) in [7, ABSENT, 11].into_iter().enumerate() {
@@ -196,7 +197,7 @@ fn what_does_not_go_together_is_refused() {
             "modules_to_save",
         ),
     ];
-    let base = Base::open(fixture("golden/base")).unwrap();
+    let base = Arc::new(Base::open(fixture("golden/base")).unwrap());
     let plan = |config| planned(&base, config, &Device::cpu(), DType::F32).map(drop);
     for (targets, change, part) in table {
         let mut config = lora_on(targets);
@@ -208,7 +209,7 @@ fn what_does_not_go_together_is_refused() {
     for config in [on_the_embedding(), on_tokens(), on_the_head(), lora_on(&["embed_tokens", "q_proj", "lm_head"])] {
         plan(config).unwrap();
     }
-    let tied = Base::open(fixture(BASES[1])).unwrap();
+    let tied = Arc::new(Base::open(fixture(BASES[1])).unwrap());
     let error = planned(&tied, on_the_head(), &Device::cpu(), DType::F32).map(drop).unwrap_err().to_string();
     assert!(error.contains("lm_head"), "{error}");
 }

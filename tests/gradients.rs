@@ -149,6 +149,7 @@ fn what_has_no_gradient_says_so() {
 fn a_wrong_rule_is_seen() {
     use trimtab::ops::{Attr, Cost, SampleIn, no_workspace};
     const TWICE: OpDef = OpDef {
+        writes_only: false,
         name: "twice",
         infer: |_, ins| Ok(vec![ins[0].clone()]),
         reference: |_, ins| vec![Tensor::new(&ins[0].shape, ins[0].data.iter().map(|x| 2.0 * x).collect())],

@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::devices::devices;
@@ -21,6 +22,7 @@ use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::{Plan, kind_of};
 use trimtab::session::{Base, Options, Planned};
+use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::{Bits, Rule};
 use trimtab::train::step::Step;
 use trimtab::train::trainer::{StepReport, Trainer};
@@ -62,10 +64,9 @@ impl Setup {
         for i in 0..6u32 {
             let n = [self.tokens, 5, self.tokens / 2, 3, 7, self.tokens - 1][i as usize].clamp(2, self.tokens) as u32;
             let ids: Vec<u32> = (0..n).map(|j| (i * 31 + j * 7) % 100).collect();
-            let labels = ids.iter().map(|&i| i as i32).collect();
-            data.push(&Example { input_ids: ids, labels }).unwrap();
+            data.push(&Example::whole(ids)).unwrap();
         }
-        let step = |indices: &[usize]| pack(&data, indices, self.tokens, true).unwrap();
+        let step = |indices: &[usize]| pack(&data, indices, &layout(self.tokens), true).unwrap();
         vec![step(&[0, 1, 2]), step(&[3, 4, 5])]
     }
 }
@@ -87,9 +88,14 @@ fn run(setup: &Setup, base: &Checkpoint, step: Step, plan: Plan) -> Outcome {
     (reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect())
 }
 
+/// `step` with `choices` made.
+fn chosen(step: Step, choices: &Choices) -> Step {
+    Step { program: memory::apply(&step.program, choices).unwrap(), ..step }
+}
+
 fn with(setup: &Setup, choices: &Choices) -> (Outcome, Plan) {
     let (base, step) = setup.step();
-    let step = memory::apply(&step, choices).unwrap();
+    let step = chosen(step, choices);
     let caps = Cpu::new().caps().clone();
     let plan = Plan::new(&step.program.graph, &caps).unwrap();
     let again = Plan::new(&step.program.graph, &caps).unwrap();
@@ -117,8 +123,8 @@ fn setups() -> Vec<Setup> {
 #[test]
 fn no_choice_changes_a_bit() {
     for setup in setups() {
-        let layers = memory::layers(&setup.step().1);
-        let blocks = memory::blocks(&setup.step().1);
+        let layers = memory::layers(&setup.step().1.program);
+        let blocks = memory::blocks(&setup.step().1.program);
         assert!(layers >= 2, "{setup:?}");
         let plain = Choices::default();
         let (want, unchanged) = with(&setup, &plain);
@@ -162,7 +168,7 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
         for all in [false, true] {
             let backend = device.open();
             let (base, step) = setup.step();
-            let (layers, blocks) = (memory::layers(&step), memory::blocks(&step));
+            let (layers, blocks) = (memory::layers(&step.program), memory::blocks(&step.program));
             let choices = match all {
                 true => Choices {
                     all: layers,
@@ -174,7 +180,7 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
                 },
                 false => Choices::default(),
             };
-            let step = memory::apply(&step, &choices).unwrap();
+            let step = chosen(step, &choices);
             let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
             let own = backend.caps().target == Target::Host;
             assert_eq!(plan.account.host_total > 0, all && !own, "{}", device.name);
@@ -246,21 +252,25 @@ fn gradients_of_one_micro_batch_need_no_memory_of_their_own() {
             let setup = Setup { rule, ..setup.clone() };
             let (base, plain) = setup.step();
             let mut step = plain.clone();
-            memory::once::once(&mut step).unwrap();
+            memory::once::once(&mut step.program).unwrap();
             assert!(
-                step.program.graph.nodes.iter().all(|n| n.op.name != "add" || n.block == 0 || !n.site.starts_with("grad."))
+                step.program
+                    .graph
+                    .nodes
+                    .iter()
+                    .all(|n| n.op.name != "add" || n.block == 0 || !n.site.starts_with("grad."))
             );
-            let layers = memory::layers(&step);
+            let layers = memory::layers(&step.program);
             let (want, whole) = run_ones(&setup, Box::new(Cpu::new()), &base, plain);
             let none = Choices::default();
             let table = [
                 none,
                 Choices { selective: layers, ..none },
                 Choices { all: layers, page: 1024, ..none },
-                Choices { offload: true, stream: memory::blocks(&step), ..none },
+                Choices { offload: true, stream: memory::blocks(&step.program), ..none },
             ];
             for choices in table {
-                let step = memory::apply(&step, &choices).unwrap();
+                let step = chosen(step.clone(), &choices);
                 let (got, total) = run_ones(&setup, Box::new(Cpu::new()), &base, step);
                 assert!(got == want, "{setup:?}, {choices:?}: {:?} not {:?}", got.0, want.0);
                 assert!(total < whole, "{setup:?}, {choices:?}: {total} bytes, {whole} before");
@@ -282,7 +292,7 @@ fn gradients_of_one_micro_batch_are_the_same_on_every_device() {
         for setup in [setups().remove(1), setups().remove(3)] {
             let (base, plain) = setup.step();
             let mut step = plain.clone();
-            memory::once::once(&mut step).unwrap();
+            memory::once::once(&mut step.program).unwrap();
             let (want, whole) = run_ones(&setup, device.open(), &base, plain);
             let (got, total) = run_ones(&setup, device.open(), &base, step);
             assert!(got == want, "{}: {:?} not {:?}", device.name, got.0, want.0);
@@ -323,18 +333,21 @@ fn a_budget_is_kept_or_refused_before_anything_is_allocated() {
         // From far too little to more than enough.
         let budget = PROCESS + (whole - PROCESS) * (5 + dice.below(110) as u64) / 100;
         let request = Request { budget: Some(budget), ..Request::default() };
-        match memory::fit(&step, &caps, &request) {
+        match memory::fit(&step.program, &caps, &request) {
             Ok((fitted, plan, chosen)) => {
                 assert!(counted(&plan, &caps) <= budget, "{setup:?}");
                 assert_eq!(chosen.is_empty(), whole <= budget, "{setup:?} in {budget}: {chosen:?}");
-                let want = run(&setup, &base, step, plain);
-                assert!(run(&setup, &base, fitted, plan) == want, "{setup:?}: {chosen:?}");
+                let want = run(&setup, &base, step.clone(), plain);
+                assert!(
+                    run(&setup, &base, Step { program: fitted, ..step.clone() }, plan) == want,
+                    "{setup:?}: {chosen:?}"
+                );
                 ran.fetch_add(1, Ordering::Relaxed);
             }
             Err(Error::Memory { needed, available, hint }) => {
                 assert!(available == budget && needed > budget && hint.contains(&needed.to_string()), "{hint}");
                 // What it says would do, does; and less does not.
-                let enough = |bytes| memory::fit(&step, &caps, &Request { budget: Some(bytes), ..request });
+                let enough = |bytes| memory::fit(&step.program, &caps, &Request { budget: Some(bytes), ..request });
                 assert!(enough(needed).is_ok(), "{setup:?}: {needed} bytes are not enough");
                 assert!(enough(needed - 1).is_err(), "{setup:?}: {needed} bytes are not the least");
                 refused.fetch_add(1, Ordering::Relaxed);
@@ -350,10 +363,11 @@ fn a_budget_is_kept_or_refused_before_anything_is_allocated() {
 fn what_is_fetched_is_there_before_it_is_read() {
     let setup = &setups()[1];
     let (_, step) = setup.step();
-    let (layers, blocks) = (memory::layers(&step), memory::blocks(&step));
+    let (layers, blocks) = (memory::layers(&step.program), memory::blocks(&step.program));
     let caps = Cpu::new().caps().clone();
     for ahead in [Ahead::Block, Ahead::Nothing] {
-        let step = memory::apply(&step, &Choices { all: layers, stream: blocks, ahead, ..Choices::default() }).unwrap();
+        let choices = Choices { all: layers, stream: blocks, ahead, ..Choices::default() };
+        let step = chosen(step.clone(), &choices);
         let plan = Plan::new(&step.program.graph, &caps).unwrap();
         let early = step.program.graph.nodes.iter().filter(|n| n.op.name == "fetch").count();
         assert_eq!(early, plan.schedule.moves.len());
@@ -362,11 +376,18 @@ fn what_is_fetched_is_there_before_it_is_read() {
         // A fetch a block ahead stands well before its reader.
         let gap = |i: usize| {
             let out = step.program.graph.nodes[i].outs[0];
-            let reader = step.program.graph.nodes.iter().position(|n| n.ins.iter().any(|&v| step.program.graph.root(v).0 == out));
+            let reader = step
+                .program
+                .graph
+                .nodes
+                .iter()
+                .position(|n| n.ins.iter().any(|&v| step.program.graph.root(v).0 == out));
             reader.unwrap() - i
         };
-        let gaps: Vec<usize> =
-            (0..step.program.graph.nodes.len()).filter(|&i| step.program.graph.nodes[i].op.name == "fetch").map(gap).collect();
+        let gaps: Vec<usize> = (0..step.program.graph.nodes.len())
+            .filter(|&i| step.program.graph.nodes[i].op.name == "fetch")
+            .map(gap)
+            .collect();
         let far = gaps.iter().filter(|&&g| g > 10).count();
         assert_eq!(far > early / 2, ahead == Ahead::Block, "{ahead:?}: {gaps:?}");
     }
@@ -374,7 +395,7 @@ fn what_is_fetched_is_there_before_it_is_read() {
 
 #[test]
 fn smaller_micro_batches_are_the_last_resort_and_said() {
-    let base = Base::open(fixture("golden/base")).unwrap();
+    let base = Arc::new(Base::open(fixture("golden/base")).unwrap());
     let plan = |max_seq_len, micro_tokens, budget| {
         let method = Box::new(Lora { config: AdapterConfig::lora(4, 8.0, Targets::AllLinear) });
         let memory = Request { budget: Some(budget), ..Request::default() };

@@ -4,6 +4,9 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use trimtab::nn::{Build, Hooks, Inputs};
+use trimtab::tasks::causal_lm::CausalLm;
+use trimtab::tasks::{Shape, Task};
 
 use common::devices::{Device, devices};
 use common::golden::Golden;
@@ -15,7 +18,7 @@ use trimtab::models;
 use trimtab::nn::{Nn, Role, Weight};
 use trimtab::ops::{Attr, Linear, linear};
 use trimtab::peft::config::{AdapterConfig, Targets};
-use trimtab::peft::files::{AdapterTensor, base_layer, read_adapter};
+use trimtab::peft::files::{HostTensor, base_layer, read_adapter};
 use trimtab::peft::{Frozen, Method, full::Full, lora::Lora};
 use trimtab::plan::Plan;
 use trimtab::train::step::Step;
@@ -53,23 +56,30 @@ impl Packed {
         }
     }
 
-    fn upload(&self, exec: &mut Exec, batch: trimtab::nn::Batch) {
-        exec.upload(batch.ids, bytemuck::cast_slice(&self.ids)).unwrap();
-        exec.upload(batch.positions, bytemuck::cast_slice(&self.positions)).unwrap();
-        exec.upload(batch.key_range, bytemuck::cast_slice(&self.key_range)).unwrap();
+    fn upload(&self, exec: &mut Exec, inputs: &Inputs) {
+        for input in &inputs.leaves {
+            let values = match input.field.name.as_str() {
+                "input_ids" => &self.ids,
+                "positions" => &self.positions,
+                "key_range" => &self.key_range,
+                "labels" => &self.labels,
+                other => panic!("the program reads {other}"),
+            };
+            exec.upload(input.val, bytemuck::cast_slice(values)).unwrap();
+        }
     }
 }
 
 /// What stands on the base model.
 #[derive(Default)]
 struct Given {
-    adapter: Option<BTreeMap<String, AdapterTensor>>,
+    adapter: Option<BTreeMap<String, HostTensor>>,
     /// Weights of the base that the adapter's method changed before it was trained (PiSSA, OLoRA), by name.
     residuals: Vec<(String, Vec<f32>)>,
 }
 
 impl Given {
-    fn adapter(tensors: BTreeMap<String, AdapterTensor>) -> Given {
+    fn adapter(tensors: BTreeMap<String, HostTensor>) -> Given {
         Given { adapter: Some(tensors), residuals: Vec::new() }
     }
 }
@@ -94,17 +104,18 @@ fn logits(
 ) -> Vec<f32> {
     let model = models::read(base.config(), longest).unwrap();
     let tokens = packed.ids.len();
-    let mut nn = Nn::new(method, storage, DType::F32, tokens);
+    let stack: &[&dyn Hooks] = &[method];
+    let mut nn = Nn::new(Build { stack, storage, act: DType::F32 }, CausalLm.layout(Shape::of(tokens))).unwrap();
     nn.training = false;
-    let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[tokens, model.vocab()]));
+    let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[tokens, model.facts().vocab]));
     let hidden = model.hidden(&mut nn).unwrap();
-    let head = model.head(&mut nn).unwrap();
+    let head = model.lm_head(&mut nn, hidden).unwrap().w;
     nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[hidden, head], &[Some(logits)]).unwrap();
     let plan = Plan::new(&nn.g, backend.caps()).unwrap();
-    let (batch, weights) = (nn.batch, nn.weights);
-    let mut exec = Exec::new(backend, nn.g, plan).unwrap();
+    let (graph, weights, inputs) = nn.finish();
+    let mut exec = Exec::new(backend, graph, plan).unwrap();
     fill(&mut exec, &weights, base, given);
-    packed.upload(&mut exec, batch);
+    packed.upload(&mut exec, &inputs);
     exec.run(Phase::MICRO).unwrap();
     exec.download_f32(logits).unwrap()
 }
@@ -128,9 +139,8 @@ fn gradients(
         .collect();
     let mut exec = Exec::new(backend, step.program.graph, plan).unwrap();
     fill(&mut exec, &step.program.weights, base, given);
-    packed.upload(&mut exec, step.batch);
+    packed.upload(&mut exec, &step.inputs);
     let count = packed.labels.iter().filter(|&&t| t != -100).count();
-    exec.upload(step.labels, bytemuck::cast_slice(&packed.labels)).unwrap();
     exec.upload(step.inv_count, bytemuck::bytes_of(&(1.0 / count as f32))).unwrap();
     exec.run(Phase::MICRO).unwrap();
     let loss = exec.download_f32(step.loss).unwrap()[0];
@@ -217,7 +227,7 @@ fn on_a_residual(name: &str, golden: &Golden) -> (Lora, Given) {
     for key in golden.names() {
         let (shape, data) = (golden.shape(&key), || golden.f32(&key));
         if let Some(name) = key.strip_prefix("param.") {
-            given.adapter.as_mut().unwrap().insert(name.into(), AdapterTensor { shape, data: data() });
+            given.adapter.as_mut().unwrap().insert(name.into(), HostTensor { shape, data: data() });
         } else if let Some(module) = key.strip_prefix("residual.base_model.model.") {
             given.residuals.push((module.replace(".base_layer", ""), data()));
         }

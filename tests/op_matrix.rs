@@ -237,6 +237,7 @@ mod controls {
 
     /// y = 2x; `in_place` is claimed.
     const RIGHT: OpDef = OpDef {
+        writes_only: false,
         name: "twice",
         infer: |_, ins| Ok(vec![ins[0].clone()]),
         reference: |_, ins| vec![Tensor::new(&ins[0].shape, ins[0].data.iter().map(|x| 2.0 * x).collect())],

@@ -18,6 +18,7 @@ use trimtab::peft::files::read_adapter;
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::Plan;
 use trimtab::quant::dynamic::{DynamicMap, signed, unsigned};
+use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::{Bits, MIN_8BIT, Optimizer, Rule};
 use trimtab::train::step::Step;
 use trimtab::train::trainer::{StepReport, Trainer};
@@ -161,7 +162,7 @@ fn control_another_decay_is_seen() {
 /// The sequences that every golden run is trained on, two to a step.
 fn steps(count: usize) -> Vec<Vec<MicroBatch>> {
     let data = Golden::open(path("golden/parity_lora.safetensors")).dataset();
-    (0..count).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect()
+    (0..count).map(|i| pack(&data, &[2 * i, 2 * i + 1], &layout(48), true).unwrap()).collect()
 }
 
 fn trainer(device: &Device, lora: bool, optimizer: Optimizer) -> Trainer {

@@ -228,7 +228,7 @@ fn nothing_straddles_a_small_buffer() {
             let mut step = step(&fixture("golden/base"), &*method, 32, device.caps());
             for transient in [false, true] {
                 if transient {
-                    memory::once::once(&mut step).unwrap();
+                    memory::once::once(&mut step.program).unwrap();
                 }
                 let plan = Plan::new(&step.program.graph, device.caps()).unwrap();
                 let all = tenants(&step.program.graph, &plan);
@@ -248,11 +248,13 @@ fn nothing_straddles_a_small_buffer() {
 fn a_brief_leaf_is_not_read_where_nothing_was_written() {
     let device = Null::new();
     let mut step = step(&fixture("golden/base"), &Full, 32, device.caps());
-    memory::once::once(&mut step).unwrap();
+    memory::once::once(&mut step.program).unwrap();
     assert!(Plan::new(&step.program.graph, device.caps()).is_ok());
-    let gradient =
-        |n: &trimtab::graph::Node| n.into.iter().flatten().any(|&t| step.program.graph.value(step.program.graph.root(t).0).transient);
-    let writers: Vec<usize> = (0..step.program.graph.nodes.len()).filter(|&i| gradient(&step.program.graph.nodes[i])).collect();
+    let gradient = |n: &trimtab::graph::Node| {
+        n.into.iter().flatten().any(|&t| step.program.graph.value(step.program.graph.root(t).0).transient)
+    };
+    let writers: Vec<usize> =
+        (0..step.program.graph.nodes.len()).filter(|&i| gradient(&step.program.graph.nodes[i])).collect();
     for &writer in [writers.first(), writers.last()].into_iter().flatten() {
         let mut g = step.program.graph.clone();
         g.nodes[writer].into.fill(None);
@@ -267,7 +269,8 @@ fn a_brief_leaf_is_not_read_where_nothing_was_written() {
 fn what_fits_in_no_buffer_is_an_error_before_anything_is_allocated() {
     let whole = Null::new().caps().clone();
     let step = step(&fixture("golden/base"), &lora(), 32, &whole);
-    let leaves = step.program.graph.values.iter().filter(|v| matches!(v.def, Def::Leaf(_))).map(|v| v.ty.bytes() as u64);
+    let leaves =
+        step.program.graph.values.iter().filter(|v| matches!(v.def, Def::Leaf(_))).map(|v| v.ty.bytes() as u64);
     let storages = Plan::new(&step.program.graph, &whole).unwrap().storages;
     let limit = leaves.chain(storages.iter().map(|s| s.bytes)).max().unwrap().next_multiple_of(ALIGN as u64);
     for (max_buffer, fits) in [(limit, true), (limit - 1, false), (4 << 10, false), (0, false)] {
@@ -348,7 +351,7 @@ fn the_account_is_what_is_allocated() {
             // The control: the account is of this run and not of another.
             let caps = exec.backend.caps();
             let longer = self::step(&fixture("golden/base"), &*method, 33, caps);
-            assert_ne!(Plan::new(&longer.graph, caps).unwrap().account.total, total, "{what}");
+            assert_ne!(Plan::new(&longer.program.graph, caps).unwrap().account.total, total, "{what}");
         }
     }
 }

@@ -13,6 +13,7 @@ use trimtab::nn::Role;
 use trimtab::peft::files::read_adapter;
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::Plan;
+use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::Optimizer;
 use trimtab::train::step::Step;
 use trimtab::train::trainer::{StepReport, Trainer};
@@ -91,7 +92,7 @@ fn adamw_steps_equal_pytorch() {
         let data = golden.dataset();
         let (losses, norms, lrs) = (golden.f32("loss"), golden.f32("grad_norm"), golden.f32("lr"));
         let steps: Vec<Vec<MicroBatch>> =
-            (0..losses.len()).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect();
+            (0..losses.len()).map(|i| pack(&data, &[2 * i, 2 * i + 1], &layout(48), true).unwrap()).collect();
         for device in devices() {
             let optimizer = Optimizer { weight_decay, ..Optimizer::default() };
             let setup = Setup { lora, quantize: false, dropout: 0.0, tokens: 48, act: DType::F32, optimizer };
@@ -128,7 +129,8 @@ fn interpreted_cuda_steps_equal_pytorch() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
     let data = golden.dataset();
     let (losses, norms, lrs) = (golden.f32("loss"), golden.f32("grad_norm"), golden.f32("lr"));
-    let steps: Vec<Vec<MicroBatch>> = (0..2).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect();
+    let steps: Vec<Vec<MicroBatch>> =
+        (0..2).map(|i| pack(&data, &[2 * i, 2 * i + 1], &layout(48), true).unwrap()).collect();
     let optimizer = Optimizer { weight_decay: RUNS[0].2, ..Optimizer::default() };
     let setup = Setup { lora: true, quantize: false, dropout: 0.0, tokens: 48, act: DType::F32, optimizer };
     let (reports, _) = run(&mut setup.trainer(&device), &steps, |i| lrs[i] as f64);
@@ -149,7 +151,8 @@ const NARROW: [(u32, DType, f32, f32); 2] = [(80, DType::BF16, 0.01, 0.04), (75,
 fn steps_with_activations_in_16_bits_are_near_those_in_f32() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
     let data = golden.dataset();
-    let steps: Vec<Vec<MicroBatch>> = (0..2).map(|i| pack(&data, &[2 * i, 2 * i + 1], 48, true).unwrap()).collect();
+    let steps: Vec<Vec<MicroBatch>> =
+        (0..2).map(|i| pack(&data, &[2 * i, 2 * i + 1], &layout(48), true).unwrap()).collect();
     let run_on = |device: &Device, act: DType| {
         let optimizer = Optimizer::default();
         let setup = Setup { lora: true, quantize: true, dropout: 0.1, tokens: 48, act, optimizer };
@@ -183,7 +186,7 @@ fn packing_and_accumulation_change_nothing() {
                 act: DType::F32,
                 optimizer: Optimizer::default(),
             };
-            let micro = pack(&data, &step, tokens, in_order).unwrap();
+            let micro = pack(&data, &step, &layout(tokens), in_order).unwrap();
             let n = micro.len();
             (n, run(&mut setup.trainer(&device), &[micro], |_| 0.0).0[0])
         };
@@ -206,7 +209,8 @@ fn packing_and_accumulation_change_nothing() {
 fn the_same_run_gives_the_same_bits() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
     let data = golden.dataset();
-    let steps: Vec<_> = (0..3).map(|i| pack(&data, &[4 * i, 4 * i + 1, 4 * i + 2], 40, false).unwrap()).collect();
+    let steps: Vec<_> =
+        (0..3).map(|i| pack(&data, &[4 * i, 4 * i + 1, 4 * i + 2], &layout(40), false).unwrap()).collect();
     for device in devices() {
         let setup = Setup {
             lora: true,
@@ -234,7 +238,7 @@ fn bits(trained: &Trained) -> Vec<u32> {
 fn a_step_that_is_not_finite_is_skipped() {
     let golden = Golden::open(path("golden/parity_lora.safetensors"));
     let data = golden.dataset();
-    let micro = pack(&data, &[0, 1], 48, true).unwrap();
+    let micro = pack(&data, &[0, 1], &layout(48), true).unwrap();
     for device in devices() {
         let setup = Setup {
             lora: true,

@@ -1,100 +1,147 @@
-//! Text in, micro-batches out: [`tokenizer`] turns text into ids, [`reader`] files into tokens and
-//! labels, [`sampler`] says which examples a step takes, [`pack`] lays them out in micro-batches of a
-//! fixed number of tokens.
+//! Text in, micro-batches out: [`tokenizer`] turns text into ids, [`reader`] files into rows, tasks rows into examples,
+//! [`sampler`] says which examples a step takes, [`pack`] lays them out in micro-batches of a fixed shape.
 
 pub mod pack;
 pub mod reader;
+pub mod row;
 pub mod sampler;
 pub mod tokenizer;
 
 use crate::error::{Error, Result};
-pub use reader::is_tokenized;
+pub use crate::nn::inputs::{Column, IGNORE};
 
-/// The label of a token that is not trained, as in PyTorch and Hugging Face.
-pub const IGNORE: i32 = -100;
+/// The column of an example's tokens: those of the encoder in encoder-decoders.
+pub const INPUT_IDS: &str = "input_ids";
+/// Labels of tokens, not shifted.
+pub const LABELS: &str = "labels";
 
-/// One training example. `labels` are not shifted: `labels[i]` belongs to `input_ids[i]` and is
-/// learnt by the token before it, so `labels[0]` never counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// One training example: named columns.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
-    pub input_ids: Vec<u32>,
-    pub labels: Vec<i32>,
+    pub columns: Vec<(&'static str, Column)>,
 }
 
 impl Example {
+    /// Tokens with labels: `labels[i]` belongs to `input_ids[i]` and is learnt by the token before it.
+    pub fn labelled(input_ids: Vec<i32>, labels: Vec<i32>) -> Example {
+        Example { columns: vec![(INPUT_IDS, Column::Ints(input_ids)), (LABELS, Column::Ints(labels))] }
+    }
+
     /// Every token is trained.
     pub fn whole(input_ids: Vec<u32>) -> Example {
-        let labels = input_ids.iter().map(|&id| id as i32).collect();
-        Example { input_ids, labels }
+        let ids: Vec<i32> = input_ids.into_iter().map(|id| id as i32).collect();
+        Example::labelled(ids.clone(), ids)
     }
 
-    /// Tokens that add to the loss.
-    pub fn trained(&self) -> usize {
-        trained(&self.labels)
+    /// The values of a column.
+    pub fn get(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|c| c.0 == name).map(|c| &c.1)
+    }
+
+    /// The whole numbers of a column; none if it has none.
+    pub fn ints(&self, name: &str) -> &[i32] {
+        self.get(name).map_or(&[], Column::ints)
+    }
+
+    /// The same, to be changed; it is made if there is none.
+    pub fn ints_mut(&mut self, name: &'static str) -> &mut Vec<i32> {
+        let at = self.columns.iter().position(|c| c.0 == name && matches!(c.1, Column::Ints(_)));
+        let at = at.unwrap_or_else(|| {
+            self.columns.retain(|c| c.0 != name);
+            self.columns.push((name, Column::Ints(Vec::new())));
+            self.columns.len() - 1
+        });
+        match &mut self.columns[at].1 {
+            Column::Ints(values) => values,
+            Column::Floats(_) => unreachable!("the column at this place is one of whole numbers"),
+        }
     }
 }
 
-fn trained(labels: &[i32]) -> usize {
-    labels.iter().skip(1).filter(|&&label| label != IGNORE).count()
-}
-
-/// All examples, flat: millions of short ones cost 8 bytes a token and 8 an example.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dataset {
-    tokens: Vec<u32>,
-    labels: Vec<i32>,
-    /// Where each example begins in `tokens`; the last one ends where `tokens` ends.
+/// A column of all examples, flat.
+#[derive(Clone, Debug, PartialEq)]
+struct Store {
+    name: &'static str,
+    values: Column,
+    /// Where each example begins in `values`; the last one ends where `values` ends.
     starts: Vec<usize>,
 }
 
+/// All examples, flat: millions of short ones cost 4 bytes a value and 8 a column and example.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Dataset {
+    columns: Vec<Store>,
+    len: usize,
+}
+
 impl Dataset {
+    /// Appends an example. Columns that it has and others have not are empty there, and the other way round.
     pub fn push(&mut self, example: &Example) -> Result<()> {
-        let (ids, labels) = (&example.input_ids, &example.labels);
-        if ids.is_empty() || ids.len() != labels.len() {
-            let found = format!("{} tokens and {} labels", ids.len(), labels.len());
-            return Err(Error::config("example", found, "at least one token, and a label for each"));
+        let ids = example.ints(INPUT_IDS);
+        if ids.is_empty() {
+            return Err(Error::config("example", "no tokens", "at least one token"));
         }
-        if let Some(id) = ids.iter().find(|&&id| id > i32::MAX as u32) {
-            return Err(Error::config("example", format!("token {id}"), "token ids below 2^31"));
+        if let Some(id) = ids.iter().find(|id| **id < 0) {
+            return Err(Error::config("example", format!("token {}", *id as u32), "token ids below 2^31"));
         }
-        self.starts.push(self.tokens.len());
-        self.tokens.extend_from_slice(ids);
-        self.labels.extend_from_slice(labels);
+        for (name, values) in &example.columns {
+            if !self.columns.iter().any(|c| c.name == *name) {
+                self.columns.push(Store { name, values: values.empty(), starts: vec![0; self.len] });
+            }
+        }
+        for column in &mut self.columns {
+            column.starts.push(column.values.len());
+            if let Some(values) = example.get(column.name) {
+                column.values.extend(values);
+            }
+        }
+        self.len += 1;
         Ok(())
     }
 
     /// Number of examples.
     pub fn len(&self) -> usize {
-        self.starts.len()
+        self.len
     }
 
+    /// Whether there are no examples.
     pub fn is_empty(&self) -> bool {
-        self.starts.is_empty()
+        self.len == 0
     }
 
-    /// Token ids and labels of example `i`.
-    pub fn get(&self, i: usize) -> Option<(&[u32], &[i32])> {
-        let start = *self.starts.get(i)?;
-        let end = self.starts.get(i + 1).copied().unwrap_or(self.tokens.len());
-        Some((&self.tokens[start..end], &self.labels[start..end]))
+    fn range(&self, column: &Store, i: usize) -> std::ops::Range<usize> {
+        let start = column.starts.get(i).copied().unwrap_or(0);
+        start..column.starts.get(i + 1).copied().unwrap_or(column.values.len())
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&[u32], &[i32])> {
-        (0..self.len()).filter_map(|i| self.get(i))
+    /// A column of example `i`, if there is one of that name.
+    pub fn column(&self, i: usize, name: &str) -> Option<Column> {
+        let column = self.columns.iter().find(|c| c.name == name)?;
+        let range = self.range(column, i);
+        Some(match &column.values {
+            Column::Ints(v) => Column::Ints(v[range].to_vec()),
+            Column::Floats(v) => Column::Floats(v[range].to_vec()),
+        })
     }
 
-    /// Tokens of all examples together.
-    pub fn tokens(&self) -> usize {
-        self.tokens.len()
+    /// Values of a column of example `i`.
+    pub fn len_of(&self, i: usize, name: &str) -> usize {
+        self.columns.iter().find(|c| c.name == name).map_or(0, |c| self.range(c, i).len())
     }
 
-    /// Tokens of the longest example.
-    pub fn longest(&self) -> usize {
-        self.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0)
+    /// The tokens of example `i`.
+    pub fn ids(&self, i: usize) -> &[i32] {
+        let ids = self.columns.iter().find(|c| c.name == INPUT_IDS);
+        ids.map_or(&[], |c| &c.values.ints()[self.range(c, i)])
     }
 
-    /// Tokens that add to the loss, in all examples together.
-    pub fn trained(&self) -> usize {
-        self.iter().map(|(_, labels)| trained(labels)).sum()
+    /// Values of all examples in a column.
+    pub fn total(&self, name: &str) -> usize {
+        self.columns.iter().find(|c| c.name == name).map_or(0, |c| c.values.len())
+    }
+
+    /// Values of the longest example in a column.
+    pub fn longest(&self, name: &str) -> usize {
+        (0..self.len).map(|i| self.len_of(i, name)).max().unwrap_or(0)
     }
 }

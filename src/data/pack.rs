@@ -1,111 +1,161 @@
-//! Lays the examples of a step out in micro-batches of exactly T tokens. There is no batch axis: a
-//! micro-batch is one row of tokens, and each token knows the sequence it belongs to.
+//! Lays the examples of a step out in micro-batches of a fixed shape. There is no batch axis: a stream is one row of
+//! tokens, and each token knows the sequence it belongs to. What a micro-batch holds is what the layout declares.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use super::{Dataset, IGNORE};
+use super::Dataset;
 use crate::error::{Error, Result};
+use crate::nn::inputs::{Column, Item, Layout, Pad, Placed, Stream};
 
-/// T packed tokens. What the examples leave free is at the end: each token of padding is a sequence of
-/// its own, so that attention over padding costs nothing and is still defined.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Packed sequences: the values of each field of a layout. What the sequences leave free is at the end of each stream.
+#[derive(Clone, Debug, PartialEq)]
 pub struct MicroBatch {
-    /// Token ids [T]; padding is 0.
-    pub ids: Vec<i32>,
-    /// The label of the next token of the same sequence [T]; [`IGNORE`] for the last token of a sequence
-    /// and for padding.
-    pub labels: Vec<i32>,
-    /// Position in the sequence, from 0 [T].
-    pub positions: Vec<i32>,
-    /// First token of the sequence a token belongs to, and one past its last [T].
-    pub key_range: Vec<[i32; 2]>,
-    /// Where sequences begin, padding's included, and T at the end [sequences + 1].
-    pub cu_seqlens: Vec<i32>,
-    /// Tokens that are not padding: they come first.
+    /// By name, in the layout's order.
+    pub fields: Vec<(String, Column)>,
+    /// Number of each sequence's example in the data set, in the order in which they were packed.
+    pub examples: Vec<usize>,
+    /// Tokens of all streams that are not padding.
     pub tokens: usize,
-    /// Targets that are not [`IGNORE`].
+    /// Units over whose number the loss is a mean.
     pub trained: usize,
 }
 
 impl MicroBatch {
-    fn new(capacity: usize) -> MicroBatch {
-        MicroBatch {
-            ids: Vec::with_capacity(capacity),
-            labels: Vec::with_capacity(capacity),
-            positions: Vec::with_capacity(capacity),
-            key_range: Vec::with_capacity(capacity),
-            cu_seqlens: vec![0],
-            tokens: 0,
-            trained: 0,
-        }
+    /// The values of a field.
+    pub fn get(&self, name: &str) -> Result<&Column> {
+        let found = self.fields.iter().find(|f| f.0 == name).map(|f| &f.1);
+        found.ok_or_else(|| Error::config("micro-batch", format!("no field {name}"), "what the program declares"))
     }
 
-    fn push(&mut self, ids: &[u32], labels: &[i32]) {
-        let start = self.ids.len() as i32;
-        let end = start + ids.len() as i32;
-        self.ids.extend(ids.iter().map(|&id| id as i32));
-        self.labels.extend(labels.iter().skip(1));
-        self.labels.push(IGNORE);
-        self.positions.extend(0..ids.len() as i32);
-        self.key_range.extend(ids.iter().map(|_| [start, end]));
-        self.cu_seqlens.push(end);
-        self.trained += super::trained(labels);
+    /// The whole numbers of a field; none if it has none.
+    pub fn ints(&self, name: &str) -> &[i32] {
+        self.get(name).map_or(&[], Column::ints)
+    }
+}
+
+/// A micro-batch that is being filled.
+struct Bin<'a> {
+    layout: &'a Layout,
+    batch: MicroBatch,
+    /// Rows taken of each stream, and rows of its keys.
+    used: Vec<usize>,
+    keys: Vec<usize>,
+}
+
+impl<'a> Bin<'a> {
+    fn new(layout: &'a Layout) -> Bin<'a> {
+        let empty = |pad: Pad| match pad {
+            Pad::Float(_) => Column::Floats(Vec::new()),
+            _ => Column::Ints(Vec::new()),
+        };
+        let fields = layout.fields.iter().map(|f| (f.name.clone(), empty(f.pad))).collect();
+        let batch = MicroBatch { fields, examples: Vec::new(), tokens: 0, trained: 0 };
+        let none = vec![0; layout.streams.len()];
+        Bin { layout, batch, used: none.clone(), keys: none }
     }
 
-    fn finish(mut self, capacity: usize) -> MicroBatch {
-        self.tokens = self.ids.len();
-        for _ in self.tokens..capacity {
-            self.push(&[0], &[IGNORE]);
+    /// Whether a sequence of these rows of each stream fits.
+    fn fits(&self, lens: &[usize]) -> bool {
+        let mut streams = self.layout.streams.iter().zip(&self.used).zip(lens);
+        self.batch.examples.len() < self.layout.sequences && streams.all(|((s, used), len)| used + len <= s.tokens)
+    }
+
+    fn push(&mut self, data: &Dataset, example: usize, lens: &[usize]) -> Result<()> {
+        let mut placed = Vec::with_capacity(lens.len());
+        for (i, (stream, &len)) in self.layout.streams.iter().zip(lens).enumerate() {
+            let Stream { lead, prefix, .. } = *stream;
+            placed.push(Placed { start: self.used[i], len, key: self.keys[i], lead, prefix });
+            self.used[i] += len;
+            self.keys[i] += prefix + len;
         }
-        self
+        let columns = |name: &str| data.column(example, name);
+        let item = Item { columns: &columns, index: self.batch.examples.len(), placed: &placed };
+        for (field, (name, values)) in self.layout.fields.iter().zip(&mut self.batch.fields) {
+            let part = (field.fill)(&item);
+            let rows = match field.axis {
+                crate::nn::Axis::Token(s) => item.at(s).len,
+                crate::nn::Axis::Key(s) => item.at(s).len + item.at(s).prefix,
+                crate::nn::Axis::Sequence => 1,
+            };
+            if part.len() != rows * field.width {
+                let found = format!("{} values of {name} for {rows} rows of {}", part.len(), field.width);
+                return Err(Error::config("example", found, "as many as its tokens, and one label for each"));
+            }
+            values.extend(&part);
+        }
+        self.batch.trained += (self.layout.weight)(&item);
+        self.batch.tokens += lens.iter().sum::<usize>();
+        self.batch.examples.push(example);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<MicroBatch> {
+        for (field, (_, values)) in self.layout.fields.iter().zip(&mut self.batch.fields) {
+            let all = self.layout.rows(field.axis)? * field.width;
+            match (field.pad, values) {
+                (Pad::Int(x), Column::Ints(v)) => v.resize(all, x),
+                (Pad::Float(x), Column::Floats(v)) => v.resize(all, x),
+                // Each token of padding is a sequence of its own: attention over padding costs nothing and is defined.
+                (_, Column::Ints(v)) => {
+                    let from = v.len() / 2;
+                    v.extend((from..all / 2).flat_map(|t| [t as i32, t as i32 + 1]));
+                }
+                (_, Column::Floats(v)) => v.resize(all, 0.0),
+            }
+        }
+        Ok(self.batch)
     }
 }
 
 /// Packs the examples `step` of `data`. In order, an example goes into the last micro-batch or begins a
 /// new one; otherwise the longest come first and each goes where it leaves the least room (best fit
 /// decreasing), which seldom needs more micro-batches than there must be. The same input gives the same
-/// output. The step's trained tokens are the sum of the micro-batches' `trained`.
-pub fn pack(data: &Dataset, step: &[usize], micro_tokens: usize, in_order: bool) -> Result<Vec<MicroBatch>> {
+/// output. The step's trained units are the sum of the micro-batches' `trained`.
+pub fn pack(data: &Dataset, step: &[usize], layout: &Layout, in_order: bool) -> Result<Vec<MicroBatch>> {
     let mut examples = Vec::with_capacity(step.len());
     for &i in step {
-        let Some(example) = data.get(i) else {
+        if i >= data.len() {
             return Err(Error::config("step", format!("example {i}"), format!("one of {}", data.len())));
-        };
-        let length = example.0.len();
-        if length > micro_tokens || micro_tokens > i32::MAX as usize {
-            let found = format!("{micro_tokens}, but example {i} has {length} tokens");
-            let expected = format!("{length} to {}: raise --micro-tokens or lower --max-seq-len", i32::MAX);
-            return Err(Error::config("micro_tokens", found, expected));
         }
-        examples.push(example);
+        let lens: Vec<usize> = layout.streams.iter().map(|s| data.len_of(i, s.column) + s.lead).collect();
+        for (stream, &len) in layout.streams.iter().zip(&lens) {
+            let most = stream.tokens;
+            if len > most || most > i32::MAX as usize {
+                let found = format!("{most}, but example {i} has {len} tokens");
+                let expected = format!("{len} to {}: raise --micro-tokens or lower --max-seq-len", i32::MAX);
+                return Err(Error::config("micro_tokens", found, expected));
+            }
+        }
+        examples.push((i, lens));
     }
     if !in_order {
-        examples.sort_by_key(|(ids, _)| Reverse(ids.len()));
+        examples.sort_by_key(|(_, lens)| Reverse(lens[0]));
     }
-    let mut bins: Vec<MicroBatch> = Vec::new();
-    // Micro-batches by the room they have left: finding one takes the logarithm of their number.
+    let mut bins: Vec<Bin> = Vec::new();
+    // Micro-batches by the room that they have left in the first stream: finding one takes the logarithm of their number.
     let mut rooms: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for (ids, labels) in examples {
-        let fitting = rooms.range((ids.len(), 0)..).next().copied();
-        let (room, bin) = fitting.unwrap_or((micro_tokens, bins.len()));
+    for (example, lens) in examples {
+        let fitting = rooms.range((lens[0], 0)..).find(|(_, bin)| bins[*bin].fits(&lens)).copied();
+        let (room, bin) = fitting.unwrap_or((layout.streams[0].tokens, bins.len()));
         if fitting.is_none() {
-            bins.push(MicroBatch::new(micro_tokens));
+            bins.push(Bin::new(layout));
             if in_order {
                 rooms.clear();
             }
         }
         rooms.remove(&(room, bin));
-        rooms.insert((room - ids.len(), bin));
-        bins[bin].push(ids, labels);
+        rooms.insert((room - lens[0], bin));
+        bins[bin].push(data, example, &lens)?;
     }
-    Ok(bins.into_iter().map(|bin| bin.finish(micro_tokens)).collect())
+    bins.into_iter().map(Bin::finish).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Example;
+    use super::super::{Example, IGNORE, INPUT_IDS, LABELS};
     use super::*;
+    use crate::tasks::causal_lm::layout;
 
     /// Examples of the given lengths whose tokens are all different; every third label is masked.
     fn dataset(lengths: &[usize]) -> Dataset {
@@ -114,7 +164,7 @@ mod tests {
         for &length in lengths {
             let mut example = Example::whole((next..next + length as u32).collect());
             next += length as u32;
-            example.labels.iter_mut().skip(2).step_by(3).for_each(|label| *label = IGNORE);
+            example.ints_mut(LABELS).iter_mut().skip(2).step_by(3).for_each(|label| *label = IGNORE);
             data.push(&example).unwrap();
         }
         data
@@ -122,38 +172,46 @@ mod tests {
 
     /// Says what is wrong with a packing, from the definitions alone.
     fn verify(data: &Dataset, step: &[usize], capacity: usize, bins: &[MicroBatch]) -> Result<(), String> {
-        let mut left: Vec<(&[u32], &[i32])> = step.iter().map(|&i| data.get(i).unwrap()).collect();
+        let ints = |i: usize, name| data.column(i, name).unwrap().ints().to_vec();
+        let mut left: Vec<(Vec<i32>, Vec<i32>)> = step.iter().map(|&i| (ints(i, INPUT_IDS), ints(i, LABELS))).collect();
         for (b, bin) in bins.iter().enumerate() {
-            let sizes = [bin.ids.len(), bin.labels.len(), bin.positions.len(), bin.key_range.len()];
-            if sizes != [capacity; 4] || bin.cu_seqlens.last() != Some(&(capacity as i32)) || bin.cu_seqlens[0] != 0 {
+            let [ids, targets, positions] = [INPUT_IDS, LABELS, "positions"].map(|name| bin.ints(name));
+            let ranges = bin.ints("key_range");
+            let sizes = [ids.len(), targets.len(), positions.len(), ranges.len() / 2];
+            if sizes != [capacity; 4] {
                 return Err(format!("micro-batch {b} has sizes {sizes:?}"));
             }
-            let mut trained = 0;
-            for pair in bin.cu_seqlens.windows(2) {
-                let (start, end) = (pair[0] as usize, pair[1] as usize);
+            let (mut trained, mut start) = (0, 0);
+            while start < capacity {
+                let end = ranges[2 * start + 1] as usize;
+                if end <= start || end > capacity {
+                    return Err(format!("sequence at {start} of {b} ends at {end}"));
+                }
                 for t in start..end {
-                    if bin.key_range[t] != [pair[0], pair[1]] || bin.positions[t] != (t - start) as i32 {
-                        return Err(format!("token {t} of {b}: {:?} at {}", bin.key_range[t], bin.positions[t]));
+                    if ranges[2 * t..][..2] != [start as i32, end as i32] || positions[t] != (t - start) as i32 {
+                        return Err(format!("token {t} of {b}: {:?} at {}", &ranges[2 * t..][..2], positions[t]));
                     }
                 }
-                let ids: Vec<u32> = bin.ids[start..end].iter().map(|&id| id as u32).collect();
+                let own = ids[start..end].to_vec();
                 if start >= bin.tokens {
-                    if (ids.as_slice(), bin.labels[start]) != (&[0], IGNORE) {
-                        return Err(format!("padding {start} of {b}: {ids:?}"));
+                    if (own.as_slice(), targets[start]) != (&[0], IGNORE) {
+                        return Err(format!("padding {start} of {b}: {own:?}"));
                     }
+                    start = end;
                     continue;
                 }
-                let Some(i) = left.iter().position(|(want, _)| *want == ids) else {
-                    return Err(format!("{ids:?} is no example, or was there before"));
+                let Some(i) = left.iter().position(|(want, _)| *want == own) else {
+                    return Err(format!("{own:?} is no example, or was there before"));
                 };
                 let labels = left.remove(i).1;
-                for t in 0..ids.len() {
+                for t in 0..own.len() {
                     let want = labels.get(t + 1).copied().unwrap_or(IGNORE);
-                    if bin.labels[start + t] != want {
-                        return Err(format!("target {t} of {ids:?}: {}, not {want}", bin.labels[start + t]));
+                    if targets[start + t] != want {
+                        return Err(format!("target {t} of {own:?}: {}, not {want}", targets[start + t]));
                     }
                     trained += (want != IGNORE) as usize;
                 }
+                start = end;
             }
             if trained != bin.trained {
                 return Err(format!("micro-batch {b}: {trained} trained, not {}", bin.trained));
@@ -175,9 +233,9 @@ mod tests {
             (vec![], 64),
         ] {
             for in_order in [false, true] {
-                let bins = pack(&data, &step, capacity, in_order).unwrap();
+                let bins = pack(&data, &step, &layout(capacity), in_order).unwrap();
                 verify(&data, &step, capacity, &bins).unwrap();
-                assert_eq!(bins, pack(&data, &step, capacity, in_order).unwrap());
+                assert_eq!(bins, pack(&data, &step, &layout(capacity), in_order).unwrap());
                 let tokens: usize = step.iter().map(|&i| lengths[i]).sum();
                 assert_eq!(bins.iter().map(|bin| bin.tokens).sum::<usize>(), tokens);
                 if !in_order {
@@ -191,35 +249,36 @@ mod tests {
     fn a_spoilt_packing_is_found() {
         let data = dataset(&[5, 4, 3]);
         let step = [0, 1, 2];
-        let good = pack(&data, &step, 16, false).unwrap();
+        let good = pack(&data, &step, &layout(16), false).unwrap();
         verify(&data, &step, 16, &good).unwrap();
-        type Spoil = fn(&mut MicroBatch);
-        let spoils: [(&str, Spoil); 7] = [
-            ("a target across a boundary", |b| b.labels[4] = b.ids[5]),
-            ("an unmasked target", |b| b.labels[1] = b.ids[2]),
-            ("a position that runs on", |b| b.positions[5] = 5),
-            ("key_range over two sequences", |b| b.key_range[0][1] = 9),
-            ("a token lost", |b| b.ids[3] = b.ids[2]),
-            ("a wrong count", |b| b.trained += 1),
-            ("trained padding", |b| b.labels[15] = 1),
+        type Spoil = fn(&mut [i32]);
+        let spoils: [(&str, &str, Spoil); 6] = [
+            ("a target across a boundary", LABELS, |v| v[4] = 6),
+            ("an unmasked target", LABELS, |v| v[1] = 3),
+            ("trained padding", LABELS, |v| v[15] = 1),
+            ("a position that runs on", "positions", |v| v[5] = 5),
+            ("a range over two sequences", "key_range", |v| v[1] = 9),
+            ("a token lost", INPUT_IDS, |v| v[3] = v[2]),
         ];
-        for (what, spoil) in spoils {
+        for (what, name, spoil) in spoils {
             let mut bad = good.clone();
-            spoil(&mut bad[0]);
+            let field = bad[0].fields.iter_mut().find(|f| f.0 == name).unwrap();
+            let Column::Ints(values) = &mut field.1 else { panic!("{name}") };
+            spoil(values);
             assert!(verify(&data, &step, 16, &bad).is_err(), "{what}");
         }
+        let mut bad = good.clone();
+        bad[0].trained += 1;
+        assert!(verify(&data, &step, 16, &bad).is_err(), "a wrong count");
         assert!(verify(&data, &step, 16, &[]).is_err());
     }
 
     #[test]
     fn in_order_keeps_the_order() {
         let data = dataset(&[6, 5, 3, 8, 1]);
-        let lengths = |in_order| -> Vec<Vec<i32>> {
-            let bins = pack(&data, &[0, 1, 2, 3, 4], 10, in_order).unwrap();
-            let real = |b: &MicroBatch| {
-                b.cu_seqlens.windows(2).filter(|w| w[0] < b.tokens as i32).map(|w| w[1] - w[0]).collect()
-            };
-            bins.iter().map(real).collect()
+        let lengths = |in_order| -> Vec<Vec<usize>> {
+            let bins = pack(&data, &[0, 1, 2, 3, 4], &layout(10), in_order).unwrap();
+            bins.iter().map(|b| b.examples.iter().map(|&i| data.len_of(i, INPUT_IDS)).collect()).collect()
         };
         assert_eq!(lengths(true), [vec![6], vec![5, 3], vec![8, 1]]);
         assert_eq!(lengths(false), [vec![8], vec![6, 3, 1], vec![5]]);
@@ -229,12 +288,15 @@ mod tests {
     fn what_cannot_be_packed_is_refused() {
         let data = dataset(&[5, 9]);
         for (step, capacity, want) in [(vec![0, 1], 8, "example 1 has 9 tokens"), (vec![2], 8, "example 2")] {
-            let error = pack(&data, &step, capacity, false).unwrap_err().to_string();
+            let error = pack(&data, &step, &layout(capacity), false).unwrap_err().to_string();
             assert!(error.contains(want), "{error}");
         }
-        let ragged = Example { input_ids: vec![1, 2], labels: vec![1] };
-        for bad in [ragged, Example::default(), Example::whole(vec![1 << 31])] {
+        for bad in [Example::default(), Example::whole(vec![1 << 31])] {
             assert!(Dataset::default().push(&bad).is_err());
         }
+        let mut ragged = Dataset::default();
+        ragged.push(&Example::labelled(vec![1, 2], vec![1])).unwrap();
+        let error = pack(&ragged, &[0], &layout(8), true).unwrap_err().to_string();
+        assert!(error.contains("labels"), "{error}");
     }
 }

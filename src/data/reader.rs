@@ -1,11 +1,6 @@
-//! Files in, a [`Dataset`] out, in one pass.
+//! Files in, rows out, and a [`Dataset`] of what a task makes of them, in one pass.
 //!
-//! JSON Lines, one object a line, other fields ignored:
-//! * `{"text"}`: every token is trained;
-//! * `{"prompt", "completion"}`: the completion is trained, with its end;
-//! * `{"input_ids"}`, with or without `"labels"` (not shifted, −100 where nothing is trained): taken as they are.
-//!
-//! Plain text is one document, cut into windows of the longest length allowed.
+//! JSON Lines: one object a line. Plain text is one document, cut into windows of the longest length allowed.
 //!
 //! What is trained is decided by position, never by token id: an end token that also serves as padding
 //! is still learnt, or the model would never stop.
@@ -14,24 +9,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{Dataset, Example, IGNORE};
+use super::row::{Codec, Row};
+use super::{Dataset, Example};
 use crate::error::{Error, Result};
-
-/// What reading needs to know of a tokenizer.
-#[derive(Clone, Copy)]
-pub struct Encoder<'a> {
-    /// Text to ids, adding no special tokens.
-    pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>>,
-    /// Begins every document; none if the model was not trained with one.
-    pub bos: Option<u32>,
-    /// Ends every document.
-    pub eos: Option<u32>,
-    /// Ids are below this: the rows of the embedding.
-    pub vocab: usize,
-}
 
 /// What was read, and what could not be used as it was. Lines are those of the first case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,15 +46,18 @@ impl Report {
     }
 }
 
+/// Makes examples of a row: none if nothing would be trained; and whether it was cut.
+pub type Make<'a> = &'a dyn Fn(&Row, &Codec) -> Result<(Vec<Example>, bool)>;
+
 /// Reads `path`: plain text if it is named `.txt` or `.md`, JSON Lines if `.jsonl`, `.ndjson` or `.json`;
-/// otherwise its first character decides. Examples have at most `max_seq_len` tokens.
-pub fn read(path: &Path, encoder: &Encoder, max_seq_len: usize) -> Result<(Dataset, Report)> {
-    if max_seq_len < 2 {
+/// otherwise its first character decides. `columns` are (name that a task reads, name in the file).
+pub fn read(path: &Path, codec: &Codec, make: Make, columns: &[(String, String)]) -> Result<(Dataset, Report)> {
+    if codec.max_len < 2 {
         let expected = "at least 2: a token is learnt from the ones before it";
-        return Err(Error::config("max_seq_len", max_seq_len.to_string(), expected));
+        return Err(Error::config("max_seq_len", codec.max_len.to_string(), expected));
     }
     let (input, lines) = open(path)?;
-    let mut reader = Reader { path, encoder, max_seq_len, data: Dataset::default(), report: Report::default() };
+    let mut reader = Reader { path, codec, make, columns, data: Dataset::default(), report: Report::default() };
     if lines {
         reader.lines(input)?
     } else {
@@ -82,7 +67,7 @@ pub fn read(path: &Path, encoder: &Encoder, max_seq_len: usize) -> Result<(Datas
     if data.is_empty() {
         let found = match report.untrained {
             0 => "no examples".to_string(),
-            n => format!("{n} examples, none with a token to train in its first {max_seq_len}"),
+            n => format!("{n} examples, none with a token to train in its first {}", codec.max_len),
         };
         return Err(Error::file(path, found, "at least one example that trains a token"));
     }
@@ -100,7 +85,8 @@ pub fn is_tokenized(path: &Path) -> Result<bool> {
         }
     }
     // What is wrong with a line is said when it is read.
-    Ok(lines && serde_json::from_slice::<Row>(&bytes).is_ok_and(|row| row.input_ids.is_some()))
+    let first = serde_json::from_slice::<Map<String, Value>>(&bytes);
+    Ok(lines && first.is_ok_and(|row| row.get(super::INPUT_IDS).is_some_and(|v| !v.is_null())))
 }
 
 /// The file after its byte order mark, and whether it is JSON Lines.
@@ -123,20 +109,11 @@ fn open(path: &Path) -> Result<(BufReader<File>, bool)> {
     Ok((input, lines))
 }
 
-/// A line of JSON Lines. Null counts as absent.
-#[derive(Deserialize)]
-struct Row {
-    text: Option<String>,
-    prompt: Option<String>,
-    completion: Option<String>,
-    input_ids: Option<Vec<i64>>,
-    labels: Option<Vec<i64>>,
-}
-
 struct Reader<'a> {
     path: &'a Path,
-    encoder: &'a Encoder<'a>,
-    max_seq_len: usize,
+    codec: &'a Codec<'a>,
+    make: Make<'a>,
+    columns: &'a [(String, String)],
     data: Dataset,
     report: Report,
 }
@@ -149,76 +126,47 @@ impl Reader<'_> {
             if input.read_until(b'\n', &mut bytes).map_err(|e| Error::io(self.path, e))? == 0 {
                 break;
             }
-            if !bytes.iter().all(u8::is_ascii_whitespace) {
-                let example = self.example(line, &bytes)?;
-                self.keep(line, example)?;
+            if bytes.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let row = self.row(line, &bytes)?;
+            let (examples, cut) = (self.make)(&row, self.codec)?;
+            if cut {
+                self.report.truncated += 1;
+                self.report.first_truncated.get_or_insert(line);
+            }
+            if examples.is_empty() {
+                self.report.untrained += 1;
+                self.report.first_untrained.get_or_insert(line);
+            }
+            for example in examples {
+                self.data.push(&example)?;
             }
         }
         Ok(())
     }
 
-    fn example(&self, line: usize, bytes: &[u8]) -> Result<Example> {
-        let row: Row = serde_json::from_slice(bytes).map_err(|e| {
+    fn row(&self, line: usize, bytes: &[u8]) -> Result<Row<'_>> {
+        let mut fields: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| {
             // serde_json counts lines from its own input, which is one line.
             let message = e.to_string();
             let message = message.split(" at line 1 ").next().unwrap_or_default();
-            let found = format!("{message} at column {}", e.column());
-            self.wrong(line, found, "a JSON object with text, prompt and completion, or input_ids")
+            self.wrong(line, format!("{message} at column {}", e.column()), "a JSON object")
         })?;
-        match row {
-            Row { text: Some(text), prompt: None, completion: None, input_ids: None, .. } => {
-                let mut ids: Vec<u32> = self.encoder.bos.into_iter().collect();
-                ids.extend(self.encode(line, &text)?);
-                self.end(&mut ids);
-                Ok(Example::whole(ids))
-            }
-            Row { prompt: Some(prompt), completion: Some(completion), text: None, input_ids: None, .. } => {
-                // Encoded apart, as they are when the model is used: the prompt stands alone, then the
-                // model writes. No token can straddle the border of the mask.
-                let mut ids: Vec<u32> = self.encoder.bos.into_iter().collect();
-                ids.extend(self.encode(line, &prompt)?);
-                let masked = ids.len();
-                let mut answer = self.encode(line, &completion)?;
-                self.end(&mut answer);
-                ids.extend(answer);
-                let mut example = Example::whole(ids);
-                example.labels[..masked].fill(IGNORE);
-                Ok(example)
-            }
-            Row { input_ids: Some(ids), labels, text: None, prompt: None, completion: None } => {
-                self.tokenized(line, &ids, labels.as_deref())
-            }
-            _ => {
-                let keys = match serde_json::from_slice(bytes) {
-                    Ok(Value::Object(map)) if !map.is_empty() => map.keys().cloned().collect::<Vec<_>>().join(", "),
-                    _ => "none".into(),
-                };
-                let expected = "exactly one of: text; prompt and completion; input_ids (with or without labels)";
-                Err(self.wrong(line, format!("the fields {keys}"), expected))
+        for (name, actual) in self.columns {
+            match fields.shift_remove(actual) {
+                Some(value) => drop(fields.insert(name.clone(), value)),
+                None => return Err(self.wrong(line, "no such column", format!("{actual}, which --columns names"))),
             }
         }
-    }
-
-    fn tokenized(&self, line: usize, ids: &[i64], labels: Option<&[i64]>) -> Result<Example> {
-        let ids = ids.iter().map(|&id| self.token(line, id)).collect::<Result<Vec<_>>>()?;
-        let Some(labels) = labels else { return Ok(Example::whole(ids)) };
-        if labels.len() != ids.len() {
-            let found = format!("{} input_ids and {} labels", ids.len(), labels.len());
-            return Err(self.wrong(line, found, "as many labels as input_ids, not shifted"));
-        }
-        let label = |&label: &i64| match label {
-            -100 => Ok(IGNORE),
-            _ => Ok(self.token(line, label)? as i32),
-        };
-        let labels = labels.iter().map(label).collect::<Result<Vec<_>>>()?;
-        Ok(Example { input_ids: ids, labels })
+        Ok(Row { path: self.path, line, fields })
     }
 
     /// Plain text, encoded a piece at a time: an encoding takes far more memory than its text. A piece
     /// ends after a line break where there is one, so a token is cut nowhere else.
     fn text(&mut self, mut input: impl Read) -> Result<()> {
         const PIECE: u64 = 1 << 20;
-        let mut pending: Vec<u32> = self.encoder.bos.into_iter().collect();
+        let mut pending: Vec<i32> = self.codec.bos.map(|id| id as i32).into_iter().collect();
         let mut bytes = Vec::new();
         let mut line = 1;
         loop {
@@ -233,18 +181,18 @@ impl Reader<'_> {
                 self.wrong(line, "bytes that are not UTF-8", "text in UTF-8")
             })?;
             if !piece.is_empty() {
-                pending.extend(self.encode(line, piece)?);
+                pending.extend(self.codec.encode(&Row { path: self.path, line, fields: Map::new() }, piece)?);
             }
             if last && !pending.is_empty() {
-                self.end(&mut pending);
+                self.codec.end(&mut pending);
             }
             line += piece.bytes().filter(|&b| b == b'\n').count();
             bytes.drain(..cut);
-            let whole = if last { pending.len() } else { pending.len() / self.max_seq_len * self.max_seq_len };
-            for window in pending[..whole].chunks(self.max_seq_len) {
+            let whole = if last { pending.len() } else { pending.len() / self.codec.max_len * self.codec.max_len };
+            for window in pending[..whole].chunks(self.codec.max_len) {
                 // The text's last token alone trains nothing; that is no fault of the file.
                 if window.len() > 1 {
-                    self.data.push(&Example::whole(window.to_vec()))?;
+                    self.data.push(&Example::labelled(window.to_vec(), window.to_vec()))?;
                 }
             }
             pending.drain(..whole);
@@ -252,48 +200,6 @@ impl Reader<'_> {
                 return Ok(());
             }
         }
-    }
-
-    fn encode(&self, line: usize, text: &str) -> Result<Vec<u32>> {
-        let ids = (self.encoder.encode)(text)?;
-        match ids.iter().find(|&&id| id as usize >= self.encoder.vocab) {
-            Some(&id) => self.token(line, id.into()).map(|_| ids),
-            None => Ok(ids),
-        }
-    }
-
-    fn token(&self, line: usize, id: i64) -> Result<u32> {
-        // The kernels index with 32-bit signed numbers.
-        let limit = self.encoder.vocab.min(i32::MAX as usize) as i64;
-        match (0..limit).contains(&id) {
-            true => Ok(id as u32),
-            false => {
-                let expected = format!("ids from 0 to {}: is it the model's own tokenizer?", limit - 1);
-                Err(self.wrong(line, format!("token id {id}"), expected))
-            }
-        }
-    }
-
-    /// A document ends once, even where the text has the end token written out.
-    fn end(&self, ids: &mut Vec<u32>) {
-        if ids.last() != self.encoder.eos.as_ref() {
-            ids.extend(self.encoder.eos);
-        }
-    }
-
-    fn keep(&mut self, line: usize, mut example: Example) -> Result<()> {
-        if example.input_ids.len() > self.max_seq_len {
-            example.input_ids.truncate(self.max_seq_len);
-            example.labels.truncate(self.max_seq_len);
-            self.report.truncated += 1;
-            self.report.first_truncated.get_or_insert(line);
-        }
-        if example.trained() == 0 {
-            self.report.untrained += 1;
-            self.report.first_untrained.get_or_insert(line);
-            return Ok(());
-        }
-        self.data.push(&example)
     }
 
     fn wrong(&self, line: usize, found: impl Into<String>, expected: impl Into<String>) -> Error {
@@ -313,15 +219,30 @@ fn whole_characters(bytes: &[u8], last: bool) -> usize {
 mod tests {
     use std::path::PathBuf;
 
+    use super::super::{INPUT_IDS, LABELS};
     use super::*;
+    use crate::nn::IGNORE;
+    use crate::tasks::{Task, causal_lm::CausalLm};
 
     /// A byte is a token; 256 begins and 257 ends a document.
     fn bytes(text: &str) -> Result<Vec<u32>> {
         Ok(text.bytes().map(u32::from).collect())
     }
 
-    fn encoder() -> Encoder<'static> {
-        Encoder { encode: &bytes, bos: Some(256), eos: Some(257), vocab: 258 }
+    fn codec(max_len: usize) -> Codec<'static> {
+        let (bos, eos) = (Some(256), Some(257));
+        Codec { encode: &bytes, tokenizer: None, bos, eos, vocab: 258, max_len, max_target_len: max_len }
+    }
+
+    fn read_with(path: &Path, codec: &Codec) -> Result<(Dataset, Report)> {
+        let make = |row: &Row, codec: &Codec| CausalLm.examples(row, codec).map(|made| (made.examples, made.cut));
+        read(path, codec, &make, &[])
+    }
+
+    /// Tokens and labels of each example.
+    fn rows(data: &Dataset) -> Vec<(Vec<i32>, Vec<i32>)> {
+        let ints = |i: usize, name| data.column(i, name).unwrap().ints().to_vec();
+        (0..data.len()).map(|i| (ints(i, INPUT_IDS), ints(i, LABELS))).collect()
     }
 
     /// A file of its own that goes when the test ends.
@@ -343,13 +264,13 @@ mod tests {
     }
 
     fn read_as(name: &str, content: &[u8], max_seq_len: usize) -> Result<(Dataset, Report)> {
-        read(&Temp::new(name, content).0, &encoder(), max_seq_len)
+        read_with(&Temp::new(name, content).0, &codec(max_seq_len))
     }
 
     #[test]
     fn lines_become_tokens_and_labels() {
         const X: i32 = IGNORE;
-        let table: &[(&str, &[u32], &[i32])] = &[
+        let table: &[(&str, &[i32], &[i32])] = &[
             (r#"{"text": "ab"}"#, &[256, 97, 98, 257], &[256, 97, 98, 257]),
             (r#"{"prompt": "ab", "completion": "c"}"#, &[256, 97, 98, 99, 257], &[X, X, X, 99, 257]),
             // The end token is learnt although the prompt has it too: masks go by position.
@@ -360,24 +281,24 @@ mod tests {
         ];
         for (line, ids, labels) in table {
             let (data, report) = read_as("a.jsonl", line.as_bytes(), 8).unwrap();
-            assert_eq!(data.iter().collect::<Vec<_>>(), [(*ids, *labels)], "{line}");
+            assert_eq!(rows(&data), [(ids.to_vec(), labels.to_vec())], "{line}");
             assert_eq!(report, Report::default());
         }
         let all = table.iter().map(|row| row.0).collect::<Vec<_>>().join("\r\n\n");
         let (data, _) = read_as("all", format!("\u{feff} {all}").as_bytes(), 8).unwrap();
-        assert_eq!(data.iter().collect::<Vec<_>>(), table.iter().map(|row| (row.1, row.2)).collect::<Vec<_>>());
-        assert_eq!((data.len(), data.longest()), (table.len(), 5));
-        assert_eq!(data.trained(), 3 + 2 + 1 + 2 + 1 + 2);
+        let want: Vec<_> = table.iter().map(|row| (row.1.to_vec(), row.2.to_vec())).collect();
+        assert_eq!(rows(&data), want);
+        assert_eq!((data.len(), data.longest(INPUT_IDS)), (table.len(), 5));
     }
 
     #[test]
     fn an_end_written_out_is_not_doubled() {
         let encode = |text: &str| Ok(if text.ends_with('$') { vec![9, 3] } else { vec![9] });
-        let encoder = Encoder { encode: &encode, bos: None, eos: Some(3), vocab: 10 };
+        let codec = Codec { encode: &encode, bos: None, eos: Some(3), vocab: 10, ..codec(8) };
         for text in ["x$", "x"] {
             let file = Temp::new("eos.jsonl", format!("{{\"text\": \"{text}\"}}").as_bytes());
-            let (data, _) = read(&file.0, &encoder, 8).unwrap();
-            assert_eq!(data.get(0).unwrap().0, [9, 3]);
+            let (data, _) = read_with(&file.0, &codec).unwrap();
+            assert_eq!(data.ids(0), [9, 3]);
         }
     }
 
@@ -391,7 +312,7 @@ mod tests {
             r#"{"input_ids": []}"#,
         ];
         let (data, report) = read_as("a.jsonl", lines.join("\n").as_bytes(), 8).unwrap();
-        assert_eq!(data.iter().map(|(ids, _)| ids.len()).collect::<Vec<_>>(), [4, 8]);
+        assert_eq!(rows(&data).iter().map(|(ids, _)| ids.len()).collect::<Vec<_>>(), [4, 8]);
         let want = Report { truncated: 2, first_truncated: Some(2), untrained: 3, first_untrained: Some(2) };
         assert_eq!(report, want);
         assert_eq!(report.warnings(8).len(), 2);
@@ -411,14 +332,15 @@ mod tests {
                 Err(error) => panic!("{length}: {error}"),
             };
             let mut want = vec![256];
-            want.extend(bytes(text).unwrap());
+            want.extend(bytes(text).unwrap().into_iter().map(|id| id as i32));
             want.push(257);
             if want.len() % window == 1 {
                 want.pop();
             }
-            assert_eq!(data.iter().flat_map(|(ids, _)| ids).copied().collect::<Vec<_>>(), want, "{length}");
-            assert!(data.iter().take(data.len() - 1).all(|(ids, _)| ids.len() == window));
-            assert!(data.iter().all(|(ids, labels)| ids.iter().zip(labels).all(|(&a, &b)| a as i32 == b)));
+            let rows = rows(&data);
+            assert_eq!(rows.iter().flat_map(|(ids, _)| ids).copied().collect::<Vec<_>>(), want, "{length}");
+            assert!(rows.iter().take(data.len() - 1).all(|(ids, _)| ids.len() == window));
+            assert!(rows.iter().all(|(ids, labels)| ids == labels));
             assert_eq!(report, Report::default());
         }
     }
@@ -464,11 +386,11 @@ mod tests {
             let error = read_as(name, content, 8).unwrap_err().to_string();
             assert!(error.contains(want), "{error}\nis not: {want}");
         }
-        let small = Encoder { vocab: 98, ..encoder() };
+        let small = Codec { vocab: 98, ..codec(8) };
         let file = Temp::new("b.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\"}");
-        let error = read(&file.0, &Encoder { bos: None, eos: None, ..small }, 8).unwrap_err().to_string();
+        let error = read_with(&file.0, &Codec { bos: None, eos: None, ..small }).unwrap_err().to_string();
         assert!(error.contains("b.jsonl:2: found token id 98"), "{error}");
-        assert!(read(&file.0, &encoder(), 1).is_err());
-        assert!(read(Path::new("no such file.txt"), &encoder(), 8).unwrap_err().to_string().contains("no such file"));
+        assert!(read_with(&file.0, &codec(1)).is_err());
+        assert!(read_with(Path::new("no such file.txt"), &codec(8)).unwrap_err().to_string().contains("no such file"));
     }
 }

@@ -5,21 +5,25 @@ pub mod sample;
 pub mod text;
 
 use crate::backend::Backend;
-use crate::dtype::{DType, Ty};
+use crate::data::INPUT_IDS;
+use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::exec::Exec;
-use crate::graph::{Graph, LeafKind, Phase, Val};
+use crate::graph::program::Program;
+use crate::graph::{LeafKind, Phase, Val};
 use crate::models::Model;
-use crate::nn::{Batch, Cached, Nn, Role, Weight, inputs};
+use crate::nn::inputs::{Column, Item, Placed};
+use crate::nn::{Build, Cached, Inputs, MAIN, Nn, Site};
 use crate::ops::{Attr, Linear, linear};
-use crate::peft::Method;
 use crate::plan::Plan;
+use crate::tasks::causal_lm::CausalLm;
+use crate::tasks::{Shape, Task};
 
 /// The leaves that a phase reads.
-#[derive(Clone, Copy)]
-struct Inputs {
+#[derive(Clone)]
+struct Reads {
     tokens: usize,
-    batch: Batch,
+    inputs: Inputs,
     slots: Val,
     /// The row of the hidden states whose logits are wanted, I32[1].
     row: Val,
@@ -27,77 +31,89 @@ struct Inputs {
 
 /// The graph of a model that generates, before it is planned.
 pub struct Generation {
-    pub graph: Graph,
-    pub weights: Vec<Weight>,
-    phases: [Inputs; Phase::COUNT],
+    pub program: Program,
+    pub sites: Vec<Site>,
+    phases: [Reads; 2],
     logits: Val,
     capacity: usize,
     window: Option<usize>,
 }
 
 impl Generation {
-    /// For sequences of up to `capacity` tokens, prompts read `chunk` tokens at a time.
-    pub fn new(
-        model: &dyn Model,
-        method: &dyn Method,
-        storage: &dyn Fn(&str, Role) -> DType,
-        act: DType,
-        chunk: usize,
-        capacity: usize,
-    ) -> Result<Generation> {
-        let mut nn = Nn::new(method, storage, act, chunk);
+    /// For sequences of up to `capacity` tokens, virtual ones not counted, prompts read `chunk` tokens at a time.
+    pub fn new(model: &dyn Model, build: Build, chunk: usize, capacity: usize) -> Result<Generation> {
+        let layout = |tokens: usize| {
+            let mut layout = CausalLm.layout(Shape { tokens, targets: tokens, sequences: 1 });
+            layout.fields.clear();
+            layout
+        };
+        let mut nn = Nn::new(build, layout(chunk))?;
         nn.training = false;
-        let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[1, model.vocab()]));
-        let prefill = phase(&mut nn, model, chunk, capacity, logits)?;
-        nn.g.phase = Phase::DECODE;
-        nn.batch = inputs(&mut nn.g, 1);
-        let decode = phase(&mut nn, model, 1, capacity, logits)?;
-        let Nn { g: graph, weights, .. } = nn;
-        Ok(Generation { graph, weights, phases: [prefill, decode], logits, capacity, window: model.window() })
+        let vocab = model.facts().vocab;
+        let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[1, vocab]));
+        let stream = nn.layout.stream(MAIN)?;
+        let rows = capacity + stream.lead + stream.prefix;
+        let (slots, row) = phase(&mut nn, model, chunk, rows, logits)?;
+        let inputs = nn.begin(Phase::DECODE, layout(1));
+        let prefill = Reads { tokens: chunk, inputs, slots, row };
+        let (slots, row) = phase(&mut nn, model, 1, rows, logits)?;
+        let sites = std::mem::take(&mut nn.sites);
+        let (graph, weights, inputs) = nn.finish();
+        let decode = Reads { tokens: 1, inputs, slots, row };
+        let program = Program { forward: graph.nodes.len(), graph, weights };
+        Ok(Generation { program, sites, phases: [prefill, decode], logits, capacity, window: model.facts().window })
     }
 }
 
-fn phase(nn: &mut Nn, model: &dyn Model, tokens: usize, capacity: usize, logits: Val) -> Result<Inputs> {
+fn phase(nn: &mut Nn, model: &dyn Model, tokens: usize, capacity: usize, logits: Val) -> Result<(Val, Val)> {
     let slots = nn.g.leaf(LeafKind::Io, "slots", Ty::i32(&[tokens]));
     let row = nn.g.leaf(LeafKind::Io, "row", Ty::i32(&[1]));
-    nn.cached = Some(Cached { capacity, slots });
+    nn.cached = Some(Cached { capacity, source: 0, slots, cross: None });
     let hidden = model.hidden(nn)?;
-    let head = model.head(nn)?;
+    let head = model.lm_head(nn, hidden)?;
     nn.g.site = "logits".into();
-    let last = nn.g.embed(row, hidden, 1.0)?;
-    nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[last, head], &[Some(logits)])?;
-    Ok(Inputs { tokens, batch: nn.batch, slots, row })
+    let last = nn.g.embed(row, head.x, 1.0)?;
+    nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[last, head.w], &[Some(logits)])?;
+    Ok((slots, row))
 }
 
 /// A model with a cache on a device.
 pub struct Generator {
     pub exec: Exec,
-    phases: [Inputs; Phase::COUNT],
+    phases: [Reads; 2],
     logits: Val,
     capacity: usize,
     window: Option<usize>,
     /// Tokens in the cache.
-    len: usize,
+    ids: Vec<i32>,
+    /// Rows of the cache before the first token: virtual tokens, prefixes. They are written with the first token.
+    lead: usize,
+    prefix: usize,
+    /// Virtual tokens that were read.
+    led: usize,
 }
 
 impl Generator {
     /// Allocates and compiles. Weights are then to be loaded.
     pub fn new(mut backend: Box<dyn Backend>, generation: Generation) -> Result<Generator> {
-        let Generation { graph, phases, logits, capacity, window, .. } = generation;
+        let Generation { program, phases, logits, capacity, window, .. } = generation;
         backend.sync()?;
-        let plan = Plan::new(&graph, backend.caps())?;
-        let exec = Exec::new(backend, graph, plan)?;
-        Ok(Generator { exec, phases, logits, capacity, window, len: 0 })
+        let plan = Plan::new(&program.graph, backend.caps())?;
+        let exec = Exec::new(backend, program.graph, plan)?;
+        let stream = phases[0].inputs.layout.stream(MAIN)?;
+        let (lead, prefix) = (stream.lead, stream.prefix);
+        Ok(Generator { exec, phases, logits, capacity, window, ids: Vec::new(), lead, prefix, led: 0 })
     }
 
     /// Forgets all tokens.
     pub fn reset(&mut self) {
-        self.len = 0;
+        self.ids.clear();
+        self.led = 0;
     }
 
     /// Room left in the cache, in tokens.
     pub fn room(&self) -> usize {
-        self.capacity - self.len
+        self.capacity - self.ids.len()
     }
 
     /// Appends `tokens` and returns the logits of what follows the last of them.
@@ -109,39 +125,48 @@ impl Generator {
                 format!("at least one and at most the {} that are left of {}", self.room(), self.capacity),
             ));
         }
-        let mut rest = tokens;
-        while !rest.is_empty() {
-            let phase = if rest.len() == 1 { Phase::DECODE } else { Phase::PREFILL };
-            let n = rest.len().min(self.phases[phase.0].tokens);
-            self.run(phase, &rest[..n])?;
-            rest = &rest[n..];
+        let mut first = self.led + self.ids.len();
+        self.ids.extend(tokens.iter().map(|&id| id as i32));
+        self.led = self.lead;
+        let end = self.lead + self.ids.len();
+        while first < end {
+            let phase = if end - first == 1 { Phase::DECODE } else { Phase::PREFILL };
+            let n = (end - first).min(self.phases[phase.0].tokens);
+            self.run(phase, first, first + n)?;
+            first += n;
         }
         self.exec.download_f32(self.logits)
     }
 
-    fn run(&mut self, phase: Phase, tokens: &[u32]) -> Result<()> {
-        let at = self.phases[phase.0];
-        // What lies behind the tokens in a chunk that is not full sees nothing and is kept nowhere.
+    /// Runs rows `first..end` of the sequence, virtual tokens first.
+    fn run(&mut self, phase: Phase, first: usize, end: usize) -> Result<()> {
+        let at = self.phases[phase.0].clone();
+        // What comes after the tokens in a chunk that is not full sees nothing and is kept nowhere.
         let fill = |f: &dyn Fn(usize) -> i32, empty: i32| -> Vec<i32> {
-            (0..at.tokens).map(|i| if i < tokens.len() { f(i) } else { empty }).collect()
+            (0..at.tokens).map(|i| if first + i < end { f(first + i) } else { empty }).collect()
         };
-        let position = |i: usize| (self.len + i) as i32;
-        let ids = fill(&|i| tokens[i] as i32, 0);
-        let positions = fill(&position, 0);
-        let slots = fill(&position, -1);
-        let key_range: Vec<i32> = (0..at.tokens)
-            .flat_map(|i| {
-                let end = if i < tokens.len() { self.len + i + 1 } else { 0 };
-                [end.saturating_sub(self.window.unwrap_or(end)) as i32, end as i32]
-            })
-            .collect();
-        self.exec.upload(at.batch.ids, bytemuck::cast_slice(&ids))?;
-        self.exec.upload(at.batch.positions, bytemuck::cast_slice(&positions))?;
+        let slots = fill(&|i| (self.prefix + i) as i32, -1);
+        let columns = |name: &str| (name == INPUT_IDS).then(|| Column::Ints(self.ids.clone()));
+        let (lead, prefix) = (self.lead, self.prefix);
+        let placed = [Placed { start: 0, len: self.lead + self.ids.len(), key: 0, lead, prefix }];
+        let item = Item { columns: &columns, index: 0, placed: &placed };
+        for input in &at.inputs.leaves {
+            let values = match input.field.name.as_str() {
+                "key_range" => (first..first + at.tokens)
+                    .flat_map(|i| {
+                        let end = if i < end { prefix + i + 1 } else { 0 };
+                        [end.saturating_sub(self.window.unwrap_or(end)) as i32, end as i32]
+                    })
+                    .collect(),
+                _ => {
+                    let all = (input.field.fill)(&item);
+                    fill(&|i| all.ints().get(i).copied().unwrap_or(0), 0)
+                }
+            };
+            self.exec.upload(input.val, bytemuck::cast_slice(&values))?;
+        }
         self.exec.upload(at.slots, bytemuck::cast_slice(&slots))?;
-        self.exec.upload(at.batch.key_range, bytemuck::cast_slice(&key_range))?;
-        self.exec.upload(at.row, bytemuck::bytes_of(&(tokens.len() as i32 - 1)))?;
-        self.exec.run(phase)?;
-        self.len += tokens.len();
-        Ok(())
+        self.exec.upload(at.row, bytemuck::bytes_of(&((end - first) as i32 - 1)))?;
+        self.exec.run(phase)
     }
 }

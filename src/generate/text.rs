@@ -8,6 +8,7 @@ use super::{Generation, Generator};
 use crate::backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::nn::{Build, Hooks};
 use crate::peft::{Frozen, Method, files, lora::Lora};
 use crate::session::{Base, activations};
 use crate::weights::load;
@@ -64,11 +65,11 @@ pub fn generate(
     }
     let capacity = ids.len().saturating_add(max_tokens);
     let model = base.model(capacity)?;
-    if capacity > model.max_positions() {
+    if capacity > model.facts().max_positions {
         return Err(Error::config(
             "--max-tokens",
             format!("{max_tokens} after a prompt of {} tokens", ids.len()),
-            format!("{} together, for which the model was made", model.max_positions()),
+            format!("{} together, for which the model was made", model.facts().max_positions),
         ));
     }
     let adapter = config.adapter.as_deref().map(files::read_adapter).transpose()?;
@@ -76,21 +77,27 @@ pub fn generate(
         Some(adapter) => Box::new(Lora { config: adapter.config.clone() }),
         None => Box::new(Frozen),
     };
-    method.check(&*model)?;
     let storage = base.storage(config.quantized(), config.dtype.into());
     let backend = backend::open(&config.device)?;
     let act = activations(config.dtype.into(), backend.caps());
-    let generation = Generation::new(&*model, &*method, &storage, act, CHUNK.min(capacity), capacity)?;
-    let weights = generation.weights.clone();
+    let stack: &[&dyn Hooks] = &[&*method];
+    let generation = Generation::new(&*model, Build { stack, storage: &storage, act }, CHUNK.min(capacity), capacity)?;
+    method.check(&generation.sites)?;
+    let weights = generation.program.weights.clone();
     if let (Some(adapter), Some(dir)) = (&adapter, &config.adapter) {
         let trained = weights.iter().filter(|w| w.trainable);
-        let expected: Vec<_> = trained.map(|w| (w.name.clone(), generation.graph.shape(w.val).to_vec())).collect();
+        let expected: Vec<_> =
+            trained.map(|w| (w.name.clone(), generation.program.graph.shape(w.val).to_vec())).collect();
         adapter.check(dir, &expected)?;
     }
     let mut generator = Generator::new(backend, generation)?;
     let tensors = adapter.as_ref().map(|a| &a.tensors);
-    let from =
-        load::Sources { base: base.checkpoint.as_ref(), std: model.init_std(), adapter: tensors, seed: config.seed };
+    let from = load::Sources {
+        base: base.checkpoint.as_ref(),
+        std: model.facts().init_std,
+        adapter: tensors,
+        seed: config.seed,
+    };
     load::load(&mut generator.exec, &weights, &from, &mut |_, _| Ok(()))?;
 
     let mut text = tokenizer.decode_stream(true);

@@ -5,22 +5,37 @@ use super::Val;
 /// What a weight does in the model. Methods choose by role or by name; storage formats by role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
+    /// The embedding of tokens.
     Embed,
+    /// Embeddings of positions, token types, relative distances.
+    Position,
+    /// Queries, keys, values, and what joins the heads.
     Q,
     K,
     V,
     O,
+    /// Feed-forward layers: the gate, the layer into the wide space, the layer out of it.
     Gate,
     Up,
     Down,
+    /// A linear layer between the last block and a task's head (BERT's pooler).
+    Pooler,
     Norm,
+    /// The head over the vocabulary.
     Head,
+    /// A task's head: trained along with every method.
+    Classifier,
 }
 
 impl Role {
-    /// The layers that `all-linear` means: every linear layer but the output head, as in Hugging Face PEFT.
+    /// The layers that `all-linear` means: every linear layer but heads, as in Hugging Face PEFT.
     pub fn is_block_linear(self) -> bool {
-        !matches!(self, Role::Embed | Role::Norm | Role::Head)
+        !matches!(self, Role::Embed | Role::Position | Role::Norm | Role::Head | Role::Classifier)
+    }
+
+    /// A linear layer of the feed-forward part.
+    pub fn is_feed_forward(self) -> bool {
+        matches!(self, Role::Gate | Role::Up | Role::Down)
     }
 }
 
@@ -33,6 +48,10 @@ pub enum Source {
         role: Role,
         /// The key under which an adapter's file may hold it, frozen.
         held: Option<String>,
+        /// The file has it as `[in, out]`.
+        transposed: bool,
+        /// How it starts where the base model has none.
+        fresh: Option<Init>,
     },
     /// An adapter's tensor under this key in its file; else drawn as `init` says.
     Adapter { init: Init },
@@ -57,6 +76,7 @@ pub struct RowNorms {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     Zeros,
+    Ones,
     /// Uniform in ±bound.
     Uniform {
         bound: f32,

@@ -6,10 +6,11 @@
 
 use serde_json::Value;
 
-use super::{Family, Model};
+use super::config::{bad, flag, number, size, text};
+use super::{Facts, Family, LmHead, Model};
 use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{Nn, Role};
+use crate::nn::{MAIN, Nn, Role};
 use crate::ops::rope::{RopeSpec, rope_table};
 use crate::ops::{Activation, Attention};
 
@@ -17,7 +18,7 @@ pub const FAMILY: Family = Family { types: &["llama", "mistral", "qwen2", "qwen3
 
 #[derive(Clone, Debug)]
 pub struct Llama {
-    vocab: usize,
+    facts: Facts,
     hidden: usize,
     inter: usize,
     layers: usize,
@@ -37,8 +38,6 @@ pub struct Llama {
     tied: bool,
     window: Option<usize>,
     rope: RopeSpec,
-    max_positions: usize,
-    init_std: f32,
     /// Rows of the table of rotations.
     positions: usize,
 }
@@ -65,7 +64,15 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     let max_positions = size(config, "max_position_embeddings", Some(2048))?;
     let attention_bias = flag(config, "attention_bias");
     Ok(Box::new(Llama {
-        vocab: size(config, "vocab_size", None)?,
+        facts: Facts {
+            vocab: size(config, "vocab_size", None)?,
+            hidden,
+            max_positions,
+            init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
+            window: window(config, kind)?,
+            prefix: "model",
+            ..Facts::default()
+        },
         hidden,
         inter: size(config, "intermediate_size", None)?,
         layers: size(config, "num_hidden_layers", None)?,
@@ -83,17 +90,22 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma),
         window: window(config, kind)?,
         rope: super::rope::spec(config, head_dim, max_positions)?,
-        max_positions,
-        init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
         positions,
     }))
 }
 
+/// The module of the embedding.
+const EMBEDDING: &str = "model.embed_tokens";
+
 impl Model for Llama {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
     fn hidden(&self, nn: &mut Nn) -> Result<Val> {
         let angles = rope_table(&self.rope, self.positions)?;
         let table = nn.constant("rope", &[self.positions, self.head_dim], || angles);
-        let mut h = nn.embed(self.embedding(), self.vocab, self.hidden, self.embed_scale)?;
+        let mut h = nn.embed(EMBEDDING, self.facts.vocab, self.hidden, self.embed_scale)?;
         for layer in 0..self.layers {
             let path = format!("model.layers.{layer}");
             nn.block();
@@ -104,31 +116,10 @@ impl Model for Llama {
         nn.rms_norm("model.norm", h, self.eps, self.norm_offset)
     }
 
-    fn head(&self, nn: &mut Nn) -> Result<Val> {
-        nn.head(self.head_path(), self.tied.then_some(self.embedding()), self.vocab, self.hidden)
-    }
-
-    fn vocab(&self) -> usize {
-        self.vocab
-    }
-
-    fn max_positions(&self) -> usize {
-        self.max_positions
-    }
-
-    fn init_std(&self) -> f32 {
-        self.init_std
-    }
-
-    fn linears(&self) -> Vec<String> {
-        let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
-        let names = names.into_iter().chain(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]);
-        let names: Vec<_> = names.collect();
-        (0..self.layers).flat_map(|l| names.iter().map(move |n| format!("model.layers.{l}.{n}"))).collect()
-    }
-
-    fn window(&self) -> Option<usize> {
-        self.window
+    fn lm_head(&self, nn: &mut Nn, x: Val) -> Result<LmHead> {
+        let tied = self.tied.then_some(EMBEDDING);
+        let w = nn.head("lm_head", tied, self.facts.vocab, self.hidden)?;
+        Ok(LmHead { x, w, bias: None })
     }
 }
 
@@ -145,19 +136,20 @@ impl Llama {
             k = nn.head_norm(&format!("{at}.k_norm"), k, dim, self.eps, self.norm_offset)?;
         }
         nn.g.site = at.clone();
-        let q = nn.g.rope(q, table, nn.batch.positions, heads, dim)?;
-        let k = nn.g.rope(k, table, nn.batch.positions, kv_heads, dim)?;
+        let positions = nn.stream(MAIN)?.positions;
+        let q = nn.g.rope(q, table, positions, heads, dim)?;
+        let k = nn.g.rope(k, table, positions, kv_heads, dim)?;
         let scale = 1.0 / (dim as f32).sqrt();
         let spec = Attention { heads, kv_heads, head_dim: dim, scale, causal: true, window: self.window };
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.linear(&format!("{at}.o_proj"), Role::O, mixed, self.hidden, self.o_bias)?;
-        nn.add(path, h, out)
+        nn.residual(path, Role::O, h, out)
     }
 
     fn mlp(&self, nn: &mut Nn, path: &str, h: Val) -> Result<Val> {
         let x = nn.rms_norm(&format!("{path}.post_attention_layernorm"), h, self.eps, self.norm_offset)?;
         let out = nn.gated_mlp(&format!("{path}.mlp"), x, self.inter, self.act, self.mlp_bias)?;
-        nn.add(path, h, out)
+        nn.residual(path, Role::Down, h, out)
     }
 }
 
@@ -185,30 +177,4 @@ fn window(config: &Value, kind: &str) -> Result<Option<usize>> {
         ));
     }
     Ok(Some(window as usize))
-}
-
-fn size(config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
-    match (config.get(key), default) {
-        (None | Some(Value::Null), Some(d)) => Ok(d),
-        (Some(Value::Number(n)), _) if n.as_u64().is_some_and(|n| (1..=1 << 32).contains(&n)) => {
-            Ok(n.as_u64().unwrap_or(1) as usize)
-        }
-        (found, _) => Err(bad(key, found.map_or("nothing".into(), |v| v.to_string()), "a positive whole number")),
-    }
-}
-
-fn number(config: &Value, key: &str) -> Option<f64> {
-    config.get(key).and_then(Value::as_f64)
-}
-
-fn flag(config: &Value, key: &str) -> bool {
-    config.get(key).and_then(Value::as_bool).unwrap_or(false)
-}
-
-fn text<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
-    config.get(key).and_then(Value::as_str)
-}
-
-fn bad(key: &str, found: impl ToString, expected: impl Into<String>) -> Error {
-    Error::config(format!("config.json: {key}"), found.to_string(), expected)
 }

@@ -1,5 +1,6 @@
 //! Model families, one file each, found by `model_type` of config.json.
 
+pub mod config;
 pub mod llama;
 mod rope;
 
@@ -8,32 +9,73 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::Nn;
+use crate::nn::layers::Pool;
 
-/// A language model as a graph: from the inputs of `nn` to the hidden states behind its last norm, and the weight
-/// that turns them into logits.
-pub trait Model {
-    /// The hidden states [T, hidden] of the batch's tokens.
-    fn hidden(&self, nn: &mut Nn) -> Result<Val>;
-    /// The weight [vocabulary, hidden] of the output head; the embedding itself where they are tied.
-    fn head(&self, nn: &mut Nn) -> Result<Val>;
-    /// The module path of the embedding.
-    fn embedding(&self) -> &str {
-        "model.embed_tokens"
-    }
-    /// The module path of the output head.
-    fn head_path(&self) -> &str {
-        "lm_head"
-    }
+/// What there is to know of a model besides its graph.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
     /// Number of tokens in the vocabulary.
-    fn vocab(&self) -> usize;
-    /// Longest sequence the positions of the base model were made for.
-    fn max_positions(&self) -> usize;
+    pub vocab: usize,
+    /// Features of a hidden state.
+    pub hidden: usize,
+    /// Longest sequence that the positions of the base model were made for.
+    pub max_positions: usize,
     /// Standard deviation with which a fresh weight is drawn.
-    fn init_std(&self) -> f32;
-    /// All linear layers that a method may target, by module path.
-    fn linears(&self) -> Vec<String>;
-    /// The sliding window, where there is one: generation needs it to choose the keys a token sees.
-    fn window(&self) -> Option<usize>;
+    pub init_std: f32,
+    /// The sliding window, where there is one: generation needs it to choose the keys that a token sees.
+    pub window: Option<usize>,
+    /// The module that holds all but the heads; a checkpoint of the bare model has its tensors without it.
+    pub prefix: &'static str,
+    /// An encoder: every token sees all of its sequence, and text is not continued.
+    pub encoder: bool,
+    /// The token before the first target, in encoder-decoders.
+    pub decoder_start: Option<i32>,
+}
+
+/// The head over the vocabulary: `x Wᵀ (+ bias)`.
+#[derive(Clone, Copy, Debug)]
+pub struct LmHead {
+    /// `[T, hidden]`
+    pub x: Val,
+    /// `[vocabulary, hidden]`
+    pub w: Val,
+    /// `[vocabulary]`
+    pub bias: Option<Val>,
+}
+
+/// A model as a graph: from the inputs of `nn` to hidden states, and the heads that turn them into logits.
+pub trait Model: Send + Sync {
+    /// What there is to know besides.
+    fn facts(&self) -> &Facts;
+
+    /// The hidden states [T, hidden] of the main stream's tokens, after the last norm.
+    fn hidden(&self, nn: &mut Nn) -> Result<Val>;
+
+    /// The head over the vocabulary; its weight is the embedding itself where they are tied.
+    fn lm_head(&self, nn: &mut Nn, x: Val) -> Result<LmHead>;
+
+    /// Logits [sequences, labels] of whole sequences. Decoders read the last token, and the head is `score` without
+    /// bias (transformers' `GenericForSequenceClassification`).
+    fn classify(&self, nn: &mut Nn, x: Val, labels: usize) -> Result<Val> {
+        let last = nn.pool(x, Pool::Last)?;
+        nn.head_linear("score", last, labels, false, self.facts().init_std)
+    }
+
+    /// Logits [T, labels] of tokens. The head of decoders is `score` with a bias (`GenericForTokenClassification`).
+    fn tag(&self, nn: &mut Nn, x: Val, labels: usize) -> Result<Val> {
+        nn.head_linear("score", x, labels, true, self.facts().init_std)
+    }
+
+    /// Logits [T, 2] of the first and last token of an answer (`qa_outputs`).
+    fn span(&self, nn: &mut Nn, x: Val) -> Result<Val> {
+        nn.head_linear("qa_outputs", x, 2, true, self.facts().init_std)
+    }
+
+    /// The encoder of an encoder-decoder, and keys and values of its tokens kept for the decoder: what generation runs
+    /// once.
+    fn encode(&self, _nn: &mut Nn) -> Result<()> {
+        Err(Error::unsupported("an encoder of a model that has none", "a model with an encoder and a decoder"))
+    }
 }
 
 /// A family: the `model_type`s it reads, and how it reads a config for sequences of at most `positions` tokens.
@@ -42,6 +84,7 @@ pub struct Family {
     pub read: fn(&Value, usize) -> Result<Box<dyn Model>>,
 }
 
+/// Every family.
 pub static FAMILIES: &[Family] = &[llama::FAMILY];
 
 /// The model that `config` (a Hugging Face config.json) describes.

@@ -9,19 +9,14 @@
 use super::files;
 use crate::error::Result;
 use crate::graph::Val;
-use crate::nn::{Init, Nn, RowNorms};
-use crate::ops::Lora as LowRank;
+use crate::nn::{Init, Linear, LowRank, Next, Nn, RowNorms, Site};
+use crate::ops::Lora as Spec;
 
-/// The linear layer at `path` with the low-rank part (what, A, B).
-pub(super) fn linear(
-    nn: &mut Nn,
-    path: &str,
-    x: Val,
-    w: Val,
-    bias: Option<Val>,
-    (low_rank, a, b): (LowRank, Val, Val),
-) -> Result<Val> {
-    let LowRank { scale, dropout } = low_rank;
+/// The linear layer at `site` with a low-rank part.
+pub(super) fn linear(nn: &mut Nn, site: &Site, layer: Linear, low_rank: LowRank, next: Next) -> Result<Val> {
+    let Linear { x, w, bias, low_rank: others } = layer;
+    let LowRank { spec: Spec { scale, dropout }, a, b } = low_rank;
+    let path = &site.path;
     let norms = RowNorms { w, a, b, scale };
     let magnitude = nn.adapter(&files::magnitude(path), &[nn.g.shape(w)[0]], Init::RowNorms(norms));
     // Where nothing is trained the norms are the same for every token: they are computed once, when weights are loaded.
@@ -33,15 +28,15 @@ pub(super) fn linear(
     let (x, rest) = match dropout {
         None => (x, None),
         Some(drop) => {
-            let kept = nn.g.dropout(x, nn.batch.rng, drop)?;
+            let kept = nn.g.dropout(x, nn.rng, drop)?;
             let minus_one = nn.constant("minus_one", &[1], || vec![-1.0]);
             let minus_kept = nn.g.scale(kept, minus_one)?;
             let dropped = nn.g.add(x, minus_kept)?;
-            (kept, Some(nn.base_linear(dropped, w, bias, None)?))
+            (kept, Some(next.linear(nn, site, Linear { x: dropped, w, bias, low_rank: Vec::new() })?))
         }
     };
-    let low_rank = LowRank { scale, dropout: None };
-    let directed = nn.base_linear(x, w, None, Some((low_rank, a, b)))?;
+    let low_rank = [LowRank { spec: Spec { scale, dropout: None }, a, b }].into_iter().chain(others).collect();
+    let directed = next.linear(nn, site, Linear { x, w, bias: None, low_rank })?;
     let y = nn.g.mul_row(directed, gain)?;
     match (rest, bias) {
         (Some(rest), _) => nn.g.add(rest, y),

@@ -14,7 +14,7 @@ use super::tokens::Tokens;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{Init, Nn, Role, Site};
+use crate::nn::{Init, Next, Nn, Role, Site, Table};
 
 const TOKENS: &str = "trainable_token_indices";
 const ONE: &str = "one of the two: LoRA on the table, or trained tokens of it";
@@ -37,12 +37,12 @@ impl AdapterConfig {
     }
 
     /// Errors if tokens are asked of a module that is not there.
-    pub(super) fn check_tables(&self, embedding: &str, head: &str) -> Result<()> {
+    pub(super) fn check_tables(&self, tables: &[&str]) -> Result<()> {
         if let Some(Tokens::Modules(modules)) = &self.tokens {
             for (name, _) in modules {
                 let name = std::slice::from_ref(name);
-                if !super::config::listed(name, embedding) && !super::config::listed(name, head) {
-                    return Err(Error::config(TOKENS, &name[0], format!("{embedding} or {head}")));
+                if !tables.iter().any(|table| super::config::listed(name, table)) {
+                    return Err(Error::config(TOKENS, &name[0], tables.join(" or ")));
                 }
             }
         }
@@ -50,10 +50,11 @@ impl AdapterConfig {
     }
 }
 
-pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val, scale: f32) -> Result<Val> {
-    let (path, ids) = (&site.path, nn.batch.ids);
+pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Table, next: Next) -> Result<Val> {
+    let path = &site.path;
+    let Table { w, ids, scale, .. } = table;
     match (config.resolve_embedding(path)?, config.tokens_of(path, true)?) {
-        (None, None) => nn.base_embed(table, scale),
+        (None, None) => next.embed(nn, site, table),
         (Some(_), Some(_)) => Err(Error::config(TOKENS, format!("{path}, which is a target too"), ONE)),
         (Some(_), None) if config.dora => {
             Err(Error::unsupported(format!("DoRA on {path}"), "leave the embedding out of the targets"))
@@ -62,18 +63,18 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Val
             Err(Error::unsupported(format!("lora_bias on {path}"), "leave the embedding out of the targets"))
         }
         (Some(spec), None) => {
-            let (vocab, dim) = (nn.g.shape(table)[0], nn.g.shape(table)[1]);
+            let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
             let a = nn.adapter(&files::embedding_a(path), &[spec.rank, vocab], Init::Zeros);
             let b = nn.adapter(&files::embedding_b(path), &[dim, spec.rank], Init::Normal { std: 1.0 });
-            let y = nn.base_embed(table, scale)?;
+            let y = next.embed(nn, site, table)?;
             let columns = nn.g.embed_cols(ids, a, 1.0)?;
             let update = nn.g.matmul(columns, false, b, true, spec.scale * scale)?;
             nn.g.add(y, update)
         }
         (None, Some(tokens)) => {
-            let (x, tokens) = trained(nn, path, path, table, tokens)?;
+            let (x, tokens) = trained(nn, path, path, w, tokens)?;
             let (rows, rest) = nn.g.token_rows(ids, tokens)?;
-            let frozen = nn.g.embed(rest, table, scale)?;
+            let frozen = next.embed(nn, site, Table { ids: rest, ..table })?;
             let own = nn.g.embed(rows, x, scale)?;
             nn.g.add(frozen, own)
         }

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use super::config::AdapterConfig;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-pub use crate::weights::AdapterTensor;
+pub use crate::weights::HostTensor;
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -78,7 +78,7 @@ pub struct Out<'a> {
 pub struct Adapter {
     pub config: AdapterConfig,
     /// By their names in the file.
-    pub tensors: BTreeMap<String, AdapterTensor>,
+    pub tensors: BTreeMap<String, HostTensor>,
 }
 
 // ---- reading
@@ -108,7 +108,7 @@ pub fn read_adapter(dir: &Path) -> Result<Adapter> {
         let data = widen(&view).ok_or_else(|| {
             Error::file(&path, format!("{name} of dtype {:?}", view.dtype()), "tensors of f32, bf16 or f16")
         })?;
-        tensors.insert(name, AdapterTensor { shape: view.shape().to_vec(), data });
+        tensors.insert(name, HostTensor { shape: view.shape().to_vec(), data });
     }
     Ok(Adapter { config, tensors })
 }

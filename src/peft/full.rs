@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use super::{Method, Save};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::nn::{Hooks, Role};
+use crate::nn::{Hooks, WeightRef};
 use crate::weights::write_safetensors_with;
 
 /// Values that are read and written at a time.
@@ -17,8 +17,8 @@ const PIECE: usize = 1 << 20;
 pub struct Full;
 
 impl Hooks for Full {
-    fn trains(&self, _: &str, _: Role) -> bool {
-        true
+    fn trains(&self, w: WeightRef) -> Option<String> {
+        Some(w.name.to_string())
     }
 }
 

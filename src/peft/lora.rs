@@ -7,46 +7,42 @@ use super::config::{AdapterConfig, LoraSpec, Targets};
 use super::{Method, Save, dora, embedding, files};
 use crate::error::Result;
 use crate::graph::Val;
-use crate::models::Model;
-use crate::nn::{Hooks, Init, Nn, Role, Site};
-use crate::ops::{Dropout, Lora as LowRank};
+use crate::nn::{Hooks, Init, Linear, LowRank, Next, Nn, Role, Site, Table, WeightRef};
+use crate::ops::{Dropout, Lora as Spec};
 
 pub struct Lora {
     pub config: AdapterConfig,
 }
 
 impl Hooks for Lora {
-    fn keeps(&self, name: &str, role: Role) -> Result<Option<String>> {
-        match name.strip_suffix(".weight") {
-            Some(module) if matches!(role, Role::Embed | Role::Head) && self.config.keeps_table(module)? => {
+    fn keeps(&self, w: WeightRef) -> Result<Option<String>> {
+        match w.name.strip_suffix(".weight") {
+            Some(module) if matches!(w.role, Role::Embed | Role::Head) && self.config.keeps_table(module)? => {
                 Ok(Some(files::base_layer(module)))
             }
             _ => Ok(None),
         }
     }
 
-    fn trains(&self, name: &str, _: Role) -> bool {
-        name.rsplit_once('.').is_some_and(|(module, _)| self.config.saves(module))
+    fn trains(&self, w: WeightRef) -> Option<String> {
+        (w.role == Role::Classifier || self.config.saves(w.module())).then(|| files::saved(w.name))
     }
 
-    fn key(&self, name: &str) -> String {
-        files::saved(name)
-    }
-
-    fn linear(&self, nn: &mut Nn, site: &Site, x: Val, w: Val, bias: Option<Val>) -> Result<Val> {
-        let Some(LoraSpec { rank, scale, dropout, .. }) = self.config.resolve(&site.path)? else {
-            return nn.base_linear(x, w, bias, None);
+    fn linear(&self, nn: &mut Nn, site: &Site, mut layer: Linear, next: Next) -> Result<Val> {
+        let Some(LoraSpec { rank, scale, dropout, .. }) = self.resolve(site)? else {
+            return next.linear(nn, site, layer);
         };
-        let (out, features) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+        let (out, features) = (nn.g.shape(layer.w)[0], nn.g.shape(layer.w)[1]);
         let bound = 1.0 / (features as f32).sqrt();
         let a = nn.adapter(&files::lora_a(&site.path), &[rank, features], Init::Uniform { bound });
         let b = nn.adapter(&files::lora_b(&site.path), &[out, rank], Init::Zeros);
         let dropout = (nn.training && dropout > 0.0).then(|| Dropout { p: dropout, site: nn.next_dropout() });
-        let low_rank = (LowRank { scale, dropout }, a, b);
+        let low_rank = LowRank { spec: Spec { scale, dropout }, a, b };
         if self.config.dora {
-            return dora::linear(nn, &site.path, x, w, bias, low_rank);
+            return dora::linear(nn, site, layer, low_rank, next);
         }
-        let y = nn.base_linear(x, w, bias, Some(low_rank))?;
+        layer.low_rank.push(low_rank);
+        let y = next.linear(nn, site, layer)?;
         if !self.config.lora_bias {
             return Ok(y);
         }
@@ -54,12 +50,23 @@ impl Hooks for Lora {
         nn.g.add_row(y, bias, scale)
     }
 
-    fn embed(&self, nn: &mut Nn, site: &Site, table: Val, scale: f32) -> Result<Val> {
-        embedding::embed(&self.config, nn, site, table, scale)
+    fn embed(&self, nn: &mut Nn, site: &Site, table: Table, next: Next) -> Result<Val> {
+        embedding::embed(&self.config, nn, site, table, next)
     }
 
-    fn head(&self, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
-        embedding::head(&self.config, nn, site, tied, w)
+    fn head(&self, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val, next: Next) -> Result<Val> {
+        let w = embedding::head(&self.config, nn, site, tied, w)?;
+        next.head(nn, site, tied, w)
+    }
+}
+
+impl Lora {
+    /// What is done at a linear layer, if anything. `all-linear` leaves heads out.
+    fn resolve(&self, site: &Site) -> Result<Option<LoraSpec>> {
+        match self.config.targets {
+            Targets::AllLinear if !site.role.is_block_linear() => Ok(None),
+            _ => self.config.resolve(&site.path),
+        }
     }
 }
 
@@ -68,12 +75,14 @@ impl Method for Lora {
         "lora"
     }
 
-    fn check(&self, model: &dyn Model) -> Result<()> {
-        self.config.check_tables(model.embedding(), model.head_path())?;
-        let linears = model.linears();
-        let mut modules: Vec<&str> = linears.iter().map(String::as_str).collect();
+    fn check(&self, sites: &[Site]) -> Result<()> {
+        let of = |wanted: fn(Role) -> bool| sites.iter().filter(move |s| wanted(s.role)).map(|s| s.path.as_str());
+        let tables: Vec<&str> = of(|r| matches!(r, Role::Embed | Role::Head)).collect();
+        self.config.check_tables(&tables)?;
+        let mut modules: Vec<&str> = of(Role::is_block_linear).collect();
         if self.config.targets != Targets::AllLinear {
-            modules.extend([model.embedding(), model.head_path()]);
+            modules.extend(tables);
+            modules.extend(of(|r| r == Role::Classifier));
         }
         self.config.resolve_all(&modules).map(drop)
     }

@@ -12,8 +12,7 @@ use std::path::Path;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::models::Model;
-use crate::nn::Hooks;
+use crate::nn::{Hooks, Site};
 
 pub use config::{AdapterConfig, LoraSpec, Targets};
 pub use tokens::Tokens;
@@ -23,8 +22,8 @@ pub trait Method: Hooks {
     /// Its name on the command line.
     fn name(&self) -> &'static str;
 
-    /// Whether the method can be set on a model.
-    fn check(&self, _model: &dyn Model) -> Result<()> {
+    /// Whether the method can be set on a model with these sites.
+    fn check(&self, _sites: &[Site]) -> Result<()> {
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! A training run from its config to its files: what `trimtab train` does.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::profile::{Profile, Profiled};
@@ -8,9 +9,10 @@ use crate::backend::{self, Backend};
 use crate::config::{Init, Method as MethodName, Recompute, RunConfig};
 use crate::cpu::gemm;
 use crate::data::pack::pack;
-use crate::data::reader::{self, Encoder};
+use crate::data::reader::{self, is_tokenized};
+use crate::data::row::{Codec, Row};
 use crate::data::sampler::Sampler;
-use crate::data::{Dataset, is_tokenized};
+use crate::data::{Dataset, INPUT_IDS};
 use crate::error::{Error, Result};
 use crate::memory::{Chosen, Level, Request};
 use crate::memory::{budget, resident};
@@ -20,6 +22,8 @@ use crate::run::metrics::{Event, StepEvent};
 use crate::run::profile::Report;
 use crate::run::svg;
 use crate::session::{Base, Options, Planned};
+use crate::tasks::Task;
+use crate::tasks::causal_lm::CausalLm;
 use crate::train::schedule;
 
 /// What a finished run leaves behind.
@@ -52,15 +56,16 @@ pub fn preview(config: &RunConfig) -> Result<Preview> {
     })
 }
 
-fn open(config: &RunConfig) -> Result<Base> {
+fn open(config: &RunConfig) -> Result<Arc<Base>> {
     let path = config.need("model")?;
-    match config.init {
+    let base = match config.init {
         Init::Pretrained => Base::open(path),
         Init::Random => Base::random(path),
-    }
+    };
+    base.map(Arc::new)
 }
 
-fn plan<'a>(config: &RunConfig, base: &'a Base, backend: Box<dyn Backend>) -> Result<Planned<'a>> {
+fn plan(config: &RunConfig, base: &Arc<Base>, backend: Box<dyn Backend>) -> Result<Planned> {
     let method: Box<dyn Method> = match (config.method, config.adapter_config()?) {
         (MethodName::Lora, Some(config)) => Box::new(Lora { config }),
         _ => Box::new(Full),
@@ -87,6 +92,8 @@ fn options(config: &RunConfig) -> Options {
         dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
+        micro_targets: None,
+        micro_sequences: None,
         step_tokens: config.batch_size.checked_mul(config.max_seq_len),
         optimizer: config.optimizer(),
         seed: config.seed,
@@ -120,13 +127,18 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
             None => Err(Error::file(path, "text among tokenized examples", "input_ids in every line")),
         }
     };
-    let encoder = Encoder {
+    let max_len = config.max_seq_len;
+    let codec = Codec {
         encode: &encode,
+        tokenizer: tokenizer.as_ref(),
         bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
         eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
         vocab,
+        max_len,
+        max_target_len: max_len,
     };
-    let (data, report) = reader::read(path, &encoder, config.max_seq_len)?;
+    let make = |row: &Row, codec: &Codec| CausalLm.examples(row, codec).map(|made| (made.examples, made.cut));
+    let (data, report) = reader::read(path, &codec, &make, &[])?;
     Ok((data, report.warnings(config.max_seq_len)))
 }
 
@@ -136,14 +148,14 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let base = open(config)?;
     let (backend, profile) = device(config)?;
     let planned = plan(config, &base, backend)?;
-    let vocab = base.model(config.max_seq_len)?.vocab();
+    let vocab = base.model(config.max_seq_len)?.facts().vocab;
     let (trained, all) = planned.parameters();
     on(Event::run(config, planned.device(), trained, all))?;
     on(Event::Plan(planned.account().clone()))?;
     if !planned.chosen().is_empty() {
         on(Event::Note(format!("to save memory:\n{}", budget::text(planned.chosen()).trim_end())))?;
     }
-    let micro_tokens = planned.micro_tokens();
+    let layout = planned.layout().clone();
     let account = planned.account().total + planned.account().host_total;
 
     let (data, warnings) = read_data(config, &base, vocab)?;
@@ -151,11 +163,11 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     for warning in warnings {
         on(Event::Note(warning))?;
     }
-    let positions = base.model(config.max_seq_len)?.max_positions();
-    if data.longest() > positions {
+    let positions = base.model(config.max_seq_len)?.facts().max_positions;
+    if data.longest(INPUT_IDS) > positions {
         on(Event::Note(format!(
             "sequences of up to {} tokens; the base model was made for {positions}",
-            data.longest()
+            data.longest(INPUT_IDS)
         )))?;
     }
     let mut sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
@@ -183,7 +195,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     for step in 0..steps {
         let began = Instant::now();
         let batch = sampler.next_batch(config.batch_size);
-        let micro = pack(&data, &batch, micro_tokens, !config.shuffle)?;
+        let micro = pack(&data, &batch, &layout, !config.shuffle)?;
         let lr = config.lr * schedule::multiplier(config.schedule, step, warmup, steps);
         let report = session.step(&micro, lr)?;
         let seconds = began.elapsed().as_secs_f64();

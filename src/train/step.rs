@@ -7,8 +7,10 @@ use crate::error::{Error, Result};
 use crate::graph::program::Program;
 use crate::graph::{Graph, LeafKind, Val};
 use crate::models::Model;
-use crate::nn::{Batch, Nn, Role};
+use crate::nn::{Build, Hooks, Inputs, Nn, Site, StorageOf};
 use crate::peft::Method;
+use crate::tasks::causal_lm::CausalLm;
+use crate::tasks::{Shape, Task};
 use crate::train::optimizer::Optimizer;
 use crate::train::update::{Table, update};
 
@@ -16,10 +18,11 @@ use crate::train::update::{Table, update};
 #[derive(Clone)]
 pub struct Step {
     pub program: Program,
-    pub batch: Batch,
-    /// The token that each token is to predict, I32[T]; −100: none.
-    pub labels: Val,
-    /// 1 / trained tokens of the whole step, F32[1].
+    /// What a micro-batch holds.
+    pub inputs: Inputs,
+    /// Random-number key, U32[4].
+    pub rng: Val,
+    /// 1 / units of the whole step, F32[1].
     pub inv_count: Val,
     /// The step's loss so far, F32[1]; the host sets it to zero first.
     pub loss: Val,
@@ -30,6 +33,18 @@ pub struct Step {
     pub optimizer: Optimizer,
     /// Leaves that the host writes once, before the first step.
     pub tables: Vec<Table>,
+    /// The places of the model, for methods to check their targets against.
+    pub sites: Vec<Site>,
+}
+
+/// What a step is built from.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    pub model: &'a dyn Model,
+    pub task: &'a dyn Task,
+    pub build: Build<'a>,
+    pub shape: Shape,
+    pub optimizer: Optimizer,
 }
 
 /// What the loss is multiplied by before its gradients are taken, where activations are f16: a mean over some thousand
@@ -38,12 +53,12 @@ pub struct Step {
 const LOSS_SCALE: f32 = 1024.0;
 
 impl Step {
-    /// Builds the step for micro-batches of `tokens` packed tokens, activations in `act`, with AdamW and its default
-    /// constants.
+    /// Builds the step of causal language modelling for micro-batches of `tokens` packed tokens, activations in `act`,
+    /// with AdamW and its default constants.
     pub fn new(
         model: &dyn Model,
         method: &dyn Method,
-        storage: &dyn Fn(&str, Role) -> DType,
+        storage: StorageOf,
         act: DType,
         tokens: usize,
         caps: &Caps,
@@ -55,23 +70,28 @@ impl Step {
     pub fn with(
         model: &dyn Model,
         method: &dyn Method,
-        storage: &dyn Fn(&str, Role) -> DType,
+        storage: StorageOf,
         act: DType,
         tokens: usize,
         optimizer: Optimizer,
         caps: &Caps,
     ) -> Result<Step> {
-        let mut nn = Nn::new(method, storage, act, tokens);
-        let labels = nn.g.leaf(LeafKind::Io, "labels", Ty::i32(&[tokens]));
+        let stack: &[&dyn Hooks] = &[method];
+        let build = Build { stack, storage, act };
+        Step::of(&Parts { model, task: &CausalLm, build, shape: Shape::of(tokens), optimizer }, caps)
+    }
+
+    /// The step of any task.
+    pub fn of(parts: &Parts, caps: &Caps) -> Result<Step> {
+        let Parts { model, task, build, shape, optimizer } = *parts;
+        let act = build.act;
+        let mut nn = Nn::new(build, task.layout(shape))?;
         let [inv_count, loss, sum_squares] =
             ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(LeafKind::Io, name, Ty::f32(&[1])));
         let hyper = nn.g.leaf(LeafKind::Io, "hyper", Ty::f32(&[8]));
         let one = nn.constant("one", &[1], || vec![1.0]);
         nn.g.one = Some(one);
 
-        let hidden = model.hidden(&mut nn)?;
-        let head = model.head(&mut nn)?;
-        nn.g.site = "loss".into();
         // Gradients of activations in f16 are kept where f16 is fine-grained; a power of two changes no other bit.
         let lift = match act {
             DType::F16 => {
@@ -81,8 +101,9 @@ impl Step {
             _ => None,
         };
         let inv = lift.map_or(Ok(inv_count), |(up, _)| nn.g.scale(inv_count, up))?;
-        let micro_loss = nn.g.linear_cross_entropy(hidden, head, labels, inv)?;
-        let Nn { mut g, weights, batch, .. } = nn;
+        let micro_loss = task.forward(&mut nn, model, inv)?.loss;
+        let (rng, sites) = (nn.rng, std::mem::take(&mut nn.sites));
+        let (mut g, weights, inputs) = nn.finish();
 
         let params: Vec<Val> = weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
         if params.is_empty() {
@@ -113,6 +134,6 @@ impl Step {
         }
         let tables = update(&mut g, (&params, &sums), (sum_squares, hyper), &optimizer, caps)?;
         let program = Program { graph: g, weights, forward };
-        Ok(Step { program, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables })
+        Ok(Step { program, inputs, rng, inv_count, loss, sum_squares, hyper, optimizer, tables, sites })
     }
 }

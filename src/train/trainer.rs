@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::graph::Phase;
 use crate::graph::program::Program;
-use crate::nn::Weight;
+use crate::nn::{Inputs, Layout, Weight};
 use crate::peft::Trained;
 use crate::plan::Plan;
 use crate::train::optimizer::Optimizer;
@@ -37,8 +37,8 @@ pub struct Trainer {
 
 /// The leaves of a [`Step`] once its graph has gone into the executor.
 struct Leaves {
-    batch: crate::nn::Batch,
-    labels: crate::graph::Val,
+    inputs: Inputs,
+    rng: crate::graph::Val,
     inv_count: crate::graph::Val,
     loss: crate::graph::Val,
     sum_squares: crate::graph::Val,
@@ -49,15 +49,20 @@ struct Leaves {
 impl Trainer {
     /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
     pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, seed: u64) -> Result<Trainer> {
-        let Step { program, batch, labels, inv_count, loss, sum_squares, hyper, optimizer, tables } = step;
+        let Step { program, inputs, rng, inv_count, loss, sum_squares, hyper, optimizer, tables, .. } = step;
         let Program { graph, weights, .. } = program;
         let once = graph.values.iter().any(|v| v.transient);
         let mut exec = Exec::new(backend, graph, plan)?;
         for (leaf, words) in tables {
             exec.upload(leaf, bytemuck::cast_slice(&words))?;
         }
-        let leaves = Leaves { batch, labels, inv_count, loss, sum_squares, hyper, weights };
+        let leaves = Leaves { inputs, rng, inv_count, loss, sum_squares, hyper, weights };
         Ok(Trainer { exec, leaves, optimizer, seed, once, steps: 0 })
+    }
+
+    /// What a micro-batch holds: what the packer needs.
+    pub fn layout(&self) -> &Layout {
+        &self.leaves.inputs.layout
     }
 
     pub fn weights(&self) -> &[Weight] {
@@ -76,11 +81,10 @@ impl Trainer {
         self.exec.upload(self.leaves.loss, bytemuck::bytes_of(&0f32))?;
         for (index, batch) in micro.iter().enumerate() {
             let rng = [self.seed as u32, (self.seed >> 32) as u32, self.steps as u32, index as u32];
-            self.exec.upload(self.leaves.batch.rng, bytemuck::cast_slice(&rng))?;
-            self.exec.upload(self.leaves.batch.ids, bytemuck::cast_slice(&batch.ids))?;
-            self.exec.upload(self.leaves.batch.positions, bytemuck::cast_slice(&batch.positions))?;
-            self.exec.upload(self.leaves.batch.key_range, bytemuck::cast_slice(&batch.key_range))?;
-            self.exec.upload(self.leaves.labels, bytemuck::cast_slice(&batch.labels))?;
+            self.exec.upload(self.leaves.rng, bytemuck::cast_slice(&rng))?;
+            for input in &self.leaves.inputs.leaves {
+                self.exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
+            }
             self.exec.run(Phase::MICRO)?;
         }
         let hyper = self.optimizer.hyper(lr, self.steps + 1);

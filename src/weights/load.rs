@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{AdapterTensor, Checkpoint};
+use super::{Checkpoint, HostTensor};
 use crate::cpu::philox::philox;
 use crate::cpu::weight::weight as stored;
 use crate::dtype::{DType, Ty};
@@ -23,7 +23,7 @@ pub struct Sources<'a> {
     /// Standard deviation of random base weights.
     pub std: f32,
     /// Tensors of an adapter to start from.
-    pub adapter: Option<&'a BTreeMap<String, AdapterTensor>>,
+    pub adapter: Option<&'a BTreeMap<String, HostTensor>>,
     pub seed: u64,
 }
 
@@ -38,7 +38,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
         match (&weight.source, from.base) {
-            (Source::Base { tensor, role, held }, base) if !adapted(weight, from) && kept(held, from).is_none() => {
+            (Source::Base { tensor, role, held, .. }, base) if !adapted(weight, from) && kept(held, from).is_none() => {
                 match base {
                     Some(base) => from_file(exec, weight.val, base, tensor, &ty, &mut unreleased)?,
                     None => {
@@ -157,6 +157,7 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
         (Source::Adapter { init }, None) if from.adapter.is_none() => {
             let data = match *init {
                 Init::Zeros => vec![0.0; ty.len()],
+                Init::Ones => vec![1.0; ty.len()],
                 Init::Uniform { bound } => uniform(bound, ty.len(), name, from.seed),
                 Init::Normal { std } => normal(std, ty.len(), name, from.seed),
                 Init::RowNorms(of) => row_norms(exec, of)?,
@@ -185,7 +186,7 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
 }
 
 /// A frozen weight as the adapter's file has it.
-fn kept<'a>(held: &Option<String>, from: &Sources<'a>) -> Option<&'a AdapterTensor> {
+fn kept<'a>(held: &Option<String>, from: &Sources<'a>) -> Option<&'a HostTensor> {
     from.adapter?.get(held.as_ref()?)
 }
 

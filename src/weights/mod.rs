@@ -35,7 +35,7 @@ pub struct Checkpoint {
 
 /// A tensor that was read, widened to f32.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AdapterTensor {
+pub struct HostTensor {
     pub shape: Vec<usize>,
     pub data: Vec<f32>,
 }

@@ -43,11 +43,8 @@ impl Golden {
         let mut data = Dataset::default();
         for w in cu.windows(2) {
             let r = w[0] as usize..w[1] as usize;
-            let example = Example {
-                input_ids: ids[r.clone()].iter().map(|&i| i as u32).collect(),
-                labels: labels[r].iter().map(|&l| l as i32).collect(),
-            };
-            data.push(&example).unwrap();
+            let ints = |values: &[i64]| values.iter().map(|&v| v as i32).collect();
+            data.push(&Example::labelled(ints(&ids[r.clone()]), ints(&labels[r]))).unwrap();
         }
         data
     }

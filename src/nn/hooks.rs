@@ -1,0 +1,199 @@
+//! What a method may do to a model while its graph is built. Methods stack: each hook's default calls `next`, the rest of
+//! the stack, which ends in the layer itself.
+
+use super::inputs::StreamId;
+use super::{Nn, Role};
+use crate::error::Result;
+use crate::graph::Val;
+use crate::ops::{Attention, Lora};
+
+/// A place in the model: Hugging Face's module path, and what is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    pub role: Role,
+}
+
+/// A weight of the base model.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightRef<'a> {
+    /// Its name in the checkpoint: `model.layers.0.self_attn.q_proj.weight`.
+    pub name: &'a str,
+    pub role: Role,
+}
+
+impl<'a> WeightRef<'a> {
+    /// The module that the weight belongs to.
+    pub fn module(&self) -> &'a str {
+        self.name.rsplit_once('.').map_or(self.name, |(module, _)| module)
+    }
+
+    /// Whether it is a bias.
+    pub fn is_bias(&self) -> bool {
+        self.name.ends_with(".bias") || self.name == "bias"
+    }
+}
+
+/// A linear layer: `x Wᵀ + bias`, and for each low-rank factor `+ scale · dropout(x) Aᵀ Bᵀ`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[T, in]`
+    pub x: Val,
+    /// `[out, in]`
+    pub w: Val,
+    /// `[out]`
+    pub bias: Option<Val>,
+    pub low_rank: Vec<LowRank>,
+}
+
+/// A low-rank part: A `[rank, in]`, B `[out, rank]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank {
+    pub spec: Lora,
+    pub a: Val,
+    pub b: Val,
+}
+
+/// A table whose rows tokens take.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// `[vocabulary, features]`
+    pub w: Val,
+    /// Ids of the tokens, I32[T]; −1 gives zeros.
+    pub ids: Val,
+    pub stream: StreamId,
+    /// Rows are multiplied by it.
+    pub scale: f32,
+}
+
+/// Attention of queries to keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct Qkv {
+    pub q: Val,
+    pub k: Val,
+    pub v: Val,
+    pub spec: Attention,
+    /// The stream of the queries, and that of the keys.
+    pub queries: StreamId,
+    pub keys: StreamId,
+    /// Relative position bias F32[2·L − 1, heads] and its first query's position, where the model has one.
+    pub bias: Option<Val>,
+    /// Keys and values begin each sequence with a prefix.
+    pub prefixed: bool,
+}
+
+/// A block's output and what it is added to.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual {
+    /// What the attention or the feed-forward layers computed.
+    pub x: Val,
+    /// What it is added to.
+    pub h: Val,
+}
+
+/// What a method may change in a model as it is built. Every default leaves the model as it is.
+pub trait Hooks: Send + Sync {
+    /// Whether a weight of the base model is trained, and then its name in the method's file.
+    fn trains(&self, _w: WeightRef) -> Option<String> {
+        None
+    }
+
+    /// Under which name the method's file has a weight of the base model that it does not train, if it has.
+    fn keeps(&self, _w: WeightRef) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// The linear layer at `at`.
+    fn linear(&self, nn: &mut Nn, at: &Site, layer: Linear, next: Next) -> Result<Val> {
+        next.linear(nn, at, layer)
+    }
+
+    /// The rows of a table of token embeddings.
+    fn embed(&self, nn: &mut Nn, at: &Site, table: Table, next: Next) -> Result<Val> {
+        next.embed(nn, at, table)
+    }
+
+    /// The weight of the output head at `at`, which is that of the module `tied` if there is one.
+    fn head(&self, nn: &mut Nn, at: &Site, tied: Option<&str>, w: Val, next: Next) -> Result<Val> {
+        next.head(nn, at, tied, w)
+    }
+
+    /// The attention at `at`.
+    fn attention(&self, nn: &mut Nn, at: &Site, qkv: Qkv, next: Next) -> Result<Val> {
+        next.attention(nn, at, qkv)
+    }
+
+    /// The sum of a block's output and its residual, `x + h`. The site is the block: [`Role::O`] after attention,
+    /// [`Role::Down`] after the feed-forward layers.
+    fn residual(&self, nn: &mut Nn, at: &Site, sum: Residual, next: Next) -> Result<Val> {
+        next.residual(nn, at, sum)
+    }
+
+    /// Virtual tokens before each sequence of a stream.
+    fn lead(&self, _stream: StreamId) -> usize {
+        0
+    }
+
+    /// Keys and values before those of each sequence of a stream.
+    fn prefix(&self, _stream: StreamId) -> usize {
+        0
+    }
+}
+
+/// The rest of a stack of methods, ending in the layer itself.
+#[derive(Clone, Copy)]
+pub struct Next<'s> {
+    rest: &'s [&'s dyn Hooks],
+}
+
+impl<'s> Next<'s> {
+    /// All of `stack`.
+    pub fn new(stack: &'s [&'s dyn Hooks]) -> Next<'s> {
+        Next { rest: stack }
+    }
+
+    fn split(self) -> Option<(&'s dyn Hooks, Next<'s>)> {
+        self.rest.split_first().map(|(first, rest)| (*first, Next { rest }))
+    }
+
+    /// See [`Hooks::linear`].
+    pub fn linear(self, nn: &mut Nn, at: &Site, layer: Linear) -> Result<Val> {
+        match self.split() {
+            Some((first, next)) => first.linear(nn, at, layer, next),
+            None => nn.base_linear(layer),
+        }
+    }
+
+    /// See [`Hooks::embed`].
+    pub fn embed(self, nn: &mut Nn, at: &Site, table: Table) -> Result<Val> {
+        match self.split() {
+            Some((first, next)) => first.embed(nn, at, table, next),
+            None => nn.g.embed(table.ids, table.w, table.scale),
+        }
+    }
+
+    /// See [`Hooks::head`].
+    pub fn head(self, nn: &mut Nn, at: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
+        match self.split() {
+            Some((first, next)) => first.head(nn, at, tied, w, next),
+            None => Ok(w),
+        }
+    }
+
+    /// See [`Hooks::attention`].
+    pub fn attention(self, nn: &mut Nn, at: &Site, qkv: Qkv) -> Result<Val> {
+        match self.split() {
+            Some((first, next)) => first.attention(nn, at, qkv, next),
+            None => nn.base_attention(at, qkv),
+        }
+    }
+
+    /// See [`Hooks::residual`].
+    pub fn residual(self, nn: &mut Nn, at: &Site, sum: Residual) -> Result<Val> {
+        match self.split() {
+            Some((first, next)) => first.residual(nn, at, sum, next),
+            None => nn.g.add(sum.h, sum.x),
+        }
+    }
+}

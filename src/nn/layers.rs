@@ -1,0 +1,189 @@
+//! Layers at sites.
+
+use super::hooks::{Linear, Qkv, Residual, Site, Table};
+use super::inputs::{Axis, Field, Item, MAIN, StreamId};
+use super::{Init, Nn, Role};
+use crate::error::Result;
+use crate::graph::Val;
+use crate::ops::{Activation, Attention, Dropout};
+
+/// Which token of a sequence stands for all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    First,
+    Last,
+}
+
+impl Nn<'_> {
+    /// The tokens' rows of the embedding `path`, times `scale`, as the methods change them.
+    pub fn embed(&mut self, path: &str, vocab: usize, dim: usize, scale: f32) -> Result<Val> {
+        self.embed_stream(path, vocab, dim, scale, MAIN)
+    }
+
+    /// The same for the tokens of a stream.
+    pub fn embed_stream(&mut self, path: &str, vocab: usize, dim: usize, scale: f32, stream: StreamId) -> Result<Val> {
+        let w = self.weight(&format!("{path}.weight"), &[vocab, dim], Role::Embed);
+        let ids = self.stream(stream)?.ids;
+        let site = self.enter(path, Role::Embed);
+        let x = self.next().embed(self, &site, Table { w, ids, stream, scale })?;
+        self.g.cast(x, self.act())
+    }
+
+    /// Rows of a table that no method changes (positions, token types), by number.
+    pub fn rows(&mut self, path: &str, rows: usize, dim: usize, ids: Val) -> Result<Val> {
+        let w = self.weight(&format!("{path}.weight"), &[rows, dim], Role::Position);
+        self.g.site = path.to_string();
+        let x = self.g.embed(ids, w, 1.0)?;
+        self.g.cast(x, self.act())
+    }
+
+    /// The weight [vocabulary, hidden] of the output head `path`, that of the embedding `tied` where they are one, as
+    /// the methods change it.
+    pub fn head(&mut self, path: &str, tied: Option<&str>, vocab: usize, dim: usize) -> Result<Val> {
+        let role = if tied.is_some() { Role::Embed } else { Role::Head };
+        let w = self.weight(&format!("{}.weight", tied.unwrap_or(path)), &[vocab, dim], role);
+        let site = self.enter(path, role);
+        self.next().head(self, &site, tied, w)
+    }
+
+    /// `x Wᵀ (+ bias)`, as the methods change it.
+    pub fn linear(&mut self, path: &str, role: Role, x: Val, out: usize, bias: bool) -> Result<Val> {
+        let features = self.g.ty(x).cols();
+        let w = self.weight(&format!("{path}.weight"), &[out, features], role);
+        self.linear_of(path, role, x, w, bias)
+    }
+
+    /// The same with a weight that is stored as `[in, out]` (transformers' Conv1D).
+    pub fn conv1d(&mut self, path: &str, role: Role, x: Val, out: usize, bias: bool) -> Result<Val> {
+        let features = self.g.ty(x).cols();
+        let w = self.transposed_weight(&format!("{path}.weight"), &[out, features], role);
+        self.linear_of(path, role, x, w, bias)
+    }
+
+    /// A layer of a task's head: drawn normal (0, `std`) with zero bias where the base model has none.
+    pub fn head_linear(&mut self, path: &str, x: Val, out: usize, bias: bool, std: f32) -> Result<Val> {
+        let features = self.g.ty(x).cols();
+        let w = self.head_weight(&format!("{path}.weight"), &[out, features], Init::Normal { std });
+        let bias = bias.then(|| self.head_weight(&format!("{path}.bias"), &[out], Init::Zeros));
+        let site = self.enter(path, Role::Classifier);
+        self.next().linear(self, &site, Linear { x, w, bias, low_rank: Vec::new() })
+    }
+
+    fn linear_of(&mut self, path: &str, role: Role, x: Val, w: Val, bias: bool) -> Result<Val> {
+        let out = self.g.shape(w)[0];
+        let bias = bias.then(|| self.weight(&format!("{path}.bias"), &[out], role));
+        let site = self.enter(path, role);
+        self.next().linear(self, &site, Linear { x, w, bias, low_rank: Vec::new() })
+    }
+
+    /// The linear layer itself with its low-rank parts; the first is one launch with it.
+    pub fn base_linear(&mut self, layer: Linear) -> Result<Val> {
+        let Linear { x, w, bias, low_rank } = layer;
+        let rng = self.rng;
+        let mut parts = low_rank.into_iter();
+        let fused = parts.next().map(|l| (l.spec, l.a, l.b, l.spec.dropout.map(|_| rng)));
+        let mut y = self.g.linear(x, w, bias, fused)?;
+        for part in parts {
+            let x = match part.spec.dropout {
+                Some(dropout) => self.g.dropout(x, rng, dropout)?,
+                None => x,
+            };
+            let down = self.g.linear(x, part.a, None, None)?;
+            let up = self.g.linear(down, part.b, None, None)?;
+            let scale = part.spec.scale;
+            let factor = self.constant(&format!("factor.{scale}"), &[1], || vec![scale]);
+            let up = self.g.scale(up, factor)?;
+            y = self.g.add(y, up)?;
+        }
+        Ok(y)
+    }
+
+    /// `x / √(mean(x²) + eps) · (offset + w)`
+    pub fn rms_norm(&mut self, path: &str, x: Val, eps: f32, offset: f32) -> Result<Val> {
+        let dim = self.g.ty(x).cols();
+        let w = self.weight(&format!("{path}.weight"), &[dim], Role::Norm);
+        self.enter(path, Role::Norm);
+        self.g.rms_norm(x, w, eps, offset)
+    }
+
+    /// The same over each head's part of a row.
+    pub fn head_norm(&mut self, path: &str, x: Val, head_dim: usize, eps: f32, offset: f32) -> Result<Val> {
+        let shape = self.g.shape(x).to_vec();
+        let heads = self.g.reshape(x, &[shape[0] * shape[1] / head_dim, head_dim])?;
+        let y = self.rms_norm(path, heads, eps, offset)?;
+        self.g.reshape(y, &shape)
+    }
+
+    /// Attention of each token over its own sequence, as the methods change it; when generating, over the cache named
+    /// after `path`.
+    pub fn attention(&mut self, path: &str, q: Val, k: Val, v: Val, spec: Attention) -> Result<Val> {
+        self.attention_of(path, Qkv { q, k, v, spec, queries: MAIN, keys: MAIN, bias: None, prefixed: false })
+    }
+
+    /// The same between any streams.
+    pub fn attention_of(&mut self, path: &str, qkv: Qkv) -> Result<Val> {
+        let site = self.enter(path, Role::O);
+        self.next().attention(self, &site, qkv)
+    }
+
+    /// The attention itself.
+    pub fn base_attention(&mut self, at: &Site, qkv: Qkv) -> Result<Val> {
+        let path = &at.path;
+        let Qkv { q, k, v, spec, .. } = qkv;
+        let Some(cached) = self.cached else {
+            let range = self.stream(qkv.queries)?.key_range;
+            return self.g.attention(q, k, v, range, spec);
+        };
+        let mut past = |name: &str, x: Val| -> Result<Val> {
+            let name = format!("{path}.{name}");
+            let width = self.g.ty(x).cols();
+            let cache = match self.written.get(&name) {
+                Some(&cache) => cache,
+                None => self.cache(&name, cached.capacity, width),
+            };
+            self.g.cache_write(cache, x, cached.slots)
+        };
+        let (k, v) = (past("k_cache", k)?, past("v_cache", v)?);
+        let range = self.stream(MAIN)?.key_range;
+        // The ranges say which rows of the cache a token sees, causality and window included.
+        self.g.attention(q, k, v, range, Attention { causal: false, window: None, ..spec })
+    }
+
+    /// `down(act(gate(x)) · up(x))`
+    pub fn gated_mlp(&mut self, path: &str, x: Val, inter: usize, act: Activation, bias: bool) -> Result<Val> {
+        let dim = self.g.ty(x).cols();
+        let gate = self.linear(&format!("{path}.gate_proj"), Role::Gate, x, inter, bias)?;
+        let up = self.linear(&format!("{path}.up_proj"), Role::Up, x, inter, bias)?;
+        self.g.site = path.to_string();
+        let h = self.g.gated_act(gate, up, act)?;
+        self.linear(&format!("{path}.down_proj"), Role::Down, h, dim, bias)
+    }
+
+    /// `h + x`, the sum of a block's output and its residual, as the methods change it. `role` is [`Role::O`] after
+    /// attention, [`Role::Down`] after the feed-forward layers.
+    pub fn residual(&mut self, path: &str, role: Role, h: Val, x: Val) -> Result<Val> {
+        self.g.site = path.to_string();
+        let site = Site { path: path.to_string(), role };
+        self.next().residual(self, &site, Residual { x, h })
+    }
+
+    /// `dropout(x)` with the model's own rate, in training only.
+    pub fn dropout(&mut self, x: Val, p: f32) -> Result<Val> {
+        if !self.training || p <= 0.0 {
+            return Ok(x);
+        }
+        let spec = Dropout { p, site: self.next_dropout() };
+        self.g.dropout(x, self.rng, spec)
+    }
+
+    /// One row of `x` for each sequence, [sequences, features]; zeros where there is no sequence.
+    pub fn pool(&mut self, x: Val, pool: Pool) -> Result<Val> {
+        let row = move |item: &Item| {
+            let at = item.at(MAIN);
+            vec![(at.start + if pool == Pool::First { 0 } else { at.len.saturating_sub(1) }) as i32]
+        };
+        let name = if pool == Pool::First { "first_token" } else { "last_token" };
+        let rows = self.input(Field::ints(name, Axis::Sequence, -1, row))?;
+        self.g.embed(rows, x, 1.0)
+    }
+}

@@ -1,0 +1,327 @@
+//! What model families are written with: layers at named sites, declared inputs, and the weights that they need.
+//!
+//! A family says which layer is where; methods decide what is trained there. Neither knows the other.
+
+pub mod hooks;
+pub mod inputs;
+pub mod layers;
+
+use std::collections::HashMap;
+
+use crate::dtype::{DType, Ty};
+use crate::error::{Error, Result};
+pub use crate::graph::weight::{Init, Role, RowNorms, Source, Weight};
+use crate::graph::{Graph, LeafKind, Val};
+
+pub use hooks::{Hooks, Linear, LowRank, Next, Qkv, Residual, Site, Table, WeightRef};
+pub use inputs::{Axis, Field, IGNORE, Item, Layout, MAIN, SOURCE, Stream, StreamId};
+
+/// In which format a frozen weight of a name and role is kept.
+pub type StorageOf<'a> = &'a dyn Fn(&str, Role) -> DType;
+
+/// An input leaf and the field that fills it.
+#[derive(Clone, Debug)]
+pub struct Input {
+    pub field: Field,
+    pub val: Val,
+}
+
+/// The leaves of a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamVals {
+    /// Token ids, I32[T].
+    pub ids: Val,
+    /// Position of each token in its sequence, I32[T].
+    pub positions: Val,
+    /// First token of the sequence each token belongs to, and one past its last, I32[T,2].
+    pub key_range: Val,
+}
+
+/// Keys and values of earlier tokens, of a fixed capacity, for generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Cached {
+    /// Rows of the cache, and of that of an encoder's keys.
+    pub capacity: usize,
+    pub source: usize,
+    /// The row of the cache that each token goes to, I32[T]; −1: none.
+    pub slots: Val,
+    /// Cached keys of the encoder that each token sees, I32[T,2], in phases that have them.
+    pub cross: Option<Val>,
+}
+
+/// What a family, a task and the methods need besides the model.
+#[derive(Clone, Copy)]
+pub struct Build<'a> {
+    /// The methods, the first one outermost.
+    pub stack: &'a [&'a dyn Hooks],
+    pub storage: StorageOf<'a>,
+    /// The type of activations.
+    pub act: DType,
+}
+
+/// A graph under construction.
+pub struct Nn<'a> {
+    pub g: Graph,
+    /// The shape of a micro-batch; fields join it as they are declared.
+    pub layout: Layout,
+    pub weights: Vec<Weight>,
+    /// Set when generating: attention then sees the cache.
+    pub cached: Option<Cached>,
+    /// Methods and models drop out only in training.
+    pub training: bool,
+    /// Random-number key: seed (2 words), step, micro-batch; U32[4].
+    pub rng: Val,
+    /// Every place that was visited, each once.
+    pub sites: Vec<Site>,
+    build: Build<'a>,
+    inputs: Vec<Input>,
+    streams: HashMap<StreamId, StreamVals>,
+    named: HashMap<String, Val>,
+    /// What the cache of a name holds after this phase's writes so far.
+    written: HashMap<String, Val>,
+    drops: u32,
+}
+
+impl<'a> Nn<'a> {
+    /// A graph for micro-batches of `layout`, whose streams get the virtual tokens and prefixes of the methods.
+    pub fn new(build: Build<'a>, layout: Layout) -> Result<Nn<'a>> {
+        let mut g = Graph::new();
+        let mut layout = shaped(build.stack, layout);
+        let declared = std::mem::take(&mut layout.fields);
+        let fields = stream_fields(&layout, MAIN)?;
+        let mut inputs = Vec::new();
+        let mut vals = Vec::new();
+        for field in fields {
+            let val = g.leaf(LeafKind::Io, field.name.clone(), layout.ty(&field)?);
+            vals.push(val);
+            inputs.push(Input { field, val });
+        }
+        let rng = g.leaf(LeafKind::Io, "rng", Ty::u32(&[4]));
+        let mut nn = Nn {
+            g,
+            layout,
+            weights: Vec::new(),
+            cached: None,
+            training: true,
+            rng,
+            sites: Vec::new(),
+            build,
+            inputs,
+            streams: HashMap::new(),
+            named: HashMap::new(),
+            written: HashMap::new(),
+            drops: 0,
+        };
+        nn.layout.fields = nn.inputs.iter().map(|i| i.field.clone()).collect();
+        nn.streams.insert(MAIN, StreamVals { ids: vals[0], positions: vals[1], key_range: vals[2] });
+        for field in declared {
+            nn.input(field)?;
+        }
+        Ok(nn)
+    }
+
+    /// Begins another phase of the same model over other inputs; returns the inputs of the phase before.
+    pub fn begin(&mut self, phase: crate::graph::Phase, layout: Layout) -> Inputs {
+        self.g.phase = phase;
+        self.g.block = 0;
+        self.streams.clear();
+        self.written.clear();
+        let layout = std::mem::replace(&mut self.layout, shaped(self.build.stack, layout));
+        Inputs { layout, leaves: std::mem::take(&mut self.inputs) }
+    }
+
+    /// The finished graph, its weights, and the inputs of its last phase.
+    pub fn finish(self) -> (Graph, Vec<Weight>, Inputs) {
+        (self.g, self.weights, Inputs { layout: self.layout, leaves: self.inputs })
+    }
+
+    /// The leaves of a stream.
+    pub fn stream(&mut self, id: StreamId) -> Result<StreamVals> {
+        if let Some(&vals) = self.streams.get(&id) {
+            return Ok(vals);
+        }
+        let [ids, positions, key_range] = stream_fields(&self.layout, id)?;
+        let vals =
+            StreamVals { ids: self.input(ids)?, positions: self.input(positions)?, key_range: self.input(key_range)? };
+        self.streams.insert(id, vals);
+        Ok(vals)
+    }
+
+    /// The leaf of a declared field; the same one if a field of that name was declared before in this phase.
+    pub fn input(&mut self, field: Field) -> Result<Val> {
+        if let Some(input) = self.inputs.iter().find(|i| i.field.name == field.name) {
+            return Ok(input.val);
+        }
+        let val = self.g.leaf(LeafKind::Io, field.name.clone(), self.layout.ty(&field)?);
+        self.layout.fields.push(field.clone());
+        self.inputs.push(Input { field, val });
+        Ok(val)
+    }
+
+    /// A weight of the base model, the same one if asked for again (tied weights).
+    pub fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Val {
+        self.weight_as(name, shape, role, false, None)
+    }
+
+    /// A weight of a task's head, which starts as `fresh` says where the base model has none.
+    pub fn head_weight(&mut self, name: &str, shape: &[usize], fresh: Init) -> Val {
+        self.weight_as(name, shape, Role::Classifier, false, Some(fresh))
+    }
+
+    /// A weight `[out, in]` that the base model's file has as `[in, out]` (GPT-2's Conv1D).
+    pub fn transposed_weight(&mut self, name: &str, shape: &[usize], role: Role) -> Val {
+        self.weight_as(name, shape, role, true, None)
+    }
+
+    fn weight_as(&mut self, name: &str, shape: &[usize], role: Role, transposed: bool, fresh: Option<Init>) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let w = WeightRef { name, role };
+        let trained = self.build.stack.iter().find_map(|m| m.trains(w));
+        let held = self.build.stack.iter().find_map(|m| m.keeps(w).ok().flatten());
+        let source = Source::Base { tensor: name.to_string(), role, held, transposed, fresh };
+        let val = match trained {
+            Some(key) => {
+                let val = self.g.leaf(LeafKind::Param, &key, Ty::f32(shape));
+                self.named.insert(name.to_string(), val);
+                self.keep(val, &key, source, true)
+            }
+            None => {
+                // Vectors (norms, biases) are small and read at full precision everywhere.
+                let dtype = if shape.len() == 1 { DType::F32 } else { (self.build.storage)(name, role) };
+                let val = self.g.leaf(LeafKind::Frozen, name, Ty::new(dtype, shape));
+                self.keep(val, name, source, false)
+            }
+        };
+        self.named.insert(name.to_string(), val);
+        val
+    }
+
+    /// A new trainable tensor of a method, under its key in the adapter's file.
+    pub fn adapter(&mut self, key: &str, shape: &[usize], init: Init) -> Val {
+        if let Some(&val) = self.named.get(key) {
+            return val;
+        }
+        let val = self.g.leaf(LeafKind::Param, key, Ty::f32(shape));
+        self.keep(val, key, Source::Adapter { init }, true)
+    }
+
+    /// The same, of rows of `dim` values that start as the rows `rows` of the base model's `tensor`.
+    pub fn adapter_rows(&mut self, key: &str, tensor: &str, role: Role, dim: usize, rows: &[usize]) -> Val {
+        if let Some(&val) = self.named.get(key) {
+            return val;
+        }
+        let val = self.g.leaf(LeafKind::Param, key, Ty::f32(&[rows.len(), dim]));
+        self.keep(val, key, Source::Rows { tensor: tensor.into(), role, rows: rows.to_vec() }, true)
+    }
+
+    /// A constant.
+    pub fn constant(&mut self, name: &str, shape: &[usize], data: impl FnOnce() -> Vec<f32>) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let val = self.g.leaf(LeafKind::Frozen, name, Ty::f32(shape));
+        self.keep(val, name, Source::Data(bytemuck::cast_slice(&data()).to_vec()), false)
+    }
+
+    /// A constant list of whole numbers.
+    pub fn constant_i32(&mut self, name: &str, data: &[i32]) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let val = self.g.leaf(LeafKind::Frozen, name, Ty::i32(&[data.len()]));
+        self.keep(val, name, Source::Data(bytemuck::cast_slice(data).to_vec()), false)
+    }
+
+    /// The norms that DoRA divides by, as a constant: for use where nothing is trained.
+    pub fn row_norms(&mut self, name: &str, of: RowNorms) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let rows = self.g.shape(of.w)[0];
+        let val = self.g.leaf(LeafKind::Frozen, name, Ty::f32(&[rows]));
+        self.keep(val, name, Source::RowNorms(of), false)
+    }
+
+    fn keep(&mut self, val: Val, name: &str, source: Source, trainable: bool) -> Val {
+        self.named.insert(name.to_string(), val);
+        self.weights.push(Weight { val, name: name.to_string(), source, trainable });
+        val
+    }
+
+    /// What follows belongs to the next block: a layer, or what comes after the last layer.
+    pub fn block(&mut self) {
+        self.g.block += 1;
+    }
+
+    /// A number that tells this dropout's random stream from the others'.
+    pub fn next_dropout(&mut self) -> u32 {
+        self.drops += 1;
+        self.drops
+    }
+
+    /// The type of activations.
+    pub fn act(&self) -> DType {
+        self.build.act
+    }
+
+    /// Enters a site: the nodes that follow carry its path.
+    fn enter(&mut self, path: &str, role: Role) -> Site {
+        self.g.site = path.to_string();
+        let site = Site { path: path.to_string(), role };
+        if !self.sites.contains(&site) {
+            self.sites.push(site.clone());
+        }
+        site
+    }
+
+    fn next(&self) -> Next<'a> {
+        Next::new(self.build.stack)
+    }
+
+    /// A cache of `rows` rows of `width` values under `name`.
+    fn cache(&mut self, name: &str, rows: usize, width: usize) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let val = self.g.leaf(LeafKind::Cache, name, Ty::new(self.build.act, &[rows, width]));
+        self.named.insert(name.to_string(), val);
+        val
+    }
+}
+
+/// What a phase reads.
+#[derive(Clone)]
+pub struct Inputs {
+    pub layout: Layout,
+    pub leaves: Vec<Input>,
+}
+
+impl Inputs {
+    /// The leaf of a name.
+    pub fn get(&self, name: &str) -> Result<Val> {
+        let found = self.leaves.iter().find(|i| i.field.name == name).map(|i| i.val);
+        found.ok_or_else(|| Error::config("input", name, "a field that the program declares"))
+    }
+}
+
+/// `layout` with what the methods put before each sequence.
+fn shaped(stack: &[&dyn Hooks], mut layout: Layout) -> Layout {
+    for (i, stream) in layout.streams.iter_mut().enumerate() {
+        stream.lead = stack.iter().map(|m| m.lead(StreamId(i))).sum();
+        stream.prefix = stack.iter().map(|m| m.prefix(StreamId(i))).sum();
+    }
+    layout
+}
+
+/// Ids, positions and sequences of a stream's tokens.
+fn stream_fields(layout: &Layout, id: StreamId) -> Result<[Field; 3]> {
+    let column = layout.stream(id)?.column;
+    let named = |what: &str| if id == MAIN { what.to_string() } else { format!("source.{what}") };
+    Ok([
+        inputs::ids(column, id, column),
+        inputs::positions(&named("positions"), id),
+        inputs::key_range(&named("key_range"), id),
+    ])
+}

@@ -1,0 +1,114 @@
+//! Causal language modelling: each token predicts the next one of its sequence.
+//!
+//! `loss = Σ_t −ln softmax(h_t Wᵀ)[label_{t+1}] / units`, over the t whose label is not −100. Rows: `{"text"}` (every
+//! token is trained), `{"prompt", "completion"}` (the completion and its end), or `{"input_ids", "labels"}` (not shifted).
+
+use std::sync::Arc;
+
+use super::{Made, Outcome, Shape, Task, TaskDef};
+use crate::data::row::{Codec, Row};
+use crate::data::{Example, INPUT_IDS, LABELS};
+use crate::error::Result;
+use crate::graph::Val;
+use crate::models::Model;
+use crate::nn::{Axis, Field, IGNORE, Item, Layout, MAIN, Nn, Stream, inputs};
+
+/// The task's row.
+pub static DEF: TaskDef =
+    TaskDef { name: "causal-lm", peft: "CAUSAL_LM", architectures: &["ForCausalLM", "LMHeadModel"] };
+
+/// See the module.
+pub struct CausalLm;
+
+/// A micro-batch of `tokens` tokens with its fields: for packing without a graph.
+pub fn layout(tokens: usize) -> Layout {
+    let mut layout = CausalLm.layout(Shape::of(tokens));
+    layout.fields.extend([
+        inputs::ids(INPUT_IDS, MAIN, INPUT_IDS),
+        inputs::positions("positions", MAIN),
+        inputs::key_range("key_range", MAIN),
+    ]);
+    layout
+}
+
+/// The label that each token is to predict. A virtual token before the first one predicts that.
+fn labels() -> Field {
+    Field::ints(LABELS, Axis::Token(MAIN), IGNORE, shifted)
+}
+
+fn shifted(item: &Item) -> Vec<i32> {
+    let lead = item.at(MAIN).lead;
+    let all = std::iter::repeat_n(IGNORE, lead).chain(item.ints(LABELS)).skip(1);
+    all.chain([IGNORE]).collect()
+}
+
+/// The rows of text and prompts.
+const ROWS: &str = "exactly one of: text; prompt and completion; input_ids (with or without labels)";
+
+impl Task for CausalLm {
+    fn def(&self) -> &'static TaskDef {
+        &DEF
+    }
+
+    fn layout(&self, shape: Shape) -> Layout {
+        let stream = Stream { tokens: shape.tokens, column: INPUT_IDS, lead: 0, prefix: 0 };
+        let mut layout = Layout::new(vec![stream], shape.sequences);
+        layout.fields.push(labels());
+        layout.weight = Arc::new(|item| shifted(item).iter().filter(|&&label| label != IGNORE).count());
+        layout
+    }
+
+    fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
+        let has = |name: &str| row.has(name);
+        let start = || codec.bos.map(|id| id as i32).into_iter().collect::<Vec<i32>>();
+        let (mut ids, mut labels) = match ["text", "prompt", "completion", "input_ids"].map(has) {
+            [true, false, false, false] => {
+                let mut ids = start();
+                ids.extend(codec.encode(row, &row.need::<String>("text")?)?);
+                codec.end(&mut ids);
+                (ids.clone(), ids)
+            }
+            [false, true, true, false] => {
+                // Encoded apart, as they are when the model is used: the prompt is alone, then the
+                // model writes. No token can be on both sides of the mask's border.
+                let mut ids = start();
+                ids.extend(codec.encode(row, &row.need::<String>("prompt")?)?);
+                let masked = ids.len();
+                let mut answer = codec.encode(row, &row.need::<String>("completion")?)?;
+                codec.end(&mut answer);
+                ids.extend(&answer);
+                let labels = std::iter::repeat_n(IGNORE, masked).chain(answer).collect();
+                (ids, labels)
+            }
+            [false, false, false, true] => token_labels(row, codec)?,
+            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+        };
+        let cut = ids.len() > codec.max_len;
+        ids.truncate(codec.max_len);
+        labels.truncate(codec.max_len);
+        let trains = labels.iter().skip(1).any(|&label| label != IGNORE);
+        let examples = if trains { vec![Example::labelled(ids, labels)] } else { Vec::new() };
+        Ok(Made { examples, cut })
+    }
+
+    fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {
+        let labels = nn.input(labels())?;
+        let hidden = model.hidden(nn)?;
+        let head = model.lm_head(nn, hidden)?;
+        nn.g.site = "loss".into();
+        let loss = nn.g.linear_cross_entropy(head.x, head.w, labels, inv)?;
+        Ok(Outcome { loss, output: None })
+    }
+}
+
+/// `input_ids` and `labels` of a tokenized row; without labels every token is trained.
+pub(super) fn token_labels(row: &Row, codec: &Codec) -> Result<(Vec<i32>, Vec<i32>)> {
+    let ids = codec.ids(row, INPUT_IDS)?.unwrap_or_default();
+    let Some(labels) = row.get::<Vec<i64>>(LABELS)? else { return Ok((ids.clone(), ids)) };
+    if labels.len() != ids.len() {
+        let found = format!("{} input_ids and {} labels", ids.len(), labels.len());
+        return Err(row.wrong(found, "as many labels as input_ids, not shifted"));
+    }
+    let label = |&label: &i64| if label == -100 { Ok(IGNORE) } else { codec.token(row, label) };
+    Ok((ids, labels.iter().map(label).collect::<Result<_>>()?))
+}
