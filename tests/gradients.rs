@@ -147,9 +147,8 @@ fn what_has_no_gradient_says_so() {
 /// A rule that forgets a factor must fail.
 #[test]
 fn a_wrong_rule_is_seen() {
-    use trimtab::ops::{Attr, Cost, SampleIn, no_workspace};
+    use trimtab::ops::{Attr, Cost, SampleIn};
     const TWICE: OpDef = OpDef {
-        writes_only: false,
         name: "twice",
         infer: |_, ins| Ok(vec![ins[0].clone()]),
         reference: |_, ins| vec![Tensor::new(&ins[0].shape, ins[0].data.iter().map(|x| 2.0 * x).collect())],
@@ -157,14 +156,8 @@ fn a_wrong_rule_is_seen() {
             let dy = dys[0];
             Ok(vec![dy.map(|dy| g.add(dy, dy)).transpose()?])
         }),
-        in_place: &[],
         cost: |_, _, _| Cost { flops: 1, terms: 1 },
-        workspace: no_workspace,
-        host: |_| {},
-        wgsl: |_| Ok(Vec::new()),
-        cuda: |_| Ok(Vec::new()),
-        acts: ops::no_acts,
-        samples: Vec::new,
+        ..OpDef::COMPUTE
     };
     static RIGHT: OpDef = TWICE;
     static WRONG: OpDef = OpDef { grad: Grad::Rule(|_, _, dys, _| Ok(vec![dys[0]])), ..TWICE };

@@ -233,23 +233,17 @@ fn on_wgpu_under_small_limits() {
 /// Kernels that are wrong, to see that each check sees.
 mod controls {
     use super::*;
-    use trimtab::ops::{Arg, Attr, Cost, Grad, SampleIn, Tensor, WgslDispatch, no_workspace};
+    use trimtab::ops::{Arg, Attr, Cost, SampleIn, Tensor, WgslDispatch};
 
     /// y = 2x; `in_place` is claimed.
     const RIGHT: OpDef = OpDef {
-        writes_only: false,
         name: "twice",
         infer: |_, ins| Ok(vec![ins[0].clone()]),
         reference: |_, ins| vec![Tensor::new(&ins[0].shape, ins[0].data.iter().map(|x| 2.0 * x).collect())],
-        grad: Grad::Missing,
         in_place: &[(0, 0)],
         cost: |_, _, _| Cost { flops: 1, terms: 1 },
-        workspace: no_workspace,
         host: |call| call.map(0, [0], |[x]| 2.0 * x),
-        wgsl: |_| Ok(Vec::new()),
-        cuda: |_| Ok(Vec::new()),
-        acts: ops::no_acts,
-        samples: Vec::new,
+        ..OpDef::COMPUTE
     };
 
     fn sample() -> Sample {

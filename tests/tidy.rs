@@ -215,6 +215,42 @@ fn family_without_shader(stem: &str, texts: &[&str], shaders: &[&str]) -> Vec<St
     Vec::new()
 }
 
+/// Facts that a row must say, because `OpDef::COMPUTE` cannot say them for it.
+const FACTS: [&str; 9] = ["name", "infer", "reference", "grad", "cost", "host", "wgsl", "cuda", "samples"];
+
+/// Which rows of the op table in `text` leave out which of [`FACTS`].
+fn incomplete_rows(text: &str) -> Vec<String> {
+    let rows = text.split("\npub static ").skip(1).filter_map(|t| t.split_once(": OpDef = OpDef {\n"));
+    let facts = |body: &str| -> Vec<String> {
+        let row = body.split("\n};").next().unwrap_or(body);
+        row.lines().filter_map(|l| Some(l.strip_prefix("    ")?.split([':', ',']).next()?.to_owned())).collect()
+    };
+    let lacks = |(name, body): (&str, &str)| {
+        let facts = facts(body);
+        let missing: Vec<&str> = FACTS.into_iter().filter(|f| !facts.iter().any(|g| g == f)).collect();
+        (!missing.is_empty()).then(|| format!("{name} does not say its {}", missing.join(", ")))
+    };
+    rows.filter_map(lacks).collect()
+}
+
+#[test]
+fn rows_say_all_that_their_base_cannot() {
+    let rust = files("src/ops", "rs");
+    let complaints: Vec<String> = rust
+        .iter()
+        .flat_map(|(name, text)| incomplete_rows(text).into_iter().map(move |c| format!("{name}: {c}")))
+        .collect();
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+    let rows: usize = rust.iter().map(|(_, text)| text.matches(": OpDef = OpDef {\n").count()).sum();
+    assert_eq!(rows, trimtab::ops::table().count(), "rows that are not written as `pub static NAME: OpDef = OpDef {{`");
+    let row = |facts: &[&str]| {
+        let lines: String = facts.iter().map(|f| format!("    {f}: x,\n")).collect();
+        format!("//! A family.\n\npub static ROW: OpDef = OpDef {{\n{lines}    ..OpDef::COMPUTE\n}};\n")
+    };
+    assert_eq!(incomplete_rows(&row(&FACTS)), [""; 0]);
+    assert_eq!(incomplete_rows(&row(&FACTS[..7])), ["ROW does not say its cuda, samples"]);
+}
+
 #[test]
 fn files_are_short() {
     holds_in_src(too_long);

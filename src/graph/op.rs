@@ -17,16 +17,15 @@ pub struct HostCall<'a> {
     pub args: &'a [HostSlice],
 }
 
-/// A row of the table.
+/// A row of the table. What most ops have in common is in [`OpDef::COMPUTE`]; a row says the rest.
 pub struct OpDef {
     pub name: &'static str,
+    pub role: OpRole,
     /// Types of the outputs from the types of the inputs; the error says what is wrong with them.
     pub infer: fn(&Attr, &[Ty]) -> Result<Vec<Ty>, String>,
     /// The definition, in float64, written to be read. Every kernel is checked against it.
     pub reference: fn(&Attr, &[Tensor]) -> Vec<Tensor>,
     pub grad: Grad,
-    /// Its one input only says where to write: nothing of it is read.
-    pub writes_only: bool,
     /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
     pub in_place: &'static [(usize, usize)],
     pub cost: fn(&Attr, &[Ty], &[Ty]) -> Cost,
@@ -42,6 +41,19 @@ pub struct OpDef {
     pub acts: fn(&Attr) -> Acts,
     /// What tests and benches run it on; odd sizes among them.
     pub samples: fn() -> Vec<Sample>,
+}
+
+/// What a node of an op is to the planner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpRole {
+    /// It computes its outputs from its inputs, by launches.
+    Compute,
+    /// It brings its input, which lies off the device, onto it.
+    Fetch,
+    /// It moves its input off the device.
+    Store,
+    /// It writes zeros. Its one input only says where: nothing of it is read.
+    Clear,
 }
 
 impl std::fmt::Debug for OpDef {
@@ -72,11 +84,6 @@ pub struct Cost {
     pub terms: usize,
 }
 
-/// No scratch memory.
-pub fn no_workspace(_: &Attr, _: &[Ty], _: &Caps) -> u64 {
-    0
-}
-
 /// The operands of a row that are activations: inputs and outputs by number. `infer` speaks of them as f32; a device
 /// may keep all of them in 16 bits ([`Caps::compute_dtype`]), and then only all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -85,12 +92,25 @@ pub struct Acts {
     pub outs: &'static [usize],
 }
 
-/// No operand is an activation.
-pub fn no_acts(_: &Attr) -> Acts {
-    Acts::default()
-}
-
 impl OpDef {
+    /// An op that computes: never in place, without scratch memory, with no operand in 16 bits. Its facts that no two
+    /// ops share (from `infer` on) are refused or do nothing; tests see to it that each row says its own.
+    pub const COMPUTE: OpDef = OpDef {
+        name: "",
+        role: OpRole::Compute,
+        infer: |_, _| Err("its row has no rule for types".into()),
+        reference: |_, _| Vec::new(),
+        grad: Grad::Missing,
+        in_place: &[],
+        cost: |_, _, _| Cost::default(),
+        workspace: |_, _, _| 0,
+        host: |_| {},
+        wgsl: |_| Ok(Vec::new()),
+        cuda: |_| Ok(Vec::new()),
+        acts: |_| Acts::default(),
+        samples: Vec::new,
+    };
+
     /// The 16-bit type in which the activations among `ins` are kept, if they are.
     pub fn compute_dtype(&self, attr: &Attr, ins: &[Ty]) -> Option<DType> {
         let first = ins.get(*(self.acts)(attr).ins.first()?)?.dtype;

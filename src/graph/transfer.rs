@@ -4,41 +4,29 @@
 //! They are rows without kernels, and so not in the op table: nothing launches them.
 
 use super::attr::Attr;
-use super::op::{Cost, Grad, OpDef, no_acts, no_workspace};
+use super::op::{Grad, OpDef, OpRole};
 use super::{Graph, Val};
 use crate::error::Result;
 
 /// `fetch` [x off the device] → x, on the device. Its output is reserved from here on, so a fetch that stands well
 /// before its first reader is a prefetch.
-pub static FETCH: OpDef = row("fetch");
+pub static FETCH: OpDef = row("fetch", OpRole::Fetch);
 
 /// `store` [x] → x, off the device: it overwrites (a view of) a leaf there.
-pub static STORE: OpDef = row("store");
+pub static STORE: OpDef = row("store", OpRole::Store);
 
-const fn row(name: &'static str) -> OpDef {
+const fn row(name: &'static str, role: OpRole) -> OpDef {
     OpDef {
         name,
+        role,
         infer: |_, ins| match ins {
             [x] => Ok(vec![x.clone()]),
             _ => Err(format!("{ins:?}, expected one operand")),
         },
         reference: |_, ins| ins.to_vec(),
         grad: Grad::Stop,
-        writes_only: false,
-        in_place: &[],
-        cost: |_, _, _| Cost::default(),
-        workspace: no_workspace,
-        host: |_| {},
-        wgsl: |_| Ok(Vec::new()),
-        cuda: |_| Ok(Vec::new()),
-        acts: no_acts,
-        samples: Vec::new,
+        ..OpDef::COMPUTE
     }
-}
-
-/// Whether `op` is one of the two.
-pub fn is_transfer(op: &'static OpDef) -> bool {
-    std::ptr::eq(op, &FETCH) || std::ptr::eq(op, &STORE)
 }
 
 impl Graph {

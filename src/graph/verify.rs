@@ -1,6 +1,6 @@
 //! What must hold of every graph, whoever made it.
 
-use super::transfer;
+use super::op::OpRole;
 use super::{Def, Graph, Val};
 use crate::error::{Error, Result};
 
@@ -43,11 +43,11 @@ pub fn verify(g: &Graph) -> Result<()> {
             if !defined[root.index()] {
                 return Err(error(format!("{} is used before it is defined", g.value(v).name)));
             }
-            if g.offloaded(v).is_some() && !std::ptr::eq(node.op, &transfer::FETCH) {
+            if g.offloaded(v).is_some() && node.op.role != OpRole::Fetch {
                 return Err(error(format!("{} lies off the device", g.value(v).name)));
             }
             let range = start..start + g.ty(v).len();
-            if g.value(root).transient && !node.op.writes_only && !covers(&filled, root, &range) {
+            if g.value(root).transient && node.op.role != OpRole::Clear && !covers(&filled, root, &range) {
                 return Err(error(format!("not all of {} was written before", g.value(v).name)));
             }
             if let Some((.., by)) =
@@ -68,7 +68,7 @@ pub fn verify(g: &Graph) -> Result<()> {
                 if !matches!(g.value(root).def, Def::Leaf(_)) {
                     return Err(error(format!("{} is no state to overwrite", g.value(t).name)));
                 }
-                if g.value(root).offloaded != std::ptr::eq(node.op, &transfer::STORE) {
+                if g.value(root).offloaded != (node.op.role == OpRole::Store) {
                     return Err(error(format!("{} is written by an op of the other side", g.value(t).name)));
                 }
                 if g.value(root).transient {

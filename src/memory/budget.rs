@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use super::{Ahead, Choices, apply, blocks, layers, page};
 use crate::backend::{Caps, Target};
 use crate::error::{Error, Result};
+use crate::graph::op::OpRole;
 use crate::graph::program::Program;
-use crate::graph::transfer;
 use crate::graph::{Graph, Val};
 use crate::plan::Plan;
 
@@ -101,14 +101,14 @@ pub fn seconds(g: &Graph, caps: &Caps) -> f64 {
     let mut ready: HashMap<Val, f64> = HashMap::new();
     for node in &g.nodes {
         let bytes = |vals: &[Val]| vals.iter().map(|&v| g.ty(v).bytes() as f64).sum::<f64>();
-        if std::ptr::eq(node.op, &transfer::FETCH) {
+        if node.op.role == OpRole::Fetch {
             link = link.max(now) + bytes(&node.ins) / rates.link;
             ready.insert(node.outs[0], link);
             continue;
         }
         let ready_at = node.ins.iter().filter_map(|&v| ready.get(&g.root(v).0));
         now = ready_at.fold(now, |n, &r| n.max(r));
-        if std::ptr::eq(node.op, &transfer::STORE) {
+        if node.op.role == OpRole::Store {
             now += bytes(&node.ins) / rates.link;
             continue;
         }

@@ -11,7 +11,7 @@ use crate::dtype::{ALIGN, Ty};
 use crate::error::Result;
 use crate::graph::program::Program;
 use crate::graph::{Def, Graph, LeafKind, Node, Phase, Val};
-use crate::ops::{Attr, elementwise, optim};
+use crate::ops::{Attr, OpRole, elementwise};
 
 /// Rewrites `step`, whose phase MICRO is then run exactly once before each UPDATE.
 pub fn once(step: &mut Program) -> Result<()> {
@@ -22,7 +22,7 @@ pub fn once(step: &mut Program) -> Result<()> {
     for mut node in std::mem::take(&mut g.nodes) {
         let target = node.into.first().copied().flatten().filter(|&t| is_gradient(g, t));
         match target {
-            Some(t) if std::ptr::eq(node.op, &optim::ZERO) => g.values[node.outs[0].index()].def = whole(t),
+            Some(t) if node.op.role == OpRole::Clear => g.values[node.outs[0].index()].def = whole(t),
             Some(t) if std::ptr::eq(node.op, &elementwise::ADD) => added.push((node.ins[1], t, node)),
             Some(t) => {
                 if let Some(attr) = node.attr.without_sum().filter(|_| node.ins.last() == Some(&t)) {

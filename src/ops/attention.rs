@@ -22,9 +22,7 @@ pub static ATTENTION: OpDef = OpDef {
     name: "attention",
     infer: infer_forward,
     reference: reference_forward,
-    writes_only: false,
     grad: Grad::Rule(rule),
-    in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, 2),
     workspace: cuda::forward_workspace,
     host: host::forward,
@@ -32,6 +30,7 @@ pub static ATTENTION: OpDef = OpDef {
     cuda: cuda::forward,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0] },
     samples: samples::forward,
+    ..OpDef::COMPUTE
 };
 
 /// `attention_bwd` [q, k, v, key_range, out, lse, dout F32[T,H·D]] → dq F32[T,H·D], dk F32[T,G·D], dv F32[T,G·D].
@@ -43,9 +42,7 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     name: "attention_bwd",
     infer: infer_backward,
     reference: reference_backward,
-    writes_only: false,
     grad: Grad::Missing,
-    in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, 7),
     // For each head and query: lse and δ.
     workspace: |attr, ins, _| 8 * (spec(attr).heads * ins[0].rows()) as u64,
@@ -54,6 +51,7 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     cuda: cuda::backward,
     acts: |_| Acts { ins: &[0, 1, 2, 4, 6], outs: &[0, 1, 2] },
     samples: samples::backward,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

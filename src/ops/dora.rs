@@ -16,7 +16,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_parts};
 use crate::ops::{
-    Arg, Attr, Cost, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
+    Arg, Attr, Cost, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 pub static OPS: &[&OpDef] = &[&DORA_NORM];
@@ -47,14 +47,11 @@ pub static DORA_NORM: OpDef = OpDef {
         let norm = |i: usize| (0..w.cols()).map(|k| element(i, k).powi(2)).sum::<f64>().sqrt();
         vec![Tensor::new(&[w.rows()], (0..w.rows()).map(norm).collect())]
     },
-    writes_only: false,
     grad: Grad::Stop,
-    in_place: &[],
     cost: |_, ins, _| Cost {
         flops: (ins[0].len() * flops_an_element(ins[1].shape[0])) as u64,
         terms: ins[0].shape[1] + ins[1].shape[0],
     },
-    workspace: no_workspace,
     host: |call: &HostCall| {
         let w = weight(call.input(0), &call.ins[0]);
         let low_rank = LowRank { a: call.input(1), b: call.input(2), scale: scale(call.attr) };
@@ -62,8 +59,8 @@ pub static DORA_NORM: OpDef = OpDef {
     },
     wgsl,
     cuda: cuda::dora_norm,
-    acts: crate::ops::no_acts,
     samples,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -12,7 +12,7 @@ use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, flat, grid, rows};
 use crate::ops::{
     Activation, Acts, Arg, Attr, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor,
-    WgslDispatch, check, no_workspace,
+    WgslDispatch, check,
 };
 
 pub use cast::CAST;
@@ -31,11 +31,9 @@ pub static ADD: OpDef = OpDef {
         _ => Err(check::refuse("a, b", attr, ins)),
     },
     reference: |_, ins| vec![zip(&ins[0], &ins[1], |a, b| a + b)],
-    writes_only: false,
     grad: Grad::Rule(|_, _, grads, wants| Ok(wants.iter().map(|&want| grads[0].filter(|_| want)).collect())),
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: |call| call.map(0, [0, 1], |[a, b]| a + b),
     wgsl: |l| {
         Ok(match l.shared[0] {
@@ -46,6 +44,7 @@ pub static ADD: OpDef = OpDef {
     cuda: cuda::add,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
+    ..OpDef::COMPUTE
 };
 
 /// `scale` [x F32[..], s F32[1]] → x·s. There is no gradient with respect to `s`.
@@ -60,11 +59,9 @@ pub static SCALE: OpDef = OpDef {
         _ => Err(check::refuse("x, s", attr, ins)),
     },
     reference: |_, ins| vec![map(&ins[0], |x| x * ins[1].data[0])],
-    writes_only: false,
     grad: Grad::Rule(scale_rule),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: |call| {
         let s = call.input::<f32>(1)[0];
         call.map(0, [0], |[x]| x * s);
@@ -80,6 +77,7 @@ pub static SCALE: OpDef = OpDef {
     samples: || {
         samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
     },
+    ..OpDef::COMPUTE
 };
 
 /// `gated_act` [gate F32[T,F], up F32[T,F]] → act(gate)·up.
@@ -94,7 +92,6 @@ pub static GATED_ACT: OpDef = OpDef {
         _ => Err(check::refuse("gate, up and Activation", attr, ins)),
     },
     reference: |attr, ins| vec![zip(&ins[0], &ins[1], |g, u| act64(act(attr), g).0 * u)],
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let Some(dh) = grads[0] else { return Ok(vec![None, None]) };
         let outs = g.node(&GATED_ACT_BWD, node.attr.clone(), &[dh, node.ins[0], node.ins[1]])?;
@@ -102,7 +99,6 @@ pub static GATED_ACT: OpDef = OpDef {
     }),
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
-    workspace: no_workspace,
     host: |call| match act(call.attr) {
         Activation::Silu => call.map(0, [0, 1], |[g, u]| math::silu(g) * u),
         Activation::GeluTanh => call.map(0, [0, 1], |[g, u]| math::gelu_tanh(g) * u),
@@ -119,6 +115,7 @@ pub static GATED_ACT: OpDef = OpDef {
     cuda: cuda::gated_act,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || act_samples(2),
+    ..OpDef::COMPUTE
 };
 
 /// `gated_act_bwd` [dh, gate, up F32[T,F]] → dgate = dh·up·act′(gate), dup = dh·act(gate).
@@ -137,11 +134,9 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
         let both = zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).1);
         vec![zip(&both, &ins[2], |d, u| d * u), zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).0)]
     },
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0), (2, 1)],
     cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
-    workspace: no_workspace,
     host: |call| match act(call.attr) {
         Activation::Silu => call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| {
             let s = math::sigmoid(g);
@@ -170,6 +165,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
     cuda: cuda::gated_act_bwd,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0, 1] },
     samples: || act_samples(3),
+    ..OpDef::COMPUTE
 };
 
 /// `dropout` [x F32[..], rng U32[4]] → x·mask/(1−p). The mask is [`Mask`]'s, so the gradient is the same op on dy.
@@ -190,14 +186,12 @@ pub static DROPOUT: OpDef = OpDef {
         y.data.iter_mut().enumerate().for_each(|(i, y)| *y *= mask.factor(i) as f64);
         vec![y]
     },
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
         Ok(vec![Some(g.dropout(dy, node.ins[1], drop(&node.attr))?), None])
     }),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: 20 * outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: host_dropout,
     wgsl: |l| {
         let (threshold, scale) = keep(drop(l.attr));
@@ -215,6 +209,7 @@ pub static DROPOUT: OpDef = OpDef {
             (Attr::Dropout(Dropout { p: 0.3, site: 5 }), vec![SampleIn::normal(ty), rng])
         })
     },
+    ..OpDef::COMPUTE
 };
 
 /// `add_row` [x F32[T,N], v F32[N]] → x + f·v in each row.
@@ -235,7 +230,6 @@ pub static ADD_ROW: OpDef = OpDef {
         y.data.iter_mut().enumerate().for_each(|(i, y)| *y += f * ins[1].data[i % n]);
         vec![y]
     },
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
         let dv = match wants[1] {
@@ -246,7 +240,6 @@ pub static ADD_ROW: OpDef = OpDef {
     }),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: 2 * outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: host_add_row,
     wgsl: wgsl_add_row,
     cuda: cuda::add_row,
@@ -257,6 +250,7 @@ pub static ADD_ROW: OpDef = OpDef {
             (Attr::Factor(Factor { factor: 0.5, acc: false }), vec![SampleIn::normal(ty), SampleIn::normal(v)])
         })
     },
+    ..OpDef::COMPUTE
 };
 
 /// `add_row_dv` [dy F32[T,N], acc? F32[N]] → f·Σ_t dy (+ acc).
@@ -283,7 +277,6 @@ pub static ADD_ROW_DV: OpDef = OpDef {
         }
         vec![y]
     },
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() },
@@ -307,6 +300,7 @@ pub static ADD_ROW_DV: OpDef = OpDef {
         }
         all
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -15,7 +15,6 @@ use crate::ops::launch::{bytes, grid, rows};
 use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
     Acts, Arg, Attr, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
-    no_workspace,
 };
 
 pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
@@ -45,19 +44,15 @@ pub static EMBED: OpDef = OpDef {
         }
         vec![y]
     },
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(vec![None, None]) };
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.shape(node.ins[1])[0], acc: false };
         Ok(vec![None, Some(g.node(&EMBED_DW, Attr::EmbedGrad(attr), &[node.ins[0], dy])?[0])])
     }),
-    in_place: &[],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: host_embed,
     wgsl: wgsl_embed,
     cuda: cuda::embed,
-    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -68,6 +63,7 @@ pub static EMBED: OpDef = OpDef {
         }
         all
     },
+    ..OpDef::COMPUTE
 };
 
 /// `embed_dw` [ids I32[N], dy F32[N,D], acc? F32[V,D]] → F32[V,D]: row v is scale·Σ dy\[n\] over the n with
@@ -100,15 +96,12 @@ pub static EMBED_DW: OpDef = OpDef {
         }
         vec![dw]
     },
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(2, 0)],
     cost: |_, ins, outs| Cost { flops: (2 * ins[1].len() + outs[0].len()) as u64, terms: ins[0].len() + 1 },
-    workspace: no_workspace,
     host: host_embed_dw,
     wgsl: wgsl_embed_dw,
     cuda: cuda::embed_dw,
-    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {
@@ -124,6 +117,7 @@ pub static EMBED_DW: OpDef = OpDef {
         }
         all
     },
+    ..OpDef::COMPUTE
 };
 
 /// `cache_write` [cache F32[C,D], x F32[N,D], positions I32[N]] → the cache with row positions\[n\] = x\[n\].
@@ -151,11 +145,9 @@ pub static CACHE_WRITE: OpDef = OpDef {
         }
         vec![cache]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: ins[1].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: host_cache_write,
     wgsl: wgsl_cache_write,
     cuda: cuda::cache_write,
@@ -175,6 +167,7 @@ pub static CACHE_WRITE: OpDef = OpDef {
         ];
         table.into_iter().map(sample).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

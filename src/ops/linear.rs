@@ -45,9 +45,7 @@ pub static LINEAR: OpDef = OpDef {
         Ok(outs)
     },
     reference: reference_linear,
-    writes_only: false,
     grad: Grad::Rule(grad_linear),
-    in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
     workspace: |attr, ins, caps| match (Operands::of(spec(attr), false).low_rank, caps.target) {
         (Some((a, _)), Target::Cuda) => cuda::workspace(spec(attr), ins, a, caps),
@@ -58,6 +56,7 @@ pub static LINEAR: OpDef = OpDef {
     cuda: cuda::linear,
     acts: |_| Acts { ins: &[0], outs: &[0, 1] },
     samples: || samples(false),
+    ..OpDef::COMPUTE
 };
 
 /// `dx = dy·W + mask∘(dyb·A)/(1−p)`, where `dyb = s·dy·B` was computed before.
@@ -80,9 +79,7 @@ pub static LINEAR_DX: OpDef = OpDef {
         Ok(vec![Ty::f32(&[t, k])])
     },
     reference: reference_linear_dx,
-    writes_only: false,
     grad: Grad::Missing,
-    in_place: &[],
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
     workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
     host: host_linear_dx,
@@ -90,6 +87,7 @@ pub static LINEAR_DX: OpDef = OpDef {
     cuda: cuda::linear_dx,
     acts: |_| Acts { ins: &[0, 2], outs: &[0] },
     samples: || samples(true),
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -46,7 +46,6 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         _ => Err(check::refuse("x, w, labels, inv and Loss", attr, ins)),
     },
     reference,
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dloss), Attr::Loss(loss)) = (grads[0], &node.attr) else { return Ok(vec![None; 4]) };
         // The factor is no parameter, and what the op was not built with it cannot give.
@@ -59,7 +58,6 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         let dw = if wants[1] { Some(g.scale(node.outs[1 + loss.grad_x as usize], dloss)?) } else { None };
         Ok(vec![dx, dw, None, None])
     }),
-    in_place: &[],
     cost: |attr, ins, _| {
         let products = 1 + loss(attr).grad_x as u64 + loss(attr).grad_w as u64;
         let flops = 2 * products * ins[0].len() as u64 * ins[1].rows() as u64;
@@ -78,6 +76,7 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         false => Acts { ins: &[0], outs: &[] },
     },
     samples,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -10,9 +10,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
 use crate::ops::tiles;
-use crate::ops::{
-    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch, no_workspace,
-};
+use crate::ops::{Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch};
 
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
 
@@ -21,7 +19,6 @@ pub static MATMUL: OpDef = OpDef {
     name: "matmul",
     infer: infer_matmul,
     reference: reference_matmul,
-    writes_only: false,
     grad: Grad::Rule(grad_matmul),
     in_place: &[(2, 0)],
     cost: |attr, ins, _| {
@@ -41,6 +38,7 @@ pub static MATMUL: OpDef = OpDef {
         false => Acts { ins: &[0, 2], outs: &[0] },
     },
     samples: samples_matmul,
+    ..OpDef::COMPUTE
 };
 
 /// `y[n] = Σ_t x[t,n] (+ acc[n])`: the gradient of a bias.
@@ -66,11 +64,9 @@ pub static SUM_ROWS: OpDef = OpDef {
         }
         vec![y]
     },
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: ins[0].rows() + 1 },
-    workspace: no_workspace,
     host: host_sum_rows,
     wgsl: wgsl_sum_rows,
     cuda: cuda::sum_rows,
@@ -84,6 +80,7 @@ pub static SUM_ROWS: OpDef = OpDef {
             Sample::new("tall, accumulating", Attr::Acc(true), vec![m(130, 65), SampleIn::normal(Ty::f32(&[65]))]),
         ]
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

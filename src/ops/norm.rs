@@ -21,16 +21,14 @@ pub static RMS_NORM: OpDef = OpDef {
     name: "rms_norm",
     infer: infer_norm,
     reference: reference_norm,
-    writes_only: false,
     grad: Grad::Rule(norm_rule),
-    in_place: &[],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].cols() },
-    workspace: crate::ops::no_workspace,
     host: host_norm,
     wgsl: wgsl_norm,
     cuda: cuda::rms_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: samples_norm,
+    ..OpDef::COMPUTE
 };
 
 /// `rms_norm_dx` [dy F32[R,D], x F32[R,D], w F32[D], rstd F32[R], acc? F32[R,D]] → dx F32[R,D] (+ acc).
@@ -38,16 +36,15 @@ pub static RMS_NORM_DX: OpDef = OpDef {
     name: "rms_norm_dx",
     infer: infer_dx,
     reference: reference_dx,
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(4, 0), (0, 0)],
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
-    workspace: crate::ops::no_workspace,
     host: host_dx,
     wgsl: wgsl_dx,
     cuda: cuda::rms_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 4], outs: &[0] },
     samples: samples_dx,
+    ..OpDef::COMPUTE
 };
 
 /// `rms_norm_dw` [dy F32[R,D], x F32[R,D], rstd F32[R], acc? F32[D]] → dw F32[D] = Σ_r dy·x·rstd (+ acc).
@@ -55,7 +52,6 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     name: "rms_norm_dw",
     infer: infer_dw,
     reference: reference_dw,
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(3, 0)],
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: ins[0].rows() },
@@ -65,6 +61,7 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     cuda: cuda::rms_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: samples_dw,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid};
 use crate::ops::{
-    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
+    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, OpRole, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 pub use adafactor::{ADAFACTOR, table};
@@ -40,7 +40,6 @@ pub static SUM_SQUARES: OpDef = OpDef {
         let sum: f64 = ins[0].data.iter().map(|x| x * x).sum();
         vec![Tensor::scalar(sum + ins.get(1).map_or(0.0, |acc| acc.data[0]))]
     },
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(1, 0)],
     // What is summed in a row: the elements of a lane, the lanes, the pieces.
@@ -55,7 +54,6 @@ pub static SUM_SQUARES: OpDef = OpDef {
     host: host_sum_squares,
     wgsl: wgsl_sum_squares,
     cuda: cuda::sum_squares,
-    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for (name, n) in [("one element", 1), ("odd", 33), ("a piece and one", PIECE + 1), ("pieces", 3 * PIECE + 77)] {
@@ -69,6 +67,7 @@ pub static SUM_SQUARES: OpDef = OpDef {
         }
         all
     },
+    ..OpDef::COMPUTE
 };
 
 /// `adamw` [p, g, m, v F32[N], sumsq F32[1], hyper F32[8]] → p′, m′, v′ (Loshchilov & Hutter 2019), in the order of
@@ -106,15 +105,12 @@ pub static ADAMW: OpDef = OpDef {
         }
         vec![p, m, v]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2)],
     cost: |_, ins, _| Cost { flops: 16 * ins[0].len() as u64, terms: 8 },
-    workspace: no_workspace,
     host: host_adamw,
     wgsl: wgsl_adamw,
     cuda: cuda::adamw,
-    acts: crate::ops::no_acts,
     samples: || {
         let hyper = |decay: f64, largest: f64| vec![1e-3, 0.1, 0.001, 1e-8, decay, 0.271, 0.002997, largest];
         let table = [
@@ -135,6 +131,7 @@ pub static ADAMW: OpDef = OpDef {
         };
         table.into_iter().map(sample).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 /// `zero` [x F32[..]] → zeros, over x.
@@ -148,11 +145,10 @@ pub static ZERO: OpDef = OpDef {
         _ => Err(check::refuse("x", attr, ins)),
     },
     reference: |_, ins| vec![Tensor::zeros(&ins[0].shape)],
-    writes_only: true,
+    role: OpRole::Clear,
     grad: Grad::Stop,
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: 0 },
-    workspace: no_workspace,
     host: |call| {
         let y = call.output_ptr::<f32>(0);
         par::ranges(call.outs[0].len(), 1 << 16, |range| {
@@ -162,11 +158,11 @@ pub static ZERO: OpDef = OpDef {
     },
     wgsl: |l| Ok(over(l, "ZERO", "zero", |r| vec![Arg::OutPart(0, bytes(r, 1))])),
     cuda: cuda::zero,
-    acts: crate::ops::no_acts,
     samples: || {
         let sample = |(name, n)| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::f32(&[n]))]);
         [("one element", 1), ("odd", 33), ("many", 16411)].into_iter().map(sample).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

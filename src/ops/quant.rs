@@ -10,9 +10,7 @@ use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid};
-use crate::ops::{
-    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
-};
+use crate::ops::{Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
 use crate::quant::nf4;
 
 pub static OPS: &[&OpDef] = &[&NF4_QUANTIZE, &NF4_DEQUANTIZE];
@@ -30,9 +28,7 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
         _ => Err(check::refuse("w and Nf4", attr, ins)),
     },
     reference: |attr, ins| vec![rounded(&ins[0], *attr == Attr::Nf4 { double: true })],
-    writes_only: false,
     grad: Grad::Stop,
-    in_place: &[],
     cost: |_, ins, _| Cost { flops: 20 * ins[0].len() as u64, terms: 4 },
     workspace: |attr, ins, caps| match attr {
         Attr::Nf4 { double: true } if caps.target == Target::Cuda => cuda::workspace(&ins[0]),
@@ -49,7 +45,6 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
     },
     wgsl: wgsl_quantize,
     cuda: cuda::quantize,
-    acts: crate::ops::no_acts,
     samples: || {
         let sample =
             |(name, n, k, double)| Sample::new(name, Attr::Nf4 { double }, vec![SampleIn::normal(Ty::f32(&[n, k]))]);
@@ -63,6 +58,7 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
         ];
         table.into_iter().map(sample).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 /// `nf4_dequantize` [q (Nf4|Nf4Dq)[N,K]] → F32[N,K].
@@ -74,15 +70,11 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
     },
     // Quantized operands arrive decoded.
     reference: |_, ins| vec![ins[0].clone()],
-    writes_only: false,
     grad: Grad::Stop,
-    in_place: &[],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: 2 },
-    workspace: no_workspace,
     host: host_dequantize,
     wgsl: wgsl_dequantize,
     cuda: cuda::dequantize,
-    acts: crate::ops::no_acts,
     samples: || {
         let table =
             [("one element", 1, 1), ("an odd end", 3, 65), ("blocks", 33, 64), ("nine nested blocks", 2081, 64)];
@@ -94,6 +86,7 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
         };
         table.into_iter().flat_map(sample).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

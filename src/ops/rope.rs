@@ -26,16 +26,15 @@ pub static ROPE: OpDef = OpDef {
     name: "rope",
     infer,
     reference,
-    writes_only: false,
     grad: Grad::Rule(rule),
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: 2 },
-    workspace: crate::ops::no_workspace,
     host,
     wgsl,
     cuda: cuda::launches,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -8,9 +8,7 @@ use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, grid, rows};
-use crate::ops::{
-    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
-};
+use crate::ops::{Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
 
 pub static OPS: &[&OpDef] = &[&MUL_ROW, &MUL_ROW_DV, &DIV_ROW];
 
@@ -19,7 +17,6 @@ pub static MUL_ROW: OpDef = OpDef {
     name: "mul_row",
     infer,
     reference: |_, ins| vec![each(&ins[0], &ins[1], |x, v| x * v)],
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
         let (x, v) = (node.ins[0], node.ins[1]);
@@ -29,12 +26,12 @@ pub static MUL_ROW: OpDef = OpDef {
     }),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: |call| host(call, |x, v| x * v),
     wgsl: |l| Ok(wgsl(l, &MUL_ROW, "MUL")),
     cuda: cuda::mul_row,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || samples(SampleIn::normal),
+    ..OpDef::COMPUTE
 };
 
 /// `mul_row_dv` [dy F32[T,N] or F32[N], x of the same shape, acc? F32[N]] → Σ_t dy∘x (+ acc).
@@ -58,7 +55,6 @@ pub static MUL_ROW_DV: OpDef = OpDef {
         }
         vec![dv]
     },
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(2, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() + 1 },
@@ -83,6 +79,7 @@ pub static MUL_ROW_DV: OpDef = OpDef {
         }
         all
     },
+    ..OpDef::COMPUTE
 };
 
 /// `div_row` [x F32[T,N] or F32[N], v F32[N]] → x/v in each row. There is no gradient with respect to `v`.
@@ -90,17 +87,15 @@ pub static DIV_ROW: OpDef = OpDef {
     name: "div_row",
     infer,
     reference: |_, ins| vec![each(&ins[0], &ins[1], |x, v| x / v)],
-    writes_only: false,
     grad: Grad::Rule(div_rule),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: |call| host(call, |x, v| x / v),
     wgsl: |l| Ok(wgsl(l, &DIV_ROW, "DIV")),
     cuda: cuda::div_row,
     // It stands between weights, which are f32.
-    acts: crate::ops::no_acts,
     samples: || samples(|ty| SampleIn::uniform(ty, 0.5, 4.0)),
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Allocation, Storage};
-use crate::graph::transfer;
+use crate::graph::op::OpRole;
 use crate::graph::{Def, Graph, LeafKind};
 
 /// Bytes on the device, in host memory, and in files. The sum of `rows` is what the backend allocates.
@@ -102,7 +102,7 @@ pub fn kind_of(g: &Graph, storage: &Storage) -> Kind {
     let Some(&first) = storage.values.first() else { return Kind::Activation };
     let Def::Node { node, .. } = g.value(first).def else { return Kind::Activation };
     let node = &g.nodes[node];
-    let leaf = node.ins.first().and_then(|&v| g.offloaded(v)).filter(|_| std::ptr::eq(node.op, &transfer::FETCH));
+    let leaf = node.ins.first().and_then(|&v| g.offloaded(v)).filter(|_| node.op.role == OpRole::Fetch);
     match leaf.map(|(leaf, _)| &g.value(leaf).def) {
         Some(Def::Leaf(LeafKind::Frozen)) => Kind::Weight,
         Some(Def::Leaf(LeafKind::Optim)) => Kind::Optim,

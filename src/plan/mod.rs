@@ -20,7 +20,7 @@ pub use schedule::{Move, Schedule, Step};
 use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
 use crate::error::{Error, Result};
-use crate::graph::transfer;
+use crate::graph::op::OpRole;
 use crate::graph::{Def, Graph, LeafKind, Phase, Val};
 
 /// A place in one of the plan's buffers.
@@ -105,9 +105,9 @@ impl Plan {
         let mut plan = Plan { buffers, places, work, storages, launches, schedule, account };
         let mut counts = Vec::with_capacity(g.nodes.len());
         for (index, node) in g.nodes.iter().enumerate() {
-            let launches = match transfer::is_transfer(node.op) {
-                true => Vec::new(),
-                false => plan.lower(g, index, caps)?,
+            let launches = match node.op.role {
+                OpRole::Fetch | OpRole::Store => Vec::new(),
+                OpRole::Compute | OpRole::Clear => plan.lower(g, index, caps)?,
             };
             counts.push(launches.len());
             plan.launches[node.phase.0].extend(launches);

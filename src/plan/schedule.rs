@@ -11,7 +11,7 @@ use super::{Place, Plan, arena};
 use crate::backend::{Caps, Target};
 use crate::dtype::align;
 use crate::error::Result;
-use crate::graph::transfer;
+use crate::graph::op::OpRole;
 use crate::graph::{Graph, Phase, Val};
 
 /// One transfer.
@@ -61,9 +61,9 @@ impl Schedule {
                     steps.push(Step::Wait(m));
                 }
             }
-            if transfer::is_transfer(node.op) {
+            if let OpRole::Fetch | OpRole::Store = node.op.role {
                 let m = schedule.moves.len();
-                let fetch = std::ptr::eq(node.op, &transfer::FETCH);
+                let fetch = node.op.role == OpRole::Fetch;
                 let (off, on) = if fetch { (node.ins[0], node.outs[0]) } else { (node.outs[0], node.ins[0]) };
                 let place = plan.place(g, on)?;
                 let (leaf, offset) =

@@ -8,8 +8,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::{
-    Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, launch, no_acts,
-    no_workspace,
+    Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, launch,
 };
 
 /// `cast` [x (F32|BF16|F16)[R,C]] → the same in the attribute's type, to the nearest, ties to even; too large for f16 is
@@ -29,19 +28,16 @@ pub static CAST: OpDef = OpDef {
         _ => Err(check::refuse("x and Cast", attr, ins)),
     },
     reference: |_, ins| vec![ins[0].clone()],
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let to = g.ty(node.ins[0]).dtype;
         Ok(vec![grads[0].map(|dy| g.cast(dy, to)).transpose()?])
     }),
-    in_place: &[],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host,
     wgsl,
     cuda,
-    acts: no_acts,
     samples,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

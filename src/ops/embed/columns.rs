@@ -8,7 +8,6 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid, rows};
 use crate::ops::{
     Arg, Attr, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
-    no_workspace,
 };
 
 /// `embed_cols` [ids I32[N], table F32[R,V]] → y F32[N,R] = scale·table\[:, ids\]ᵀ. An id outside 0..V gives zeros.
@@ -35,19 +34,15 @@ pub static EMBED_COLS: OpDef = OpDef {
         }
         vec![y]
     },
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(vec![None, None]) };
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.ty(node.ins[1]).cols(), acc: false };
         Ok(vec![None, Some(g.node(&EMBED_COLS_DW, Attr::EmbedGrad(attr), &[node.ins[0], dy])?[0])])
     }),
-    in_place: &[],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: host_embed_cols,
     wgsl: wgsl_embed_cols,
     cuda: super::cuda::embed_cols,
-    acts: crate::ops::no_acts,
     samples: || {
         let one = |(name, ids, v, r, scale): &(&str, &[i32], usize, usize, f32)| {
             let ins = vec![ids_in(ids), SampleIn::normal(Ty::f32(&[*r, *v]))];
@@ -55,6 +50,7 @@ pub static EMBED_COLS: OpDef = OpDef {
         };
         IDS.iter().map(one).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 /// `embed_cols_dw` [ids I32[N], dy F32[N,R], acc? F32[R,V]] → F32[R,V]: column v is scale·Σ dy\[n\] over the n with
@@ -87,15 +83,12 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
         }
         vec![dw]
     },
-    writes_only: false,
     grad: Grad::Missing,
     in_place: &[(2, 0)],
     cost: |_, ins, outs| Cost { flops: (2 * ins[1].len() + outs[0].len()) as u64, terms: ins[0].len() + 1 },
-    workspace: no_workspace,
     host: host_embed_cols_dw,
     wgsl: wgsl_embed_cols_dw,
     cuda: super::cuda::embed_cols_dw,
-    acts: crate::ops::no_acts,
     samples: || {
         let mut all = Vec::new();
         for acc in [false, true] {
@@ -108,6 +101,7 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
         }
         all
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -10,9 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid, rows};
 use crate::ops::quant::{weight_define, weight_parts};
-use crate::ops::{
-    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, no_workspace,
-};
+use crate::ops::{Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
 
 /// `token_rows` [ids I32[N], tokens I32[K]] → rows I32[N], rest I32[N]: where ids\[n\] = tokens\[k\], rows\[n\] is
 /// that k (the first) and rest\[n\] is −1; elsewhere rows\[n\] is −1 and rest\[n\] is ids\[n\]. [`super::EMBED`] gives
@@ -33,15 +31,11 @@ pub static TOKEN_ROWS: OpDef = OpDef {
         let rest = ins[0].data.iter().map(|id| row(id).map_or(*id, |_| -1.0)).collect();
         vec![Tensor::new(&ins[0].shape, rows), Tensor::new(&ins[0].shape, rest)]
     },
-    writes_only: false,
     grad: Grad::Stop,
-    in_place: &[],
     cost: |_, ins, _| Cost { flops: (ins[0].len() * ins[1].len()) as u64, terms: 1 },
-    workspace: no_workspace,
     host: host_token_rows,
     wgsl: wgsl_token_rows,
     cuda: super::cuda::token_rows,
-    acts: crate::ops::no_acts,
     samples: || {
         let table: [(_, &[i32], &[i32]); 6] = [
             ("one token", &[3], &[3]),
@@ -59,6 +53,7 @@ pub static TOKEN_ROWS: OpDef = OpDef {
         all.push(Sample::new("many", Attr::None, vec![ids_in(&many), ids_in(&[300, 3])]));
         all
     },
+    ..OpDef::COMPUTE
 };
 
 /// `replace_rows` [table (F32|BF16|F16)[V,D], x F32[K,D], tokens I32[K]] → F32[V,D]: the table, with row tokens\[k\]
@@ -86,7 +81,6 @@ pub static REPLACE_ROWS: OpDef = OpDef {
         }
         vec![y]
     },
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         if wants[0] {
             let parameter = g.value(node.ins[0]).name.clone();
@@ -96,13 +90,10 @@ pub static REPLACE_ROWS: OpDef = OpDef {
         let dx = grads[0].map(|dy| g.embed(node.ins[2], dy, 1.0)).transpose()?;
         Ok(vec![None, dx, None])
     }),
-    in_place: &[],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: host_replace_rows,
     wgsl: wgsl_replace_rows,
     cuda: super::cuda::replace_rows,
-    acts: crate::ops::no_acts,
     samples: || {
         let table: [(_, &[i32], usize, usize); 5] = [
             ("one row", &[0], 1, 1),
@@ -121,6 +112,7 @@ pub static REPLACE_ROWS: OpDef = OpDef {
         }
         all
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

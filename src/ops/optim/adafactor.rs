@@ -7,9 +7,7 @@ use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::ops::launch::{bytes, flat, grid, words};
-use crate::ops::{
-    Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, no_acts,
-};
+use crate::ops::{Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check};
 
 /// Words of a row of the table: where the tensor begins in p, its rows and columns, and where its row and column
 /// means begin in r and c.
@@ -69,7 +67,6 @@ pub static ADAFACTOR: OpDef = OpDef {
         }
         vec![p, r, c]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2)],
     // The longest sum is that of all of a tensor's squares.
@@ -81,8 +78,8 @@ pub static ADAFACTOR: OpDef = OpDef {
     host,
     wgsl,
     cuda,
-    acts: no_acts,
     samples,
+    ..OpDef::COMPUTE
 };
 
 /// Scratch memory, in elements: a sum for each row, then for each column, then the mean of r and the step's length

@@ -6,9 +6,7 @@ use super::plain::{lion_f32, lion_f64};
 use super::{NORMS, clip_f64, copies};
 use crate::dtype::{ALIGN, Ty};
 use crate::ops::launch::{bytes, grid};
-use crate::ops::{
-    Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, no_acts, no_workspace,
-};
+use crate::ops::{Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check};
 use crate::quant::dynamic::{signed, unsigned};
 
 /// `adamw_8bit` [p, g F32[N], m U32[N/4], m_absmax F32[N/256], v, v_absmax likewise, sumsq F32[1], hyper F32[8]]
@@ -40,11 +38,9 @@ pub static ADAMW_8BIT: OpDef = OpDef {
         let ([m, ma], [v, va]) = (encode(&m, signed()), encode(&v, unsigned()));
         vec![p, m, ma, v, va]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2), (4, 3), (5, 4)],
     cost: |_, ins, _| Cost { flops: 80 * ins[0].len() as u64, terms: 8 },
-    workspace: no_workspace,
     host: |call| {
         let h = call.input::<f32>(7);
         let [lr, rate1, rate2, eps, decay, bc1, bc2] = std::array::from_fn(|i| h[i]);
@@ -57,11 +53,11 @@ pub static ADAMW_8BIT: OpDef = OpDef {
     },
     wgsl: |l| Ok(wgsl(l, &ADAMW_8BIT, "ADAMW")),
     cuda: |l| Ok(cuda(l, "adamw_8bit")),
-    acts: no_acts,
     samples: || {
         let hyper = |decay| [1e-3, 0.1, 0.001, 1e-8, decay, 0.271, 0.002997];
         samples(2, hyper(0.1), hyper(0.0))
     },
+    ..OpDef::COMPUTE
 };
 
 /// `lion_8bit` [p, g F32[N], m U32[N/4], m_absmax F32[N/256], sumsq F32[1], hyper F32[8]] → p′, m′, m_absmax′:
@@ -82,11 +78,9 @@ pub static LION_8BIT: OpDef = OpDef {
         let [m, ma] = encode(&m, signed());
         vec![p, m, ma]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1), (3, 2)],
     cost: |_, ins, _| Cost { flops: 45 * ins[0].len() as u64, terms: 6 },
-    workspace: no_workspace,
     host: |call| {
         let h = call.input::<f32>(5);
         let h = [h[0], h[1], h[2], h[4]];
@@ -97,11 +91,11 @@ pub static LION_8BIT: OpDef = OpDef {
     },
     wgsl: |l| Ok(wgsl(l, &LION_8BIT, "LION")),
     cuda: |l| Ok(cuda(l, "lion_8bit")),
-    acts: no_acts,
     samples: || {
         let hyper = |decay| [1e-3, 0.1, 0.01, 0.0, decay, 0.0, 0.0];
         samples(1, hyper(0.1), hyper(0.0))
     },
+    ..OpDef::COMPUTE
 };
 
 /// A workgroup a block, four elements (a word of codes) an invocation; in place, after copies where it is not.

@@ -3,9 +3,7 @@
 use super::{NORMS, clip, clip_f64, copies, each};
 use crate::dtype::Ty;
 use crate::ops::launch::{bytes, grid, words};
-use crate::ops::{
-    Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, no_acts, no_workspace,
-};
+use crate::ops::{Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check};
 
 /// `sgd` [p, g F32[N], sumsq F32[1], hyper F32[8]] → p′: `torch.optim.SGD` without momentum.
 ///
@@ -26,11 +24,9 @@ pub static SGD: OpDef = OpDef {
         }
         vec![p]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: 4 },
-    workspace: no_workspace,
     host: |call| {
         let h = call.input::<f32>(3);
         let [lr, decay] = [h[0], h[4]];
@@ -41,8 +37,8 @@ pub static SGD: OpDef = OpDef {
     },
     wgsl: |l| Ok(wgsl(l, &SGD, vec!["SGD"], "sgd")),
     cuda: |l| Ok(cuda(l, "sgd", &[Arg::Out(0)])),
-    acts: no_acts,
     samples: || samples(0, &[("", [0.01, 0.0, 0.0, 0.0, 0.1])]),
+    ..OpDef::COMPUTE
 };
 
 /// `sgd_momentum` [p, g, b F32[N], sumsq F32[1], hyper F32[8]] → p′, b′: `torch.optim.SGD` with momentum
@@ -70,11 +66,9 @@ pub static SGD_MOMENTUM: OpDef = OpDef {
         }
         vec![p, b]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1)],
     cost: |_, ins, _| Cost { flops: 9 * ins[0].len() as u64, terms: 6 },
-    workspace: no_workspace,
     host: |call| {
         let h = call.input::<f32>(4);
         let [lr, momentum, gain, nesterov, decay] = std::array::from_fn(|i| h[i]);
@@ -89,11 +83,11 @@ pub static SGD_MOMENTUM: OpDef = OpDef {
     },
     wgsl: |l| Ok(wgsl(l, &SGD_MOMENTUM, vec!["SGD", "MOMENTUM"], "sgd")),
     cuda: |l| Ok(cuda(l, "sgd_momentum", &[Arg::Out(0), Arg::Out(1)])),
-    acts: no_acts,
     samples: || {
         let kinds = [("", [0.01, 0.9, 0.5, 0.0, 0.1]), ("nesterov, ", [0.01, 0.9, 1.0, 1.0, 0.0])];
         samples(1, &kinds)
     },
+    ..OpDef::COMPUTE
 };
 
 /// `lion` [p, g, m F32[N], sumsq F32[1], hyper F32[8]] → p′, m′ (Chen et al. 2023, arXiv:2302.06675), in the order of
@@ -117,11 +111,9 @@ pub static LION: OpDef = OpDef {
         }
         vec![p, m]
     },
-    writes_only: false,
     grad: Grad::Stop,
     in_place: &[(0, 0), (2, 1)],
     cost: |_, ins, _| Cost { flops: 10 * ins[0].len() as u64, terms: 6 },
-    workspace: no_workspace,
     host: |call| {
         let h = call.input::<f32>(4);
         let Some(clip) = clip(call.input::<f32>(3)[0], h[7]) else { return call.map_many([0, 1], [0, 2], |pm| pm) };
@@ -130,8 +122,8 @@ pub static LION: OpDef = OpDef {
     },
     wgsl: |l| Ok(wgsl(l, &LION, vec!["LION"], "lion")),
     cuda: |l| Ok(cuda(l, "lion", &[Arg::Out(0), Arg::Out(1)])),
-    acts: no_acts,
     samples: || samples(1, &[("", [1e-3, 0.1, 0.01, 0.0, 0.1])]),
+    ..OpDef::COMPUTE
 };
 
 /// One element's p′ and m′ by Lion; hyper as in [`LION`].
