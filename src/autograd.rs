@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::graph::{Def, Graph, LeafKind, Val};
-use crate::ops::{Grad, OpDef, elementwise};
+use crate::ops::{Grad, elementwise};
 
 /// Appends the nodes that compute the gradients of `wrt` (leaves) from the gradients `seeds` of some outputs:
 /// pairs (value, its gradient). A leaf that no seed depends on gets None.
@@ -77,7 +77,7 @@ fn fold(g: &mut Graph, sum: Val, term: Val) -> Option<usize> {
     };
     let unread = g.nodes[node + 1..].iter().all(|n| n.ins.iter().all(|&i| g.root(i).0 != term));
     let same = g.ty(sum) == g.ty(term);
-    let attr = g.nodes[node].attr.accumulating(g.nodes[node].op)?;
+    let attr = g.nodes[node].op.accumulating(&g.nodes[node].attr, true)?;
     if !(defined_before && unread && same) {
         return None;
     }
@@ -105,24 +105,5 @@ fn trainable_behind(g: &Graph, v: Val) -> Option<String> {
             trainable_behind(g, *reached)
         }
         _ => None,
-    }
-}
-
-/// Ops whose attributes can ask for one more, last operand that is added to the result.
-impl crate::ops::Attr {
-    fn accumulating(&self, op: &'static OpDef) -> Option<crate::ops::Attr> {
-        use crate::ops::Attr;
-        match self {
-            Attr::Matmul(m) if !m.acc => Some(Attr::Matmul(crate::ops::Matmul { acc: true, ..*m })),
-            Attr::Norm(n) if !n.acc && !matches!(op.grad, Grad::Rule(_)) => {
-                Some(Attr::Norm(crate::ops::Norm { acc: true, ..*n }))
-            }
-            Attr::EmbedGrad(e) if !e.acc => Some(Attr::EmbedGrad(crate::ops::EmbedGrad { acc: true, ..*e })),
-            Attr::Factor(f) if !f.acc && !matches!(op.grad, Grad::Rule(_)) => {
-                Some(Attr::Factor(crate::ops::Factor { acc: true, ..*f }))
-            }
-            Attr::Acc(false) => Some(Attr::Acc(true)),
-            _ => None,
-        }
     }
 }

@@ -144,6 +144,46 @@ fn what_has_no_gradient_says_so() {
     }
 }
 
+/// What autograd makes of a row that accumulates: without its last operand the result is less by just that.
+#[test]
+fn rows_that_accumulate_add_their_last_operand() {
+    let differs = |op: &OpDef, sample: &Sample| -> Option<String> {
+        let mut sample = sample.clone();
+        let Some(attr) = op.accumulating(&sample.attr, false) else {
+            let asks = sample.attr.acc().is_some_and(|acc| *acc);
+            return asks.then(|| "its sample asks for what the row says it cannot".into());
+        };
+        let x = operands(op.name, &sample).1;
+        let (last, rest) = x.split_last().unwrap();
+        let ([with], [without]) = (&(op.reference)(&sample.attr, &x)[..], &(op.reference)(&attr, rest)[..]) else {
+            return Some("it has not one output".into());
+        };
+        let sum = Tensor::new(&without.shape, without.data.iter().zip(&last.data).map(|(a, b)| a + b).collect());
+        let largest = with.data.iter().map(|x| x.abs()).fold(1.0, f64::max);
+        let off = with.data.iter().zip(&sum.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        (off > 1e-9 * largest || last.shape != with.shape).then(|| format!("the results differ by {off} more"))
+    };
+    let mut wrong = Vec::new();
+    for op in ops::table() {
+        let samples = (op.samples)();
+        let found = samples.iter().filter_map(|s| differs(op, s).map(|e| format!("{} ({}): {e}", op.name, s.name)));
+        wrong.extend(found);
+        let asks = |s: &&Sample| op.accumulating(&s.attr, false).is_some();
+        if op.accumulates && !samples.iter().any(|s| asks(&s)) {
+            wrong.push(format!("{}: no sample accumulates", op.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // The controls: a row that leaves the operand out, and one that does not say that it accumulates.
+    let row = ops::table().find(|op| op.name == "sum_rows").unwrap();
+    let sample = (row.samples)().into_iter().find(|s| row.accumulating(&s.attr, false).is_some()).unwrap();
+    let facts = |accumulates| OpDef { accumulates, reference: row.reference, ..OpDef::COMPUTE };
+    assert_eq!(differs(&facts(true), &sample), None);
+    assert!(differs(&facts(false), &sample).is_some_and(|e| e.contains("cannot")));
+    let forgets = OpDef { reference: |_, ins| vec![Tensor::zeros(&[ins[0].cols()])], ..facts(true) };
+    assert!(differs(&forgets, &sample).is_some_and(|e| e.contains("differ")));
+}
+
 /// A rule that forgets a factor must fail.
 #[test]
 fn a_wrong_rule_is_seen() {

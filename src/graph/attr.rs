@@ -29,6 +29,20 @@ pub enum Attr {
     },
 }
 
+impl Attr {
+    /// What says whether an op that accumulates gets one more, last operand to add to its result.
+    pub fn acc(&mut self) -> Option<&mut bool> {
+        match self {
+            Attr::Acc(acc) => Some(acc),
+            Attr::EmbedGrad(EmbedGrad { acc, .. }) => Some(acc),
+            Attr::Factor(Factor { acc, .. }) => Some(acc),
+            Attr::Matmul(Matmul { acc, .. }) => Some(acc),
+            Attr::Norm(Norm { acc, .. }) => Some(acc),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EmbedGrad {
     pub scale: f32,

@@ -26,6 +26,8 @@ pub struct OpDef {
     /// The definition, in float64, written to be read. Every kernel is checked against it.
     pub reference: fn(&Attr, &[Tensor]) -> Vec<Tensor>,
     pub grad: Grad,
+    /// Its attribute may ask for one more, last operand, which is added to the one result (GEMM's beta = 1).
+    pub accumulates: bool,
     /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
     pub in_place: &'static [(usize, usize)],
     pub cost: fn(&Attr, &[Ty], &[Ty]) -> Cost,
@@ -93,7 +95,7 @@ pub struct Acts {
 }
 
 impl OpDef {
-    /// An op that computes: never in place, without scratch memory, with no operand in 16 bits. Its facts that no two
+    /// An op that computes: it adds nothing to its result, never works in place, has no scratch memory and no operand in 16 bits. Its facts that no two
     /// ops share (from `infer` on) are refused or do nothing; tests see to it that each row says its own.
     pub const COMPUTE: OpDef = OpDef {
         name: "",
@@ -101,6 +103,7 @@ impl OpDef {
         infer: |_, _| Err("its row has no rule for types".into()),
         reference: |_, _| Vec::new(),
         grad: Grad::Missing,
+        accumulates: false,
         in_place: &[],
         cost: |_, _, _| Cost::default(),
         workspace: |_, _, _| 0,
@@ -115,6 +118,14 @@ impl OpDef {
     pub fn compute_dtype(&self, attr: &Attr, ins: &[Ty]) -> Option<DType> {
         let first = ins.get(*(self.acts)(attr).ins.first()?)?.dtype;
         matches!(first, DType::BF16 | DType::F16).then_some(first)
+    }
+
+    /// `attr` such that a last operand is added to the result, or is not; None if the op cannot, or `attr` is so.
+    pub fn accumulating(&self, attr: &Attr, acc: bool) -> Option<Attr> {
+        let mut attr = attr.clone();
+        let flag = attr.acc().filter(|flag| self.accumulates && **flag != acc)?;
+        *flag = acc;
+        Some(attr)
     }
 
     /// Types of the outputs from the types of the inputs; the error says what is wrong with them.

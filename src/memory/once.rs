@@ -11,7 +11,7 @@ use crate::dtype::{ALIGN, Ty};
 use crate::error::Result;
 use crate::graph::program::Program;
 use crate::graph::{Def, Graph, LeafKind, Node, Phase, Val};
-use crate::ops::{Attr, OpRole, elementwise};
+use crate::ops::{OpRole, elementwise};
 
 /// Rewrites `step`, whose phase MICRO is then run exactly once before each UPDATE.
 pub fn once(step: &mut Program) -> Result<()> {
@@ -25,7 +25,7 @@ pub fn once(step: &mut Program) -> Result<()> {
             Some(t) if node.op.role == OpRole::Clear => g.values[node.outs[0].index()].def = whole(t),
             Some(t) if std::ptr::eq(node.op, &elementwise::ADD) => added.push((node.ins[1], t, node)),
             Some(t) => {
-                if let Some(attr) = node.attr.without_sum().filter(|_| node.ins.last() == Some(&t)) {
+                if let Some(attr) = node.op.accumulating(&node.attr, false).filter(|_| node.ins.last() == Some(&t)) {
                     node.attr = attr;
                     node.ins.pop();
                 }
@@ -129,19 +129,4 @@ fn fill_gaps(g: &mut Graph) -> Result<Vec<usize>> {
         g.keep(node);
     }
     Ok(gaps.into_iter().map(|gap| gap.0).collect())
-}
-
-/// Ops whose last operand is added to the result, if their attributes say so.
-impl Attr {
-    /// The same without that operand.
-    fn without_sum(&self) -> Option<Attr> {
-        match self {
-            Attr::Matmul(m) if m.acc => Some(Attr::Matmul(crate::ops::Matmul { acc: false, ..*m })),
-            Attr::Norm(n) if n.acc => Some(Attr::Norm(crate::ops::Norm { acc: false, ..*n })),
-            Attr::EmbedGrad(e) if e.acc => Some(Attr::EmbedGrad(crate::ops::EmbedGrad { acc: false, ..*e })),
-            Attr::Factor(f) if f.acc => Some(Attr::Factor(crate::ops::Factor { acc: false, ..*f })),
-            Attr::Acc(true) => Some(Attr::Acc(false)),
-            _ => None,
-        }
-    }
 }

@@ -278,6 +278,7 @@ pub static ADD_ROW_DV: OpDef = OpDef {
         vec![y]
     },
     grad: Grad::Missing,
+    accumulates: true,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() },
     workspace: |_, ins, caps| match caps.target {

@@ -20,6 +20,7 @@ pub static MATMUL: OpDef = OpDef {
     infer: infer_matmul,
     reference: reference_matmul,
     grad: Grad::Rule(grad_matmul),
+    accumulates: true,
     in_place: &[(2, 0)],
     cost: |attr, ins, _| {
         let (m, n, k) = dims(matmul_attr(attr), ins);
@@ -65,6 +66,7 @@ pub static SUM_ROWS: OpDef = OpDef {
         vec![y]
     },
     grad: Grad::Missing,
+    accumulates: true,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: ins[0].rows() + 1 },
     host: host_sum_rows,

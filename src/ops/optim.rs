@@ -41,6 +41,7 @@ pub static SUM_SQUARES: OpDef = OpDef {
         vec![Tensor::scalar(sum + ins.get(1).map_or(0.0, |acc| acc.data[0]))]
     },
     grad: Grad::Missing,
+    accumulates: true,
     in_place: &[(1, 0)],
     // What is summed in a row: the elements of a lane, the lanes, the pieces.
     cost: |_, ins, _| Cost {

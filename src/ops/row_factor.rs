@@ -56,6 +56,7 @@ pub static MUL_ROW_DV: OpDef = OpDef {
         vec![dv]
     },
     grad: Grad::Missing,
+    accumulates: true,
     in_place: &[(2, 0)],
     cost: |_, ins, _| Cost { flops: 2 * ins[0].len() as u64, terms: ins[0].rows() + 1 },
     workspace: |_, ins, caps| match caps.target {

@@ -84,6 +84,7 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
         vec![dw]
     },
     grad: Grad::Missing,
+    accumulates: true,
     in_place: &[(2, 0)],
     cost: |_, ins, outs| Cost { flops: (2 * ins[1].len() + outs[0].len()) as u64, terms: ins[0].len() + 1 },
     host: host_embed_cols_dw,
