@@ -31,6 +31,8 @@ const PARAMS: usize = 5_000_000;
 const RANK: usize = 16;
 /// Tokens of the vocabulary whose rows are trained apart.
 const FEW: usize = 64;
+/// Labels of a text that has several.
+const LABELS: usize = 28;
 
 struct Case {
     op: &'static str,
@@ -155,6 +157,17 @@ fn cases() -> Vec<Case> {
         let ins = vec![f32s(&[LOSS_T, D]), f32s(&[V, D]), ids(LOSS_T, V), scalar()];
         case("linear_cross_entropy", name, Attr::Loss(Loss { grad_x: true, grad_w }), ins, &[]);
     }
+
+    let dx = || Attr::Loss(Loss { grad_x: true, grad_w: false });
+    let ins = vec![f32s(&[LOSS_T, V]), ids(LOSS_T, V), scalar()];
+    case("cross_entropy", "vocabulary", dx(), ins, &[]);
+    let rows = || In::Ones(Ty::f32(&[T]));
+    for op in ["bce_with_logits", "mse"] {
+        case(op, "labels", dx(), vec![f32s(&[T, LABELS]), f32s(&[T, LABELS]), rows(), scalar()], &[]);
+    }
+    let range = In::Words(Ty::i32(&[1, 2]), vec![0, T as u32]);
+    let ins = vec![f32s(&[T, 2]), range, In::Words(Ty::i32(&[1, 2]), vec![3, 5]), scalar()];
+    case("range_cross_entropy", "one text", dx(), ins, &[]);
 
     case("sum_squares", "parameters", Attr::Acc(false), vec![f32s(&[PARAMS])], &[]);
     // As hyper, ones are: a rate of one, and moments that stay. As sum of squares: no clipping.

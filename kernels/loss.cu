@@ -1,7 +1,7 @@
 // The cross entropy of a block of tokens from its logits, which become their own gradient (src/ops/loss.rs).
-#include "common/reduce.cuh"
+#include "common/softmax.cuh"
 
-// Elements of a row that a thread reads at a time.
+// Elements of a row that a thread writes at a time.
 constexpr int EACH = 4;
 
 // A block a token: losses[first + row] = logsumexp(logits[row]) − logits[row, label], and with `grad` logits := p − onehot
@@ -22,28 +22,11 @@ extern "C" __global__ void __launch_bounds__(1024) loss_softmax(float* logits, f
             for (u32 i = threadIdx.x; i < ld; i += blockDim.x) y[i] = from_f32<act>(0.0f);
         return;
     }
-    // Maximum and sum in one reading: a sum is rescaled when its maximum rises.
-    float most = -INFINITY, sum = 0.0f, v[EACH];
-    for (u32 i = threadIdx.x; i < vocabulary; i += EACH * blockDim.x) {
-        float high = most;
-#pragma unroll
-        for (int j = 0; j < EACH; j++) {
-            u32 at = i + j * blockDim.x;
-            v[j] = at < vocabulary ? x[at] : -INFINITY;
-            high = fmaxf(high, v[j]);
-        }
-        if (high > most) {
-            sum *= expf(most - high);
-            most = high;
-        }
-#pragma unroll
-        for (int j = 0; j < EACH; j++) sum += expf(v[j] - most);
-    }
-    float top = block_max(most, smem);
-    float total = block_sum(sum == 0.0f ? 0.0f : sum * expf(most - top), smem);
+    Softmax softmax = softmax_of(x, vocabulary, 1, smem);
+    float top = softmax.top, total = softmax.total;
     if (threadIdx.x == 0) losses[first + row] = top - x[label] + logf(total);
     if (!grad) return;
-    float inverse = 1.0f / total;
+    float inverse = 1.0f / total, v[EACH];
     for (u32 start = 0; start < ld; start += EACH * blockDim.x) {
 #pragma unroll
         for (int j = 0; j < EACH; j++) {

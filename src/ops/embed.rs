@@ -1,7 +1,7 @@
 //! Rows of a table by index: the token embedding and its gradient, and the cache of keys and values.
 
 mod columns;
-mod cuda;
+pub(super) mod cuda;
 mod tokens;
 
 pub use columns::{EMBED_COLS, EMBED_COLS_DW};
@@ -298,10 +298,10 @@ fn wgsl_embed(l: &Lower) -> Result<Vec<WgslDispatch>> {
     Ok(all)
 }
 
-/// Dispatches that make output 0 a copy of input `from`, or zeros.
-fn start(l: &Lower, from: Option<usize>) -> Vec<WgslDispatch> {
+/// Dispatches that make output `out` a copy of input `from`, or zeros.
+pub(super) fn start(l: &Lower, out: usize, from: Option<usize>) -> Vec<WgslDispatch> {
     let dispatch = |range: std::ops::Range<usize>| {
-        let out = Arg::OutPart(0, bytes(&range, 1));
+        let out = Arg::OutPart(out, bytes(&range, 1));
         let (define, args) = match from {
             Some(i) => ("COPY", vec![out, Arg::InPart(i, bytes(&range, 1))]),
             None => ("FILL", vec![out]),
@@ -317,15 +317,15 @@ fn start(l: &Lower, from: Option<usize>) -> Vec<WgslDispatch> {
             flops: range.len() as u64,
         }
     };
-    super::launch::flat(l.outs[0].len(), l.caps).into_iter().map(dispatch).collect()
+    super::launch::flat(l.outs[out].len(), l.caps).into_iter().map(dispatch).collect()
 }
 
 /// Dispatches that make output 0 what a table's gradient is added to: input 2, unless it is there already, or zeros.
 fn start_sum(l: &Lower, acc: bool) -> Vec<WgslDispatch> {
     match (acc, l.shared[0]) {
         (true, Some(_)) => Vec::new(),
-        (true, None) => start(l, Some(2)),
-        (false, _) => start(l, None),
+        (true, None) => start(l, 0, Some(2)),
+        (false, _) => start(l, 0, None),
     }
 }
 
@@ -354,7 +354,7 @@ fn wgsl_embed_dw(l: &Lower) -> Result<Vec<WgslDispatch>> {
 fn wgsl_cache_write(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let mut all = match l.shared[0] {
         Some(_) => Vec::new(),
-        None => start(l, Some(0)),
+        None => start(l, 0, Some(0)),
     };
     all.extend(write_rows(l, 1, 2));
     Ok(all)

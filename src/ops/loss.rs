@@ -203,7 +203,7 @@ fn host(call: &HostCall) {
 }
 
 /// The cross entropy of one row of logits, which becomes its gradient times `inv` if `grad`.
-fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bool) -> f32 {
+pub(super) fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bool) -> f32 {
     const LANES: usize = 32;
     math::vectorized(|| {
         let at_label = row[label];

@@ -15,6 +15,7 @@ pub mod dora;
 pub mod elementwise;
 pub mod embed;
 pub mod linear;
+pub mod logit_loss;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
@@ -37,6 +38,7 @@ pub static FAMILIES: &[&[&OpDef]] = &[
     attention::OPS,
     elementwise::OPS,
     loss::OPS,
+    logit_loss::OPS,
     optim::OPS,
     quant::OPS,
     row_factor::OPS,

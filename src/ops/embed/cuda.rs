@@ -50,20 +50,20 @@ fn rows(
     }
 }
 
-/// Makes output 0 a copy of input `from`, or zeros.
-fn start(l: &Lower, from: Arg) -> CudaLaunch {
+/// Makes output `out` a copy of input `from`, or zeros.
+pub fn start(l: &Lower, out: usize, from: Arg) -> CudaLaunch {
     // By words: 16-bit types fill their last one.
-    let words = l.outs[0].bytes().div_ceil(4);
+    let words = l.outs[out].bytes().div_ceil(4);
     let grid = launch::grid(words.div_ceil(4 * BLOCK), l.caps);
-    rows("start", grid, BLOCK, vec![Arg::Out(0), from], launch::words(words).to_vec(), words)
+    rows("start", grid, BLOCK, vec![Arg::Out(out), from], launch::words(words).to_vec(), words)
 }
 
 /// What a table's gradient starts from in output 0, unless that lies there already.
 fn start_sums(l: &Lower) -> Vec<CudaLaunch> {
     match (grad(l.attr).acc, l.shared[0]) {
         (true, Some(_)) => Vec::new(),
-        (true, None) => vec![start(l, Arg::In(2))],
-        (false, _) => vec![start(l, Arg::Absent)],
+        (true, None) => vec![start(l, 0, Arg::In(2))],
+        (false, _) => vec![start(l, 0, Arg::Absent)],
     }
 }
 
@@ -108,7 +108,7 @@ pub fn token_rows(l: &Lower) -> Result<Vec<CudaLaunch>> {
 /// The table in f32, and the rows over it.
 pub fn replace_rows(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let mut all = match l.ins[0].dtype {
-        DType::F32 => vec![start(l, Arg::In(0))],
+        DType::F32 => vec![start(l, 0, Arg::In(0))],
         _ => (CAST.cuda)(l)?,
     };
     all.push(write_rows(l));
@@ -129,7 +129,7 @@ fn write_rows(l: &Lower) -> CudaLaunch {
 pub fn cache_write(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let mut all = match l.shared[0] {
         Some(_) => Vec::new(),
-        None => vec![start(l, Arg::In(0))],
+        None => vec![start(l, 0, Arg::In(0))],
     };
     all.push(write_rows(l));
     Ok(all)
