@@ -136,6 +136,10 @@ fn cases() -> Vec<Case> {
     case("replace_rows", "bf16", Attr::None, ins, &[]);
     case("cache_write", "tokens", Attr::None, vec![f32s(&[2 * T, kv]), f32s(&[T, kv]), positions()], &[(0, 0)]);
 
+    case("concat_rows", "virtual tokens", Attr::None, vec![f32s(&[FEW, D]), f32s(&[T, D])], &[]);
+    let rows = Attr::Rows(Rows { start: FEW, count: T });
+    case("slice_rows", "after virtual tokens", rows, vec![f32s(&[FEW + T, D])], &[]);
+
     case("add", "residual", Attr::None, vec![f32s(&[T, D]), f32s(&[T, D])], &[(0, 0)]);
     case("scale", "tokens", Attr::None, vec![f32s(&[T, D]), scalar()], &[(0, 0)]);
     case("gated_act", "silu", Attr::Activation(Activation::Silu), vec![f32s(&[T, F]), f32s(&[T, F])], &[]);

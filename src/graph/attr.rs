@@ -24,6 +24,7 @@ pub enum Attr {
     /// The float type of the result.
     Cast(DType),
     Loss(Loss),
+    Rows(Rows),
     Nf4 {
         double: bool,
     },
@@ -131,4 +132,11 @@ pub enum Activation {
 pub struct Loss {
     pub grad_x: bool,
     pub grad_w: bool,
+}
+
+/// Consecutive rows of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    pub start: usize,
+    pub count: usize,
 }

@@ -11,6 +11,7 @@ mod launch;
 mod tiles;
 
 pub mod attention;
+pub mod concat;
 pub mod dora;
 pub mod elementwise;
 pub mod embed;
@@ -43,6 +44,7 @@ pub static FAMILIES: &[&[&OpDef]] = &[
     quant::OPS,
     row_factor::OPS,
     dora::OPS,
+    concat::OPS,
 ];
 
 /// Every row.
