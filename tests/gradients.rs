@@ -184,6 +184,30 @@ fn rows_that_accumulate_add_their_last_operand() {
     assert!(differs(&forgets, &sample).is_some_and(|e| e.contains("differ")));
 }
 
+/// Rows gathered from what a graph computes: −1 stands for a row of zeros, whose gradient goes nowhere.
+#[test]
+fn a_gather_of_computed_rows_knows_ids_without_a_row() {
+    for dtype in [DType::F32, DType::BF16] {
+        let mut g = Graph::new();
+        let x = g.leaf(LeafKind::Param, "x", Ty::f32(&[3, 2]));
+        let ids = g.leaf(LeafKind::Io, "ids", Ty::i32(&[4]));
+        let twice = g.add(x, x).unwrap();
+        let table = g.cast(twice, dtype).unwrap();
+        let y = g.embed(ids, table, 1.0).unwrap();
+        let dy = g.leaf(LeafKind::Io, "dy", g.ty(y).clone());
+        let dx = backward(&mut g, &[(y, dy)], &[x]).unwrap()[0].unwrap();
+        assert_eq!((g.ty(y), g.ty(dx)), (&Ty::f32(&[4, 2]), &Ty::f32(&[3, 2])));
+        let leaves = [
+            (x, Tensor::new(&[3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0])),
+            (ids, Tensor::new(&[4], vec![2.0, -1.0, 0.0, 2.0])),
+            (dy, Tensor::new(&[4, 2], vec![1.0, 2.0, 100.0, 200.0, 10.0, 20.0, 3.0, 4.0])),
+        ];
+        let values = Values::of(&g, leaves);
+        assert_eq!(values.get(y).data, [10.0, 12.0, 0.0, 0.0, 2.0, 4.0, 10.0, 12.0]);
+        assert_eq!(values.get(dx).data, [20.0, 40.0, 0.0, 0.0, 8.0, 12.0]);
+    }
+}
+
 /// A rule that forgets a factor must fail.
 #[test]
 fn a_wrong_rule_is_seen() {

@@ -47,7 +47,9 @@ pub static EMBED: OpDef = OpDef {
     grad: Grad::Rule(|g, node, grads, wants| {
         let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(vec![None, None]) };
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.shape(node.ins[1])[0], acc: false };
-        Ok(vec![None, Some(g.node(&EMBED_DW, Attr::EmbedGrad(attr), &[node.ins[0], dy])?[0])])
+        let dw = g.node(&EMBED_DW, Attr::EmbedGrad(attr), &[node.ins[0], dy])?[0];
+        // A table that is no leaf may be activations in 16 bits.
+        Ok(vec![None, Some(g.cast(dw, g.ty(node.ins[1]).dtype)?)])
     }),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     host: host_embed,
@@ -172,7 +174,8 @@ pub static CACHE_WRITE: OpDef = OpDef {
 };
 
 impl Graph {
-    /// scale·table\[ids\]; of an f32 table that is no leaf: a gather of its rows.
+    /// scale·table\[ids\] in f32. Of a table that is no leaf it is a gather of rows, with a gradient of the table's type;
+    /// an id outside the table (−1, say) gives a row of zeros, and passes no gradient on.
     pub fn embed(&mut self, ids: Val, table: Val, scale: f32) -> Result<Val> {
         Ok(self.node(&EMBED, Attr::Embed { scale }, &[ids, table])?[0])
     }
