@@ -1,5 +1,5 @@
-// Element by element (src/ops/elementwise.rs has the equations): a + b, x·s, act(gate)·up and its gradients, dropout, and a
-// row added to all rows, or summed over them. A thread takes 16 bytes of each operand and reads them before it writes its
+// Element by element (src/ops/elementwise.rs has the equations): a + b, x·s, act(x), act(gate)·up and their gradients,
+// dropout, and a row added to all rows, or summed over them. A thread takes 16 bytes of each operand and reads them before it writes its
 // results, so that an output may be an input. Lengths come as two words.
 #include "common/columns.cuh"
 #include "common/philox.cuh"
@@ -33,11 +33,12 @@ extern "C" __global__ void __launch_bounds__(256) scale(act* y, const act* x, co
     store_some(y + i, v, count, true);
 }
 
-// Which activation, as the lowering numbers them: SiLU, GELU by its tanh approximation, GELU by erf.
-static const u32 SILU = 0, GELU_TANH = 1;
+// Which activation, as the lowering numbers them: SiLU, GELU by its tanh approximation, GELU by erf, ReLU, tanh,
+// x·σ(1.702 x).
+static const u32 SILU = 0, GELU_TANH = 1, GELU = 2, RELU = 3, TANH = 4;
 
 // act(x), and act'(x) into `slope`. `kind` is the same for all threads.
-__device__ __forceinline__ float activation(u32 kind, float x, float& slope) {
+__device__ __forceinline__ float activate(u32 kind, float x, float& slope) {
     if (kind == SILU) {
         float s = 1.0f / (1.0f + expf(-x));
         slope = s * (1.0f + x * (1.0f - s));
@@ -50,11 +51,51 @@ __device__ __forceinline__ float activation(u32 kind, float x, float& slope) {
         slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * c * (1.0f + 3.0f * 0.044715f * x * x);
         return 0.5f * x * (1.0f + t);
     }
-    float phi = 0.5f * (1.0f + erff(x * 0.7071067811865476f));
-    slope = phi + x * 0.3989422804014327f * expf(-0.5f * x * x);
-    return x * phi;
+    if (kind == GELU) {
+        float phi = 0.5f * (1.0f + erff(x * 0.7071067811865476f));
+        slope = phi + x * 0.3989422804014327f * expf(-0.5f * x * x);
+        return x * phi;
+    }
+    if (kind == RELU) {
+        slope = x <= 0.0f ? 0.0f : 1.0f;
+        return x < 0.0f ? 0.0f : x;
+    }
+    if (kind == TANH) {
+        float t = tanhf(x);
+        slope = 1.0f - t * t;
+        return t;
+    }
+    float s = 1.0f / (1.0f + expf(-1.702f * x));
+    slope = s * (1.0f + 1.702f * x * (1.0f - s));
+    return x * s;
 }
 
+extern "C" __global__ void __launch_bounds__(256) activation(act* y, const act* x, u32 low, u32 high, u32 kind) {
+    THIS_RUN(i, count)
+    float v[N], slope;
+    load_some(v, x + i, count, true);
+#pragma unroll
+    for (u32 k = 0; k < N; k++) v[k] = activate(kind, v[k], slope);
+    store_some(y + i, v, count, true);
+}
+
+// dx = dy·act'(x).
+extern "C" __global__ void __launch_bounds__(256) activation_bwd(act* dx, const act* dy, const act* x, u32 low,
+                                                                 u32 high, u32 kind) {
+    THIS_RUN(i, count)
+    float d[N], v[N];
+    load_some(d, dy + i, count, true);
+    load_some(v, x + i, count, true);
+#pragma unroll
+    for (u32 k = 0; k < N; k++) {
+        float slope;
+        activate(kind, v[k], slope);
+        d[k] *= slope;
+    }
+    store_some(dx + i, d, count, true);
+}
+
+// h = act(gate)·up.
 extern "C" __global__ void __launch_bounds__(256) gated_act(act* h, const act* gate, const act* up, u32 low, u32 high,
                                                             u32 kind) {
     THIS_RUN(i, count)
@@ -62,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_act(act* h, const act* g
     load_some(g, gate + i, count, true);
     load_some(u, up + i, count, true);
 #pragma unroll
-    for (u32 k = 0; k < N; k++) g[k] = activation(kind, g[k], slope) * u[k];
+    for (u32 k = 0; k < N; k++) g[k] = activate(kind, g[k], slope) * u[k];
     store_some(h + i, g, count, true);
 }
 
@@ -76,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_act_bwd(act* dgate, act*
     load_some(u, up + i, count, true);
 #pragma unroll
     for (u32 k = 0; k < N; k++) {
-        float slope, a = activation(kind, g[k], slope);
+        float slope, a = activate(kind, g[k], slope);
         g[k] = d[k] * u[k] * slope;
         u[k] = d[k] * a;
     }

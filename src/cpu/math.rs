@@ -153,6 +153,40 @@ pub fn gelu_grad(x: f32) -> f32 {
     0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * INV_SQRT_2_PI * exp(-0.5 * x * x)
 }
 
+/// max(x, 0); NaN stays NaN.
+#[inline(always)]
+pub fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// Its derivative, 0 at 0.
+#[inline(always)]
+pub fn relu_grad(x: f32) -> f32 {
+    if x <= 0.0 { 0.0 } else { 1.0 }
+}
+
+/// d tanh(x) / dx = 1 − tanh²(x).
+#[inline(always)]
+pub fn tanh_grad(x: f32) -> f32 {
+    let t = tanh(x);
+    1.0 - t * t
+}
+
+const QUICK: f32 = 1.702;
+
+/// x·sigmoid(1.702 x): Hugging Face's `quick_gelu`.
+#[inline(always)]
+pub fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + exp(-QUICK * x))
+}
+
+/// Its derivative.
+#[inline(always)]
+pub fn quick_gelu_grad(x: f32) -> f32 {
+    let s = sigmoid(QUICK * x);
+    s * (1.0 + QUICK * x * (1.0 - s))
+}
+
 /// Σ aᵢ·bᵢ over the shorter length, in 16 partial sums that are added pairwise: the order is fixed.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -263,6 +297,7 @@ mod tests {
                 ("silu", silu(x), v / (1.0 + (-v).exp())),
                 ("gelu", gelu(x), v * phi(v)),
                 ("gelu_tanh", gelu_tanh(x), 0.5 * v * (1.0 + tanh_arg(v).tanh())),
+                ("quick_gelu", quick_gelu(x), v / (1.0 + (-1.702 * v).exp())),
             ];
             for (name, got, want) in cases {
                 // 1 + erf cancels for negative x: the error is relative to |x|.
@@ -275,6 +310,8 @@ mod tests {
                 ("silu", silu_grad(x), slope(&|v| v / (1.0 + (-v).exp()))),
                 ("gelu", gelu_grad(x), slope(&|v| v * phi(v))),
                 ("gelu_tanh", gelu_tanh_grad(x), slope(&|v| 0.5 * v * (1.0 + tanh_arg(v).tanh()))),
+                ("quick_gelu", quick_gelu_grad(x), slope(&|v| v / (1.0 + (-1.702 * v).exp()))),
+                ("tanh", tanh_grad(x), slope(&f64::tanh)),
             ];
             for (name, got, want) in cases {
                 assert!((got as f64 - want).abs() <= 2e-6, "{name}'({x}): {got} {want}");
@@ -303,7 +340,9 @@ mod tests {
         assert_eq!((tanh(40.0), tanh(-40.0)), (1.0, -1.0));
         assert_eq!((erf(40.0), erf(-40.0)), (1.0, -1.0));
         assert_eq!((sigmoid(-200.0), sigmoid(200.0)), (0.0, 1.0));
-        assert_eq!(silu(-200.0), 0.0);
+        assert_eq!((silu(-200.0), quick_gelu(-200.0)), (0.0, 0.0));
+        assert_eq!((relu(-2.0), relu(3.0), relu_grad(-2.0), relu_grad(0.0), relu_grad(3.0)), (0.0, 3.0, 0.0, 0.0, 1.0));
+        assert!(relu(f32::NAN).is_nan());
     }
 
     #[test]

@@ -121,10 +121,25 @@ pub struct Attention {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     Silu,
-    /// The tanh approximation (Hugging Face's `gelu_pytorch_tanh`).
+    /// The tanh approximation (Hugging Face's `gelu_new` and `gelu_pytorch_tanh`).
     GeluTanh,
     /// The exact form with erf (`gelu`).
     Gelu,
+    Relu,
+    Tanh,
+    /// x·σ(1.702 x) (`quick_gelu`).
+    QuickGelu,
+}
+
+impl Activation {
+    pub const ALL: [Activation; 6] = [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::Gelu,
+        Activation::Relu,
+        Activation::Tanh,
+        Activation::QuickGelu,
+    ];
 }
 
 /// Which gradients the loss computes along the way.

@@ -1,23 +1,26 @@
-//! Ops that work element by element: sums, factors, gated activations, dropout, casts.
+//! Ops that work element by element: sums, factors, activations, dropout, casts.
 
+mod activation;
 mod cast;
 mod cuda;
 
+use crate::cpu::par;
 use crate::cpu::philox::{Mask, keep};
-use crate::cpu::{math, par};
 use crate::device::Target;
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, flat, grid, rows};
 use crate::ops::{
-    Activation, Acts, Arg, Attr, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor,
-    WgslDispatch, check,
+    Acts, Arg, Attr, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
+    check,
 };
 
+pub use activation::{ACTIVATION, ACTIVATION_BWD, GATED_ACT, GATED_ACT_BWD};
 pub use cast::CAST;
 
-pub static OPS: &[&OpDef] = &[&ADD, &SCALE, &GATED_ACT, &GATED_ACT_BWD, &DROPOUT, &ADD_ROW, &ADD_ROW_DV, &CAST];
+pub static OPS: &[&OpDef] =
+    &[&ADD, &SCALE, &ACTIVATION, &ACTIVATION_BWD, &GATED_ACT, &GATED_ACT_BWD, &DROPOUT, &ADD_ROW, &ADD_ROW_DV, &CAST];
 
 /// `add` [a F32[..], b F32[..]] → a + b.
 pub static ADD: OpDef = OpDef {
@@ -77,94 +80,6 @@ pub static SCALE: OpDef = OpDef {
     samples: || {
         samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
     },
-    ..OpDef::COMPUTE
-};
-
-/// `gated_act` [gate F32[T,F], up F32[T,F]] → act(gate)·up.
-pub static GATED_ACT: OpDef = OpDef {
-    name: "gated_act",
-    infer: |attr, ins| match (attr, ins) {
-        (Attr::Activation(_), [gate, up]) => {
-            check::float("gate", gate)?;
-            check::is("up", up, gate)?;
-            Ok(vec![gate.clone()])
-        }
-        _ => Err(check::refuse("gate, up and Activation", attr, ins)),
-    },
-    reference: |attr, ins| vec![zip(&ins[0], &ins[1], |g, u| act64(act(attr), g).0 * u)],
-    grad: Grad::Rule(|g, node, grads, _| {
-        let Some(dh) = grads[0] else { return Ok(vec![None, None]) };
-        let outs = g.node(&GATED_ACT_BWD, node.attr.clone(), &[dh, node.ins[0], node.ins[1]])?;
-        Ok(vec![Some(outs[0]), Some(outs[1])])
-    }),
-    in_place: &[(0, 0), (1, 0)],
-    cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
-    host: |call| match act(call.attr) {
-        Activation::Silu => call.map(0, [0, 1], |[g, u]| math::silu(g) * u),
-        Activation::GeluTanh => call.map(0, [0, 1], |[g, u]| math::gelu_tanh(g) * u),
-        Activation::Gelu => call.map(0, [0, 1], |[g, u]| math::gelu(g) * u),
-    },
-    wgsl: |l| {
-        let name = act_define(act(l.attr));
-        Ok(match l.shared[0] {
-            Some(0) => elements(l, &GATED_ACT, vec!["GATED", name, "INPLACE_GATE"], &[Slot::Out(0), Slot::In(1)], &[]),
-            Some(_) => elements(l, &GATED_ACT, vec!["GATED", name, "INPLACE_UP"], &[Slot::Out(0), Slot::In(0)], &[]),
-            None => elements(l, &GATED_ACT, vec!["GATED", name], &[Slot::Out(0), Slot::In(0), Slot::In(1)], &[]),
-        })
-    },
-    cuda: cuda::gated_act,
-    acts: |_| Acts { ins: &[0, 1], outs: &[0] },
-    samples: || act_samples(2),
-    ..OpDef::COMPUTE
-};
-
-/// `gated_act_bwd` [dh, gate, up F32[T,F]] → dgate = dh·up·act′(gate), dup = dh·act(gate).
-pub static GATED_ACT_BWD: OpDef = OpDef {
-    name: "gated_act_bwd",
-    infer: |attr, ins| match (attr, ins) {
-        (Attr::Activation(_), [dh, gate, up]) => {
-            check::float("gate", gate)?;
-            check::is("up", up, gate)?;
-            check::is("dh", dh, gate)?;
-            Ok(vec![gate.clone(), gate.clone()])
-        }
-        _ => Err(check::refuse("dh, gate, up and Activation", attr, ins)),
-    },
-    reference: |attr, ins| {
-        let both = zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).1);
-        vec![zip(&both, &ins[2], |d, u| d * u), zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).0)]
-    },
-    grad: Grad::Missing,
-    in_place: &[(1, 0), (2, 1)],
-    cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
-    host: |call| match act(call.attr) {
-        Activation::Silu => call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| {
-            let s = math::sigmoid(g);
-            [dh * u * (s * (1.0 + g * (1.0 - s))), dh * (g * s)]
-        }),
-        Activation::GeluTanh => {
-            call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| [dh * u * math::gelu_tanh_grad(g), dh * math::gelu_tanh(g)])
-        }
-        Activation::Gelu => {
-            call.map_many([0, 1], [0, 1, 2], |[dh, g, u]| [dh * u * math::gelu_grad(g), dh * math::gelu(g)])
-        }
-    },
-    wgsl: |l| {
-        let mut defines = vec!["GATED_BWD", act_define(act(l.attr))];
-        let mut slots = vec![Slot::Out(0), Slot::Out(1), Slot::In(0)];
-        match l.shared[0] {
-            Some(_) => defines.push("INPLACE_GATE"),
-            None => slots.push(Slot::In(1)),
-        }
-        match l.shared[1] {
-            Some(_) => defines.push("INPLACE_UP"),
-            None => slots.push(Slot::In(2)),
-        }
-        Ok(elements(l, &GATED_ACT_BWD, defines, &slots, &[]))
-    },
-    cuda: cuda::gated_act_bwd,
-    acts: |_| Acts { ins: &[0, 1, 2], outs: &[0, 1] },
-    samples: || act_samples(3),
     ..OpDef::COMPUTE
 };
 
@@ -318,11 +233,6 @@ impl Graph {
         Ok(self.node(&SCALE, Attr::None, &[x, s])?[0])
     }
 
-    /// act(gate)·up.
-    pub fn gated_act(&mut self, gate: Val, up: Val, act: Activation) -> Result<Val> {
-        Ok(self.node(&GATED_ACT, Attr::Activation(act), &[gate, up])?[0])
-    }
-
     /// Zeroes each element with probability p and divides the others by 1−p.
     pub fn dropout(&mut self, x: Val, rng: Val, drop: Dropout) -> Result<Val> {
         Ok(self.node(&DROPOUT, Attr::Dropout(drop), &[x, rng])?[0])
@@ -342,13 +252,6 @@ fn scale_rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool])
     match grads[0] {
         Some(dy) => Ok(vec![Some(g.scale(dy, node.ins[1])?), None]),
         None => Ok(vec![None, None]),
-    }
-}
-
-fn act(attr: &Attr) -> Activation {
-    match attr {
-        Attr::Activation(a) => *a,
-        _ => unreachable!("infer refused it"),
     }
 }
 
@@ -372,39 +275,6 @@ fn map(x: &Tensor, f: impl Fn(f64) -> f64) -> Tensor {
 
 fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f64, f64) -> f64) -> Tensor {
     Tensor::new(&a.shape, a.data.iter().zip(&b.data).map(|(&a, &b)| f(a, b)).collect())
-}
-
-/// act(x) and act′(x).
-fn act64(act: Activation, x: f64) -> (f64, f64) {
-    match act {
-        Activation::Silu => {
-            let s = 1.0 / (1.0 + (-x).exp());
-            (x * s, s * (1.0 + x * (1.0 - s)))
-        }
-        Activation::GeluTanh => {
-            let c = (2.0 / std::f64::consts::PI).sqrt();
-            let t = (c * (x + 0.044715 * x * x * x)).tanh();
-            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x))
-        }
-        Activation::Gelu => {
-            let normal = 0.5 * (1.0 + erf64(x / std::f64::consts::SQRT_2));
-            (x * normal, normal + x * (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt())
-        }
-    }
-}
-
-/// erf(x) = 2/√π · e^(−x²) Σ_n 2ⁿ x^(2n+1) / (2n+1)!! : all terms have one sign, so nothing cancels.
-fn erf64(x: f64) -> f64 {
-    if x.abs() > 6.0 {
-        return x.signum();
-    }
-    let (mut term, mut sum, mut n) = (x, x, 0);
-    while term.abs() > 1e-17 * sum.abs() {
-        n += 1;
-        term *= 2.0 * x * x / (2 * n + 1) as f64;
-        sum += term;
-    }
-    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
 }
 
 fn host_dropout(call: &HostCall) {
@@ -491,14 +361,6 @@ fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], m
     flat(len, l.caps).into_iter().map(dispatch).collect()
 }
 
-fn act_define(act: Activation) -> &'static str {
-    match act {
-        Activation::Silu => "SILU",
-        Activation::GeluTanh => "GELU_TANH",
-        Activation::Gelu => "GELU",
-    }
-}
-
 fn wgsl_add_row(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, f) = (l.ins[1].len(), factor(l.attr).factor);
     let dispatch = |range: std::ops::Range<usize>| {
@@ -569,19 +431,4 @@ fn samples(what: &str, shapes: &[(&'static str, &[usize])], make: impl Fn(Ty) ->
         Sample::new(format!("{name}{what}"), attr, ins)
     };
     shapes.iter().map(sample).collect()
-}
-
-fn act_samples(operands: usize) -> Vec<Sample> {
-    let mut all = Vec::new();
-    for act in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
-        all.extend(samples(&format!(", {act:?}"), SIZES, |ty| {
-            (Attr::Activation(act), vec![SampleIn::normal(ty); operands])
-        }));
-        let values = vec![-100.0, -30.0, -12.0, -4.0, -0.5, 0.0, 1e-3, 0.7, 5.0, 11.0, 40.0, 100.0];
-        let ty = Ty::f32(&[1, values.len()]);
-        let mut ins = vec![SampleIn::normal(ty.clone()); operands];
-        ins[operands - 2] = SampleIn::values(ty, values);
-        all.push(Sample::new(format!("far from zero, {act:?}"), Attr::Activation(act), ins));
-    }
-    all
 }

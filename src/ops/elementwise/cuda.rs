@@ -1,9 +1,10 @@
 //! The CUDA launches of the elementwise ops: a thread takes 16 bytes of each operand.
 
-use super::{act, drop, factor};
+use super::activation::kind;
+use super::{drop, factor};
 use crate::cpu::philox::keep;
 use crate::error::Result;
-use crate::ops::{Activation, Arg, CudaLaunch, Factor, Lower, launch};
+use crate::ops::{Arg, CudaLaunch, Factor, Lower, launch};
 
 /// Threads of a block: whole warps, and enough blocks to even out.
 const BLOCK: usize = 256;
@@ -32,22 +33,21 @@ pub fn scale(l: &Lower) -> Result<Vec<CudaLaunch>> {
     elements(l, "scale", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[], 1)
 }
 
-/// The activation's number in `kernels/elementwise.cu`.
-fn kind(act: Activation) -> u32 {
-    match act {
-        Activation::Silu => 0,
-        Activation::GeluTanh => 1,
-        Activation::Gelu => 2,
-    }
+pub fn activation(l: &Lower) -> Result<Vec<CudaLaunch>> {
+    elements(l, "activation", vec![Arg::Out(0), Arg::In(0)], &[kind(l.attr)], 12)
+}
+
+pub fn activation_bwd(l: &Lower) -> Result<Vec<CudaLaunch>> {
+    elements(l, "activation_bwd", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[kind(l.attr)], 16)
 }
 
 pub fn gated_act(l: &Lower) -> Result<Vec<CudaLaunch>> {
-    elements(l, "gated_act", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[kind(act(l.attr))], 12)
+    elements(l, "gated_act", vec![Arg::Out(0), Arg::In(0), Arg::In(1)], &[kind(l.attr)], 12)
 }
 
 pub fn gated_act_bwd(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let args = vec![Arg::Out(0), Arg::Out(1), Arg::In(0), Arg::In(1), Arg::In(2)];
-    elements(l, "gated_act_bwd", args, &[kind(act(l.attr))], 24)
+    elements(l, "gated_act_bwd", args, &[kind(l.attr)], 24)
 }
 
 pub fn dropout(l: &Lower) -> Result<Vec<CudaLaunch>> {
