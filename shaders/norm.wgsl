@@ -1,6 +1,7 @@
 // Root-mean-square norm: y = x rstd (offset + w), rstd = 1 / sqrt(mean(x²) + eps); its gradient with respect to x,
 // dx = rstd (g − x rstd² mean(g x)) with g = dy (offset + w), one workgroup a row; and the one with respect to w,
-// dw[i] = Σ over rows of dy x rstd, first over blocks of rows, then over the blocks.
+// dw[i] = Σ over rows of dy x rstd, first over blocks of rows, then over the blocks. With MEAN the latter is the layer
+// norm's (norm_layer.wgsl), dy (x − mean) rstd.
 // variant: FORWARD
 // variant: DX
 // variant: DX ACC
@@ -8,6 +9,7 @@
 // variant: DX IN_DY ACC
 // variant: DX ACC IN_ACC
 // variant: DW
+// variant: DW MEAN
 // variant: DW_SUM
 // variant: DW_SUM ACC
 // also: SUBGROUP
@@ -117,6 +119,9 @@ override ROWS: u32 = 256u;
 // f32[blocks of ROWS rows, cols].
 @group(0) @binding(next) var<storage, read_write> dy: array<f32>;
 @group(0) @binding(next) var<storage, read_write> x: array<f32>;
+#if MEAN
+@group(0) @binding(next) var<storage, read_write> mean: array<f32>;
+#end
 @group(0) @binding(next) var<storage, read_write> rstd: array<f32>;
 @group(0) @binding(next) var<storage, read_write> partial: array<f32>;
 @group(0) @binding(next) var<uniform> p: Params;
@@ -148,13 +153,18 @@ fn total(col: u32, lane: u32, value: f32) -> f32 {
 
 #if DW
 @compute @workgroup_size(COLS, LANES)
-fn rms_norm_dw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
+fn norm_dw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
     let i = wg.x * COLS + lid.x;
     var sum = 0.0;
     if i < p.cols {
         let end = min((wg.y + 1u) * ROWS, p.rows);
         for (var r = wg.y * ROWS + lid.y; r < end; r += LANES) {
-            sum += dy[r * p.cols + i] * (x[r * p.cols + i] * rstd[p.first + r]);
+#if MEAN
+            let d = x[r * p.cols + i] - mean[p.first + r];
+#else
+            let d = x[r * p.cols + i];
+#end
+            sum += dy[r * p.cols + i] * (d * rstd[p.first + r]);
         }
     }
     let all = total(lid.x, lid.y, sum);
@@ -164,7 +174,7 @@ fn rms_norm_dw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
 
 #if DW_SUM
 @compute @workgroup_size(COLS, LANES)
-fn rms_norm_dw_sum(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
+fn norm_dw_sum(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
     let i = wg.x * COLS + lid.x;
     var sum = 0.0;
     if i < p.cols {

@@ -187,10 +187,12 @@ pub fn quick_gelu_grad(x: f32) -> f32 {
     s * (1.0 + QUICK * x * (1.0 - s))
 }
 
+/// Partial sums of [`dot`] and [`sum`].
+const LANES: usize = 16;
+
 /// Σ aᵢ·bᵢ over the shorter length, in 16 partial sums that are added pairwise: the order is fixed.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
     let n = a.len().min(b.len());
     let (a, b) = (&a[..n], &b[..n]);
     let mut sums = [0f32; LANES];
@@ -203,6 +205,25 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[i] += x[i] * y[i];
         }
     }
+    pairwise(sums)
+}
+
+/// Σ aᵢ, in the order of [`dot`].
+#[inline(always)]
+pub fn sum(a: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let whole = a.chunks_exact(LANES);
+    sums[..whole.remainder().len()].copy_from_slice(whole.remainder());
+    for x in whole {
+        for i in 0..LANES {
+            sums[i] += x[i];
+        }
+    }
+    pairwise(sums)
+}
+
+#[inline(always)]
+fn pairwise(mut sums: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -320,11 +341,12 @@ mod tests {
     }
 
     #[test]
-    fn dot_sums_every_length() {
+    fn sums_are_of_every_length() {
         for n in 0..100usize {
             let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let want: usize = (0..n).map(|i| i * i).sum();
             assert_eq!(dot(&a, &a), want as f32);
+            assert_eq!(sum(&a), (0..n).sum::<usize>() as f32);
         }
     }
 

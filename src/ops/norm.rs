@@ -1,9 +1,10 @@
-//! Root-mean-square normalization (Zhang & Sennrich 2019) and its gradients.
+//! Root-mean-square normalization (Zhang & Sennrich 2019) and its gradients; layer normalization is in `layer`.
 //!
 //! `y = x · rstd · (offset + w)` with `rstd = 1 / √(mean(x²) + eps)` for each row. The offset is 1 in the Gemma
 //! family, whose weights are stored around 0.
 
 mod cuda;
+mod layer;
 
 use crate::cpu::{math, par};
 use crate::device::{Caps, Target};
@@ -14,7 +15,9 @@ use crate::ops::{
     Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
 };
 
-pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW];
+pub use layer::{LAYER_NORM, LAYER_NORM_DW, LAYER_NORM_DX};
+
+pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW, &LAYER_NORM, &LAYER_NORM_DX, &LAYER_NORM_DW];
 
 /// `rms_norm` [x F32[R,D], w F32[D]] → y F32[R,D], rstd F32[R].
 pub static RMS_NORM: OpDef = OpDef {
@@ -59,7 +62,7 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: ins[0].rows() },
     workspace: dw_workspace,
     host: host_dw,
-    wgsl: wgsl_dw,
+    wgsl: |l| wgsl_dw(l, vec!["DW"]),
     cuda: cuda::rms_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: samples_dw,
@@ -276,6 +279,7 @@ const DW_ROWS: usize = 256;
 /// A dispatch over one range of the rows of a [rows, cols] matrix, with a workgroup for each.
 fn over_rows(
     l: &Lower,
+    shader: &'static str,
     entry: &'static str,
     defines: Vec<&'static str>,
     args: Vec<Arg>,
@@ -286,7 +290,7 @@ fn over_rows(
     // A power of two that leaves few invocations idle.
     let width = cols.next_power_of_two().clamp(32, 256).min(l.caps.max_invocations.max(32) as usize);
     WgslDispatch {
-        shader: "norm",
+        shader,
         defines,
         entry,
         constants: vec![("WG", width as f64)],
@@ -302,7 +306,7 @@ fn wgsl_norm(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let dispatch = |range: std::ops::Range<usize>| {
         let part = launch::bytes(&range, cols);
         let args = vec![Arg::OutPart(0, part.clone()), Arg::Out(1), Arg::InPart(0, part), Arg::In(1)];
-        over_rows(l, "rms_norm", vec!["FORWARD"], args, &range)
+        over_rows(l, "norm", "rms_norm", vec!["FORWARD"], args, &range)
     };
     Ok(launch::rows(l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
@@ -324,7 +328,7 @@ fn wgsl_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
                 _ => args.push(part(4)),
             }
         }
-        over_rows(l, "rms_norm_dx", defines, args, &range)
+        over_rows(l, "norm", "rms_norm_dx", defines, args, &range)
     };
     Ok(launch::rows(l.ins[1].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
@@ -338,7 +342,11 @@ fn dw_workspace(_: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     }
 }
 
-fn wgsl_dw(l: &Lower) -> Result<Vec<WgslDispatch>> {
+/// The gradient of a weight, from dy, x, what the forward pass keeps of each row, and acc: `first` is the variant of the
+/// pass over blocks of rows.
+fn wgsl_dw(l: &Lower, first: Vec<&'static str>) -> Result<Vec<WgslDispatch>> {
+    let acc = *l.attr == Attr::Acc(true);
+    let kept = l.ins.len() - acc as usize;
     let (rows, cols) = (l.ins[1].rows(), l.ins[1].cols());
     let work = Arg::Work(0..dw_workspace(l.attr, l.ins, l.caps));
     // Ranges of whole blocks, so that a block's sum is the same however the rows are split.
@@ -352,28 +360,27 @@ fn wgsl_dw(l: &Lower) -> Result<Vec<WgslDispatch>> {
             let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
             WgslDispatch {
                 shader: "norm",
-                defines: vec!["DW"],
-                entry: "rms_norm_dw",
+                defines: first.clone(),
+                entry: "norm_dw",
                 constants: vec![("ROWS", DW_ROWS as f64)],
                 grid: [wide, range.len().div_ceil(DW_ROWS) as u32, 1],
-                args: vec![part(0), part(1), Arg::In(2), work.clone()],
+                args: [part(0), part(1)].into_iter().chain((2..kept).map(Arg::In)).chain([work.clone()]).collect(),
                 params: vec![range.len() as u32, range.start as u32, cols as u32, 0, 0],
                 flops: 3 * (range.len() * cols) as u64,
             }
         })
         .collect();
-    let acc = *l.attr == Attr::Acc(true);
     let apart = acc && l.shared[0].is_none();
     let (mut defines, mut args) = (vec!["DW_SUM"], vec![Arg::Out(0)]);
     if apart {
         defines.push("ACC");
-        args.push(Arg::In(3));
+        args.push(Arg::In(kept));
     }
     args.push(work);
     dispatches.push(WgslDispatch {
         shader: "norm",
         defines,
-        entry: "rms_norm_dw_sum",
+        entry: "norm_dw_sum",
         constants: vec![("ADD", (acc && !apart) as u8 as f64)],
         grid: [wide, 1, 1],
         args,

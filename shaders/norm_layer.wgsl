@@ -1,0 +1,125 @@
+// Layer norm: y = (x − mean) rstd w + b, rstd = 1 / sqrt(var + eps), and its gradient with respect to x,
+// dx = rstd (g − mean(g) − n mean(g n)) with g = dy w and n = (x − mean) rstd, one workgroup a row. The gradient with
+// respect to w is in norm.wgsl.
+// variant: FORWARD
+// variant: DX
+// variant: DX ACC
+// variant: DX IN_DY
+// variant: DX IN_DY ACC
+// variant: DX ACC IN_ACC
+// also: SUBGROUP
+
+override WG: u32 = 64u;
+
+struct Params {
+    // Rows of this dispatch, the index of the first among all, and features.
+    rows: u32,
+    first: u32,
+    cols: u32,
+    eps: f32,
+}
+
+#if FORWARD
+@group(0) @binding(next) var<storage, read_write> y: array<f32>;
+@group(0) @binding(next) var<storage, read_write> mean: array<f32>;
+@group(0) @binding(next) var<storage, read_write> rstd: array<f32>;
+@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> w: array<f32>;
+@group(0) @binding(next) var<storage, read_write> b: array<f32>;
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+#if DX
+@group(0) @binding(next) var<storage, read_write> dx: array<f32>;
+#if !IN_DY
+@group(0) @binding(next) var<storage, read_write> dy: array<f32>;
+#end
+@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> w: array<f32>;
+@group(0) @binding(next) var<storage, read_write> mean: array<f32>;
+@group(0) @binding(next) var<storage, read_write> rstd: array<f32>;
+#if ACC && !IN_ACC
+@group(0) @binding(next) var<storage, read_write> acc: array<f32>;
+#end
+@group(0) @binding(next) var<uniform> p: Params;
+#end
+
+#include "common/reduce.wgsl"
+
+#if FORWARD
+@compute @workgroup_size(WG)
+fn layer_norm(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
+    let row = wg.y * groups.x + wg.x;
+    let live = row < p.rows;
+    let at = row * p.cols;
+    var sum = 0.0;
+    if live {
+        for (var i = lid; i < p.cols; i += WG) { sum += x[at + i]; }
+    }
+    // The mean but for the rounding of its sum. Deviations from it give the variance, which is exact where the mean is
+    // large, and by how much the mean is above it.
+    let about = reduce_add(lane, sum) / f32(p.cols);
+    var parts = vec4<f32>(0.0);
+    if live {
+        for (var i = lid; i < p.cols; i += WG) {
+            let d = x[at + i] - about;
+            parts += vec4<f32>(d, d * d, 0.0, 0.0);
+        }
+    }
+    let means = reduce_add4(lane, parts) / f32(p.cols);
+    let s = 1.0 / sqrt(max(means.y - means.x * means.x, 0.0) + p.eps);
+    if live {
+        for (var i = lid; i < p.cols; i += WG) { y[at + i] = (x[at + i] - about - means.x) * s * w[i] + b[i]; }
+        if lid == 0u {
+            mean[p.first + row] = about + means.x;
+            rstd[p.first + row] = s;
+        }
+    }
+}
+#end
+
+#if DX
+fn gradient(at: u32, i: u32) -> f32 {
+#if IN_DY
+    return dx[at + i] * w[i];
+#else
+    return dy[at + i] * w[i];
+#end
+}
+
+@compute @workgroup_size(WG)
+fn layer_norm_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+#include "common/lane.wgsl"
+) {
+    let lane = Lane(lid, subgroup, subgroups);
+    let row = wg.y * groups.x + wg.x;
+    let live = row < p.rows;
+    let at = row * p.cols;
+    var m = 0.0;
+    var s = 0.0;
+    var parts = vec4<f32>(0.0);
+    if live {
+        m = mean[p.first + row];
+        s = rstd[p.first + row];
+        for (var i = lid; i < p.cols; i += WG) {
+            let g = gradient(at, i);
+            parts += vec4<f32>(g, g * ((x[at + i] - m) * s), 0.0, 0.0);
+        }
+    }
+    let means = reduce_add4(lane, parts) / f32(p.cols);
+    if live {
+        for (var i = lid; i < p.cols; i += WG) {
+            var d = s * (gradient(at, i) - means.x - (x[at + i] - m) * s * means.y);
+#if IN_ACC
+            d += dx[at + i];
+#end
+#if ACC && !IN_ACC
+            d += acc[at + i];
+#end
+            dx[at + i] = d;
+        }
+    }
+}
+#end
