@@ -1,5 +1,5 @@
-//! Ops whose results are bits and not approximations, on every device: casts between float types, and NF4 as
-//! bitsandbytes makes it.
+//! Ops whose results are bits and not approximations, on every device: casts between float types, NF4 as
+//! bitsandbytes makes it, and what the losses leave where nothing is trained.
 
 mod common;
 
@@ -11,7 +11,8 @@ use common::run::Run;
 use half::{bf16, f16};
 use trimtab::backend::{Backend, Launch, Slice, Target};
 use trimtab::dtype::{DType, Nf4Layout, Ty};
-use trimtab::ops::{Attr, elementwise::CAST, quant::NF4_DEQUANTIZE, quant::NF4_QUANTIZE};
+use trimtab::ops::logit_loss::{BCE_WITH_LOGITS, CROSS_ENTROPY, MSE, RANGE_CROSS_ENTROPY};
+use trimtab::ops::{Attr, Loss, OpDef, elementwise::CAST, quant::NF4_DEQUANTIZE, quant::NF4_QUANTIZE};
 use trimtab::plan::{Operands, lower};
 use trimtab::quant::nf4;
 
@@ -83,6 +84,57 @@ fn casts_round_to_the_nearest_even() {
     // The control: cutting bits off instead of rounding is another result for many of these values.
     let cut = values.iter().filter(|v| bf16::from_f32(**v).to_bits() != (v.to_bits() >> 16) as u16).count();
     assert!(cut > 100, "{cut}");
+}
+
+/// Rows that a loss does not count: whatever is in them, the loss is the same, and their gradient is 0.
+#[test]
+fn rows_that_do_not_count_are_not_read() {
+    fn words(values: &[i32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+    let floats = |values: &[f32]| bytes(DType::F32, values);
+    let labels = || (Ty::i32(&[7]), words(&[0, -100, 1, 2, 1, -1, i32::MIN]));
+    let weight = || (Ty::f32(&[7]), floats(&[1.0, 0.0, 1.0, 0.0, 0.5, 0.0, 0.0]));
+    // An empty range between two, and labels before and after theirs.
+    let ranges = || (Ty::i32(&[4, 2]), words(&[0, 2, 3, 4, 4, 4, 5, 7]));
+    let positions = || (Ty::i32(&[4, 2]), words(&[0, 1, 0, 0, 0, 0, -1, 2]));
+    // What comes after the logits, and which of their rows count. Targets are as the logits.
+    type Case<'a> = (&'static OpDef, bool, Vec<(Ty, Vec<u8>)>, &'a [usize]);
+    let cases: [Case; 4] = [
+        (&CROSS_ENTROPY, false, vec![labels()], &[0, 2, 4]),
+        (&BCE_WITH_LOGITS, true, vec![weight()], &[0, 2, 4]),
+        (&MSE, true, vec![weight()], &[0, 2, 4]),
+        (&RANGE_CROSS_ENTROPY, false, vec![ranges(), positions()], &[0, 1, 3]),
+    ];
+    for device in everywhere() {
+        let mut backend = device.open();
+        for (op, has_targets, rest, counted) in &cases {
+            let mut run = |inside: f32, outside: f32| {
+                let row = |r: usize| match counted.contains(&r) {
+                    true => [inside * r as f32, inside],
+                    false => [outside, 2.0 * outside],
+                };
+                let x = floats(&(0..7).flat_map(row).collect::<Vec<f32>>());
+                let targets = floats(&(0..7).flat_map(row).map(|v| 0.3 * v).collect::<Vec<f32>>());
+                let inv = floats(&[0.5]);
+                let logits = Ty::f32(&[7, 2]);
+                let mut ins: Vec<(Ty, &[u8])> = vec![(logits.clone(), &x)];
+                ins.extend(has_targets.then_some((logits, targets.as_slice())));
+                ins.extend(rest.iter().map(|(ty, bytes)| (ty.clone(), bytes.as_slice())));
+                ins.push((Ty::f32(&[1]), &inv));
+                let attr = Attr::Loss(Loss { grad_x: true, grad_w: false });
+                Run { op, attr: &attr, ins, shared: &[] }.on(&mut *backend).unwrap()
+            };
+            let (finite, nan, infinite) = (run(0.7, 1.5), run(0.7, f32::NAN), run(0.7, f32::INFINITY));
+            assert!(finite == nan && finite == infinite, "{} on {}", op.name, device.name);
+            for (r, row) in finite[1].as_chunks::<8>().0.iter().enumerate().filter(|(r, _)| !counted.contains(r)) {
+                assert_eq!(row, &[0; 8], "row {r} of {} on {}", op.name, device.name);
+            }
+            // The control: a row that counts is read.
+            let other = run(0.8, 1.5);
+            assert!(other[0] != finite[0] && other[1] != finite[1], "{} on {}", op.name, device.name);
+        }
+    }
 }
 
 /// Normal numbers, some of them zero.
