@@ -120,7 +120,8 @@ fn cases() -> Vec<Case> {
     let ins = forward().into_iter().chain([key_range()]).collect();
     case("attention", "one sequence", Attr::Attention(spec), ins, &[]);
     // What the forward pass gives for lse is about the logarithm of the number of keys.
-    let ins = forward().into_iter().chain([key_range(), f32s(&q), In::Ones(Ty::f32(&[HEADS, T])), f32s(&q)]).collect();
+    let ranges = [key_range(), key_range()];
+    let ins = forward().into_iter().chain(ranges).chain([f32s(&q), In::Ones(Ty::f32(&[HEADS, T])), f32s(&q)]).collect();
     case("attention_bwd", "one sequence", Attr::Attention(spec), ins, &[]);
 
     case("embed", "bf16", Attr::Embed { scale: 1.0 }, vec![ids(T, V), In::Normal(Ty::new(DType::BF16, &[V, D]))], &[]);

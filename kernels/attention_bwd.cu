@@ -139,8 +139,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 // dk, dv or both: which are not null is known when this is compiled.
 template <bool DK, bool DV>
 __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout,
-                                    const float2* stats, const int* key_range, u32 tokens, u32 d, u32 heads, u32 kv_heads,
-                                    float scale, u32 causal, u32 window) {
+                                    const float2* stats, const int* query_range, u32 tokens, u32 keys, u32 d, u32 heads,
+                                    u32 kv_heads, float scale, u32 causal, u32 window) {
     extern __shared__ uint4 smem[];
     act* left_k = (act*)smem;
     act* left_v = left_k + ROWS * HEAD_DIM;
@@ -151,11 +151,11 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
     Lane l;
     u32 first = blockIdx.y * ROWS, kv = blockIdx.x, group = heads / kv_heads;
     size_t stride = (size_t)heads * d, kv_stride = (size_t)kv_heads * d;
-    load<ROWS>(left_k, {k + (size_t)kv * d, kv_stride, 1, d}, first, tokens);
-    if (DK) load<ROWS>(left_v, {v + (size_t)kv * d, kv_stride, 1, d}, first, tokens);
+    load<ROWS>(left_k, {k + (size_t)kv * d, kv_stride, 1, d}, first, keys);
+    if (DK) load<ROWS>(left_v, {v + (size_t)kv * d, kv_stride, 1, d}, first, keys);
 
-    bool inside = threadIdx.x < ROWS && first + threadIdx.x < tokens;
-    uint2 span = inside ? seeing(first + threadIdx.x, key_range, tokens, causal, window) : make_uint2(0, 0);
+    bool inside = threadIdx.x < ROWS && first + threadIdx.x < keys;
+    uint2 span = inside ? seeing(first + threadIdx.x, query_range, tokens, causal, window) : make_uint2(0, 0);
     uint4 reach = union_range(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
     uint2 mine = meet_warp(spans);
     auto fetch = [&](int stage, u32 head, u32 query) {
@@ -242,28 +242,28 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
     float factor[BLOCKS][2];
 #pragma unroll
     for (int i = 0; i < 2 * BLOCKS; i++) factor[i / 2][i % 2] = scale;
-    if (DK) put(left_k, ok, factor, {dk + (size_t)kv * d, kv_stride, 1, d}, first, tokens);
+    if (DK) put(left_k, ok, factor, {dk + (size_t)kv * d, kv_stride, 1, d}, first, keys);
 #pragma unroll
     for (int i = 0; i < 2 * BLOCKS; i++) factor[i / 2][i % 2] = 1.0f;
-    if (DV) put(left_v, ov, factor, {dv + (size_t)kv * d, kv_stride, 1, d}, first, tokens);
+    if (DV) put(left_v, ov, factor, {dv + (size_t)kv * d, kv_stride, 1, d}, first, keys);
 }
 
 #if HEAD_DIM <= 128
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout, const float2* stats,
-                  const int* key_range, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal,
+                  const int* query_range, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal,
                   u32 window) {
-    dkv<true, true>(dk, dv, q, k, v, dout, stats, key_range, tokens, d, heads, kv_heads, scale, causal, window);
+    dkv<true, true>(dk, dv, q, k, v, dout, stats, query_range, tokens, keys, d, heads, kv_heads, scale, causal, window);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* key_range,
+    attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* query_range,
                  u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
-    dkv<true, false>(dk, nullptr, q, k, v, dout, stats, key_range, tokens, d, heads, kv_heads, scale, causal, window);
+    dkv<true, false>(dk, nullptr, q, k, v, dout, stats, query_range, tokens, keys, d, heads, kv_heads, scale, causal, window);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* key_range, u32 tokens,
+    attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* query_range, u32 tokens,
                  u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
-    dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, key_range, tokens, d, heads, kv_heads, scale, causal, window);
+    dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, query_range, tokens, keys, d, heads, kv_heads, scale, causal, window);
 }
 #endif

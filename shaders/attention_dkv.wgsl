@@ -1,8 +1,7 @@
 // Attention, backward, dv_s = Σ_t p_ts dout_t and dk_s = scale Σ_t ds_ts q_t with ds_ts = p_ts (dout_t·v_s − δ_t),
-// p_ts = exp(scale q_t·k_s − lse_t), over the queries t that see key s, of all heads of the group, in order. Queries
-// and keys are the same tokens; which queries may see a key, its own key_range say. `stats` holds lse and δ for each head
-// and query. D64, D128, D256: the most features that a head may have. VEC: they are a multiple of four. ONLY_DK,
-// ONLY_DV: large heads take a launch for each, for want of registers.
+// p_ts = exp(scale q_t·k_s − lse_t), over the queries t that see key s, of all heads of the group, in order. `stats` holds
+// lse and δ for each head and query. D64, D128, D256: the most features that a head may have. VEC: they are a multiple of
+// four. ONLY_DK, ONLY_DV: large heads take a launch for each, for want of registers.
 // variant: D64
 // variant: D64 VEC
 // variant: D128
@@ -50,7 +49,7 @@
 @group(0) @binding(next) var<storage, read_write> dout: array<f32>;
 #end
 @group(0) @binding(next) var<storage, read_write> stats: array<vec2<f32>>;
-@group(0) @binding(next) var<storage, read_write> key_range: array<i32>;
+@group(0) @binding(next) var<storage, read_write> query_range: array<i32>;
 @group(0) @binding(next) var<uniform> p: Params;
 
 #include "common/attention_qk.wgsl"
@@ -88,8 +87,8 @@ fn put_dv(row: u32, rows: u32, head: u32, f: u32, v: vec4<f32>) {
 // The queries that see key s.
 fn seeing(s: u32) -> vec2<u32> {
     if s >= p.s { return vec2<u32>(0u); }
-    var lo = u32(clamp(key_range[2u * s], 0, i32(p.t)));
-    var hi = u32(clamp(key_range[2u * s + 1u], 0, i32(p.t)));
+    var lo = u32(clamp(query_range[2u * s], 0, i32(p.t)));
+    var hi = u32(clamp(query_range[2u * s + 1u], 0, i32(p.t)));
     if p.causal != 0u { lo = max(lo, s); }
     if p.window != 0u { hi = min(hi, s + min(p.window, p.t)); }
     return select(vec2<u32>(0u), vec2<u32>(lo, hi), lo < hi);

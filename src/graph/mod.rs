@@ -93,6 +93,7 @@ pub struct Phase(pub usize);
 impl Phase {
     pub const MICRO: Phase = Phase(0);
     pub const UPDATE: Phase = Phase(1);
+    pub const ENCODE: Phase = Phase(2);
     pub const PREFILL: Phase = Phase(0);
     pub const DECODE: Phase = Phase(1);
     pub const COUNT: usize = 2;

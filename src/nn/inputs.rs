@@ -307,3 +307,50 @@ pub fn key_range(name: &str, stream: StreamId) -> Field {
         [at.start as i32, (at.start + at.len) as i32].repeat(at.len)
     })
 }
+
+/// The keys that a token sees where a prefix comes before each sequence's keys: I32[T,2], causality and window included.
+pub fn prefixed_key_range(stream: StreamId, causal: bool, window: Option<usize>) -> Field {
+    let name = format!("prefixed.{}.key_range.{causal}.{}", stream.0, window.unwrap_or(0));
+    Field::ranges(name, Axis::Token(stream), Some(0), move |item| {
+        let at = item.at(stream);
+        let all = at.prefix + at.len;
+        let row = |i: usize| {
+            let end = if causal { at.prefix + i + 1 } else { all };
+            let first = window.map_or(0, |w| (at.prefix + i + 1).saturating_sub(w));
+            [(at.key + first) as i32, (at.key + end) as i32]
+        };
+        (0..at.len).flat_map(row).collect()
+    })
+}
+
+/// The tokens that see a key there, I32[T + sequences·P, 2]: the same relation.
+pub fn prefixed_query_range(stream: StreamId, causal: bool, window: Option<usize>) -> Field {
+    let name = format!("prefixed.{}.query_range.{causal}.{}", stream.0, window.unwrap_or(0));
+    Field::ranges(name, Axis::Key(stream), Some(0), move |item| {
+        let at = item.at(stream);
+        let row = |key: usize| {
+            let first = if causal { key.saturating_sub(at.prefix) } else { 0 };
+            let end = window.map_or(at.len, |w| (key + w).saturating_sub(at.prefix).min(at.len));
+            if first < end { [(at.start + first) as i32, (at.start + end) as i32] } else { [0, 0] }
+        };
+        (0..at.prefix + at.len).flat_map(row).collect()
+    })
+}
+
+/// For each key where a prefix comes before each sequence's: its row among the P rows of the prefix and the stream's
+/// own keys after them, I32[T + sequences·P]; −1: none.
+pub fn prefixed_rows(stream: StreamId) -> Field {
+    Field::ints(format!("prefixed.{}.rows", stream.0), Axis::Key(stream), -1, move |item| {
+        let at = item.at(stream);
+        let own = (at.start..at.start + at.len).map(|row| at.prefix + row);
+        (0..at.prefix).chain(own).map(|row| row as i32).collect()
+    })
+}
+
+/// For each token of stream `of`, the rows of its sequence in stream `to`, I32[T,2]; none for padding.
+pub fn cross_range(name: &str, of: StreamId, to: StreamId) -> Field {
+    Field::ranges(name, Axis::Token(of), Some(0), move |item| {
+        let at = item.at(to);
+        [at.start as i32, (at.start + at.len) as i32].repeat(item.at(of).len)
+    })
+}

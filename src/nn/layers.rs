@@ -1,11 +1,11 @@
 //! Layers at sites.
 
-use super::hooks::{Linear, Qkv, Residual, Site, Table};
+use super::hooks::{Linear, Residual, Site, Table};
 use super::inputs::{Axis, Field, Item, MAIN, StreamId};
 use super::{Init, Nn, Role};
 use crate::error::Result;
 use crate::graph::Val;
-use crate::ops::{Activation, Attention, Dropout};
+use crate::ops::{Activation, Dropout};
 
 /// Which token of a sequence stands for all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,47 +106,27 @@ impl Nn<'_> {
         self.g.rms_norm(x, w, eps, offset)
     }
 
+    /// `(x − mean(x)) / √(var(x) + eps) · w + b`
+    pub fn layer_norm(&mut self, path: &str, x: Val, eps: f32) -> Result<Val> {
+        let dim = self.g.ty(x).cols();
+        let w = self.weight(&format!("{path}.weight"), &[dim], Role::Norm);
+        let b = self.weight(&format!("{path}.bias"), &[dim], Role::Norm);
+        self.enter(path, Role::Norm);
+        self.g.layer_norm(x, w, b, eps)
+    }
+
+    /// `act(x)`, elementwise.
+    pub fn activation(&mut self, path: &str, x: Val, act: Activation) -> Result<Val> {
+        self.g.site = path.to_string();
+        self.g.activation(x, act)
+    }
+
     /// The same over each head's part of a row.
     pub fn head_norm(&mut self, path: &str, x: Val, head_dim: usize, eps: f32, offset: f32) -> Result<Val> {
         let shape = self.g.shape(x).to_vec();
         let heads = self.g.reshape(x, &[shape[0] * shape[1] / head_dim, head_dim])?;
         let y = self.rms_norm(path, heads, eps, offset)?;
         self.g.reshape(y, &shape)
-    }
-
-    /// Attention of each token over its own sequence, as the methods change it; when generating, over the cache named
-    /// after `path`.
-    pub fn attention(&mut self, path: &str, q: Val, k: Val, v: Val, spec: Attention) -> Result<Val> {
-        self.attention_of(path, Qkv { q, k, v, spec, queries: MAIN, keys: MAIN, bias: None, prefixed: false })
-    }
-
-    /// The same between any streams.
-    pub fn attention_of(&mut self, path: &str, qkv: Qkv) -> Result<Val> {
-        let site = self.enter(path, Role::O);
-        self.next().attention(self, &site, qkv)
-    }
-
-    /// The attention itself.
-    pub fn base_attention(&mut self, at: &Site, qkv: Qkv) -> Result<Val> {
-        let path = &at.path;
-        let Qkv { q, k, v, spec, .. } = qkv;
-        let Some(cached) = self.cached else {
-            let range = self.stream(qkv.queries)?.key_range;
-            return self.g.attention(q, k, v, range, spec);
-        };
-        let mut past = |name: &str, x: Val| -> Result<Val> {
-            let name = format!("{path}.{name}");
-            let width = self.g.ty(x).cols();
-            let cache = match self.written.get(&name) {
-                Some(&cache) => cache,
-                None => self.cache(&name, cached.capacity, width),
-            };
-            self.g.cache_write(cache, x, cached.slots)
-        };
-        let (k, v) = (past("k_cache", k)?, past("v_cache", v)?);
-        let range = self.stream(MAIN)?.key_range;
-        // The ranges say which rows of the cache a token sees, causality and window included.
-        self.g.attention(q, k, v, range, Attention { causal: false, window: None, ..spec })
     }
 
     /// `down(act(gate(x)) · up(x))`

@@ -2,6 +2,7 @@
 //!
 //! A family says which layer is where; methods decide what is trained there. Neither knows the other.
 
+mod attention;
 pub mod hooks;
 pub mod inputs;
 pub mod layers;

@@ -4,9 +4,17 @@
 //! runs over the keys that query t sees: from `key_range[t].0` up to before `key_range[t].1`; if causal, up to t; if there
 //! is a window w, after t − w. Query head h reads key/value head `h / (heads / kv_heads)` (grouped-query attention).
 //! A query that sees no key gets `out = 0`, `lse = −∞`.
+//!
+//! Queries and keys may be different tokens (a decoder's and its encoder's), of different number, unless it is causal.
+//! The gradients of k and v are sums over the queries that see a key: from `query_range[s].0` up to before
+//! `query_range[s].1`; if causal, from s on; if there is a window w, before s + w. `query_range` says of the keys what
+//! `key_range` says of the queries: t is in `query_range[s]` exactly if s is in `key_range[t]` (where they differ, dq
+//! follows `key_range` and dk and dv `query_range`, which is no gradient). So the queries that see a key must be
+//! neighbours. Of tokens that see the tokens of their own sequence the two are one array.
 
 mod cuda;
 mod host;
+mod reference;
 mod samples;
 mod wgsl;
 
@@ -17,11 +25,12 @@ use crate::ops::{Acts, Attention, Attr, Cost, Grad, Lower, OpDef, Tensor, check}
 
 pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD];
 
-/// `attention` [q F32[T,H·D], k F32[S,G·D], v F32[S,G·D], key_range I32[T,2]] → out F32[T,H·D], lse F32[H,T].
+/// `attention` [q F32[T,H·D], k F32[S,G·D], v F32[S,G·D], key_range I32[T,2], (query_range I32[S,2])] → out F32[T,H·D],
+/// lse F32[H,T]. `query_range` is for the gradient alone, which needs it; the forward pass does not read it.
 pub static ATTENTION: OpDef = OpDef {
     name: "attention",
     infer: infer_forward,
-    reference: reference_forward,
+    reference: reference::forward,
     grad: Grad::Rule(rule),
     cost: |attr, ins, _| cost(attr, ins, 2),
     workspace: cuda::forward_workspace,
@@ -33,32 +42,48 @@ pub static ATTENTION: OpDef = OpDef {
     ..OpDef::COMPUTE
 };
 
-/// `attention_bwd` [q, k, v, key_range, out, lse, dout F32[T,H·D]] → dq F32[T,H·D], dk F32[T,G·D], dv F32[T,G·D].
+/// `attention_bwd` [q, k, v, key_range, query_range, out, lse, dout F32[T,H·D]] → dq F32[T,H·D], dk F32[S,G·D],
+/// dv F32[S,G·D].
 ///
 /// With `δ_t = Σ_d dout·out`: `dv_s = Σ_t p_ts·dout_t`, `ds_ts = p_ts·(dout_t·v_s − δ_t)`,
-/// `dq_t = scale·Σ_s ds_ts·k_s`, `dk_s = scale·Σ_t ds_ts·q_t`. Queries and keys are the same T tokens, and the tokens
-/// that `key_range` shows to one another are sequences: `key_range[s]` also says which queries may see key s.
+/// `dq_t = scale·Σ_s ds_ts·k_s`, `dk_s = scale·Σ_t ds_ts·q_t`.
 pub static ATTENTION_BWD: OpDef = OpDef {
     name: "attention_bwd",
     infer: infer_backward,
-    reference: reference_backward,
-    grad: Grad::Missing,
+    reference: reference::backward,
     cost: |attr, ins, _| cost(attr, ins, 7),
     // For each head and query: lse and δ.
     workspace: |attr, ins, _| 8 * (spec(attr).heads * ins[0].rows()) as u64,
     host: host::backward,
     wgsl: wgsl::backward,
     cuda: cuda::backward,
-    acts: |_| Acts { ins: &[0, 1, 2, 4, 6], outs: &[0, 1, 2] },
+    acts: |_| Acts { ins: &[0, 1, 2, 5, 7], outs: &[0, 1, 2] },
     samples: samples::backward,
     ..OpDef::COMPUTE
 };
 
+/// Which queries see which keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranges {
+    /// First and one past the last key that each query sees, I32[T,2].
+    pub keys: Val,
+    /// First and one past the last query that sees each key, I32[S,2]: the same relation. None: no gradient.
+    pub queries: Option<Val>,
+}
+
+impl Ranges {
+    /// Queries and keys are the same tokens, and `range` is the first and one past the last token of each one's sequence.
+    pub fn same(range: Val) -> Ranges {
+        Ranges { keys: range, queries: Some(range) }
+    }
+}
+
 impl Graph {
-    /// Attention of the tokens of `q` to those of `k` and `v` within `key_range` (first and one past the last key of
-    /// each query).
-    pub fn attention(&mut self, q: Val, k: Val, v: Val, key_range: Val, spec: Attention) -> Result<Val> {
-        Ok(self.node(&ATTENTION, Attr::Attention(spec), &[q, k, v, key_range])?[0])
+    /// Attention of the tokens of `q` to those of `k` and `v` within `ranges`.
+    pub fn attention(&mut self, q: Val, k: Val, v: Val, ranges: Ranges, spec: Attention) -> Result<Val> {
+        let mut ins = vec![q, k, v, ranges.keys];
+        ins.extend(ranges.queries);
+        Ok(self.node(&ATTENTION, Attr::Attention(spec), &ins)?[0])
     }
 }
 
@@ -103,21 +128,24 @@ fn words(l: &Lower, a: &Attention) -> [u32; 8] {
 }
 
 fn infer_forward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-    let (Attr::Attention(a), [q, k, v, key_range]) = (attr, ins) else {
+    let (Attr::Attention(a), [q, k, v, key_range, rest @ ..]) = (attr, ins) else {
         return Err(check::refuse("q, k, v, key_range and Attention", attr, ins));
     };
     operands(a, q, k, v, key_range)?;
+    match rest {
+        [] => {}
+        [query_range] => check::is("query_range", query_range, &Ty::i32(&[k.rows(), 2]))?,
+        _ => return Err(check::refuse("at most a query_range after key_range", attr, ins)),
+    }
     Ok(vec![q.clone(), Ty::f32(&[a.heads, q.rows()])])
 }
 
 fn infer_backward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-    let (Attr::Attention(a), [q, k, v, key_range, out, lse, dout]) = (attr, ins) else {
-        return Err(check::refuse("q, k, v, key_range, out, lse, dout and Attention", attr, ins));
+    let (Attr::Attention(a), [q, k, v, key_range, query_range, out, lse, dout]) = (attr, ins) else {
+        return Err(check::refuse("q, k, v, key_range, query_range, out, lse, dout and Attention", attr, ins));
     };
     operands(a, q, k, v, key_range)?;
-    if q.rows() != k.rows() {
-        return Err(format!("{} queries and {} keys, expected the same tokens", q.rows(), k.rows()));
-    }
+    check::is("query_range", query_range, &Ty::i32(&[k.rows(), 2]))?;
     check::is("out", out, q)?;
     check::is("dout", dout, q)?;
     check::is("lse", lse, &Ty::f32(&[a.heads, q.rows()]))?;
@@ -133,14 +161,21 @@ fn cost(attr: &Attr, ins: &[Ty], products: u64) -> Cost {
         (true, None) => t * t.div_ceil(2),
         _ => t * s,
     };
-    Cost { flops: 2 * products * pairs * (a.heads * a.head_dim) as u64, terms: a.head_dim.max(ins[1].rows()) }
+    Cost {
+        flops: 2 * products * pairs * (a.heads * a.head_dim) as u64,
+        terms: a.head_dim.max(ins[0].rows()).max(ins[1].rows()),
+    }
 }
 
-/// The keys that query `t` sees, as (first, one past the last); empty intervals are (0, 0). Bounds beyond the keys
-/// are cut.
+/// A range within `0..n`: first, one past the last. Bounds beyond are cut.
+fn cut(range: [i64; 2], n: usize) -> (usize, usize) {
+    let cut = |bound: i64| bound.clamp(0, n as i64) as usize;
+    (cut(range[0]), cut(range[1]))
+}
+
+/// The keys that query `t` sees, as (first, one past the last); empty intervals are (0, 0).
 fn visible(a: &Attention, t: usize, key_range: [i64; 2], keys: usize) -> (usize, usize) {
-    let mut lo = key_range[0].clamp(0, keys as i64) as usize;
-    let mut hi = key_range[1].clamp(0, keys as i64) as usize;
+    let (mut lo, mut hi) = cut(key_range, keys);
     if a.causal {
         hi = hi.min(t + 1);
     }
@@ -150,70 +185,26 @@ fn visible(a: &Attention, t: usize, key_range: [i64; 2], keys: usize) -> (usize,
     if lo < hi { (lo, hi) } else { (0, 0) }
 }
 
-fn reference_forward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
-    let a = spec(attr);
-    let (q, k, v, key_range) = (&ins[0], &ins[1], &ins[2], &ins[3]);
-    let d = a.head_dim;
-    let mut out = Tensor::zeros(&q.shape);
-    let mut lse = Tensor::zeros(&[a.heads, q.rows()]);
-    for h in 0..a.heads {
-        let of_q = h * d..(h + 1) * d;
-        let g = h / (a.heads / a.kv_heads);
-        let of_k = g * d..(g + 1) * d;
-        for t in 0..q.rows() {
-            let (lo, hi) = visible(&a, t, [key_range.at(t, 0) as i64, key_range.at(t, 1) as i64], k.rows());
-            let q = &q.row(t)[of_q.clone()];
-            let score =
-                |s: usize| a.scale as f64 * q.iter().zip(&k.row(s)[of_k.clone()]).map(|(q, k)| q * k).sum::<f64>();
-            let scores: Vec<f64> = (lo..hi).map(score).collect();
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-            lse.row_mut(h)[t] = if lo < hi { max + sum.ln() } else { f64::NEG_INFINITY };
-            for (s, score) in (lo..hi).zip(&scores) {
-                let p = (score - lse.at(h, t)).exp();
-                for (out, v) in out.row_mut(t)[of_q.clone()].iter_mut().zip(&v.row(s)[of_k.clone()]) {
-                    *out += p * v;
-                }
-            }
-        }
+/// The queries that see key `s`, in the same way.
+fn seeing(a: &Attention, s: usize, query_range: [i64; 2], queries: usize) -> (usize, usize) {
+    let (mut lo, mut hi) = cut(query_range, queries);
+    if a.causal {
+        lo = lo.max(s);
     }
-    vec![out, lse]
-}
-
-fn reference_backward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
-    let a = spec(attr);
-    let [q, k, v, key_range, out, lse, dout] = ins else { unreachable!("infer counted them") };
-    let (d, scale) = (a.head_dim, a.scale as f64);
-    let (mut dq, mut dk, mut dv) = (Tensor::zeros(&q.shape), Tensor::zeros(&k.shape), Tensor::zeros(&v.shape));
-    for h in 0..a.heads {
-        let of_q = |i: usize| h * d + i;
-        let of_k = |i: usize| h / (a.heads / a.kv_heads) * d + i;
-        for t in 0..q.rows() {
-            let (lo, hi) = visible(&a, t, [key_range.at(t, 0) as i64, key_range.at(t, 1) as i64], k.rows());
-            let delta: f64 = (0..d).map(|i| dout.at(t, of_q(i)) * out.at(t, of_q(i))).sum();
-            for s in lo..hi {
-                let score = scale * (0..d).map(|i| q.at(t, of_q(i)) * k.at(s, of_k(i))).sum::<f64>();
-                let p = (score - lse.at(h, t)).exp();
-                let dp: f64 = (0..d).map(|i| dout.at(t, of_q(i)) * v.at(s, of_k(i))).sum();
-                let ds = scale * p * (dp - delta);
-                for i in 0..d {
-                    dq.row_mut(t)[of_q(i)] += ds * k.at(s, of_k(i));
-                    dk.row_mut(s)[of_k(i)] += ds * q.at(t, of_q(i));
-                    dv.row_mut(s)[of_k(i)] += p * dout.at(t, of_q(i));
-                }
-            }
-        }
+    if let Some(w) = a.window {
+        hi = hi.min(s.saturating_add(w));
     }
-    vec![dq, dk, dv]
+    if lo < hi { (lo, hi) } else { (0, 0) }
 }
 
 fn rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
-    let [q, k, v, key_range] = node.ins[..] else { unreachable!("infer counted them") };
-    let Some(dout) = grads[0] else { return Ok(vec![None; 4]) };
-    if !wants.contains(&true) {
-        return Ok(vec![None; 4]);
-    }
+    let [q, k, v, key_range, ref rest @ ..] = node.ins[..] else { unreachable!("infer counted them") };
+    let none = vec![None; node.ins.len()];
+    let Some(dout) = grads[0].filter(|_| wants.contains(&true)) else { return Ok(none) };
+    let &[query_range] = rest else {
+        return Err(g.refuse(node.op.name, "no query_range is given, which gradients need".into()));
+    };
     let (out, lse) = (node.outs[0], node.outs[1]);
-    let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[q, k, v, key_range, out, lse, dout])?;
-    Ok((0..4).map(|i| d.get(i).copied().filter(|_| wants[i])).collect())
+    let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[q, k, v, key_range, query_range, out, lse, dout])?;
+    Ok((0..node.ins.len()).map(|i| d.get(i).copied().filter(|_| wants[i])).collect())
 }

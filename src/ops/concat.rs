@@ -8,8 +8,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{self, bytes, grid, words};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Rows, Sample, SampleIn, Tensor, WgslDispatch,
-    check, no_workspace,
+    Acts, Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Rows, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 pub static OPS: &[&OpDef] = &[&CONCAT_ROWS, &SLICE_ROWS];
@@ -30,7 +29,6 @@ pub static CONCAT_ROWS: OpDef = OpDef {
         let data = ins[0].data.iter().chain(&ins[1].data).copied().collect();
         vec![Tensor::new(&[ins[0].rows() + ins[1].rows(), ins[0].cols()], data)]
     },
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, wants| {
         let Some(dy) = grads[0] else { return Ok(vec![None, None]) };
         let (a, b) = (g.ty(node.ins[0]).rows(), g.ty(node.ins[1]).rows());
@@ -38,9 +36,7 @@ pub static CONCAT_ROWS: OpDef = OpDef {
         let db = if wants[1] { Some(g.slice_rows(dy, a, b)?) } else { None };
         Ok(vec![da, db])
     }),
-    in_place: &[],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: |call| {
         let (a, b) = (call.input::<f32>(0), call.input::<f32>(1));
         let (first, second) = call.output::<f32>(0).split_at_mut(a.len());
@@ -60,6 +56,7 @@ pub static CONCAT_ROWS: OpDef = OpDef {
         };
         SHAPES.into_iter().map(sample).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 /// `slice_rows` [x F32[R,D]] → F32[count,D]: the rows of x from `start` on. The gradient of `concat_rows`; it has none.
@@ -80,11 +77,7 @@ pub static SLICE_ROWS: OpDef = OpDef {
         let (start, len, d) = (start(attr), count(attr), ins[0].cols());
         vec![Tensor::new(&[len, d], ins[0].data[start * d..(start + len) * d].to_vec())]
     },
-    writes_only: false,
-    grad: Grad::Missing,
-    in_place: &[],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    workspace: no_workspace,
     host: |call| {
         let y = call.output::<f32>(0);
         host_copy(y, &call.input::<f32>(0)[start(call.attr) * call.ins[0].cols()..][..y.len()]);
@@ -101,6 +94,7 @@ pub static SLICE_ROWS: OpDef = OpDef {
         };
         SHAPES.into_iter().flat_map(sample).collect()
     },
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

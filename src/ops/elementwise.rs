@@ -12,8 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, flat, grid, rows};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
-    check,
+    Acts, Arg, Attr, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 pub use activation::{ACTIVATION, ACTIVATION_BWD, GATED_ACT, GATED_ACT_BWD};

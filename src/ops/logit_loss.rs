@@ -13,7 +13,7 @@ mod wgsl;
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
-use crate::ops::{Attr, Cost, Grad, Loss, OpDef, Tensor, check, no_acts};
+use crate::ops::{Attr, Cost, Grad, Loss, OpDef, Tensor, check};
 
 pub static OPS: &[&OpDef] = &[&CROSS_ENTROPY, &BCE_WITH_LOGITS, &MSE, &RANGE_CROSS_ENTROPY];
 
@@ -42,7 +42,6 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
         }
         results(attr, inv, sum, dlogits)
     },
-    writes_only: false,
     grad: Grad::Rule(rule),
     in_place: &[(0, 1)],
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].rows() + ins[0].cols() },
@@ -50,8 +49,8 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
     host: host::cross_entropy,
     wgsl: wgsl::cross_entropy,
     cuda: cuda::cross_entropy,
-    acts: no_acts,
     samples: samples::cross_entropy,
+    ..OpDef::COMPUTE
 };
 
 /// `bce_with_logits` [x F32[N,C], targets F32[N,C], weight F32[N], inv F32[1]]
@@ -66,7 +65,6 @@ pub static BCE_WITH_LOGITS: OpDef = OpDef {
             (x.max(0.0) - x * t + (-x.abs()).exp().ln_1p(), 1.0 / (1.0 + (-x).exp()) - t)
         })
     },
-    writes_only: false,
     grad: Grad::Rule(rule),
     in_place: &[(0, 1)],
     cost: |_, ins, _| Cost { flops: 12 * ins[0].len() as u64, terms: ins[0].len() },
@@ -74,8 +72,8 @@ pub static BCE_WITH_LOGITS: OpDef = OpDef {
     host: host::bce_with_logits,
     wgsl: |l| wgsl::elements(l, "bce_with_logits", "BCE"),
     cuda: |l| cuda::elements(l, "bce_with_logits"),
-    acts: no_acts,
     samples: samples::bce_with_logits,
+    ..OpDef::COMPUTE
 };
 
 /// `mse` [x F32[N,C], targets F32[N,C], weight F32[N], inv F32[1]]
@@ -85,7 +83,6 @@ pub static MSE: OpDef = OpDef {
     name: "mse",
     infer: infer_elements,
     reference: |attr, ins| reference_elements(attr, ins, |x, t| ((x - t).powi(2), 2.0 * (x - t))),
-    writes_only: false,
     grad: Grad::Rule(rule),
     in_place: &[(0, 1)],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].len() },
@@ -93,8 +90,8 @@ pub static MSE: OpDef = OpDef {
     host: host::mse,
     wgsl: |l| wgsl::elements(l, "mse", "MSE"),
     cuda: |l| cuda::elements(l, "mse"),
-    acts: no_acts,
     samples: samples::mse,
+    ..OpDef::COMPUTE
 };
 
 /// `range_cross_entropy` [logits F32[T,C], ranges I32[S,2], labels I32[S,C], inv F32[1]]: cross entropies over rows, as
@@ -134,17 +131,15 @@ pub static RANGE_CROSS_ENTROPY: OpDef = OpDef {
         }
         results(attr, inv, sum, dlogits)
     },
-    writes_only: false,
     grad: Grad::Rule(rule),
-    in_place: &[],
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].rows() + ins[2].len() },
     // A loss for each range and column.
     workspace: |_, ins, _| 4 * ins[2].len() as u64,
     host: host::range_cross_entropy,
     wgsl: wgsl::range_cross_entropy,
     cuda: cuda::range_cross_entropy,
-    acts: no_acts,
     samples: samples::range_cross_entropy,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

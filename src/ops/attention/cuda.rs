@@ -205,10 +205,10 @@ pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
 
 pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let a = spec(l.attr);
-    let tokens = l.ins[0].rows();
+    let (tokens, keys) = (l.ins[0].rows(), l.ins[1].rows());
     let tile = Tile::backward(&a, l.ins[0].dtype, l.caps);
-    let tiles = tokens.div_ceil(tile.rows());
-    check(l, &a, tiles)?;
+    let [of_queries, of_keys] = [tokens, keys].map(|rows| rows.div_ceil(tile.rows()));
+    check(l, &a, of_queries.max(of_keys))?;
     let flops = |products| super::cost(l.attr, l.ins, products).flops;
     let stats = Arg::Work(0..8 * (a.heads * tokens) as u64);
     let delta = CudaLaunch {
@@ -218,11 +218,11 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         grid: launch::grid((tokens * a.heads * 32).div_ceil(ROW_THREADS), l.caps),
         block: ROW_THREADS as u32,
         shared: 0,
-        args: vec![stats.clone(), Arg::In(4), Arg::In(5), Arg::In(6)],
+        args: vec![stats.clone(), Arg::In(5), Arg::In(6), Arg::In(7)],
         params: vec![tokens as u32, a.head_dim as u32, a.heads as u32],
         flops: 2 * l.ins[0].len() as u64,
     };
-    let tiled = |entry, heads: usize, shared: usize, args, products| CudaLaunch {
+    let tiled = |entry, [heads, tiles]: [usize; 2], shared: usize, args, products| CudaLaunch {
         file: "attention_bwd",
         defines: tile.defines(),
         entry,
@@ -234,19 +234,19 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         flops: flops(products),
     };
     let (left, right) = (tile.bytes(2 * tile.rows()), tile.bytes(2 * tile.stages * tile.cols));
-    let [q, k, v, key_range, dout] = [0, 1, 2, 3, 6].map(Arg::In);
-    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range.clone()];
+    let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, 4, 7].map(Arg::In);
+    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range];
     let shared = if tile.keep() { left.max(right) } else { left + right };
-    let mut launches = vec![delta, tiled("attention_dq", a.heads, shared, args, 3)];
+    let mut launches = vec![delta, tiled("attention_dq", [a.heads, of_queries], shared, args, 3)];
     let shared = left + right + 8 * tile.stages * tile.cols;
     if tile.head <= 128 {
-        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, key_range];
-        launches.push(tiled("attention_dkv", a.kv_heads, shared, args, 4));
+        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, query_range];
+        launches.push(tiled("attention_dkv", [a.kv_heads, of_keys], shared, args, 4));
     } else {
-        let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), key_range.clone()];
-        launches.push(tiled("attention_dk", a.kv_heads, shared, args, 3));
-        let args = vec![Arg::Out(2), q, k, dout, stats, key_range];
-        launches.push(tiled("attention_dv", a.kv_heads, shared, args, 2));
+        let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), query_range.clone()];
+        launches.push(tiled("attention_dk", [a.kv_heads, of_keys], shared, args, 3));
+        let args = vec![Arg::Out(2), q, k, dout, stats, query_range];
+        launches.push(tiled("attention_dv", [a.kv_heads, of_keys], shared, args, 2));
     }
     Ok(launches)
 }

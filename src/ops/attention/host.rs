@@ -8,7 +8,7 @@
 //! A task is a few lane blocks that walk over the other side together, so that it is read from cache. Tasks and
 //! the order within them are fixed by the problem alone.
 
-use super::{spec, visible};
+use super::{seeing, spec, visible};
 use crate::cpu::par;
 use crate::cpu::simd::{Kernel, LANES, Lane, Simd, dispatch};
 use crate::cpu::tile::{Strided, accumulate, product};
@@ -108,7 +108,8 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// The lanes of a block whose lanes are queries.
+/// The lanes of a block: queries, or in the pass for dk and dv keys. What is said of queries and the keys that they see
+/// then holds of keys and the queries that see them.
 #[derive(Default)]
 struct Block {
     /// Token and head of each.
@@ -289,17 +290,22 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// The keys that any of the blocks sees, in chunks.
-fn chunks(blocks: &[Block]) -> impl Iterator<Item = (usize, usize)> {
+/// The keys that any of the blocks sees: first, one past the last.
+fn reach(blocks: &[Block]) -> (usize, usize) {
     let some = || blocks.iter().map(|b| b.any).filter(|any| any.0 < any.1);
     let start = some().map(|any| any.0).min().unwrap_or(0);
-    let end = some().map(|any| any.1).max().unwrap_or(0);
+    (start, some().map(|any| any.1).max().unwrap_or(0))
+}
+
+/// The keys that any of the blocks sees, in chunks.
+fn chunks(blocks: &[Block]) -> impl Iterator<Item = (usize, usize)> {
+    let (start, end) = reach(blocks);
     (start..end).step_by(CHUNK).map(move |c| (c, (c + CHUNK).min(end)))
 }
 
 pub fn backward(call: &HostCall) {
     let p = Problem::new(call);
-    let (out, lse, dout) = (call.input::<f32>(4), call.input::<f32>(5), call.input::<f32>(6));
+    let (out, lse, dout) = (call.input::<f32>(5), call.input::<f32>(6), call.input::<f32>(7));
     // (lse, δ) for each head and query.
     let stats = call.work::<[f32; 2]>();
     let (heads, d, cols) = (p.a.heads, p.a.head_dim, p.q_cols());
@@ -321,10 +327,17 @@ pub fn backward(call: &HostCall) {
         }
     });
     let (dk, dv) = (call.output_ptr::<f32>(1), call.output_ptr::<f32>(2));
+    let query_range = call.input::<i32>(4);
+    let seeing: Vec<(u32, u32)> = (0..p.s)
+        .map(|s| {
+            let (lo, hi) = seeing(&p.a, s, [query_range[2 * s] as i64, query_range[2 * s + 1] as i64], p.t);
+            (lo as u32, hi as u32)
+        })
+        .collect();
     par::ranges(p.s.div_ceil(KEY_BLOCKS * LANES) * p.a.kv_heads, 1, |tasks| {
         for i in tasks {
             let (tile, kv) = task(i, p.a.kv_heads);
-            dispatch(Dkv { p: &p, stats, dout, tile, kv, dk, dv });
+            dispatch(Dkv { p: &p, seeing: &seeing, stats, dout, tile, kv, dk, dv });
         }
     });
 }
@@ -395,6 +408,8 @@ const KEY_BLOCKS: usize = 6;
 /// One task of the pass for dk and dv: all query heads of a group, in order.
 struct Dkv<'a> {
     p: &'a Problem<'a>,
+    /// The queries that see each key.
+    seeing: &'a [(u32, u32)],
     stats: &'a [[f32; 2]],
     dout: &'a [f32],
     tile: usize,
@@ -406,14 +421,14 @@ struct Dkv<'a> {
 impl Kernel for Dkv<'_> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, s: S) {
-        let Dkv { p, stats, dout, tile, kv, dk, dv } = self;
+        let Dkv { p, seeing, stats, dout, tile, kv, dk, dv } = self;
         let d = p.a.head_dim;
         let first = tile * KEY_BLOCKS * LANES;
         let last = (first + KEY_BLOCKS * LANES).min(p.s);
         let block = |start: usize| {
             let mut block = Block::default();
             for (l, key) in (start..(start + LANES).min(last)).enumerate() {
-                block.add(l, key, kv, (0, 1));
+                block.add(l, key, kv, seeing[key]);
             }
             block
         };
@@ -429,31 +444,28 @@ impl Kernel for Dkv<'_> {
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
         let mut dscores: Chunk = [Lane::ZERO; CHUNK];
         let (mut queries, mut douts) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
-        let index = Lane::from_fn(|l| l as f32);
+        let (start, end) = reach(&blocks);
         for head in kv * p.group()..(kv + 1) * p.group() {
-            for chunk in (0..p.t).step_by(CHUNK) {
-                let Some((start, end, _)) = p.seeing(chunk, first, last) else { continue };
-                let packed = start;
-                p.pack(&mut queries, p.q, p.q_cols(), head, (start, end));
-                p.pack(&mut douts, dout, p.q_cols(), head, (start, end));
-                for (b, panel) in (0..blocks.len()).map(|b| (b, b * d..(b + 1) * d)) {
-                    let lane = first + b * LANES;
-                    let Some((start, end, whole)) = p.seeing(chunk, lane, (lane + LANES).min(last)) else { continue };
+            // Every task cuts the queries in the same places.
+            for cut in (start / CHUNK * CHUNK..end).step_by(CHUNK) {
+                let chunk = (cut.max(start), (cut + CHUNK).min(end));
+                p.pack(&mut queries, p.q, p.q_cols(), head, chunk);
+                p.pack(&mut douts, dout, p.q_cols(), head, chunk);
+                for (b, block) in blocks.iter().enumerate() {
+                    let (start, end) = block.clip(chunk.0, chunk.1);
+                    if start == end {
+                        continue;
+                    }
+                    let panel = b * d..(b + 1) * d;
                     let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
-                    let queries = p.packed(&queries, start - packed);
-                    let douts = p.packed(&douts, start - packed);
+                    let queries = p.packed(&queries, start - chunk.0);
+                    let douts = p.packed(&douts, start - chunk.0);
                     product::<S, ROWS>(s, scores, queries, &keys[panel.clone()]);
+                    block.mask(s, scores, start);
                     product::<S, ROWS>(s, dscores, douts, &values[panel.clone()]);
                     let stats = &stats[head * p.t + start..];
-                    for (i, (p, ds)) in scores.iter_mut().zip(dscores.iter_mut()).enumerate() {
-                        let [lse, delta] = stats[i];
-                        let mut value = s.exp_nonpositive(s.sub(s.load(p), s.splat(lse)));
-                        if !whole {
-                            let (lo, hi) = self.p.seen[start + i];
-                            let lo = s.splat((lo as usize).saturating_sub(lane).min(LANES) as f32);
-                            let hi = s.splat((hi as usize).saturating_sub(lane).min(LANES) as f32);
-                            value = s.within(lo, s.load(&index), hi, value, s.splat(0.0));
-                        }
+                    for ((p, ds), &[lse, delta]) in scores.iter_mut().zip(dscores.iter_mut()).zip(stats) {
+                        let value = s.exp_nonpositive(s.sub(s.load(p), s.splat(lse)));
                         s.store(value, p);
                         s.store(s.mul(value, s.sub(s.load(ds), s.splat(delta))), ds);
                     }
@@ -471,20 +483,5 @@ impl Kernel for Dkv<'_> {
                 block.scatter(&dvalues[b * d..][..d], dv, p.k_cols(), &Lane::splat(1.0));
             }
         }
-    }
-}
-
-impl Problem<'_> {
-    /// Of the queries of the chunk at `chunk`: from the first to behind the last that sees any of `keys`, and
-    /// whether each of them sees all of them and the block is full.
-    #[inline(always)]
-    fn seeing(&self, chunk: usize, lo: usize, hi: usize) -> Option<(usize, usize, bool)> {
-        let queries = &self.seen[chunk..(chunk + CHUNK).min(self.t)];
-        let meets = |&(a, b): &(u32, u32)| (a as usize) < hi && lo < b as usize;
-        let first = queries.iter().position(meets)?;
-        let last = queries.iter().rposition(meets)?;
-        let all = |&(a, b): &(u32, u32)| a as usize <= lo && hi <= b as usize;
-        let whole = hi - lo == LANES && queries[first..=last].iter().all(all);
-        Some((chunk + first, chunk + last + 1, whole))
     }
 }

@@ -1,12 +1,64 @@
-//! What attention is tested on: packed sequences of odd lengths, grouped heads, odd head sizes, windows, caches.
+//! What attention is tested on: packed sequences of odd lengths, grouped heads, odd head sizes, windows, caches, and keys
+//! that are other tokens than the queries.
 
-use super::{Attention, Attr, Tensor, Ty, reference_forward};
+use super::{Attention, Attr, Tensor, Ty, reference};
 use crate::ops::{Sample, SampleIn};
+
+/// What the tokens are, and which see which.
+#[derive(Clone, Copy)]
+enum Of {
+    /// Lengths of packed sequences whose tokens see one another; 0 stands for a token that belongs to none.
+    Own(&'static [usize]),
+    /// Queries and keys of each sequence: a decoder that sees its encoder.
+    Cross(&'static [(usize, usize)]),
+    /// Lengths of packed sequences, each of which sees as many keys before its own: a trained prefix. A token sees the
+    /// keys up to its own.
+    Prefix(usize, &'static [usize]),
+}
+use Of::{Cross, Own, Prefix};
+
+impl Of {
+    /// The keys that each query sees, and how many keys there are.
+    fn key_range(&self) -> (Vec<[usize; 2]>, usize) {
+        let (mut ranges, mut start) = (Vec::new(), 0);
+        match *self {
+            Own(lens) => {
+                for &n in lens {
+                    let range = if n == 0 { [0, 0] } else { [start, start + n] };
+                    ranges.extend(std::iter::repeat_n(range, n.max(1)));
+                    start += n.max(1);
+                }
+            }
+            Cross(lens) => {
+                for &(queries, keys) in lens {
+                    ranges.extend(std::iter::repeat_n([start, start + keys], queries));
+                    start += keys;
+                }
+            }
+            Prefix(rows, lens) => {
+                for &n in lens {
+                    ranges.extend((1..=n).map(|own| [start, start + rows + own]));
+                    start += rows + n;
+                }
+            }
+        }
+        (ranges, start)
+    }
+}
+
+/// The same relation, by keys.
+fn query_range(key_range: &[[usize; 2]], keys: usize) -> Vec<[usize; 2]> {
+    let of = |s: usize| {
+        let sees = |range: &[usize; 2]| (range[0]..range[1]).contains(&s);
+        let first = key_range.iter().position(sees)?;
+        Some([first, 1 + key_range.iter().rposition(sees)?])
+    };
+    (0..keys).map(|s| of(s).unwrap_or([0, 0])).collect()
+}
 
 struct Case {
     name: &'static str,
-    /// Lengths of the packed sequences; 0 stands for a token that belongs to none.
-    lens: &'static [usize],
+    of: Of,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -14,40 +66,53 @@ struct Case {
     window: Option<usize>,
 }
 
-const CASES: [Case; 18] = [
-    Case { name: "one token", lens: &[1], heads: 1, kv_heads: 1, head_dim: 1, causal: true, window: None },
-    Case { name: "ragged", lens: &[7, 1, 17, 3], heads: 3, kv_heads: 1, head_dim: 8, causal: true, window: None },
-    Case { name: "odd head", lens: &[33], heads: 2, kv_heads: 2, head_dim: 5, causal: true, window: None },
-    Case { name: "several tiles", lens: &[65, 70], heads: 2, kv_heads: 1, head_dim: 16, causal: true, window: None },
-    Case { name: "window", lens: &[40, 9], heads: 2, kv_heads: 2, head_dim: 12, causal: true, window: Some(7) },
-    Case { name: "window of 1", lens: &[5], heads: 1, kv_heads: 1, head_dim: 3, causal: true, window: Some(1) },
-    Case { name: "bidirectional", lens: &[20, 31], heads: 4, kv_heads: 2, head_dim: 10, causal: false, window: None },
-    Case { name: "loose tokens", lens: &[6, 0, 9, 0], heads: 2, kv_heads: 1, head_dim: 7, causal: true, window: None },
-    Case { name: "heads of 100", lens: &[37], heads: 1, kv_heads: 1, head_dim: 100, causal: true, window: None },
-    Case { name: "heads of 131", lens: &[9, 25], heads: 2, kv_heads: 1, head_dim: 131, causal: true, window: None },
-    Case { name: "heads of 67", lens: &[11], heads: 2, kv_heads: 2, head_dim: 67, causal: true, window: None },
-    Case { name: "heads of 256", lens: &[3, 18], heads: 1, kv_heads: 1, head_dim: 256, causal: true, window: None },
+/// Causal if the tokens see one another.
+const fn case(name: &'static str, of: Of, [heads, kv_heads, head_dim]: [usize; 3]) -> Case {
+    Case { name, of, heads, kv_heads, head_dim, causal: matches!(of, Own(_)), window: None }
+}
+
+const CASES: [Case; 29] = [
+    case("one token", Own(&[1]), [1, 1, 1]),
+    case("ragged", Own(&[7, 1, 17, 3]), [3, 1, 8]),
+    case("odd head", Own(&[33]), [2, 2, 5]),
+    case("several tiles", Own(&[65, 70]), [2, 1, 16]),
+    case("window", Own(&[40, 9]), [2, 2, 12]).window(7),
+    case("window of 1", Own(&[5]), [1, 1, 3]).window(1),
+    case("bidirectional", Own(&[20, 31]), [4, 2, 10]).both_ways(),
+    case("loose tokens", Own(&[6, 0, 9, 0]), [2, 1, 7]),
+    case("heads of 100", Own(&[37]), [1, 1, 100]),
+    case("heads of 131", Own(&[9, 25]), [2, 1, 131]),
+    case("heads of 67", Own(&[11]), [2, 2, 67]),
+    case("heads of 256", Own(&[3, 18]), [1, 1, 256]),
     // Tiles of 128 queries: some that every query sees whole, some that no row of a warp meets.
-    Case { name: "long", lens: &[201], heads: 1, kv_heads: 1, head_dim: 8, causal: true, window: None },
-    Case {
-        name: "window over tiles",
-        lens: &[170],
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 4,
-        causal: true,
-        window: Some(70),
-    },
+    case("long", Own(&[201]), [1, 1, 8]),
+    case("window over tiles", Own(&[170]), [1, 1, 4]).window(70),
     // Heads whose rows begin on multiples of 16 bytes.
-    Case { name: "heads of 96", lens: &[40], heads: 2, kv_heads: 1, head_dim: 96, causal: true, window: None },
-    Case { name: "heads of 128", lens: &[95, 5], heads: 1, kv_heads: 1, head_dim: 128, causal: true, window: None },
-    Case { name: "heads of 192", lens: &[34], heads: 1, kv_heads: 1, head_dim: 192, causal: true, window: None },
-    Case { name: "heads of 64", lens: &[3, 35], heads: 3, kv_heads: 1, head_dim: 64, causal: true, window: None },
+    case("heads of 96", Own(&[40]), [2, 1, 96]),
+    case("heads of 128", Own(&[95, 5]), [1, 1, 128]),
+    case("heads of 192", Own(&[34]), [1, 1, 192]),
+    case("heads of 64", Own(&[3, 35]), [3, 1, 64]),
+    // Queries without keys, keys without queries.
+    case("cross", Cross(&[(7, 19), (1, 3), (5, 0), (17, 2), (0, 6), (3, 40)]), [3, 1, 8]),
+    case("cross, more queries", Cross(&[(70, 10), (0, 3), (65, 4)]), [2, 1, 16]),
+    case("cross, more keys", Cross(&[(10, 140), (3, 0), (2, 75)]), [2, 2, 6]),
+    case("cross, heads of 64", Cross(&[(9, 33), (30, 12)]), [3, 1, 64]),
+    case("cross, heads of 131", Cross(&[(2, 25), (20, 17)]), [2, 1, 131]),
+    case("cross, heads of 256", Cross(&[(5, 3), (7, 26)]), [1, 1, 256]),
+    case("prefix", Prefix(5, &[7, 1, 17, 3]), [3, 1, 8]),
+    case("prefix over tiles", Prefix(30, &[70, 75]), [2, 1, 16]),
+    case("prefix, long", Prefix(3, &[201]), [1, 1, 8]),
+    case("prefix, heads of 128", Prefix(20, &[21, 30]), [1, 1, 128]),
+    case("prefix, heads of 192", Prefix(9, &[3, 20]), [1, 1, 192]),
 ];
 
 impl Case {
-    fn tokens(&self) -> usize {
-        self.lens.iter().map(|&n| n.max(1)).sum()
+    const fn window(self, window: usize) -> Case {
+        Case { window: Some(window), ..self }
+    }
+
+    const fn both_ways(self) -> Case {
+        Case { causal: false, ..self }
     }
 
     fn attr(&self) -> Attr {
@@ -61,33 +126,39 @@ impl Case {
         })
     }
 
-    fn q(&self) -> Ty {
-        Ty::f32(&[self.tokens(), self.heads * self.head_dim])
+    fn queries(&self) -> usize {
+        self.of.key_range().0.len()
     }
 
-    fn k(&self) -> Ty {
-        Ty::f32(&[self.tokens(), self.kv_heads * self.head_dim])
+    fn q(&self) -> SampleIn {
+        SampleIn::normal(Ty::f32(&[self.queries(), self.heads * self.head_dim]))
     }
 
-    fn key_range(&self) -> SampleIn {
-        let mut values = Vec::new();
-        let mut start = 0;
-        for &n in self.lens {
-            let pair = if n == 0 { [0.0, 0.0] } else { [start as f64, (start + n) as f64] };
-            values.extend(std::iter::repeat_n(pair, n.max(1)).flatten());
-            start += n.max(1);
-        }
-        SampleIn::values(Ty::i32(&[start, 2]), values)
+    /// q, k, v, key_range.
+    fn operands(&self) -> Vec<SampleIn> {
+        let (key_range, keys) = self.of.key_range();
+        let k = || SampleIn::normal(Ty::f32(&[keys, self.kv_heads * self.head_dim]));
+        vec![self.q(), k(), k(), ranges(&key_range)]
     }
+
+    fn query_range(&self) -> SampleIn {
+        let (key_range, keys) = self.of.key_range();
+        // Of tokens that see one another the array is the same, whatever causality and windows take away.
+        if let Own(_) = self.of { ranges(&key_range) } else { ranges(&query_range(&key_range, keys)) }
+    }
+}
+
+fn ranges(of: &[[usize; 2]]) -> SampleIn {
+    SampleIn::values(Ty::i32(&[of.len(), 2]), of.iter().flatten().map(|&n| n as f64).collect())
 }
 
 pub fn forward() -> Vec<Sample> {
     let packed = |c: &Case| {
-        let ins = vec![SampleIn::normal(c.q()), SampleIn::normal(c.k()), SampleIn::normal(c.k()), c.key_range()];
+        let ins = c.operands().into_iter().chain([c.query_range()]).collect();
         Sample::new(c.name, c.attr(), ins)
     };
     let mut samples: Vec<Sample> = CASES.iter().map(packed).collect();
-    // Queries that are not the keys' tokens: decoding from a cache, two prompts side by side.
+    // Without gradients: decoding from a cache, two prompts side by side.
     let (heads, kv_heads, head_dim) = (4, 2, 6);
     for (name, keys, key_range) in [
         ("decoding", 70, vec![0.0, 67.0]),
@@ -109,24 +180,34 @@ pub fn forward() -> Vec<Sample> {
     samples
 }
 
+fn from_forward<const OUT: usize>(attr: &Attr, ins: &[Tensor]) -> Tensor {
+    reference::forward(attr, ins).swap_remove(OUT)
+}
+
+/// The forward operands, with what else backward takes of `queries` queries.
+fn with_gradient(c: &Case, mut ins: Vec<SampleIn>) -> Sample {
+    ins.push(SampleIn::derived(c.q().ty, from_forward::<0>));
+    ins.push(SampleIn::derived(Ty::f32(&[c.heads, c.queries()]), from_forward::<1>));
+    ins.push(c.q());
+    Sample::new(c.name, c.attr(), ins)
+}
+
 pub fn backward() -> Vec<Sample> {
-    fn from_forward<const OUT: usize>(attr: &Attr, ins: &[Tensor]) -> Tensor {
-        reference_forward(attr, &ins[..4]).swap_remove(OUT)
-    }
-    let sample = |c: &Case| {
-        let (q, k) = (c.q(), c.k());
-        let ins = vec![
-            SampleIn::normal(q.clone()),
-            SampleIn::normal(k.clone()),
-            SampleIn::normal(k),
-            c.key_range(),
-            SampleIn::derived(q.clone(), from_forward::<0>),
-            SampleIn::derived(Ty::f32(&[c.heads, c.tokens()]), from_forward::<1>),
-            SampleIn::normal(q),
-        ];
-        Sample::new(c.name, c.attr(), ins)
-    };
     // Of a query that sees one key only, dq and dk are differences of equal numbers; "ragged" and "loose tokens" have
     // such queries beside others.
-    CASES.iter().filter(|c| c.tokens() > 1 && c.window != Some(1)).map(sample).collect()
+    let all_see_one = |c: &&Case| c.queries() == 1 || c.window == Some(1);
+    let mut samples: Vec<Sample> = CASES
+        .iter()
+        .filter(|c| !all_see_one(c))
+        .map(|c| with_gradient(c, c.operands().into_iter().chain([c.query_range()]).collect()))
+        .collect();
+    // Bounds beyond the queries and the keys are cut.
+    let beyond = case("ranges beyond the tokens", Cross(&[(3, 4), (2, 5)]), [2, 1, 5]);
+    let mut ins = beyond.operands();
+    ins[3] = SampleIn::values(ins[3].ty.clone(), vec![-7.0, 4.0, -1.0, 4.0, 0.0, 4.0, 4.0, 9.0, 4.0, 99.0]);
+    let first = [[-2.0, 3.0]; 4].into_iter();
+    let query_range = first.chain([[3.0, 50.0]; 5]).flatten().collect();
+    ins.push(SampleIn::values(Ty::i32(&[9, 2]), query_range));
+    samples.push(with_gradient(&beyond, ins));
+    samples
 }

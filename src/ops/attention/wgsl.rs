@@ -44,7 +44,8 @@ fn params(l: &Lower, a: &Attention, tile: usize) -> Vec<u32> {
     words(l, a).into_iter().chain([tile as u32, f32::NEG_INFINITY.to_bits()]).collect()
 }
 
-/// Launches of a kernel over tiles of `rows` rows for each of `heads` heads, none of more than [`MAX_FLOPS`].
+/// Launches of a kernel over tiles of `rows` rows (queries or keys) for each of `heads` heads, none of more than
+/// [`MAX_FLOPS`].
 fn tiles(
     l: &Lower,
     kernel: (&'static str, Vec<&'static str>),
@@ -98,7 +99,7 @@ pub fn backward(l: &Lower) -> Result<Vec<WgslDispatch>> {
     const WG: usize = 64;
     let a = spec(l.attr);
     check(l, &a)?;
-    let t = l.ins[0].rows();
+    let (t, s) = (l.ins[0].rows(), l.ins[1].rows());
     let stats = Arg::Work(0..8 * (a.heads * t) as u64);
     let delta = WgslDispatch {
         shader: "attention_delta",
@@ -106,24 +107,24 @@ pub fn backward(l: &Lower) -> Result<Vec<WgslDispatch>> {
         entry: "attention_delta",
         constants: vec![("WG", WG as f64)],
         grid: launch::grid((a.heads * t).div_ceil(WG), l.caps),
-        args: vec![stats.clone(), Arg::In(4), Arg::In(5), Arg::In(6)],
+        args: vec![stats.clone(), Arg::In(5), Arg::In(6), Arg::In(7)],
         params: vec![t as u32, a.head_dim as u32, a.heads as u32],
         flops: 2 * l.ins[0].len() as u64,
     };
     let flops = |products| super::cost(l.attr, l.ins, products).flops;
     let mut dispatches = vec![delta];
-    let [q, k, v, key_range, dout] = [0, 1, 2, 3, 6].map(Arg::In);
-    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range.clone()];
+    let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, 4, 7].map(Arg::In);
+    let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range];
     dispatches.extend(tiles(l, ("attention_dq", defines(&a)), args, t, a.heads, flops(3)));
     if a.head_dim <= 128 {
-        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, key_range];
-        dispatches.extend(tiles(l, ("attention_dkv", defines(&a)), args, t, a.kv_heads, flops(4)));
+        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, query_range];
+        dispatches.extend(tiles(l, ("attention_dkv", defines(&a)), args, s, a.kv_heads, flops(4)));
         return Ok(dispatches);
     }
     let only = |what| defines(&a).into_iter().chain([what]).collect();
-    let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), key_range.clone()];
-    dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DK")), args, t, a.kv_heads, flops(3)));
-    let args = vec![Arg::Out(2), q, k, dout, stats, key_range];
-    dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DV")), args, t, a.kv_heads, flops(2)));
+    let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), query_range.clone()];
+    dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DK")), args, s, a.kv_heads, flops(3)));
+    let args = vec![Arg::Out(2), q, k, dout, stats, query_range];
+    dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DV")), args, s, a.kv_heads, flops(2)));
     Ok(dispatches)
 }

@@ -5,9 +5,7 @@ use crate::cpu::math;
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::graph::{Graph, Val};
-use crate::ops::{
-    Activation, Acts, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, no_workspace,
-};
+use crate::ops::{Activation, Acts, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check};
 
 /// `kernel` compiled for one activation, which is what lets its loops vectorize.
 macro_rules! by_kind {
@@ -34,14 +32,12 @@ pub static ACTIVATION: OpDef = OpDef {
         _ => Err(check::refuse("x and Activation", attr, ins)),
     },
     reference: |attr, ins| vec![map(&ins[0], |x| act64(act(attr), x).0)],
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let Some(dy) = grads[0] else { return Ok(vec![None]) };
         Ok(vec![Some(g.node(&ACTIVATION_BWD, node.attr.clone(), &[dy, node.ins[0]])?[0])])
     }),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
-    workspace: no_workspace,
     host: |call| by_kind!(act(call.attr), host_activation, call),
     wgsl: |l| {
         Ok(match l.shared[0] {
@@ -52,6 +48,7 @@ pub static ACTIVATION: OpDef = OpDef {
     cuda: super::cuda::activation,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || act_samples(1, 0, false),
+    ..OpDef::COMPUTE
 };
 
 /// `activation_bwd` [dy, x F32[..]] → dx = dy·act′(x). The slope of ReLU at 0 is 0, as PyTorch has it.
@@ -66,11 +63,8 @@ pub static ACTIVATION_BWD: OpDef = OpDef {
         _ => Err(check::refuse("dy, x and Activation", attr, ins)),
     },
     reference: |attr, ins| vec![zip(&ins[0], &ins[1], |dy, x| dy * act64(act(attr), x).1)],
-    writes_only: false,
-    grad: Grad::Missing,
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: 16 * outs[0].len() as u64, terms: 6 },
-    workspace: no_workspace,
     host: |call| by_kind!(act(call.attr), host_activation_bwd, call),
     wgsl: |l| {
         let (mut defines, mut slots) = (vec!["PLAIN_BWD"], vec![Slot::Out(0)]);
@@ -87,6 +81,7 @@ pub static ACTIVATION_BWD: OpDef = OpDef {
     cuda: super::cuda::activation_bwd,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || act_samples(2, 1, true),
+    ..OpDef::COMPUTE
 };
 
 /// `gated_act` [gate F32[T,F], up F32[T,F]] → act(gate)·up.
@@ -101,7 +96,6 @@ pub static GATED_ACT: OpDef = OpDef {
         _ => Err(check::refuse("gate, up and Activation", attr, ins)),
     },
     reference: |attr, ins| vec![zip(&ins[0], &ins[1], |g, u| act64(act(attr), g).0 * u)],
-    writes_only: false,
     grad: Grad::Rule(|g, node, grads, _| {
         let Some(dh) = grads[0] else { return Ok(vec![None, None]) };
         let outs = g.node(&GATED_ACT_BWD, node.attr.clone(), &[dh, node.ins[0], node.ins[1]])?;
@@ -109,7 +103,6 @@ pub static GATED_ACT: OpDef = OpDef {
     }),
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
-    workspace: no_workspace,
     host: |call| by_kind!(act(call.attr), host_gated, call),
     wgsl: |l| {
         Ok(match l.shared[0] {
@@ -121,6 +114,7 @@ pub static GATED_ACT: OpDef = OpDef {
     cuda: super::cuda::gated_act,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || act_samples(2, 0, false),
+    ..OpDef::COMPUTE
 };
 
 /// `gated_act_bwd` [dh, gate, up F32[T,F]] → dgate = dh·up·act′(gate), dup = dh·act(gate).
@@ -139,11 +133,8 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
         let both = zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).1);
         vec![zip(&both, &ins[2], |d, u| d * u), zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).0)]
     },
-    writes_only: false,
-    grad: Grad::Missing,
     in_place: &[(1, 0), (2, 1)],
     cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
-    workspace: no_workspace,
     host: |call| by_kind!(act(call.attr), host_gated_bwd, call),
     wgsl: |l| {
         let mut defines = vec!["GATED_BWD"];
@@ -161,6 +152,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
     cuda: super::cuda::gated_act_bwd,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0, 1] },
     samples: || act_samples(3, 1, true),
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

@@ -13,7 +13,6 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
     Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
-    no_workspace,
 };
 
 /// `layer_norm` [x F32[R,D], w F32[D], b F32[D]] → y F32[R,D], mean F32[R], rstd F32[R].
@@ -21,43 +20,39 @@ pub static LAYER_NORM: OpDef = OpDef {
     name: "layer_norm",
     infer: infer_norm,
     reference: reference_norm,
-    writes_only: false,
     grad: Grad::Rule(norm_rule),
-    in_place: &[],
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
-    workspace: no_workspace,
     host: host_norm,
     wgsl: wgsl_norm,
     cuda: cuda::layer_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: samples_norm,
+    ..OpDef::COMPUTE
 };
 
 /// `layer_norm_dx` [dy F32[R,D], x F32[R,D], w F32[D], mean F32[R], rstd F32[R], acc? F32[R,D]] → dx F32[R,D]
 /// = rstd·(g − mean(g) − n·mean(g·n)) (+ acc), where g = dy·w and means are over a row.
 pub static LAYER_NORM_DX: OpDef = OpDef {
     name: "layer_norm_dx",
+    accumulates: true,
     infer: infer_dx,
     reference: reference_dx,
-    writes_only: false,
-    grad: Grad::Missing,
     in_place: &[(5, 0), (0, 0)],
     cost: |_, ins, _| Cost { flops: 12 * ins[0].len() as u64, terms: ins[0].cols() },
-    workspace: no_workspace,
     host: host_dx,
     wgsl: wgsl_dx,
     cuda: cuda::layer_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 5], outs: &[0] },
     samples: samples_dx,
+    ..OpDef::COMPUTE
 };
 
 /// `layer_norm_dw` [dy F32[R,D], x F32[R,D], mean F32[R], rstd F32[R], acc? F32[D]] → dw F32[D] = Σ_r dy·n (+ acc).
 pub static LAYER_NORM_DW: OpDef = OpDef {
     name: "layer_norm_dw",
+    accumulates: true,
     infer: infer_dw,
     reference: reference_dw,
-    writes_only: false,
-    grad: Grad::Missing,
     in_place: &[(4, 0)],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].rows() },
     workspace: dw_workspace,
@@ -66,6 +61,7 @@ pub static LAYER_NORM_DW: OpDef = OpDef {
     cuda: cuda::layer_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: samples_dw,
+    ..OpDef::COMPUTE
 };
 
 impl Graph {

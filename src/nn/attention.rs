@@ -1,0 +1,122 @@
+//! Attention at a site: within a stream, across streams, over a cache, and with keys that methods put before a sequence.
+
+use super::hooks::{Qkv, Site};
+use super::inputs::{self, MAIN, StreamId};
+use super::{Nn, Role};
+use crate::error::Result;
+use crate::graph::{Phase, Val};
+use crate::ops::Attention;
+use crate::ops::attention::Ranges;
+
+impl Nn<'_> {
+    /// Attention of each token over its own sequence, as the methods change it; when generating, over the cache named
+    /// after `path`.
+    pub fn attention(&mut self, path: &str, q: Val, k: Val, v: Val, spec: Attention) -> Result<Val> {
+        self.attention_of(path, Qkv { q, k, v, spec, queries: MAIN, keys: MAIN, bias: None, prefixed: false })
+    }
+
+    /// The same between any streams.
+    pub fn attention_of(&mut self, path: &str, qkv: Qkv) -> Result<Val> {
+        let site = self.enter(path, Role::O);
+        self.next().attention(self, &site, qkv)
+    }
+
+    /// The attention itself.
+    pub fn base_attention(&mut self, at: &Site, qkv: Qkv) -> Result<Val> {
+        let Qkv { q, k, v, spec, queries, keys, .. } = qkv;
+        // Ranges that the host computes say all: causality and window included.
+        let by_range = Attention { causal: false, window: None, ..spec };
+        match self.cached {
+            Some(cached) if (queries, keys) == (MAIN, MAIN) => {
+                let k = self.past(&format!("{}.k_cache", at.path), k, cached.capacity, cached.slots)?;
+                let v = self.past(&format!("{}.v_cache", at.path), v, cached.capacity, cached.slots)?;
+                let ranges = Ranges { keys: self.stream(MAIN)?.key_range, queries: None };
+                self.g.attention(q, k, v, ranges, by_range)
+            }
+            Some(cached) if queries != keys => {
+                let ranges = match cached.cross {
+                    Some(keys) => Ranges { keys, queries: None },
+                    None => self.cross_ranges(queries, keys)?,
+                };
+                self.g.attention(q, k, v, ranges, by_range)
+            }
+            _ if queries != keys => {
+                let ranges = self.cross_ranges(queries, keys)?;
+                self.g.attention(q, k, v, ranges, by_range)
+            }
+            _ if qkv.prefixed => {
+                let of_keys = self.input(inputs::prefixed_key_range(queries, spec.causal, spec.window))?;
+                let of_queries = self.input(inputs::prefixed_query_range(queries, spec.causal, spec.window))?;
+                self.g.attention(q, k, v, Ranges { keys: of_keys, queries: Some(of_queries) }, by_range)
+            }
+            _ => {
+                let range = self.stream(queries)?.key_range;
+                self.g.attention(q, k, v, Ranges::same(range), spec)
+            }
+        }
+    }
+
+    /// Rows of `x` joined to the cache `name`, and the cache.
+    fn past(&mut self, name: &str, x: Val, rows: usize, slots: Val) -> Result<Val> {
+        let width = self.g.ty(x).cols();
+        let cache = match self.written.get(name) {
+            Some(&cache) => cache,
+            None => self.cache(name, rows, width),
+        };
+        let cache = self.g.cache_write(cache, x, slots)?;
+        self.written.insert(name.to_string(), cache);
+        Ok(cache)
+    }
+
+    fn cross_ranges(&mut self, queries: StreamId, keys: StreamId) -> Result<Ranges> {
+        let of_keys = self.input(inputs::cross_range("cross.key_range", queries, keys))?;
+        let of_queries = self.input(inputs::cross_range("cross.query_range", keys, queries))?;
+        Ok(Ranges { keys: of_keys, queries: Some(of_queries) })
+    }
+
+    /// Keys and values of another stream's tokens that the attention `path` reads. `f` computes them; when generating,
+    /// it does so in the phase ENCODE, and they are kept for the others.
+    pub fn memory(&mut self, path: &str, f: impl FnOnce(&mut Self) -> Result<[Val; 2]>) -> Result<[Val; 2]> {
+        let names = [format!("{path}.k_memory"), format!("{path}.v_memory")];
+        match self.cached {
+            None => f(self),
+            Some(cached) if self.g.phase == Phase::ENCODE => {
+                let vals = f(self)?;
+                for (name, x) in names.iter().zip(vals) {
+                    self.past(name, x, cached.source, cached.slots)?;
+                }
+                Ok(vals)
+            }
+            Some(_) => {
+                let cached = |name: &String| {
+                    let found = self.named.get(name).copied();
+                    found.ok_or_else(|| self.g.refuse("memory", format!("{name} before it is written")))
+                };
+                Ok([cached(&names[0])?, cached(&names[1])?])
+            }
+        }
+    }
+
+    /// `qkv` with the rows `prefix` (keys, values) [P, width] before the keys and values of each sequence.
+    pub fn prefixed(&mut self, at: &Site, qkv: Qkv, prefix: [Val; 2]) -> Result<Qkv> {
+        let act = self.act();
+        let rows = self.g.shape(prefix[0])[0];
+        if let Some(cached) = self.cached {
+            // They are the cache's first rows; each phase writes them, so that either may run first.
+            let slots: Vec<i32> = (0..rows as i32).collect();
+            let slots = self.constant_i32(&format!("prefix.{rows}"), &slots);
+            for (name, x) in ["k_cache", "v_cache"].into_iter().zip(prefix) {
+                let x = self.g.cast(x, act)?;
+                self.past(&format!("{}.{name}", at.path), x, cached.capacity, slots)?;
+            }
+            return Ok(qkv);
+        }
+        let order = self.input(inputs::prefixed_rows(qkv.keys))?;
+        let mut join = |x: Val, own: Val| {
+            let x = self.g.cast(x, act)?;
+            let all = self.g.concat_rows(x, own)?;
+            self.g.embed(order, all, 1.0)
+        };
+        Ok(Qkv { k: join(prefix[0], qkv.k)?, v: join(prefix[1], qkv.v)?, prefixed: true, ..qkv })
+    }
+}
