@@ -148,7 +148,7 @@ impl Generator {
         let slots = fill(&|i| (self.prefix + i) as i32, -1);
         let columns = |name: &str| (name == INPUT_IDS).then(|| Column::Ints(self.ids.clone()));
         let (lead, prefix) = (self.lead, self.prefix);
-        let placed = [Placed { start: 0, len: self.lead + self.ids.len(), key: 0, lead, prefix }];
+        let placed = [Placed { start: 0, len: self.lead + self.ids.len(), key: 0, lead, prefix, pad: 0 }];
         let item = Item { columns: &columns, index: 0, placed: &placed };
         for input in &at.inputs.leaves {
             let values = match input.field.name.as_str() {

@@ -136,6 +136,7 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
         vocab,
         max_len,
         max_target_len: max_len,
+        unlabelled: false,
     };
     let make = |row: &Row, codec: &Codec| CausalLm.examples(row, codec).map(|made| (made.examples, made.cut));
     let (data, report) = reader::read(path, &codec, &make, &[])?;
