@@ -17,7 +17,7 @@ impl Nn<'_> {
 
     /// The same between any streams.
     pub fn attention_of(&mut self, path: &str, qkv: Qkv) -> Result<Val> {
-        let site = self.enter(path, Role::O);
+        let site = self.enter(path, Role::Attention);
         self.next().attention(self, &site, qkv)
     }
 

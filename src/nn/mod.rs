@@ -251,6 +251,16 @@ impl<'a> Nn<'a> {
         val
     }
 
+    /// A value that was noted under a name in this phase, if one was.
+    pub fn noted(&self, name: &str) -> Option<Val> {
+        self.written.get(name).copied()
+    }
+
+    /// Notes a value that several sites share, until the next phase.
+    pub fn note(&mut self, name: &str, val: Val) {
+        self.written.insert(name.to_string(), val);
+    }
+
     /// What follows belongs to the next block: a layer, or what comes after the last layer.
     pub fn block(&mut self) {
         self.g.block += 1;
@@ -309,9 +319,10 @@ impl Inputs {
 
 /// `layout` with what the methods put before each sequence.
 fn shaped(stack: &[&dyn Hooks], mut layout: Layout) -> Layout {
+    let streams = layout.streams.len();
     for (i, stream) in layout.streams.iter_mut().enumerate() {
-        stream.lead = stack.iter().map(|m| m.lead(StreamId(i))).sum();
-        stream.prefix = stack.iter().map(|m| m.prefix(StreamId(i))).sum();
+        stream.lead = stack.iter().map(|m| m.lead(StreamId(i), streams)).sum();
+        stream.prefix = stack.iter().map(|m| m.prefix(StreamId(i), streams)).sum();
     }
     layout
 }
