@@ -156,7 +156,7 @@ settings! {
         init: Init = "INIT", { Init::Pretrained };
     }
     "Method" {
-        #[doc = "Train low-rank factors set on frozen weights, or every weight"]
+        #[doc = "What is trained: low-rank factors on frozen weights, every weight, scales (ia3), biases, keys and values before each sequence, or virtual tokens"]
         method: Method = "METHOD", { Method::Lora };
         #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
         quantize: Quantize = "FORMAT", { Quantize::None };
@@ -177,7 +177,13 @@ settings! {
         #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
         trainable_tokens: Option<Vec<usize>> = "IDS", { None },
             if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
-        #[doc = "LoRA: adapter to start from; its adapter_config.json sets the method"]
+        #[doc = "Prompt and prefix tuning: virtual tokens, or keys and values, before each sequence"]
+        virtual_tokens: usize = "N", { 20 }, if |v| (1..=4096).contains(v) => "1 to 4096";
+        #[doc = "Prompt tuning: text whose tokens' embeddings the virtual ones start as; else they are drawn"]
+        prompt_init: Option<String> = "TEXT", { None };
+        #[doc = "Prefix tuning: an encoder of two layers computes the prefixes"]
+        prefix_projection: bool = "BOOL", { false };
+        #[doc = "Adapter to start from; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
     "Length" {
@@ -339,7 +345,10 @@ impl RunConfig {
             }
         }
         if let Some(dir) = config.adapter.clone() {
-            config.follow(&dir, &files::read_config(&dir)?)?;
+            config.follow_method(&dir)?;
+            if config.method == Method::Lora {
+                config.follow(&dir, &files::read_config(&dir)?)?;
+            }
         }
         config.check()?;
         Ok(config)
@@ -351,6 +360,23 @@ impl RunConfig {
 
     fn index(name: &str) -> usize {
         FIELDS.iter().position(|f| f.name == name).expect("a name of the table")
+    }
+
+    /// Takes over the method of the adapter at `dir`.
+    fn follow_method(&mut self, dir: &Path) -> Result<()> {
+        let name = crate::peft::def_of(dir)?.name;
+        let theirs = Method::from_text(name).map_err(|e| Error::config("adapter", name, e))?;
+        let i = Self::index("method");
+        if !self.origins[i].given() {
+            self.origins[i] = Origin::Adapter(dir.into());
+        } else if self.method != theirs && self.method != Method::Full {
+            let expected = format!("{name} as in {}, or no --adapter", dir.display());
+            return Err(Error::config("method", self.method.name(), expected));
+        } else if self.method == Method::Full {
+            return Ok(());
+        }
+        self.method = theirs;
+        Ok(())
     }
 
     /// Takes over what the adapter at `dir` fixes. A value that was asked for and differs is an error, except the

@@ -78,6 +78,21 @@ impl Setting for f64 {
     }
 }
 
+impl Setting for String {
+    fn blank() -> Self {
+        String::new()
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(text.into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        value.as_str().map(String::from).ok_or_else(|| "text".into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::String(self.clone()))
+    }
+}
+
 impl Setting for PathBuf {
     fn blank() -> Self {
         PathBuf::new()
@@ -277,7 +292,14 @@ words! {
     #[doc = "Where the base weights come from."]
     Init { Pretrained = "pretrained", Random = "random" }
     #[doc = "What is trained."]
-    Method { Lora = "lora", Full = "full" }
+    Method {
+        Lora = "lora",
+        Full = "full",
+        Ia3 = "ia3",
+        Bitfit = "bitfit",
+        Prefix = "prefix",
+        Prompt = "prompt"
+    }
     #[doc = "How frozen weights are stored."]
     Quantize { None = "none", Nf4 = "nf4" }
     #[doc = "The course of the learning rate after the warmup."]

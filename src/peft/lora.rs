@@ -16,8 +16,10 @@ pub static DEF: MethodDef = MethodDef {
     peft_type: Some("LORA"),
     new: |settings| {
         let mut config = settings.lora.clone();
-        config.modules_to_save = settings.heads.iter().map(|m| m.to_string()).collect();
-        config.task_type = settings.task_type.clone();
+        if config.modules_to_save.is_empty() {
+            config.modules_to_save = settings.heads.iter().map(|m| m.to_string()).collect();
+        }
+        config.task_type = config.task_type.or(settings.task_type.clone());
         Ok(Box::new(Lora { config }))
     },
     read: |config| {

@@ -98,14 +98,14 @@ pub struct Opened {
     pub tensors: BTreeMap<String, HostTensor>,
 }
 
-/// Opens an adapter's folder of any method.
-pub fn open(dir: &Path) -> Result<Opened> {
+/// The adapter_config.json of a folder, and its method.
+fn read_config(dir: &Path) -> Result<(Map<String, Value>, &'static MethodDef)> {
     let path = dir.join(files::CONFIG_FILE);
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     let config: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|e| Error::file(&path, e.to_string(), "a JSON object as PEFT writes it"))?;
     let found = config.get("peft_type").and_then(Value::as_str).unwrap_or("nothing");
-    let Some(def) = METHODS.iter().find(|m| m.peft_type == Some(found)) else {
+    let Some(def) = METHODS.iter().copied().find(|m| m.peft_type == Some(found)) else {
         let known: Vec<&str> = METHODS.iter().filter_map(|m| m.peft_type).collect();
         return Err(Error::unsupported(
             format!("an adapter of peft_type {found}"),
@@ -115,7 +115,17 @@ pub fn open(dir: &Path) -> Result<Opened> {
             ),
         ));
     };
-    let mut config = config;
+    Ok((config, def))
+}
+
+/// The method of an adapter's folder.
+pub fn def_of(dir: &Path) -> Result<&'static MethodDef> {
+    read_config(dir).map(|(_, def)| def)
+}
+
+/// Opens an adapter's folder of any method.
+pub fn open(dir: &Path) -> Result<Opened> {
+    let (mut config, def) = read_config(dir)?;
     let mut tensors = files::read_tensors(dir)?;
     if let Some(encoder) = prefix::encoder(dir)? {
         tensors.remove(prompt::KEY);
@@ -142,6 +152,13 @@ pub struct Save<'a> {
     /// What [`Hooks::keeps`] named.
     pub kept: &'a [Trained],
     pub facts: &'a Facts,
+}
+
+impl Opened {
+    /// Checks that the folder holds exactly the tensors `expected`: see [`files::check`].
+    pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        files::check(dir, &self.tensors, expected)
+    }
 }
 
 impl Save<'_> {

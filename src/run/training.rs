@@ -16,7 +16,7 @@ use crate::data::{Dataset, INPUT_IDS};
 use crate::error::{Error, Result};
 use crate::memory::{Chosen, Level, Request};
 use crate::memory::{budget, resident};
-use crate::peft::{Method, files, full::Full, lora::Lora};
+use crate::peft::{self, AdapterConfig, Method, Settings};
 use crate::plan::{Account, timeline};
 use crate::run::metrics::{Event, StepEvent};
 use crate::run::profile::Report;
@@ -66,11 +66,43 @@ fn open(config: &RunConfig) -> Result<Arc<Base>> {
 }
 
 fn plan(config: &RunConfig, base: &Arc<Base>, backend: Box<dyn Backend>) -> Result<Planned> {
-    let method: Box<dyn Method> = match (config.method, config.adapter_config()?) {
-        (MethodName::Lora, Some(config)) => Box::new(Lora { config }),
-        _ => Box::new(Full),
+    Planned::new(base, method(config, base)?, options(config), backend)
+}
+
+/// The method of the adapter that training starts from, or a new one.
+fn method(config: &RunConfig, base: &Base) -> Result<Box<dyn Method>> {
+    if let (Some(dir), true) = (&config.adapter, config.method != MethodName::Lora) {
+        return peft::open(dir).map(|opened| opened.method);
+    }
+    let model = base.model(config.max_seq_len)?;
+    let prompt_ids = match &config.prompt_init {
+        Some(text) if config.method == MethodName::Prompt => {
+            let ids = base.tokenizer()?.encode(text, false)?;
+            if ids.is_empty() {
+                return Err(Error::config("prompt-init", format!("{text:?}"), "a text of at least one token"));
+            }
+            Some(ids.into_iter().map(|id| id as usize).collect())
+        }
+        _ => None,
     };
-    Planned::new(base, method, options(config), backend)
+    let lora = match config.adapter_config()? {
+        Some(lora) => lora,
+        None => AdapterConfig::lora(config.rank, config.alpha, config.targets.clone()),
+    };
+    let settings = Settings {
+        targets: config.targets.clone(),
+        base_model: lora.base_model.clone(),
+        lora,
+        virtual_tokens: config.virtual_tokens,
+        prompt_ids,
+        prefix_projection: config.prefix_projection,
+        encoder_hidden: None,
+        encoder_decoder: model.facts().decoder_start.is_some(),
+        task_type: Some(CausalLm.def().peft.to_string()),
+        heads: CausalLm.heads(),
+        facts: model.facts().clone(),
+    };
+    (peft::named(config.method.name())?.new)(&settings)
 }
 
 /// The device, and what times it if that is asked for.
@@ -178,7 +210,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
 
     let adapter = match &config.adapter {
         Some(dir) => {
-            let adapter = files::read_adapter(dir)?;
+            let adapter = peft::open(dir)?;
             adapter.check(dir, &planned.trained())?;
             Some(adapter)
         }
