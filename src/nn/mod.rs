@@ -44,7 +44,7 @@ pub struct Cached {
     /// Rows of the cache, and of that of an encoder's keys.
     pub capacity: usize,
     pub source: usize,
-    /// The row of the cache that each token goes to, I32[T]; −1: none.
+    /// The row of the cache that each key goes to, I32[prefix + T]; −1: none.
     pub slots: Val,
     /// Cached keys of the encoder that each token sees, I32[T,2], in phases that have them.
     pub cross: Option<Val>,
@@ -323,6 +323,8 @@ fn shaped(stack: &[&dyn Hooks], mut layout: Layout) -> Layout {
     for (i, stream) in layout.streams.iter_mut().enumerate() {
         stream.lead = stack.iter().map(|m| m.lead(StreamId(i), streams)).sum();
         stream.prefix = stack.iter().map(|m| m.prefix(StreamId(i), streams)).sum();
+        // A sequence that fills the stream has room for its virtual tokens.
+        stream.tokens += stream.lead;
     }
     layout
 }

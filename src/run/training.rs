@@ -125,7 +125,7 @@ fn options(config: &RunConfig) -> Options {
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
         micro_targets: None,
-        micro_sequences: None,
+        micro_sequences: Some(config.batch_size),
         step_tokens: config.batch_size.checked_mul(config.max_seq_len),
         optimizer: config.optimizer(),
         seed: config.seed,
