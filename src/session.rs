@@ -119,12 +119,10 @@ impl Planned {
         let (step, plan, mut chosen) = loop {
             let build = Build { stack: &stack, storage: &storage, act };
             let shape = options.shape();
-            let parts = Parts { model: &*model, task, build, shape, optimizer: options.optimizer };
-            let mut step = Step::of(&parts, backend.caps())?;
+            let single = options.step_tokens.is_some_and(|most| most <= options.micro_tokens);
+            let parts = Parts { model: &*model, task, build, shape, single, optimizer: options.optimizer };
+            let step = Step::of(&parts, backend.caps())?;
             methods.iter().try_for_each(|m| m.check(&step.sites))?;
-            if options.step_tokens.is_some_and(|most| most <= options.micro_tokens) {
-                memory::once::once(&mut step.program)?;
-            }
             match memory::fit(&step.program, backend.caps(), &options.memory) {
                 // The last resort, since it changes rounding.
                 Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {

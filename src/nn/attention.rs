@@ -98,7 +98,7 @@ impl Nn<'_> {
     }
 
     /// `qkv` with the rows `prefix` (keys, values) [P, width] before the keys and values of each sequence.
-    pub fn prefixed(&mut self, at: &Site, qkv: Qkv, prefix: [Val; 2]) -> Result<Qkv> {
+    pub fn prefixed(&mut self, qkv: Qkv, prefix: [Val; 2]) -> Result<Qkv> {
         let act = self.act();
         let mut joined = |x: Val, own: Val| {
             let x = self.g.cast(x, act)?;

@@ -193,9 +193,16 @@ fn some(names: &[&str], others: &[&str]) -> String {
 /// Writes the three files. Each appears whole or not at all, the config last: a folder with an
 /// `adapter_config.json` is complete.
 pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: &[Out]) -> Result<()> {
-    let what = format!("Rank {}, alpha {}, on {}.", config.rank, config.alpha, config.targets);
-    let card = Card { base: config.base_model.as_deref(), method: "LoRA", tag: "lora", what: &what };
-    write_folder(dir, &config.to_json(), &card, tensors)
+    let what = what(config);
+    write_folder(dir, &config.to_json(), &lora_card(config, &what), tensors)
+}
+
+fn what(config: &AdapterConfig) -> String {
+    format!("Rank {}, alpha {}, on {}.", config.rank, config.alpha, config.targets)
+}
+
+fn lora_card<'a>(config: &'a AdapterConfig, what: &'a str) -> Card<'a> {
+    Card { base: config.base_model.as_deref(), method: "LoRA", tag: "lora", what }
 }
 
 /// The same for any method: the text of its config and what its card says.

@@ -146,7 +146,7 @@ impl Hooks for Prefix {
         };
         let [k, v] = self.parts(layer);
         let prefix = [part(k)?, part(v)?];
-        let qkv = nn.prefixed(at, qkv, prefix)?;
+        let qkv = nn.prefixed(qkv, prefix)?;
         next.attention(nn, at, qkv)
     }
 }

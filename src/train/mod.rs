@@ -1,5 +1,6 @@
 //! Training: the graph of a step, its optimizer, and the trainer that runs it.
 
+mod gradients;
 pub mod optimizer;
 pub mod schedule;
 pub mod step;
