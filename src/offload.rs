@@ -176,7 +176,7 @@ impl Offload {
     /// Starts to read into `to` and returns the number of the request. Requests are done in order.
     ///
     /// # Safety
-    /// Until [`Away::wait`] has returned for that number, or this value is dropped, `to` must be valid and nothing
+    /// Until [`Offload::wait`] has returned for that number, or this value is dropped, `to` must be valid and nothing
     /// else may read or write it.
     pub unsafe fn start(&mut self, store: Arc<Store>, offset: u64, to: HostSlice) -> Result<u64> {
         let began = Instant::now();

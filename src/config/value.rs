@@ -9,6 +9,7 @@ pub use crate::device::Device;
 use crate::dtype::DType;
 use crate::memory::Toggle;
 use crate::peft::Targets;
+pub use crate::train::schedule::Schedule;
 
 /// A type a setting may have. Errors say what was expected.
 pub trait Setting: Sized {
@@ -302,8 +303,6 @@ words! {
     }
     #[doc = "How frozen weights are stored."]
     Quantize { None = "none", Nf4 = "nf4" }
-    #[doc = "The course of the learning rate after the warmup."]
-    Schedule { Constant = "constant", Linear = "linear", Cosine = "cosine" }
     #[doc = "The update rule."]
     Optimizer {
         Adamw = "adamw",
@@ -320,6 +319,7 @@ words! {
 }
 
 word_setting!(Toggle { "auto", "on", "off" });
+word_setting!(Schedule { "constant", "linear", "cosine" });
 
 impl From<Dtype> for DType {
     fn from(dtype: Dtype) -> DType {
