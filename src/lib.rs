@@ -98,6 +98,7 @@ pub mod run;
 pub mod session;
 pub mod synth;
 pub mod tasks;
+mod system;
 pub mod train;
 pub mod weights;
 
