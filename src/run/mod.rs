@@ -1,5 +1,6 @@
 //! Whole runs: from settings to files, and what is shown and kept of them on the way.
 
+mod bar;
 pub mod metrics;
 pub mod profile;
 pub mod progress;
