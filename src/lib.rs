@@ -102,8 +102,8 @@ pub mod quant;
 pub mod run;
 pub mod session;
 pub mod synth;
-pub mod tasks;
 mod system;
+pub mod tasks;
 pub mod train;
 pub mod weights;
 

@@ -1,6 +1,7 @@
 //! Tasks: how a row becomes an example, what the loss is, and what a model's outputs mean. One file a task.
 
 pub mod causal_lm;
+pub mod metrics;
 
 use crate::data::Example;
 use crate::data::row::{Codec, Row};
