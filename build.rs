@@ -1,28 +1,38 @@
 //! Preprocesses every variant of every shader, has naga check it, and writes the table that the wgpu backend embeds.
 //! A shader that would fail on a user's GPU fails the build, with the file and line it was written at. CUDA sources are
-//! carried as they are.
+//! carried as they are. Without the features `wgpu` and `cuda` there is nothing to do.
+#![cfg_attr(not(all(feature = "wgpu", feature = "cuda")), allow(dead_code))]
 
 #[cfg(feature = "cubins")]
 #[path = "build/cubins.rs"]
 mod cubins;
+#[cfg(feature = "cuda")]
 #[path = "build/kernels.rs"]
 mod kernels;
+#[cfg(feature = "wgpu")]
 #[path = "build/preprocess.rs"]
 mod preprocess;
+#[cfg(feature = "wgpu")]
+#[path = "build/shaders.rs"]
+mod shaders;
+#[cfg(feature = "wgpu")]
 #[path = "build/validate.rs"]
 mod validate;
 
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=shaders");
     println!("cargo:rerun-if-changed=kernels");
-    write("shaders.rs", table(Path::new("shaders")));
-    write("kernels.rs", kernels::table(Path::new("kernels")));
-    write("cubins.rs", machine_code());
+    #[cfg(feature = "wgpu")]
+    write("shaders.rs", shaders::table("shaders".as_ref()));
+    #[cfg(feature = "cuda")]
+    {
+        write("kernels.rs", kernels::table("kernels".as_ref()));
+        write("cubins.rs", machine_code());
+    }
 }
 
 /// The table of compiled CUDA kernels; empty unless the feature asks for it and NVRTC is there.
@@ -30,9 +40,8 @@ fn machine_code() -> Result<String, String> {
     #[cfg(feature = "cubins")]
     {
         println!("cargo:rerun-if-env-changed=TRIMTAB_NVRTC");
-        let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
         match cubins::nvrtc() {
-            Some(library) => return cubins::table(&library, Path::new("kernels"), &out),
+            Some(library) => return cubins::table(&library, "kernels".as_ref(), &out_dir()),
             None => {
                 println!("cargo::warning=no NVRTC: no compiled CUDA kernels are embedded (TRIMTAB_NVRTC names one)")
             }
@@ -41,8 +50,12 @@ fn machine_code() -> Result<String, String> {
     Ok("&[]\n".into())
 }
 
+fn out_dir() -> PathBuf {
+    PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default())
+}
+
 fn write(name: &str, code: Result<String, String>) {
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join(name);
+    let out = out_dir().join(name);
     match code.and_then(|code| std::fs::write(&out, code).map_err(|e| format!("{}: {e}", out.display()))) {
         Ok(()) => {}
         Err(errors) => fail(&errors),
@@ -54,62 +67,4 @@ fn fail(message: &str) -> ! {
         println!("cargo::error={line}");
     }
     std::process::exit(1);
-}
-
-/// `&[(stem, symbols joined by a space, text), …]` as Rust source, ordered for binary search.
-fn table(root: &Path) -> Result<String, String> {
-    let mut stems: Vec<String> = Vec::new();
-    for entry in std::fs::read_dir(root).map_err(|e| format!("{}: {e}", root.display()))?.flatten() {
-        let path = entry.path();
-        if path.extension().is_some_and(|e| e == "wgsl")
-            && let Some(stem) = path.file_stem().and_then(|s| s.to_str())
-        {
-            stems.push(stem.into());
-        }
-    }
-    stems.sort();
-    let mut rows: Vec<(String, String, String)> = Vec::new();
-    let mut errors = String::new();
-    let mut seen = Vec::new();
-    for stem in &stems {
-        let file = format!("{stem}.wgsl");
-        let source = std::fs::read_to_string(root.join(&file)).map_err(|e| format!("{file}: {e}"))?;
-        for defines in preprocess::variants(&source) {
-            let mut check = || {
-                let text = preprocess::preprocess(root, &file, &defines, &mut seen)?;
-                // What `// also:` asks for where it changes nothing is no variant.
-                let asked = |l: &str| l.strip_prefix("// variant:").is_some_and(|v| v.split_whitespace().eq(&defines));
-                if !source.lines().any(asked) && rows.iter().any(|row| row.0 == *stem && row.2 == text.text) {
-                    return Ok(None);
-                }
-                validate::validate(&text, &defines).map(|()| Some(text.text))
-            };
-            match check() {
-                Ok(Some(text)) => rows.push((stem.clone(), defines.join(" "), text)),
-                Ok(None) => {}
-                Err(e) => {
-                    let _ = writeln!(errors, "{e}\n(variant {defines:?})");
-                }
-            }
-        }
-    }
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    // A changed directory does not tell of a changed file in it.
-    seen.sort();
-    seen.dedup();
-    for path in &seen {
-        println!("cargo:rerun-if-changed={}", path.display());
-    }
-    rows.sort();
-    if let Some(pair) = rows.windows(2).find(|w| (&w[0].0, &w[0].1) == (&w[1].0, &w[1].1)) {
-        return Err(format!("shaders/{}.wgsl declares the variant {:?} twice", pair[0].0, pair[0].1));
-    }
-    let mut code = String::from("&[\n");
-    for (stem, defines, text) in rows {
-        let _ = writeln!(code, "    ({stem:?}, {defines:?}, {text:?}),");
-    }
-    code.push_str("]\n");
-    Ok(code)
 }

@@ -110,6 +110,11 @@ fn cases() -> Vec<Case> {
     let ins = vec![f32s(&[T, D]), f32s(&[T, D]), f32s(&[D]), rstd(), f32s(&[T, D])];
     case("rms_norm_dx", "residual", norm(true), ins, &[(4, 0)]);
     case("rms_norm_dw", "tokens", Attr::Acc(false), vec![f32s(&[T, D]), f32s(&[T, D]), rstd()], &[]);
+    case("layer_norm", "tokens", norm(false), vec![f32s(&[T, D]), f32s(&[D]), f32s(&[D])], &[]);
+    let mean = || f32s(&[T]);
+    let ins = vec![f32s(&[T, D]), f32s(&[T, D]), f32s(&[D]), mean(), rstd(), f32s(&[T, D])];
+    case("layer_norm_dx", "residual", norm(true), ins, &[(5, 0)]);
+    case("layer_norm_dw", "tokens", Attr::Acc(false), vec![f32s(&[T, D]), f32s(&[T, D]), mean(), rstd()], &[]);
 
     let rope = Attr::Rope(Rope { heads: HEADS, head_dim: HEAD, inverse: false });
     case("rope", "queries", rope, vec![f32s(&[T, D]), f32s(&[T, HEAD]), positions()], &[(0, 0)]);
@@ -143,6 +148,9 @@ fn cases() -> Vec<Case> {
 
     case("add", "residual", Attr::None, vec![f32s(&[T, D]), f32s(&[T, D])], &[(0, 0)]);
     case("scale", "tokens", Attr::None, vec![f32s(&[T, D]), scalar()], &[(0, 0)]);
+    let gelu = || Attr::Activation(Activation::GeluTanh);
+    case("activation", "gelu_tanh", gelu(), vec![f32s(&[T, F])], &[]);
+    case("activation_bwd", "gelu_tanh", gelu(), vec![f32s(&[T, F]), f32s(&[T, F])], &[(0, 0)]);
     case("gated_act", "silu", Attr::Activation(Activation::Silu), vec![f32s(&[T, F]), f32s(&[T, F])], &[]);
     let ins = vec![f32s(&[T, F]), f32s(&[T, F]), f32s(&[T, F])];
     case("gated_act_bwd", "silu", Attr::Activation(Activation::Silu), ins, &[]);

@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(512) layer_norm(act* y, float* mean
     }
 }
 
-// dx = rstd·(g − mean(g) − n·mean(g·n)) (+ acc), g = dy·w, n = (x − mean)·rstd. dx may be dy or acc: a thread reads an
+// dx = rstd·(g − mean(g) − d·rstd²·mean(g·d)) (+ acc), g = dy·w, d = x − mean. dx may be dy or acc: a thread reads an
 // element of them for the last time before it writes that element.
 extern "C" __global__ void __launch_bounds__(512) layer_norm_dx(act* dx, const act* dy, const act* x, const float* w,
                                                                  const float* mean, const float* rstd, const act* acc,
@@ -94,6 +94,10 @@ extern "C" __global__ void __launch_bounds__(512) layer_norm_dx(act* dx, const a
     Team team = team_of(size, smem);
     if (team.row >= rows) return;
     size_t at = (size_t)team.row * cols;
+    dx += at;
+    dy += at;
+    x += at;
+    if (acc) acc += at;
     float m = mean[team.row], s = rstd[team.row], all = 0.0f, along = 0.0f;
     if (fits(cols, size)) {
         uint4 kept_x[RUNS], kept_dy[RUNS];
@@ -102,8 +106,8 @@ extern "C" __global__ void __launch_bounds__(512) layer_norm_dx(act* dx, const a
             u32 i = (r * size + team.lane) * N;
             kept_x[r] = kept_dy[r] = make_uint4(0, 0, 0, 0);
             if (i < cols) {
-                kept_x[r] = *(const uint4*)(x + at + i);
-                kept_dy[r] = *(const uint4*)(dy + at + i);
+                kept_x[r] = *(const uint4*)(x + i);
+                kept_dy[r] = *(const uint4*)(dy + i);
             }
         }
 #pragma unroll
@@ -117,12 +121,12 @@ extern "C" __global__ void __launch_bounds__(512) layer_norm_dx(act* dx, const a
 #pragma unroll
                 for (u32 k = 0; k < N; k++) {
                     all += d[k] * g[k];
-                    along += d[k] * g[k] * ((v[k] - m) * s);
+                    along += d[k] * g[k] * (v[k] - m);
                 }
             }
         }
         all = team.sum(all) / (float)cols;
-        along = team.sum(along) / (float)cols;
+        along = team.sum(along) / (float)cols * s * s;
 #pragma unroll
         for (u32 r = 0; r < RUNS; r++) {
             u32 i = (r * size + team.lane) * N;
@@ -131,24 +135,24 @@ extern "C" __global__ void __launch_bounds__(512) layer_norm_dx(act* dx, const a
                 widen(v, kept_x[r]);
                 widen(d, kept_dy[r]);
                 load(g, w + i);
-                if (acc) load(before, acc + at + i);
+                if (acc) load(before, acc + i);
 #pragma unroll
-                for (u32 k = 0; k < N; k++) v[k] = s * (d[k] * g[k] - all - (v[k] - m) * s * along) + before[k];
-                store(dx + at + i, v);
+                for (u32 k = 0; k < N; k++) v[k] = s * (d[k] * g[k] - all - (v[k] - m) * along) + before[k];
+                store(dx + i, v);
             }
         }
     } else {
         for (u32 i = team.lane; i < cols; i += size) {
-            float g = to_f32(dy[at + i]) * w[i];
+            float g = to_f32(dy[i]) * w[i];
             all += g;
-            along += g * ((to_f32(x[at + i]) - m) * s);
+            along += g * (to_f32(x[i]) - m);
         }
         all = team.sum(all) / (float)cols;
-        along = team.sum(along) / (float)cols;
+        along = team.sum(along) / (float)cols * s * s;
         for (u32 i = team.lane; i < cols; i += size) {
-            float before = acc ? to_f32(acc[at + i]) : 0.0f;
-            float g = to_f32(dy[at + i]) * w[i];
-            dx[at + i] = from_f32<act>(s * (g - all - (to_f32(x[at + i]) - m) * s * along) + before);
+            float before = acc ? to_f32(acc[i]) : 0.0f;
+            float g = to_f32(dy[i]) * w[i];
+            dx[i] = from_f32<act>(s * (g - all - (to_f32(x[i]) - m) * along) + before);
         }
     }
 }

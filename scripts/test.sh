@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that a change must pass: formatting, lints, every test. With TRIMTAB_REQUIRE_WGPU=1 a missing GPU is a failure;
-# a software rasterizer counts as one, and is installed where this script may install packages. With
+# All that a change must pass: formatting, lints, every feature alone, every test. With TRIMTAB_REQUIRE_WGPU=1 a missing
+# GPU is a failure; a software rasterizer counts as one, and is installed where this script may install packages. With
 # TRIMTAB_REQUIRE_NVRTC=1 a missing CUDA compiler is one; it is taken from its PyPI wheel. No CUDA card is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,6 +42,17 @@ export TRIMTAB_CACHE=${TRIMTAB_CACHE:-$PWD/target/kernels}
 
 cargo fmt --check
 cargo clippy --workspace --all-targets -- -D warnings
+# The library without optional features, with each alone, and for browsers. The last is built, not checked: what
+# overflows in 32 bits shows only then.
+for features in "" cli cuda mmap wgpu; do
+    cargo clippy --no-default-features --features "$features" -- -D warnings
+done
+if [[ $(rustup target list --installed 2>/dev/null) == *wasm32-unknown-unknown* ]]; then
+    CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 \
+        cargo build --lib --no-default-features --target wasm32-unknown-unknown
+else
+    echo "no standard library for wasm32-unknown-unknown: the build for browsers is skipped"
+fi
 cargo test --workspace
 # The CPU kernels again, as processors with less than this one run them.
 lesser=portable

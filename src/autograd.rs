@@ -13,7 +13,7 @@ use crate::ops::{Grad, elementwise};
 pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<Option<Val>>> {
     let mut grads: Vec<Option<Val>> = vec![None; g.values.len()];
     for &(v, dv) in seeds {
-        add(g, &mut grads, v, dv)?;
+        add(g, &mut grads, wrt, v, dv)?;
     }
     let outer = g.block;
     for index in (0..g.nodes.len()).rev() {
@@ -29,7 +29,7 @@ pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<
         let gradients = g.at(node.site.clone(), |g| rule(g, &node, &dys, &wants))?;
         for (i, &v) in node.ins.iter().enumerate() {
             match gradients.get(i).copied().flatten() {
-                Some(dv) if wants[i] => g.at(node.site.clone(), |g| add(g, &mut grads, v, dv))?,
+                Some(dv) if wants[i] => g.at(node.site.clone(), |g| add(g, &mut grads, wrt, v, dv))?,
                 None if wants[i] => return Err(missing(g, &node, i)),
                 _ => {}
             }
@@ -48,16 +48,17 @@ pub fn accumulate(g: &mut Graph, sum: Val, grad: Val) -> Result<()> {
     g.node_into(&elementwise::ADD, crate::ops::Attr::None, &[sum, grad], &[Some(sum)]).map(drop)
 }
 
-/// Adds `dv` to the gradient of `v`, or of what `v` views.
-fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, v: Val, dv: Val) -> Result<()> {
+/// Adds `dv` to the gradient of `v`, or of what `v` views as a whole. What is in `wrt` keeps its own: it may be a view of
+/// a flat leaf.
+fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, wrt: &[Val], v: Val, dv: Val) -> Result<()> {
     let value = g.value(v);
     if let Def::View { of, start: 0 } = value.def
         && g.ty(of).len() == value.ty.len()
-        && !matches!(g.value(of).def, Def::Leaf(LeafKind::Param))
+        && !wrt.contains(&v)
     {
         let shape = g.shape(of).to_vec();
         let dv = g.reshape(dv, &shape)?;
-        return add(g, grads, of, dv);
+        return add(g, grads, wrt, of, dv);
     }
     grads.resize(g.values.len().max(grads.len()), None);
     grads[v.index()] = Some(match grads[v.index()] {

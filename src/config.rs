@@ -18,7 +18,9 @@ use crate::train::optimizer::{Bits, Rule};
 
 mod value;
 
-pub use value::{Bytes, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule, Setting};
+pub use value::{
+    Bytes, Columns, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule, Setting, Task,
+};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,13 +152,21 @@ settings! {
         model: Option<PathBuf> = "DIR|FILE.gguf", { None };
         #[doc = "Training text: JSONL with text, prompt and completion, or input_ids and labels; or plain text"]
         data: Option<PathBuf> = "FILE", { None };
+        #[doc = "What is learnt: causal-lm, sequence-classification, token-classification, question-answering, masked-lm or seq2seq"]
+        task: Option<Task> = "TASK", { None } as "the adapter's, else what the model's class is for";
+        #[doc = "Columns of the data that a task calls by another name, divided by commas: text=review,label=stars"]
+        columns: Option<Columns> = "NAME=COLUMN", { None };
+        #[doc = "Data to evaluate on when training is done"]
+        eval_data: Option<PathBuf> = "FILE", { None };
+        #[doc = "Evaluate every so many steps too"]
+        eval_every: Option<u64> = "N", { None }, if |v| *v != Some(0) => "1 or more";
         #[doc = "Run folder that is written"]
         out: Option<PathBuf> = "DIR", { None };
         #[doc = "Start from the files' weights, or from random ones (the folder then needs only config.json)"]
         init: Init = "INIT", { Init::Pretrained };
     }
     "Method" {
-        #[doc = "Train low-rank factors set on frozen weights, or every weight"]
+        #[doc = "What is trained: low-rank factors on frozen weights, every weight, scales (ia3), biases, keys and values before each sequence, or virtual tokens"]
         method: Method = "METHOD", { Method::Lora };
         #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
         quantize: Quantize = "FORMAT", { Quantize::None };
@@ -177,7 +187,13 @@ settings! {
         #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
         trainable_tokens: Option<Vec<usize>> = "IDS", { None },
             if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
-        #[doc = "LoRA: adapter to start from; its adapter_config.json sets the method"]
+        #[doc = "Prompt and prefix tuning: virtual tokens, or keys and values, before each sequence"]
+        virtual_tokens: usize = "N", { 20 }, if |v| (1..=4096).contains(v) => "1 to 4096";
+        #[doc = "Prompt tuning: text whose tokens' embeddings the virtual ones start as; else they are drawn"]
+        prompt_init: Option<String> = "TEXT", { None };
+        #[doc = "Prefix tuning: an encoder of two layers computes the prefixes"]
+        prefix_projection: bool = "BOOL", { false };
+        #[doc = "Adapter to start from; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
     "Length" {
@@ -190,6 +206,12 @@ settings! {
         batch_size: usize = "N", { 8 }, if |v| *v >= 1 => "1 or more";
         #[doc = "Longer sequences are cut to this many tokens"]
         max_seq_len: usize = "N", { 1024 }, if |v| *v >= 2 => "2 or more";
+        #[doc = "Sequence to sequence: longer targets are cut to this many tokens"]
+        max_target_len: usize = "N", { |c| c.max_seq_len } as "--max-seq-len", if |v| *v >= 1 => "1 or more";
+        #[doc = "Question answering: tokens that a window of a long context shares with the one before"]
+        doc_stride: usize = "N", { |c| 128.min(c.max_seq_len / 4) } as "128, or a quarter of --max-seq-len if that is less";
+        #[doc = "Question answering: pad sequences to the longest of their batch and let padding into the softmax, as transformers does"]
+        qa_padding: bool = "BOOL", { false };
         #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change; at least --max-seq-len"]
         micro_tokens: usize = "T", { |c| c.max_seq_len } as "--max-seq-len", if |v| *v >= 2 => "2 or more";
     }
@@ -339,7 +361,10 @@ impl RunConfig {
             }
         }
         if let Some(dir) = config.adapter.clone() {
-            config.follow(&dir, &files::read_config(&dir)?)?;
+            config.follow_method(&dir)?;
+            if config.method == Method::Lora {
+                config.follow(&dir, &files::read_config(&dir)?)?;
+            }
         }
         config.check()?;
         Ok(config)
@@ -351,6 +376,23 @@ impl RunConfig {
 
     fn index(name: &str) -> usize {
         FIELDS.iter().position(|f| f.name == name).expect("a name of the table")
+    }
+
+    /// Takes over the method of the adapter at `dir`.
+    fn follow_method(&mut self, dir: &Path) -> Result<()> {
+        let name = crate::peft::def_of(dir)?.name;
+        let theirs = Method::from_text(name).map_err(|e| Error::config("adapter", name, e))?;
+        let i = Self::index("method");
+        if !self.origins[i].given() {
+            self.origins[i] = Origin::Adapter(dir.into());
+        } else if self.method != theirs && self.method != Method::Full {
+            let expected = format!("{name} as in {}, or no --adapter", dir.display());
+            return Err(Error::config("method", self.method.name(), expected));
+        } else if self.method == Method::Full {
+            return Ok(());
+        }
+        self.method = theirs;
+        Ok(())
     }
 
     /// Takes over what the adapter at `dir` fixes. A value that was asked for and differs is an error, except the
@@ -414,6 +456,12 @@ impl RunConfig {
         if self.nesterov && (self.momentum <= 0.0 || self.dampening != 0.0) {
             return clash("nesterov", "true without momentum, or with dampening", "a momentum, and dampening 0");
         }
+        if self.eval_every.is_some() && self.eval_data.is_none() {
+            return clash("eval-every", "a number without eval-data", "eval-data, or no eval-every");
+        }
+        if self.eval_data.is_some() && self.memory.is_some() {
+            return clash("memory", "bytes with eval-data", "no eval-data: evaluation is not in the account yet");
+        }
         if self.double_quant && self.quantize != Quantize::Nf4 {
             return clash("double-quant", "true with quantize none", "quantize = \"nf4\"");
         }
@@ -437,6 +485,11 @@ impl RunConfig {
             true => (self.warmup * steps as f64).ceil() as u64,
             false => self.warmup as u64,
         }
+    }
+
+    /// (name that a task reads, name in the data).
+    pub fn columns(&self) -> &[(String, String)] {
+        self.columns.as_ref().map_or(&[], |columns| &columns.0)
     }
 
     fn lion(&self) -> bool {

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Phase, Val};
 use crate::offload::{Offload, Store};
 use crate::plan::{Move, Place, Plan, Step};
+use crate::system;
 
 pub struct Exec {
     /// First, so that its thread has ended before the memory it writes to is gone.
@@ -53,7 +54,7 @@ impl Exec {
         }
         let staging = vec![0; plan.schedule.staging as usize];
         let requests = vec![0; plan.schedule.moves.len()];
-        let offload = Offload::new(std::env::temp_dir());
+        let offload = Offload::new(system::temp_dir());
         Ok(Exec { offload, backend, graph, plan, buffers, phases, staging, requests })
     }
 
@@ -103,7 +104,7 @@ impl Exec {
     }
 
     fn store(&mut self, index: usize) -> Result<()> {
-        let began = std::time::Instant::now();
+        let began = system::Instant::now();
         let m = self.plan.schedule.moves[index];
         let (side, own) = self.host_side(&m)?;
         // SAFETY: a range of the staging memory or of the arena that belongs to this value alone now.

@@ -59,6 +59,11 @@
 //! 5. **A missing gradient is an error when the graph is built**, never a silent zero. And no input a user can give
 //!    panics: see [`Error`].
 //!
+//! # Features
+//!
+//! `cli`, `cuda`, `wgpu` and `mmap`, all on by default; without any there is the CPU backend, and model files are read
+//! instead of mapped. `cubins` embeds compiled CUDA kernels. docs/architecture.md says what each adds.
+//!
 //! # Where things are
 //!
 //! | modules | what |
@@ -97,6 +102,7 @@ pub mod quant;
 pub mod run;
 pub mod session;
 pub mod synth;
+mod system;
 pub mod tasks;
 pub mod train;
 pub mod weights;

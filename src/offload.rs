@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::backend::HostSlice;
 use crate::error::{Error, Result};
 use crate::graph::Val;
+use crate::system::{self, Instant, read_at, write_at};
 
 /// A stretch of a value.
 #[derive(Clone, Debug)]
@@ -67,40 +68,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
-}
-
-#[cfg(unix)]
-fn write_at(file: &File, from: &[u8], at: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, from, at)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut into: &mut [u8], mut at: u64) -> io::Result<()> {
-    while !into.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, into, at)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                into = &mut into[n..];
-                at += n as u64;
-            }
-        }
-    }
-    Ok(())
-}
-
-#[cfg(windows)]
-fn write_at(file: &File, mut from: &[u8], mut at: u64) -> io::Result<()> {
-    while !from.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_write(file, from, at)?;
-        from = &from[n..];
-        at += n as u64;
-    }
-    Ok(())
 }
 
 /// What was moved so far.
@@ -176,7 +143,7 @@ impl Offload {
     /// Starts to read into `to` and returns the number of the request. Requests are done in order.
     ///
     /// # Safety
-    /// Until [`Away::wait`] has returned for that number, or this value is dropped, `to` must be valid and nothing
+    /// Until [`Offload::wait`] has returned for that number, or this value is dropped, `to` must be valid and nothing
     /// else may read or write it.
     pub unsafe fn start(&mut self, store: Arc<Store>, offset: u64, to: HostSlice) -> Result<u64> {
         let began = Instant::now();
@@ -205,7 +172,7 @@ fn spill(dir: &Path) -> Result<Spill> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path = dir.join(format!(".trimtab-spill-{}-{number}", std::process::id()));
+    let path = dir.join(format!(".trimtab-spill-{}-{number}", system::process_id()));
     let mut options = File::options();
     options.read(true).write(true).create_new(true);
     // FILE_FLAG_DELETE_ON_CLOSE; elsewhere an open file can lose its name.
@@ -223,9 +190,18 @@ struct Request {
     to: HostSlice,
 }
 
+impl Request {
+    fn carry_out(self) -> io::Result<()> {
+        // SAFETY: the caller of `Offload::start` keeps the range valid and to us until we say it is done.
+        let into = unsafe { std::slice::from_raw_parts_mut(self.to.ptr, self.to.bytes) };
+        self.store.read(self.offset, into)
+    }
+}
+
 /// Requests under way at most.
 const DEPTH: usize = 1024;
 
+/// The thread that reads. Where none can be started, a request is carried out when it is made.
 struct Reader {
     requests: Option<SyncSender<Request>>,
     done: Receiver<io::Result<()>>,
@@ -238,19 +214,23 @@ impl Reader {
     fn new() -> Reader {
         let (requests, todo) = sync_channel::<Request>(DEPTH);
         let (finish, done) = sync_channel(DEPTH);
-        let thread = std::thread::spawn(move || {
-            for Request { store, offset, to } in todo {
-                // SAFETY: the caller of `start` keeps the range valid and to us until we say it is done.
-                let into = unsafe { std::slice::from_raw_parts_mut(to.ptr, to.bytes) };
-                if finish.send(store.read(offset, into)).is_err() {
+        let read = move || {
+            for request in todo {
+                if finish.send(request.carry_out()).is_err() {
                     return;
                 }
             }
-        });
-        Reader { requests: Some(requests), done, thread: Some(thread), started: 0, finished: 0 }
+        };
+        let thread = std::thread::Builder::new().spawn(read).ok();
+        Reader { requests: Some(requests), done, thread, started: 0, finished: 0 }
     }
 
     fn start(&mut self, request: Request) -> io::Result<u64> {
+        if self.thread.is_none() {
+            request.carry_out()?;
+            (self.started, self.finished) = (self.started + 1, self.finished + 1);
+            return Ok(self.started - 1);
+        }
         // Room for the answer is certain while no more than DEPTH are under way.
         if self.started - self.finished >= DEPTH as u64 {
             self.wait(self.finished)?;
@@ -280,6 +260,28 @@ impl Drop for Reader {
         while self.done.recv().is_ok() {}
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_thread_a_request_is_carried_out_when_it_is_made() {
+        let store = Arc::new(Store { parts: vec![Part { to: 2, bytes: 3, from: From::Bytes(vec![7, 8, 9]) }] });
+        let alone = Reader { requests: None, done: sync_channel(1).1, thread: None, started: 0, finished: 0 };
+        for mut reader in [Reader::new(), alone] {
+            let mut got = [[0u8; 4]; 2];
+            for (n, (row, offset)) in got.iter_mut().zip([0, 2]).enumerate() {
+                let to = HostSlice { ptr: row.as_mut_ptr(), bytes: 4 };
+                let number = reader.start(Request { store: store.clone(), offset, to }).unwrap();
+                assert_eq!(number, n as u64);
+                reader.wait(number).unwrap();
+            }
+            drop(reader);
+            assert_eq!(got, [[0, 0, 7, 8], [7, 8, 9, 0]]);
         }
     }
 }

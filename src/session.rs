@@ -11,6 +11,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::memory::{self, Chosen, Request};
+use crate::models::Facts;
 use crate::nn::{Build, Hooks, Layout, Source, WeightRef};
 use crate::peft::files::HostTensor;
 use crate::peft::{Method, Save};
@@ -91,7 +92,7 @@ pub struct Planned {
     step: Step,
     plan: Plan,
     options: Options,
-    init_std: f32,
+    facts: Facts,
     chosen: Vec<Chosen>,
 }
 
@@ -118,12 +119,10 @@ impl Planned {
         let (step, plan, mut chosen) = loop {
             let build = Build { stack: &stack, storage: &storage, act };
             let shape = options.shape();
-            let parts = Parts { model: &*model, task, build, shape, optimizer: options.optimizer };
-            let mut step = Step::of(&parts, backend.caps())?;
+            let single = options.step_tokens.is_some_and(|most| most <= options.micro_tokens);
+            let parts = Parts { model: &*model, task, build, shape, single, optimizer: options.optimizer };
+            let step = Step::of(&parts, backend.caps())?;
             methods.iter().try_for_each(|m| m.check(&step.sites))?;
-            if options.step_tokens.is_some_and(|most| most <= options.micro_tokens) {
-                memory::once::once(&mut step.program)?;
-            }
             match memory::fit(&step.program, backend.caps(), &options.memory) {
                 // The last resort, since it changes rounding.
                 Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {
@@ -144,8 +143,8 @@ impl Planned {
             chosen.insert(0, Chosen { what, saves: 0, seconds: 0.0 });
         }
         drop(storage);
-        let init_std = model.facts().init_std;
-        Ok(Planned { base: base.clone(), methods, backend, step, plan, options, init_std, chosen })
+        let facts = model.facts().clone();
+        Ok(Planned { base: base.clone(), methods, backend, step, plan, options, facts, chosen })
     }
 
     /// What was chosen to make it fit.
@@ -203,15 +202,15 @@ impl Planned {
         adapter: Option<&BTreeMap<String, HostTensor>>,
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session> {
-        let Planned { base, methods, backend, step, plan, options, init_std, .. } = self;
+        let Planned { base, methods, backend, step, plan, options, facts, .. } = self;
         let mut trainer = Trainer::new(backend, step, plan, options.seed)?;
         if let Some(dir) = &options.spill {
             trainer.exec.offload.set_dir(dir);
         }
         let weights = trainer.weights().to_vec();
-        let from = load::Sources { base: base.checkpoint.as_ref(), std: init_std, adapter, seed: options.seed };
+        let from = load::Sources { base: base.checkpoint.as_ref(), std: facts.init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
-        Ok(Session { base, methods, trainer })
+        Ok(Session { base, methods, facts, trainer })
     }
 }
 
@@ -219,6 +218,7 @@ impl Planned {
 pub struct Session {
     base: Arc<Base>,
     methods: Vec<Box<dyn Method>>,
+    facts: Facts,
     pub trainer: Trainer,
 }
 
@@ -259,7 +259,8 @@ impl Session {
         let base = &self.base;
         let tokenizer = &|path: &Path| base.tokenizer()?.save(path);
         let (config, base) = (&base.config, base.path.as_path());
-        let mut save = Save { dir, base, config, tokenizer, dtype, trained: &trained, read, kept: &kept };
+        let mut save =
+            Save { dir, base, config, tokenizer, dtype, trained: &trained, read, kept: &kept, facts: &self.facts };
         self.methods.iter().try_for_each(|m| m.save(&mut save))
     }
 }

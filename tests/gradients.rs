@@ -208,6 +208,59 @@ fn a_gather_of_computed_rows_knows_ids_without_a_row() {
     }
 }
 
+/// What reaches x around a norm is added by the norm's gradient, and not by a node of its own.
+#[test]
+fn residual_gradients_are_added_by_the_norm() {
+    use trimtab::ops::{Attr, elementwise};
+    for name in ["rms_norm", "layer_norm"] {
+        let op = ops::table().find(|op| op.name == name).unwrap();
+        let sample = (op.samples)().into_iter().find(|s| s.name == "odd").unwrap();
+        let (_, x) = operands(op.name, &sample);
+        let mut random = Random::named(name);
+        // The gradient of x behind x + norm(x), or behind the norm alone.
+        let gradient = |residual: bool| {
+            let mut g = Graph::new();
+            let ins: Vec<Val> = sample.ins.iter().map(|i| g.leaf(LeafKind::Param, "in", i.ty.clone())).collect();
+            let mut y = g.node(op, sample.attr.clone(), &ins).unwrap()[0];
+            if residual {
+                y = g.node(&elementwise::ADD, Attr::None, &[ins[0], y]).unwrap()[0];
+            }
+            let dy = g.leaf(LeafKind::Io, "dy", g.ty(y).clone());
+            let grads = backward(&mut g, &[(y, dy)], &ins).unwrap();
+            let adds = g.nodes.iter().filter(|n| n.op.name == "add").count();
+            assert_eq!(adds, residual as usize, "{name}: gradients are added by a node of their own");
+            (g, ins, dy, grads[0].unwrap())
+        };
+        let (alone, around) = (gradient(false), gradient(true));
+        let seed = normal(&x[0].shape, &mut random);
+        let value = |(g, ins, dy, grad): &(Graph, Vec<Val>, Val, Val)| {
+            let leaves = ins.iter().copied().zip(x.iter().cloned()).chain([(*dy, seed.clone())]);
+            Values::of(g, leaves).get(*grad)
+        };
+        let (alone, around) = (value(&alone), value(&around));
+        for ((a, b), dy) in alone.data.iter().zip(&around.data).zip(&seed.data) {
+            assert!((a + dy - b).abs() <= 1e-12 * (1.0 + b.abs()), "{name}: {a} + {dy} is not {b}");
+        }
+    }
+}
+
+/// Of a layer norm only what trains has a gradient: nothing is computed for what is frozen.
+#[test]
+fn a_frozen_layer_norm_costs_one_node() {
+    let op = &ops::norm::LAYER_NORM;
+    let sample = &(op.samples)()[0];
+    for (wants, nodes) in [
+        ([true, false, false], vec!["layer_norm_dx"]),
+        ([false, true, false], vec!["layer_norm_dw"]),
+        ([false, false, true], vec!["sum_rows"]),
+        ([true, true, true], vec!["layer_norm_dx", "layer_norm_dw", "sum_rows"]),
+    ] {
+        let built = build(op, sample, &wants).unwrap();
+        let found: Vec<&str> = built.graph.nodes[1..].iter().map(|n| n.op.name).collect();
+        assert_eq!(found, nodes, "{wants:?}");
+    }
+}
+
 /// A rule that forgets a factor must fail.
 #[test]
 fn a_wrong_rule_is_seen() {

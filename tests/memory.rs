@@ -24,7 +24,7 @@ use trimtab::plan::{Plan, kind_of};
 use trimtab::session::{Base, Options, Planned};
 use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::{Bits, Rule};
-use trimtab::train::step::Step;
+use trimtab::train::step::{Micro, Step};
 use trimtab::train::trainer::{StepReport, Trainer};
 use trimtab::weights::{Checkpoint, load};
 
@@ -45,6 +45,11 @@ struct Setup {
 
 impl Setup {
     fn step(&self) -> (Checkpoint, Step) {
+        self.build(false)
+    }
+
+    /// The step, of one micro-batch or of any number.
+    fn build(&self, single: bool) -> (Checkpoint, Step) {
         let base = Checkpoint::open(&self.folder).unwrap();
         let mut config = AdapterConfig::lora(4, 8.0, Targets::AllLinear);
         config.dropout = self.dropout;
@@ -54,8 +59,8 @@ impl Setup {
             Some(dtype) if role.is_block_linear() => dtype,
             _ => DType::F32,
         };
-        let caps = Cpu::new().caps().clone();
-        let step = Step::with(&*model, &*method, &storage, DType::F32, self.tokens, self.rule.into(), &caps).unwrap();
+        let (caps, micro) = (Cpu::new().caps().clone(), Micro { tokens: self.tokens, single });
+        let step = Step::with(&*model, &*method, &storage, DType::F32, micro, self.rule.into(), &caps).unwrap();
         (base, step)
     }
 
@@ -251,8 +256,7 @@ fn gradients_of_one_micro_batch_need_no_memory_of_their_own() {
         for rule in RULES {
             let setup = Setup { rule, ..setup.clone() };
             let (base, plain) = setup.step();
-            let mut step = plain.clone();
-            memory::once::once(&mut step.program).unwrap();
+            let (_, step) = setup.build(true);
             assert!(
                 step.program
                     .graph
@@ -291,8 +295,7 @@ fn gradients_of_one_micro_batch_are_the_same_on_every_device() {
     for device in devices() {
         for setup in [setups().remove(1), setups().remove(3)] {
             let (base, plain) = setup.step();
-            let mut step = plain.clone();
-            memory::once::once(&mut step.program).unwrap();
+            let (_, step) = setup.build(true);
             let (want, whole) = run_ones(&setup, device.open(), &base, plain);
             let (got, total) = run_ones(&setup, device.open(), &base, step);
             assert!(got == want, "{}: {:?} not {:?}", device.name, got.0, want.0);

@@ -8,6 +8,7 @@ use common::data::{decode, in_16_bits, operands};
 use common::devices::Device;
 use common::run::Run;
 use common::tolerance::{compare, rounding, sway, tolerance};
+#[cfg(feature = "cuda")]
 use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
 use trimtab::dtype::Ty;
@@ -163,6 +164,7 @@ fn on_interpreted_cuda_75() {
 }
 
 /// Cards take different tiles; what a card of these runs and sm_80 does not.
+#[cfg(feature = "cuda")]
 #[test]
 fn on_interpreted_cuda_with_the_tiles_of_other_cards() {
     let launches = |op: &OpDef, sample: &Sample, arch: u32| {

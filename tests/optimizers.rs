@@ -20,7 +20,7 @@ use trimtab::plan::Plan;
 use trimtab::quant::dynamic::{DynamicMap, signed, unsigned};
 use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::{Bits, MIN_8BIT, Optimizer, Rule};
-use trimtab::train::step::Step;
+use trimtab::train::step::{Micro, Step};
 use trimtab::train::trainer::{StepReport, Trainer};
 use trimtab::weights::{Checkpoint, load};
 
@@ -174,7 +174,16 @@ fn trainer(device: &Device, lora: bool, optimizer: Optimizer) -> Trainer {
     let model = models::read(base.config(), 64).unwrap();
     let backend = device.open();
     let storage = |_: &str, _: Role| DType::F32;
-    let step = Step::with(&*model, &*method, &storage, DType::F32, 48, optimizer, backend.caps()).unwrap();
+    let step = Step::with(
+        &*model,
+        &*method,
+        &storage,
+        DType::F32,
+        Micro { tokens: 48, single: false },
+        optimizer,
+        backend.caps(),
+    )
+    .unwrap();
     let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
     let (total, state) = (plan.account.total, state_bytes(&step));
     let in_account = plan.account.rows.iter().find(|r| r.0 == "optimizer state").map_or(0, |r| r.1);

@@ -16,13 +16,13 @@ use trimtab::backend::{Backend, Caps, recording_bytes};
 use trimtab::dtype::{ALIGN, DType};
 use trimtab::exec::Exec;
 use trimtab::graph::{Def, Graph, Phase, Val};
-use trimtab::memory;
 use trimtab::models;
 use trimtab::nn::Role;
 use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::{Place, Plan};
-use trimtab::train::step::Step;
+use trimtab::train::optimizer::Optimizer;
+use trimtab::train::step::{Micro, Step};
 use trimtab::weights::Checkpoint;
 
 const GRAPHS: u64 = 240;
@@ -212,10 +212,14 @@ fn lora() -> Lora {
 }
 
 fn step(folder: &Path, method: &dyn Method, tokens: usize, caps: &Caps) -> Step {
+    build(folder, method, Micro { tokens, single: false }, caps)
+}
+
+fn build(folder: &Path, method: &dyn Method, micro: Micro, caps: &Caps) -> Step {
     let base = Checkpoint::open(folder).unwrap();
-    let model = models::read(base.config(), tokens).unwrap();
+    let model = models::read(base.config(), micro.tokens).unwrap();
     let storage = |_: &str, _: Role| DType::F32;
-    Step::new(&*model, method, &storage, DType::F32, tokens, caps).unwrap()
+    Step::with(&*model, method, &storage, DType::F32, micro, Optimizer::default(), caps).unwrap()
 }
 
 #[test]
@@ -225,17 +229,15 @@ fn nothing_straddles_a_small_buffer() {
         for max_buffer in [64 << 10, 1 << 20] {
             let caps = Caps { max_buffer, ..Null::new().caps().clone() };
             let device = Null::like(caps.clone());
-            let mut step = step(&fixture("golden/base"), &*method, 32, device.caps());
-            for transient in [false, true] {
-                if transient {
-                    memory::once::once(&mut step.program).unwrap();
-                }
+            for single in [false, true] {
+                let micro = Micro { tokens: 32, single };
+                let step = build(&fixture("golden/base"), &*method, micro, device.caps());
                 let plan = Plan::new(&step.program.graph, device.caps()).unwrap();
                 let all = tenants(&step.program.graph, &plan);
                 assert_eq!(conflict(&step.program.graph, &all, true), None, "{name}");
                 assert_eq!(misplaced(&plan, &all, max_buffer), None, "{name}");
                 assert!(misplaced(&plan, &all, max_buffer / 64).is_some(), "the control: {name} passes at any limit");
-                if !transient {
+                if !single {
                     counts.push(plan.buffers.len());
                 }
             }
@@ -245,10 +247,9 @@ fn nothing_straddles_a_small_buffer() {
 }
 
 #[test]
-fn a_brief_leaf_is_not_read_where_nothing_was_written() {
+fn a_transient_leaf_is_not_read_where_nothing_was_written() {
     let device = Null::new();
-    let mut step = step(&fixture("golden/base"), &Full, 32, device.caps());
-    memory::once::once(&mut step.program).unwrap();
+    let step = build(&fixture("golden/base"), &Full, Micro { tokens: 32, single: true }, device.caps());
     assert!(Plan::new(&step.program.graph, device.caps()).is_ok());
     let gradient = |n: &trimtab::graph::Node| {
         n.into.iter().flatten().any(|&t| step.program.graph.value(step.program.graph.root(t).0).transient)
@@ -313,6 +314,10 @@ fn plans_of_the_fixtures_are_as_recorded() {
                 writeln!(text, "  {row:<24} {bytes:>12}").unwrap();
             }
             writeln!(text, "  {:<24} {:>12}, most at {}", "total", plan.account.total, plan.account.peak_site).unwrap();
+            let step = build(&folder, &*method, Micro { tokens: 32, single: true }, device.caps());
+            let single = Plan::new(&step.program.graph, device.caps()).unwrap().account;
+            writeln!(text, "  {:<24} {:>12}, most at {}", "as one micro-batch", single.total, single.peak_site)
+                .unwrap();
         }
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots/plans.txt");

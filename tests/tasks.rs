@@ -71,9 +71,9 @@ impl Case {
         let def = tasks::of_architecture(&class).unwrap_or_else(|| panic!("{class} is no task"));
         let rows = dir.join("batch.jsonl");
         let mut each = |on: &mut dyn FnMut(&Row) -> trimtab::Result<bool>| reader::rows(&rows, &[], on);
-        labels::settle(def, &mut config, Some(&mut each)).unwrap();
+        labels::settle(def, &mut config, false, Some(&mut each)).unwrap();
         let model = models::read(&config, 64).unwrap();
-        let task = (def.make)(&Setup { config: &config, facts: model.facts(), qa_padding }).unwrap();
+        let task = (def.make)(&Setup { config: &config, facts: model.facts(), qa_padding, stride: 16 }).unwrap();
         let make = |row: &Row, codec: &Codec| task.examples(row, codec).map(|made| (made.examples, made.cut));
         let data = reader::read(&rows, &codec(model.facts().vocab), &make, &[]).unwrap().0;
         let golden = Golden::open(dir.join("golden.safetensors"));

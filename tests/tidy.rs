@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/layers.rs"]
+mod layers;
 #[path = "../build/preprocess.rs"]
 #[allow(dead_code)]
 mod preprocess;

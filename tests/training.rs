@@ -15,7 +15,7 @@ use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::Plan;
 use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::Optimizer;
-use trimtab::train::step::Step;
+use trimtab::train::step::{Micro, Step};
 use trimtab::train::trainer::{StepReport, Trainer};
 use trimtab::weights::{Checkpoint, load};
 
@@ -46,8 +46,8 @@ impl Setup {
             true => DType::Nf4Dq,
             false => DType::F32,
         };
-        let (tokens, caps) = (self.tokens, backend.caps());
-        let step = Step::with(&*model, &*method, &storage, self.act, tokens, self.optimizer, caps).unwrap();
+        let (micro, caps) = (Micro { tokens: self.tokens, single: false }, backend.caps());
+        let step = Step::with(&*model, &*method, &storage, self.act, micro, self.optimizer, caps).unwrap();
         let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
         let total = plan.account.total;
         let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();

@@ -4,7 +4,8 @@ mod common;
 
 use common::data::Random;
 use trimtab::Error;
-use trimtab::backend::wgpu::{Ask, SHADERS, Wgpu, adapters, params_bytes, richest, shader};
+use trimtab::backend::params;
+use trimtab::backend::wgpu::{Ask, SHADERS, Wgpu, adapters, richest, shader};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Slice};
 
 fn open() -> Option<Wgpu> {
@@ -116,7 +117,7 @@ fn memory_counts_what_was_allocated_and_recorded() {
         launch(slice(b, 0, 32), slice(b, 256, 32), 8),
     ];
     let recording = gpu.record(&launches).unwrap();
-    assert_eq!(params_bytes(&launches), 512);
+    assert_eq!(params::bytes(&launches), 512);
     assert_eq!(gpu.memory(), 5512);
     gpu.forget(recording);
     gpu.free(b);

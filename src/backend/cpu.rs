@@ -1,39 +1,17 @@
 //! The CPU as a device: memory is this process's, a launch is a function call.
 
-use memmap2::MmapMut;
+mod pages;
 
 use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
 use crate::cpu::isa::Isa;
 use crate::error::{Error, Result};
-
-/// One allocation: anonymous pages, which the system zeroes and takes only when they are first touched.
-struct Block {
-    map: MmapMut,
-    bytes: u64,
-}
-
-/// Allocations of at least this many bytes ask for huge pages.
-#[cfg(target_os = "linux")]
-const HUGE: u64 = 16 << 20;
-
-impl Block {
-    fn new(bytes: u64) -> Option<Block> {
-        let map = MmapMut::map_anon(usize::try_from(bytes).ok()?.max(1)).ok()?;
-        // Pages of 2 MiB, where the system has some: a step walks through all of the memory, and 4 KiB at a time the
-        // processor spends a tenth of it looking up addresses. Where it has none, nothing is lost.
-        #[cfg(target_os = "linux")]
-        if bytes >= HUGE {
-            let _ = map.advise(memmap2::Advice::HugePage);
-        }
-        Some(Block { map, bytes })
-    }
-}
+use pages::Pages;
 
 type Call = (HostFn, Vec<HostSlice>);
 
 pub struct Cpu {
     caps: Caps,
-    blocks: Vec<Option<Block>>,
+    blocks: Vec<Option<Pages>>,
     recordings: Vec<Option<Vec<Call>>>,
     bytes: u64,
 }
@@ -67,9 +45,9 @@ impl Cpu {
     fn resolve(&self, slice: Slice) -> Result<HostSlice> {
         let block = self.blocks.get(slice.buffer.0 as usize).and_then(|b| b.as_ref());
         match block {
-            Some(b) if slice.offset + slice.bytes <= b.bytes => Ok(HostSlice {
+            Some(b) if slice.offset + slice.bytes <= b.bytes() => Ok(HostSlice {
                 // SAFETY: the range lies within the block, checked on the line above.
-                ptr: unsafe { b.map.as_ptr().add(slice.offset as usize).cast_mut() },
+                ptr: unsafe { b.start().add(slice.offset as usize) },
                 bytes: slice.bytes as usize,
             }),
             _ => {
@@ -91,7 +69,7 @@ impl Backend for Cpu {
     }
 
     fn alloc(&mut self, bytes: u64) -> Result<Buffer> {
-        let block = Block::new(bytes).ok_or_else(|| Error::Memory {
+        let block = Pages::new(bytes).ok_or_else(|| Error::Memory {
             needed: bytes,
             available: 0,
             hint: "the system refused the allocation; use a smaller model, --quantize nf4, or fewer --micro-tokens"
@@ -104,7 +82,7 @@ impl Backend for Cpu {
 
     fn free(&mut self, buffer: Buffer) {
         if let Some(block) = self.blocks[buffer.0 as usize].take() {
-            self.bytes -= block.bytes;
+            self.bytes -= block.bytes();
         }
     }
 

@@ -2,13 +2,18 @@
 //! no models; what it launches was lowered from the op table by `exec`.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod null;
+pub mod params;
 pub mod profile;
+#[cfg(feature = "wgpu")]
 pub mod wgpu;
 
 use std::sync::Arc;
 
+#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
+use crate::error::Error;
 use crate::error::Result;
 
 pub use crate::device::{Caps, Device, HostSlice, Target};
@@ -96,25 +101,38 @@ pub trait Backend: Send {
 /// Bytes that recording `launches` allocates on a device with `caps`, for parameter blocks.
 pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
     match caps.target {
-        Target::Wgsl => wgpu::params_bytes(launches),
+        Target::Wgsl => params::bytes(launches),
         Target::Host | Target::Null | Target::Cuda => 0,
     }
 }
 
-/// Opens the device that the setting names. `Auto` takes a CUDA card if there is one and its compiler, else a
-/// hardware GPU, else the CPU.
+/// Opens the device that the setting names.
 pub fn open(device: &Device) -> Result<Box<dyn Backend>> {
-    Ok(match device {
-        Device::Cpu => Box::new(cpu::Cpu::open()?),
-        Device::Null => Box::new(null::Null::new()),
-        Device::Wgpu(index) => Box::new(wgpu::Wgpu::new(*index)?),
-        Device::Cuda(index) => Box::new(cuda::Cuda::new(*index)?),
-        Device::Auto => match (cuda::choose(), || wgpu::choose(&wgpu::adapters())) {
-            (Some(index), _) => Box::new(cuda::Cuda::new(Some(index))?),
-            (None, adapter) => match adapter() {
-                Some(index) => Box::new(wgpu::Wgpu::new(Some(index))?),
-                None => Box::new(cpu::Cpu::open()?),
-            },
-        },
-    })
+    match device {
+        Device::Cpu => Ok(Box::new(cpu::Cpu::open()?)),
+        Device::Null => Ok(Box::new(null::Null::new())),
+        #[cfg(feature = "wgpu")]
+        Device::Wgpu(index) => Ok(Box::new(wgpu::Wgpu::new(*index)?)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => Ok(Box::new(cuda::Cuda::new(*index)?)),
+        Device::Auto => open(&auto()),
+        #[cfg(not(all(feature = "cuda", feature = "wgpu")))]
+        other => Err(Error::unsupported(
+            format!("the device {other}"),
+            "this program was built without it: build it with `--features cuda,wgpu`, or use --device cpu",
+        )),
+    }
+}
+
+/// What `auto` takes: a CUDA card if there is one and its compiler, else a hardware GPU, else the CPU.
+fn auto() -> Device {
+    #[cfg(feature = "cuda")]
+    if let Some(index) = cuda::choose() {
+        return Device::Cuda(Some(index));
+    }
+    #[cfg(feature = "wgpu")]
+    if let Some(index) = wgpu::choose(&wgpu::adapters()) {
+        return Device::Wgpu(Some(index));
+    }
+    Device::Cpu
 }

@@ -1,10 +1,11 @@
 //! Where a device's time goes: any backend, with each launch run alone, waited for and timed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Backend, Buffer, Caps, HostSlice, Launch, Recording, Slice};
 use crate::error::Result;
+use crate::system::Instant;
 
 /// What the launches of one op took together.
 #[derive(Clone, Debug, Default, PartialEq)]

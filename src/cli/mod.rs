@@ -4,6 +4,7 @@
 mod devices;
 mod generate;
 mod plan;
+mod predict;
 mod quickstart;
 mod settings;
 mod synth;
@@ -28,6 +29,7 @@ enum Command {
     Train(train::Args),
     Generate(generate::Args),
     Plan(plan::Args),
+    Predict(predict::Args),
     Devices(devices::Args),
     Quickstart(quickstart::Args),
     Synth(synth::Args),
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Predict(args) => predict::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Quickstart(args) => quickstart::run(args),
         Command::Synth(args) => synth::run(args),

@@ -9,6 +9,8 @@ pub use crate::device::Device;
 use crate::dtype::DType;
 use crate::memory::Toggle;
 use crate::peft::Targets;
+use crate::tasks::{self, TaskDef};
+pub use crate::train::schedule::Schedule;
 
 /// A type a setting may have. Errors say what was expected.
 pub trait Setting: Sized {
@@ -75,6 +77,21 @@ impl Setting for f64 {
     }
     fn to_toml(&self) -> Option<Value> {
         Some(Value::Float(*self))
+    }
+}
+
+impl Setting for String {
+    fn blank() -> Self {
+        String::new()
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(text.into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        value.as_str().map(String::from).ok_or_else(|| "text".into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::String(self.clone()))
     }
 }
 
@@ -181,6 +198,58 @@ impl Setting for Device {
     }
 }
 
+/// A task, by its name in the table.
+#[derive(Clone, Copy)]
+pub struct Task(pub &'static TaskDef);
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name)
+    }
+}
+
+impl Setting for Task {
+    fn blank() -> Self {
+        Task(tasks::TASKS[0])
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        let names = || tasks::TASKS.iter().map(|t| t.name).collect::<Vec<_>>().join(", ");
+        tasks::named(text).map(Task).map_err(|_| format!("one of {}", names()))
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        Self::from_text(value.as_str().unwrap_or_default())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::String(self.0.name.into()))
+    }
+}
+
+/// Names that a task reads, each with the column of the data that it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns(pub Vec<(String, String)>);
+
+impl Setting for Columns {
+    fn blank() -> Self {
+        Columns(Vec::new())
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        let pair = |pair: &str| {
+            let (name, column) = pair.split_once('=')?;
+            let (name, column) = (name.trim(), column.trim());
+            (!name.is_empty() && !column.is_empty()).then(|| (name.to_owned(), column.to_owned()))
+        };
+        let pairs: Option<Vec<_>> = text.split(',').map(pair).collect();
+        pairs.map(Columns).ok_or_else(|| "pairs such as text=review,label=stars".into())
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        Self::from_text(value.as_str().unwrap_or_default())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        let pairs: Vec<String> = self.0.iter().map(|(name, column)| format!("{name}={column}")).collect();
+        Some(Value::String(pairs.join(",")))
+    }
+}
+
 /// Makes a type with `ALL` and `name` a setting that is one of some words.
 macro_rules! word_setting {
     ($name:ident { $( $word:literal ),+ }) => {
@@ -277,11 +346,16 @@ words! {
     #[doc = "Where the base weights come from."]
     Init { Pretrained = "pretrained", Random = "random" }
     #[doc = "What is trained."]
-    Method { Lora = "lora", Full = "full" }
+    Method {
+        Lora = "lora",
+        Full = "full",
+        Ia3 = "ia3",
+        Bitfit = "bitfit",
+        Prefix = "prefix",
+        Prompt = "prompt"
+    }
     #[doc = "How frozen weights are stored."]
     Quantize { None = "none", Nf4 = "nf4" }
-    #[doc = "The course of the learning rate after the warmup."]
-    Schedule { Constant = "constant", Linear = "linear", Cosine = "cosine" }
     #[doc = "The update rule."]
     Optimizer {
         Adamw = "adamw",
@@ -298,6 +372,7 @@ words! {
 }
 
 word_setting!(Toggle { "auto", "on", "off" });
+word_setting!(Schedule { "constant", "linear", "cosine" });
 
 impl From<Dtype> for DType {
     fn from(dtype: Dtype) -> DType {

@@ -50,7 +50,7 @@ const SHALLOW: usize = 64;
 /// Floats of packed B held at once (2 MiB).
 const PACK_FLOATS: usize = 1 << 19;
 /// Fewer multiply-adds than this run on the calling thread.
-const SERIAL_MACS: usize = 1 << 18;
+const SERIAL_MACS: u64 = 1 << 18;
 /// Terms one product may sum.
 pub const MAX_TERMS: usize = 4;
 /// A cache line; gives the panel buffers their alignment.
@@ -259,7 +259,7 @@ fn product<I: IsaKernel>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mu
     assert!(ldc >= n && c.len() >= (m - 1) * ldc + n, "C is too small");
     assert!(bias.is_none_or(|b| b.len() == n), "bias length");
     let k: usize = terms.iter().map(|t| t.b.rows).sum();
-    let parallel = m * n * k >= SERIAL_MACS && rayon::current_num_threads() > 1;
+    let parallel = m as u64 * n as u64 * k as u64 >= SERIAL_MACS && rayon::current_num_threads() > 1;
     let c = Out(c.as_mut_ptr());
     let end = Epilogue { beta, bias, c, ldc };
     if m <= THIN_ROWS {

@@ -47,7 +47,12 @@ impl Example {
         self.get(name).map_or(&[], Column::ints)
     }
 
-    /// The same, to be changed; it is made if there is none.
+    /// The floats of a column; none if it has none.
+    pub fn floats(&self, name: &str) -> &[f32] {
+        self.get(name).map_or(&[], Column::floats)
+    }
+
+    /// The whole numbers of a column, to be changed; it is made if there is none.
     pub fn ints_mut(&mut self, name: &'static str) -> &mut Vec<i32> {
         let at = self.columns.iter().position(|c| c.0 == name && matches!(c.1, Column::Ints(_)));
         let at = at.unwrap_or_else(|| {
@@ -126,6 +131,12 @@ impl Dataset {
             Column::Ints(v) => Column::Ints(v[range].to_vec()),
             Column::Floats(v) => Column::Floats(v[range].to_vec()),
         })
+    }
+
+    /// Example `i`, with the columns of which it has values.
+    pub fn example(&self, i: usize) -> Example {
+        let columns = self.columns.iter().filter(|c| !self.range(c, i).is_empty());
+        Example { columns: columns.filter_map(|c| Some((c.name, self.column(i, c.name)?))).collect() }
     }
 
     /// Values of a column of example `i`.

@@ -83,6 +83,11 @@ pub fn rows(path: &Path, columns: &[(String, String)], on: &mut dyn FnMut(&Row) 
     }
 }
 
+/// Whether `path` is JSON Lines, not plain text.
+pub fn is_lines(path: &Path) -> Result<bool> {
+    open(path).map(|(_, lines)| lines)
+}
+
 /// Whether the first line holds token ids, so that no tokenizer is needed.
 pub fn is_tokenized(path: &Path) -> Result<bool> {
     let (mut input, lines) = open(path)?;

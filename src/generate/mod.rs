@@ -66,7 +66,8 @@ impl Generation {
 }
 
 fn phase(nn: &mut Nn, model: &dyn Model, tokens: usize, capacity: usize, logits: Val) -> Result<(Val, Val)> {
-    let slots = nn.g.leaf(LeafKind::Io, "slots", Ty::i32(&[tokens]));
+    let prefix = nn.layout.stream(MAIN)?.prefix;
+    let slots = nn.g.leaf(LeafKind::Io, "slots", Ty::i32(&[prefix + tokens]));
     let row = nn.g.leaf(LeafKind::Io, "row", Ty::i32(&[1]));
     nn.cached = Some(Cached { capacity, source: 0, slots, cross: None });
     let hidden = model.hidden(nn)?;
@@ -145,7 +146,8 @@ impl Generator {
         let fill = |f: &dyn Fn(usize) -> i32, empty: i32| -> Vec<i32> {
             (0..at.tokens).map(|i| if first + i < end { f(first + i) } else { empty }).collect()
         };
-        let slots = fill(&|i| (self.prefix + i) as i32, -1);
+        let own = fill(&|i| (self.prefix + i) as i32, -1);
+        let slots: Vec<i32> = (0..self.prefix as i32).chain(own).collect();
         let columns = |name: &str| (name == INPUT_IDS).then(|| Column::Ints(self.ids.clone()));
         let (lead, prefix) = (self.lead, self.prefix);
         let placed = [Placed { start: 0, len: self.lead + self.ids.len(), key: 0, lead, prefix, pad: 0 }];

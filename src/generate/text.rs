@@ -9,7 +9,7 @@ use crate::backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::nn::{Build, Hooks};
-use crate::peft::{Frozen, Method, files, lora::Lora};
+use crate::peft::{self, Frozen, Method};
 use crate::session::{Base, activations};
 use crate::weights::load;
 
@@ -72,15 +72,15 @@ pub fn generate(
             format!("{} together, for which the model was made", model.facts().max_positions),
         ));
     }
-    let adapter = config.adapter.as_deref().map(files::read_adapter).transpose()?;
-    let method: Box<dyn Method> = match &adapter {
-        Some(adapter) => Box::new(Lora { config: adapter.config.clone() }),
-        None => Box::new(Frozen),
+    let adapter = config.adapter.as_deref().map(peft::open).transpose()?;
+    let method: &dyn Method = match &adapter {
+        Some(adapter) => &*adapter.method,
+        None => &Frozen,
     };
     let storage = base.storage(config.quantized(), config.dtype.into());
     let backend = backend::open(&config.device)?;
     let act = activations(config.dtype.into(), backend.caps());
-    let stack: &[&dyn Hooks] = &[&*method];
+    let stack: &[&dyn Hooks] = &[method];
     let generation = Generation::new(&*model, Build { stack, storage: &storage, act }, CHUNK.min(capacity), capacity)?;
     method.check(&generation.sites)?;
     let weights = generation.program.weights.clone();

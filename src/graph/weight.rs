@@ -14,6 +14,8 @@ pub enum Role {
     K,
     V,
     O,
+    /// The attention itself, which has no weight of its own.
+    Attention,
     /// Feed-forward layers: the gate, the layer into the wide space, the layer out of it.
     Gate,
     Up,
@@ -30,7 +32,7 @@ pub enum Role {
 impl Role {
     /// The layers that `all-linear` means: every linear layer but heads, as in Hugging Face PEFT.
     pub fn is_block_linear(self) -> bool {
-        !matches!(self, Role::Embed | Role::Position | Role::Norm | Role::Head | Role::Classifier)
+        !matches!(self, Role::Embed | Role::Position | Role::Attention | Role::Norm | Role::Head | Role::Classifier)
     }
 
     /// A linear layer of the feed-forward part.

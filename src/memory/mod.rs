@@ -5,7 +5,6 @@
 
 pub mod budget;
 pub mod offload;
-pub mod once;
 pub mod page;
 pub mod recompute;
 pub mod resident;

@@ -67,6 +67,9 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         facts: Facts {
             vocab: size(config, "vocab_size", None)?,
             hidden,
+            layers: size(config, "num_hidden_layers", None)?,
+            kv_heads,
+            head_dim,
             max_positions,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
             window: window(config, kind)?,

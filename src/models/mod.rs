@@ -18,6 +18,11 @@ pub struct Facts {
     pub vocab: usize,
     /// Features of a hidden state.
     pub hidden: usize,
+    /// Layers of the stack whose hidden states the task reads.
+    pub layers: usize,
+    /// Heads of keys and values, and features of each.
+    pub kv_heads: usize,
+    pub head_dim: usize,
     /// Longest sequence that the positions of the base model were made for.
     pub max_positions: usize,
     /// Standard deviation with which a fresh weight is drawn.

@@ -19,7 +19,7 @@ impl Nn<'_> {
 
     /// The same between any streams.
     pub fn attention_of(&mut self, path: &str, qkv: Qkv) -> Result<Val> {
-        let site = self.enter(path, Role::O);
+        let site = self.enter(path, Role::Attention);
         self.next().attention(self, &site, qkv)
     }
 
@@ -111,25 +111,19 @@ impl Nn<'_> {
     }
 
     /// `qkv` with the rows `prefix` (keys, values) [P, width] before the keys and values of each sequence.
-    pub fn prefixed(&mut self, at: &Site, qkv: Qkv, prefix: [Val; 2]) -> Result<Qkv> {
+    pub fn prefixed(&mut self, qkv: Qkv, prefix: [Val; 2]) -> Result<Qkv> {
         let act = self.act();
-        let rows = self.g.shape(prefix[0])[0];
-        if let Some(cached) = self.cached {
-            // They are the cache's first rows; each phase writes them, so that either may run first.
-            let slots: Vec<i32> = (0..rows as i32).collect();
-            let slots = self.constant_i32(&format!("prefix.{rows}"), &slots);
-            for (name, x) in ["k_cache", "v_cache"].into_iter().zip(prefix) {
-                let x = self.g.cast(x, act)?;
-                self.past(&format!("{}.{name}", at.path), x, cached.capacity, slots)?;
-            }
-            return Ok(qkv);
+        let mut joined = |x: Val, own: Val| {
+            let x = self.g.cast(x, act)?;
+            self.g.concat_rows(x, own)
+        };
+        let (k, v) = (joined(prefix[0], qkv.k)?, joined(prefix[1], qkv.v)?);
+        if self.cached.is_some() {
+            // The slots begin with those of the prefix: every phase writes it, so that any may run first.
+            return Ok(Qkv { k, v, prefixed: true, ..qkv });
         }
         let order = self.input(inputs::prefixed_rows(qkv.keys))?;
-        let mut join = |x: Val, own: Val| {
-            let x = self.g.cast(x, act)?;
-            let all = self.g.concat_rows(x, own)?;
-            self.g.embed(order, all, 1.0)
-        };
-        Ok(Qkv { k: join(prefix[0], qkv.k)?, v: join(prefix[1], qkv.v)?, prefixed: true, ..qkv })
+        let (k, v) = (self.g.embed(order, k, 1.0)?, self.g.embed(order, v, 1.0)?);
+        Ok(Qkv { k, v, prefixed: true, ..qkv })
     }
 }

@@ -130,13 +130,13 @@ pub trait Hooks: Send + Sync {
         next.residual(nn, at, sum)
     }
 
-    /// Virtual tokens before each sequence of a stream.
-    fn lead(&self, _stream: StreamId) -> usize {
+    /// Virtual tokens before each sequence of a stream, in a model of so many streams.
+    fn lead(&self, _stream: StreamId, _streams: usize) -> usize {
         0
     }
 
-    /// Keys and values before those of each sequence of a stream.
-    fn prefix(&self, _stream: StreamId) -> usize {
+    /// Keys and values before those of each sequence of a stream, in a model of so many streams.
+    fn prefix(&self, _stream: StreamId, _streams: usize) -> usize {
         0
     }
 }

@@ -44,7 +44,7 @@ pub struct Cached {
     /// Rows of the cache, and of that of an encoder's keys.
     pub capacity: usize,
     pub source: usize,
-    /// The row of the cache that each token goes to, I32[T]; −1: none.
+    /// The row of the cache that each key goes to, I32[prefix + T]; −1: none.
     pub slots: Val,
     /// Cached keys of the encoder that each token sees, I32[T,2], in phases that have them.
     pub cross: Option<Val>,
@@ -256,6 +256,16 @@ impl<'a> Nn<'a> {
         val
     }
 
+    /// A value that was noted under a name in this phase, if one was.
+    pub fn noted(&self, name: &str) -> Option<Val> {
+        self.written.get(name).copied()
+    }
+
+    /// Notes a value that several sites share, until the next phase.
+    pub fn note(&mut self, name: &str, val: Val) {
+        self.written.insert(name.to_string(), val);
+    }
+
     /// What follows belongs to the next block: a layer, or what comes after the last layer.
     pub fn block(&mut self) {
         self.g.block += 1;
@@ -314,9 +324,12 @@ impl Inputs {
 
 /// `layout` with what the methods put before each sequence.
 fn shaped(stack: &[&dyn Hooks], mut layout: Layout) -> Layout {
+    let streams = layout.streams.len();
     for (i, stream) in layout.streams.iter_mut().enumerate() {
-        stream.lead = stack.iter().map(|m| m.lead(StreamId(i))).sum();
-        stream.prefix = stack.iter().map(|m| m.prefix(StreamId(i))).sum();
+        stream.lead = stack.iter().map(|m| m.lead(StreamId(i), streams)).sum();
+        stream.prefix = stack.iter().map(|m| m.prefix(StreamId(i), streams)).sum();
+        // A sequence that fills the stream has room for its virtual tokens.
+        stream.tokens += stream.lead;
     }
     layout
 }

@@ -11,7 +11,7 @@ use crate::ops::quant::{row_step, weight_defines, weight_parts};
 use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch};
 
 /// What one dispatch may compute; a slow integrated GPU does it within a tenth of a second or two.
-const MAX_FLOPS: usize = 20_000_000_000;
+const MAX_FLOPS: u64 = 20_000_000_000;
 
 /// Rows and columns of the largest tile of `shaders/common/tile.wgsl`.
 const TILE: usize = 64;
@@ -29,13 +29,14 @@ fn cut(count: usize, most: usize, step: usize) -> impl Iterator<Item = Range<usi
 /// (powers of two: the largest is a multiple of all), and the most rows that fit a binding of each.
 fn rows_of(caps: &Caps, widths: &[usize]) -> (usize, usize) {
     let step = widths.iter().map(|&w| row_step(DType::F32, w)).max().unwrap_or(1);
-    let most = widths.iter().map(|&w| (caps.max_binding.min(1 << 32) as usize / 4) / w.max(1)).min().unwrap_or(1);
+    let most = widths.iter().map(|&w| (caps.max_binding.min(1 << 32) / 4) as usize / w.max(1)).min().unwrap_or(1);
     (step, most)
 }
 
 /// So many rows that a dispatch of `flops_per_row` stays short, in whole tiles.
 fn short(flops_per_row: usize) -> usize {
-    (MAX_FLOPS / flops_per_row.max(1) / TILE).max(1) * TILE
+    let tiles = MAX_FLOPS / flops_per_row.max(1) as u64 / TILE as u64;
+    tiles.clamp(1, (1 << 31) / TILE as u64) as usize * TILE
 }
 
 fn bytes(rows: Range<usize>, width: usize) -> Range<u64> {

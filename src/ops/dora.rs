@@ -139,7 +139,7 @@ fn add<const N: usize>(tile: &mut [f32], factors: [f32; N], rows: [&[f32]; N]) {
 }
 
 /// Most work of a dispatch, and rows that a workgroup of `shaders/dora.wgsl` computes.
-const MAX_FLOPS: usize = 20_000_000_000;
+const MAX_FLOPS: u64 = 20_000_000_000;
 const GROUP_ROWS: usize = 4;
 
 fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
@@ -166,7 +166,7 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
             flops: (rows * per_row) as u64,
         }
     };
-    let most = (MAX_FLOPS / per_row.max(1)).max(1);
+    let most = (MAX_FLOPS / per_row.max(1) as u64).clamp(1, 1 << 31) as usize;
     Ok(weight_parts(0, w, l.caps.max_binding, most).into_iter().map(dispatch).collect())
 }
 

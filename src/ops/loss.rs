@@ -242,7 +242,7 @@ pub(super) fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bo
 /// Bytes that the logits of a block may take on a GPU.
 const LOGITS: u64 = 64 << 20;
 /// Most FLOPs of a dispatch: a long one trips the watchdogs of operating systems.
-const DISPATCH: usize = 16_000_000_000;
+const DISPATCH: u64 = 16_000_000_000;
 const TILE: usize = 64;
 
 /// The scratch memory of the WGSL kernels: a block of logits, and the loss of each token.
@@ -291,7 +291,8 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     for start in (0..t).step_by(scratch.block.max(1)) {
         let m = scratch.block.min(t - start);
         let (first, bytes) = (4 * (start * d) as u64, 4 * (start * d) as u64..4 * ((start + m) * d) as u64);
-        let parts = weight_parts(1, &l.ins[1], l.caps.max_binding, (DISPATCH / (2 * m * d).max(1)).max(TILE));
+        let most = (DISPATCH / (2 * m * d).max(1) as u64).clamp(TILE as u64, 1 << 31) as usize;
+        let parts = weight_parts(1, &l.ins[1], l.caps.max_binding, most);
         // The parameters of linear.wgsl and linear_dx.wgsl have these in common: logits are y in the one, dy in the
         // other.
         let common = |part: &WeightPart| vec![m, part.rows.len(), part.rows.start, v, d, 0];

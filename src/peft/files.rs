@@ -92,7 +92,11 @@ pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
 
 /// Reads a whole adapter. Weights may be f32, bf16 or f16.
 pub fn read_adapter(dir: &Path) -> Result<Adapter> {
-    let config = read_config(dir)?;
+    Ok(Adapter { config: read_config(dir)?, tensors: read_tensors(dir)? })
+}
+
+/// Reads the tensors of a folder.
+pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let path = dir.join(WEIGHTS_FILE);
     if !path.exists() && dir.join(LEGACY_FILE).exists() {
         return Err(Error::unsupported(
@@ -100,17 +104,22 @@ pub fn read_adapter(dir: &Path) -> Result<Adapter> {
             "load the adapter with PEFT and save it again, which writes safetensors",
         ));
     }
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    read_file(&path)
+}
+
+/// Reads the tensors of a safetensors file, widened to f32.
+pub fn read_file(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let file = SafeTensors::deserialize(&bytes)
-        .map_err(|e| Error::file(&path, format!("a damaged header ({e})"), "a safetensors file"))?;
+        .map_err(|e| Error::file(path, format!("a damaged header ({e})"), "a safetensors file"))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {
         let data = widen(&view).ok_or_else(|| {
-            Error::file(&path, format!("{name} of dtype {:?}", view.dtype()), "tensors of f32, bf16 or f16")
+            Error::file(path, format!("{name} of dtype {:?}", view.dtype()), "tensors of f32, bf16 or f16")
         })?;
         tensors.insert(name, HostTensor { shape: view.shape().to_vec(), data });
     }
-    Ok(Adapter { config, tensors })
+    Ok(tensors)
 }
 
 /// The elements of a stored tensor as f32; safetensors keeps them little-endian.
@@ -125,37 +134,40 @@ fn widen(view: &TensorView) -> Option<Vec<f32>> {
 }
 
 impl Adapter {
-    /// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
-    /// missing, left over, or of another shape: an adapter that fits only in part is never applied. The weight that
-    /// an adapted module stands on (PEFT writes it for the embedding and the head) may be there.
+    /// See [`check`].
     pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        let path = dir.join(WEIGHTS_FILE);
-        let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-        let missing: Vec<&str> =
-            expected.iter().map(|(n, _)| n.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
-        let adapted =
-            |m: &str| ["lora_embedding_A", "lora_A.weight"].map(|a| wanted.contains_key(&*format!("{m}.{a}")));
-        let table = |n: &str| n.strip_suffix(".base_layer.weight").is_some_and(|m| adapted(m).contains(&true));
-        let placed = |n: &str| wanted.contains_key(n) || table(n);
-        let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !placed(n)).collect();
-        if !missing.is_empty() || !left.is_empty() {
-            let mut found = Vec::new();
-            if !left.is_empty() {
-                found.push(format!("{} the model has no place for ({})", count(left.len()), some(&left, &missing)));
-            }
-            if !missing.is_empty() {
-                found.push(format!("{} missing ({})", count(missing.len()), some(&missing, &left)));
-            }
-            return Err(Error::file(path, found.join("; "), "the adapter of this model"));
-        }
-        for (name, shape) in expected {
-            let held = &self.tensors[name];
-            if held.shape != *shape {
-                return Err(Error::file(path, format!("{name} of shape {:?}", held.shape), format!("{shape:?}")));
-            }
-        }
-        Ok(())
+        check(dir, &self.tensors, expected)
     }
+}
+
+/// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
+/// missing, left over, or of another shape: an adapter that fits only in part is never applied. The weight that
+/// an adapted module stands on (PEFT writes it for the embedding and the head) may be there.
+pub fn check(dir: &Path, tensors: &BTreeMap<String, HostTensor>, expected: &[(String, Vec<usize>)]) -> Result<()> {
+    let path = dir.join(WEIGHTS_FILE);
+    let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+    let missing: Vec<&str> = expected.iter().map(|(n, _)| n.as_str()).filter(|n| !tensors.contains_key(*n)).collect();
+    let adapted = |m: &str| ["lora_embedding_A", "lora_A.weight"].map(|a| wanted.contains_key(&*format!("{m}.{a}")));
+    let table = |n: &str| n.strip_suffix(".base_layer.weight").is_some_and(|m| adapted(m).contains(&true));
+    let placed = |n: &str| wanted.contains_key(n) || table(n);
+    let left: Vec<&str> = tensors.keys().map(String::as_str).filter(|n| !placed(n)).collect();
+    if !missing.is_empty() || !left.is_empty() {
+        let mut found = Vec::new();
+        if !left.is_empty() {
+            found.push(format!("{} the model has no place for ({})", count(left.len()), some(&left, &missing)));
+        }
+        if !missing.is_empty() {
+            found.push(format!("{} missing ({})", count(missing.len()), some(&missing, &left)));
+        }
+        return Err(Error::file(path, found.join("; "), "the adapter of this model"));
+    }
+    for (name, shape) in expected {
+        let held = &tensors[name];
+        if held.shape != *shape {
+            return Err(Error::file(path, format!("{name} of shape {:?}", held.shape), format!("{shape:?}")));
+        }
+    }
+    Ok(())
 }
 
 fn count(n: usize) -> String {
@@ -181,10 +193,30 @@ fn some(names: &[&str], others: &[&str]) -> String {
 /// Writes the three files. Each appears whole or not at all, the config last: a folder with an
 /// `adapter_config.json` is complete.
 pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: &[Out]) -> Result<()> {
+    let what = what(config);
+    write_folder(dir, &config.to_json(), &lora_card(config, &what), tensors)
+}
+
+fn what(config: &AdapterConfig) -> String {
+    format!("Rank {}, alpha {}, on {}.", config.rank, config.alpha, config.targets)
+}
+
+fn lora_card<'a>(config: &'a AdapterConfig, what: &'a str) -> Card<'a> {
+    Card { base: config.base_model.as_deref(), method: "LoRA", tag: "lora", what }
+}
+
+/// The same for any method: the text of its config and what its card says.
+pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: &[Out]) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     write_weights(&dir.join(WEIGHTS_FILE), tensors)?;
-    write_whole(&dir.join(CARD_FILE), card(config).as_bytes())?;
-    write_whole(&dir.join(CONFIG_FILE), config.to_json().as_bytes())
+    write_whole(&dir.join(CARD_FILE), card.text().as_bytes())?;
+    write_whole(&dir.join(CONFIG_FILE), config.as_bytes())
+}
+
+/// Writes tensors by name into a safetensors file.
+pub fn write_tensors(path: &Path, tensors: &[super::Trained]) -> Result<()> {
+    let outs: Vec<Out> = tensors.iter().map(|(name, shape, data)| Out { name, shape, data }).collect();
+    write_weights(path, &outs)
 }
 
 fn write_weights(path: &Path, tensors: &[Out]) -> Result<()> {
@@ -220,32 +252,41 @@ fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 }
 
 /// The model card: the header by which the Hugging Face hub files an adapter, and how to load it.
-fn card(config: &AdapterConfig) -> String {
-    // A JSON string is a YAML string.
-    let quoted = |s: &str| serde_json::Value::from(s).to_string();
-    let mut text = String::from("---\n");
-    if let Some(base) = &config.base_model {
-        text += &format!("base_model: {}\n", quoted(base));
+pub struct Card<'a> {
+    pub base: Option<&'a str>,
+    /// The method's name, and the hub's tag for it.
+    pub method: &'a str,
+    pub tag: &'a str,
+    /// A sentence about its settings.
+    pub what: &'a str,
+}
+
+impl Card<'_> {
+    fn text(&self) -> String {
+        let Card { base, method, tag, what } = self;
+        // A JSON string is a YAML string.
+        let quoted = |s: &str| serde_json::Value::from(s).to_string();
+        let mut text = String::from("---\n");
+        if let Some(base) = base {
+            text += &format!("base_model: {}\n", quoted(base));
+        }
+        text += "library_name: peft\npipeline_tag: text-generation\ntags:\n";
+        if let Some(base) = base {
+            text += &format!("- {}\n", quoted(&format!("base_model:adapter:{base}")));
+        }
+        let article = if method.starts_with(['A', 'E', 'I', 'O']) { "An" } else { "A" };
+        text += &format!("- {tag}\n- trimtab\n---\n\n# {article} {method} adapter\n\n");
+        text += &format!(
+            "{what} Trained with Trimtab {}; the files are those of Hugging Face PEFT.\n\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        text += &format!(
+            "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
+             model = AutoModelForCausalLM.from_pretrained({})\nmodel = PeftModel.from_pretrained(model, \"PATH_OF_THIS_FOLDER\")\n```\n",
+            quoted(base.unwrap_or("BASE_MODEL"))
+        );
+        text
     }
-    text += "library_name: peft\npipeline_tag: text-generation\ntags:\n";
-    if let Some(base) = &config.base_model {
-        text += &format!("- {}\n", quoted(&format!("base_model:adapter:{base}")));
-    }
-    text += "- lora\n- trimtab\n---\n\n# A LoRA adapter\n\n";
-    text += &format!(
-        "Rank {}, alpha {}, on {}. Trained with Trimtab {}; the files are those of Hugging Face PEFT.\n\n",
-        config.rank,
-        config.alpha,
-        config.targets,
-        env!("CARGO_PKG_VERSION")
-    );
-    let base = config.base_model.as_deref().unwrap_or("BASE_MODEL");
-    text += &format!(
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
-         model = AutoModelForCausalLM.from_pretrained({})\nmodel = PeftModel.from_pretrained(model, \"PATH_OF_THIS_FOLDER\")\n```\n",
-        quoted(base)
-    );
-    text
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ fn a_diverged_adapter_is_not_written() {
 fn the_card_has_a_header_the_hub_reads() {
     let mut config = AdapterConfig::lora(4, 8.0, Targets::AllLinear);
     config.base_model = Some("HuggingFaceTB/SmolLM2-135M".into());
-    let text = card(&config);
+    let text = lora_card(&config, &what(&config)).text();
     let header = text.strip_prefix("---\n").and_then(|t| t.split_once("\n---\n")).unwrap().0;
     assert!(header.contains("library_name: peft") && header.contains("- lora"));
     assert!(header.contains(r#"- "base_model:adapter:HuggingFaceTB/SmolLM2-135M""#), "{header}");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::{Method, Save};
+use super::{Method, MethodDef, Save};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
@@ -14,6 +14,15 @@ use crate::weights::write_safetensors_with;
 /// Values that are read and written at a time.
 const PIECE: usize = 1 << 20;
 
+/// The method's row.
+pub static DEF: MethodDef = MethodDef {
+    name: "full",
+    peft_type: None,
+    new: |_| Ok(Box::new(Full)),
+    read: |_| Err(Error::unsupported("an adapter of full training", "open its folder as a model")),
+};
+
+/// See the module.
 pub struct Full;
 
 impl Hooks for Full {
@@ -23,8 +32,8 @@ impl Hooks for Full {
 }
 
 impl Method for Full {
-    fn name(&self) -> &'static str {
-        "full"
+    fn def(&self) -> &'static MethodDef {
+        &DEF
     }
 
     /// A Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a

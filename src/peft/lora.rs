@@ -4,12 +4,30 @@
 //! see `dora.rs`.
 
 use super::config::{AdapterConfig, LoraSpec, Targets};
-use super::{Method, Save, dora, embedding, files};
+use super::{Method, MethodDef, Save, dora, embedding, files};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, Linear, LowRank, Next, Nn, Role, Site, Table, WeightRef};
 use crate::ops::{Dropout, Lora as Spec};
 
+/// The method's row.
+pub static DEF: MethodDef = MethodDef {
+    name: "lora",
+    peft_type: Some("LORA"),
+    new: |settings| {
+        let mut config = settings.lora.clone();
+        if config.modules_to_save.is_empty() {
+            config.modules_to_save = settings.heads.iter().map(|m| m.to_string()).collect();
+        }
+        config.task_type = config.task_type.or(settings.task_type.clone());
+        Ok(Box::new(Lora { config }))
+    },
+    read: |config| {
+        Ok(Box::new(Lora { config: AdapterConfig::parse(&serde_json::Value::Object(config.clone()).to_string())? }))
+    },
+};
+
+/// See the module.
 pub struct Lora {
     pub config: AdapterConfig,
 }
@@ -71,8 +89,8 @@ impl Lora {
 }
 
 impl Method for Lora {
-    fn name(&self) -> &'static str {
-        "lora"
+    fn def(&self) -> &'static MethodDef {
+        &DEF
     }
 
     fn check(&self, sites: &[Site]) -> Result<()> {
@@ -88,12 +106,7 @@ impl Method for Lora {
     }
 
     fn save(&self, save: &mut Save) -> Result<()> {
-        let mut trained = Vec::with_capacity(save.trained.len());
-        for (i, (name, shape)) in save.trained.iter().enumerate() {
-            let mut data = vec![0f32; shape.iter().product()];
-            (save.read)(i, 0, &mut data)?;
-            trained.push((name.clone(), shape.clone(), data));
-        }
+        let trained = save.tensors()?;
         let tensors: Vec<files::Out> =
             trained.iter().chain(save.kept).map(|(name, shape, data)| files::Out { name, shape, data }).collect();
         let adapted = tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));

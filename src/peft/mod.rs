@@ -1,26 +1,36 @@
 //! Methods: what is trained, and what is added to the model for it. One file a method, hooks at sites.
 
+pub mod bitfit;
 pub mod config;
 mod dora;
 mod embedding;
 pub mod files;
+mod folder;
 pub mod full;
+pub mod ia3;
 pub mod lora;
+pub mod prefix;
+pub mod prompt;
 pub mod tokens;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use serde_json::{Map, Value};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::models::Facts;
 use crate::nn::{Hooks, Site};
+use crate::weights::HostTensor;
 
 pub use config::{AdapterConfig, LoraSpec, Targets};
 pub use tokens::Tokens;
 
 /// A way to fine-tune. Every hook's default leaves the model as it is.
 pub trait Method: Hooks {
-    /// Its name on the command line.
-    fn name(&self) -> &'static str;
+    /// Its row of the table.
+    fn def(&self) -> &'static MethodDef;
 
     /// Whether the method can be set on a model with these sites.
     fn check(&self, _sites: &[Site]) -> Result<()> {
@@ -31,6 +41,104 @@ pub trait Method: Hooks {
     fn save(&self, _save: &mut Save) -> Result<()> {
         Err(Error::unsupported("saving a model that was not trained", "use method lora or full"))
     }
+}
+
+/// What a new method is made from. Each takes what it knows.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// LoRA's own settings.
+    pub lora: AdapterConfig,
+    pub targets: Targets,
+    /// Prompt and prefix tuning: virtual tokens, or keys, before each sequence.
+    pub virtual_tokens: usize,
+    /// Prompt tuning: the tokens whose embeddings the virtual ones start as; else they are drawn.
+    pub prompt_ids: Option<Vec<usize>>,
+    /// Prefix tuning: an encoder computes the prefixes, of so many features between its layers.
+    pub prefix_projection: bool,
+    pub encoder_hidden: Option<usize>,
+    /// The model has an encoder and a decoder.
+    pub encoder_decoder: bool,
+    /// The task's PEFT name, and the modules of its head.
+    pub task_type: Option<String>,
+    pub heads: &'static [&'static str],
+    pub base_model: Option<String>,
+    pub facts: Facts,
+}
+
+/// A row of the table of methods.
+pub struct MethodDef {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// PEFT's `peft_type`, in whose folders it is saved.
+    pub peft_type: Option<&'static str>,
+    pub new: fn(&Settings) -> Result<Box<dyn Method>>,
+    /// The method of an adapter_config.json.
+    pub read: fn(&Map<String, Value>) -> Result<Box<dyn Method>>,
+}
+
+/// Every method.
+pub static METHODS: &[&MethodDef] = &[&lora::DEF, &full::DEF, &ia3::DEF, &bitfit::DEF, &prompt::DEF, &prefix::DEF];
+
+/// The method of a name.
+pub fn named(name: &str) -> Result<&'static MethodDef> {
+    let known = || METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
+    METHODS
+        .iter()
+        .copied()
+        .find(|m| m.name == name)
+        .ok_or_else(|| Error::config("method", name, format!("one of {}", known())))
+}
+
+/// An adapter's folder.
+pub struct Opened {
+    pub method: Box<dyn Method>,
+    /// adapter_config.json.
+    pub config: Map<String, Value>,
+    /// By their names in the file.
+    pub tensors: BTreeMap<String, HostTensor>,
+}
+
+/// The adapter_config.json of a folder, and its method.
+fn read_config(dir: &Path) -> Result<(Map<String, Value>, &'static MethodDef)> {
+    let path = dir.join(files::CONFIG_FILE);
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let config: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|e| Error::file(&path, e.to_string(), "a JSON object as PEFT writes it"))?;
+    let found = config.get("peft_type").and_then(Value::as_str).unwrap_or("nothing");
+    let Some(def) = METHODS.iter().copied().find(|m| m.peft_type == Some(found)) else {
+        let known: Vec<&str> = METHODS.iter().filter_map(|m| m.peft_type).collect();
+        return Err(Error::unsupported(
+            format!("an adapter of peft_type {found}"),
+            format!(
+                "one of {}; other methods can be merged with PEFT's merge_and_unload where it has it",
+                known.join(", ")
+            ),
+        ));
+    };
+    Ok((config, def))
+}
+
+/// The method of an adapter's folder.
+pub fn def_of(dir: &Path) -> Result<&'static MethodDef> {
+    read_config(dir).map(|(_, def)| def)
+}
+
+/// The task that an adapter's folder says it is for.
+pub fn task_type(dir: &Path) -> Result<Option<String>> {
+    let (config, _) = read_config(dir)?;
+    Ok(config.get("task_type").and_then(Value::as_str).map(str::to_owned))
+}
+
+/// Opens an adapter's folder of any method.
+pub fn open(dir: &Path) -> Result<Opened> {
+    let (mut config, def) = read_config(dir)?;
+    let mut tensors = files::read_tensors(dir)?;
+    if let Some(encoder) = prefix::encoder(dir)? {
+        tensors.remove(prompt::KEY);
+        tensors.extend(encoder);
+        config.insert("trimtab_encoder".into(), Value::Bool(true));
+    }
+    Ok(Opened { method: (def.read)(&config)?, config, tensors })
 }
 
 /// What there is to save.
@@ -47,8 +155,29 @@ pub struct Save<'a> {
     /// Reads values of the tensor of a number in `trained`, from one of a number on: a whole model is read piece by
     /// piece, so that saving it needs no memory that training did not need.
     pub read: &'a mut Read<'a>,
-    /// What [`Method::keeps`] named.
+    /// What [`Hooks::keeps`] named.
     pub kept: &'a [Trained],
+    pub facts: &'a Facts,
+}
+
+impl Opened {
+    /// Checks that the folder holds exactly the tensors `expected`: see [`files::check`].
+    pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        files::check(dir, &self.tensors, expected)
+    }
+}
+
+impl Save<'_> {
+    /// All that was trained.
+    pub fn tensors(&mut self) -> Result<Vec<Trained>> {
+        let mut tensors = Vec::with_capacity(self.trained.len());
+        for (i, (name, shape)) in self.trained.iter().enumerate() {
+            let mut data = vec![0f32; shape.iter().product()];
+            (self.read)(i, 0, &mut data)?;
+            tensors.push((name.clone(), shape.clone(), data));
+        }
+        Ok(tensors)
+    }
 }
 
 /// (tensor, first value, where to)
@@ -57,13 +186,16 @@ pub type Read<'a> = dyn FnMut(usize, usize, &mut [f32]) -> Result<()> + 'a;
 /// A trained (or kept) tensor: name, shape and values.
 pub type Trained = (String, Vec<usize>, Vec<f32>);
 
+static NONE: MethodDef =
+    MethodDef { name: "none", peft_type: None, new: |_| Ok(Box::new(Frozen)), read: |_| Ok(Box::new(Frozen)) };
+
 /// Nothing is trained: the base model as it is.
 pub struct Frozen;
 
 impl Hooks for Frozen {}
 
 impl Method for Frozen {
-    fn name(&self) -> &'static str {
-        "none"
+    fn def(&self) -> &'static MethodDef {
+        &NONE
     }
 }

@@ -69,7 +69,7 @@ impl Account {
 /// What a storage of the arena is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// A gradient that is no sum over micro-batches (`memory::once`).
+    /// A gradient of a step of one micro-batch, no sum over several.
     Gradient,
     Activation,
     /// A frozen weight that is fetched.

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::offload::Moved;
 use crate::plan::Account;
+use crate::run::evaluate::Evaluated;
 use crate::run::profile::Report;
 
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -35,6 +36,11 @@ pub enum Event {
         total: u64,
     },
     Step(StepEvent),
+    /// After step `step`: mean loss and metrics on the evaluation data.
+    Eval {
+        step: u64,
+        evaluated: Evaluated,
+    },
     /// Where the time of the steps went, if the run was asked for it.
     Profile(Report),
     /// All steps are done.
@@ -111,6 +117,13 @@ impl Event {
                 "trained_tokens": s.trained_tokens,
                 "tokens_per_second": s.tokens_per_second,
             })),
+            Event::Eval { step, evaluated } => Some(json!({
+                "event": "eval",
+                "step": step,
+                "loss": evaluated.loss,
+                "units": evaluated.units,
+                "metrics": evaluated.metrics.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<Map<_, _>>(),
+            })),
             Event::Profile(report) => Some(report.json()),
             Event::End { account, peak_resident, moved } => Some(json!({
                 "event": "end",
@@ -130,7 +143,7 @@ fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::NAN)
 }
 
-/// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step,
+/// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step, one of event `eval` an evaluation,
 /// one of event `profile` where `--profile` asked for it, in the end one of event `end`.
 /// The file is begun at the first step, so that a run that fails before leaves an older one's alone; each line is
 /// handed to the system at once, so the file can be followed.

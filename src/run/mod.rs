@@ -1,6 +1,10 @@
 //! Whole runs: from settings to files, and what is shown and kept of them on the way.
 
+mod bar;
+pub mod evaluate;
+pub mod job;
 pub mod metrics;
+pub mod predict;
 pub mod profile;
 pub mod progress;
 pub mod svg;

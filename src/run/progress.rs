@@ -1,13 +1,13 @@
 //! Shows a run's events on standard error: a progress bar on a terminal, plain lines elsewhere. Nothing is coloured,
 //! so there is nothing for NO_COLOR to turn off.
 
-use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::io::Write;
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
+use super::bar::Bar;
 use super::metrics::{Event, StepEvent};
 use crate::plan::Account;
+use crate::system::Instant;
 
 /// Plain lines about steps come at most this often, besides the first and the last.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -20,16 +20,16 @@ pub struct Progress {
 }
 
 enum Out {
-    Terminal(ProgressBar),
+    Terminal(Bar),
     Lines(Box<dyn Write + Send>),
 }
 
 impl Progress {
     /// On standard error: a bar if it is a terminal.
     pub fn stderr() -> Progress {
-        match std::io::stderr().is_terminal() {
-            true => Progress::new(Out::Terminal(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))),
-            false => Progress::lines(Box::new(std::io::stderr())),
+        match Bar::on_stderr() {
+            Some(bar) => Progress::new(Out::Terminal(bar)),
+            None => Progress::lines(Box::new(std::io::stderr())),
         }
     }
 
@@ -53,6 +53,10 @@ impl Progress {
             Event::Plan(account) => self.say(table(account, &self.device).trim_end()),
             Event::Loading { done, total } => self.loading(*done, *total),
             Event::Step(step) => self.step(step),
+            Event::Eval { step, evaluated } => {
+                let metrics = evaluated.metrics.iter().map(|(name, value)| format!("  {name} {value:.4}"));
+                self.say(&format!("after step {step}: loss {:.4}{}", evaluated.loss, metrics.collect::<String>()));
+            }
             Event::Sample { when, prompt, text } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
             Event::Profile(report) => self.say(&report.to_string()),
             Event::End { .. } => {}
@@ -64,30 +68,21 @@ impl Progress {
     /// Takes the bar away.
     pub fn finish(&mut self) {
         if let Out::Terminal(bar) = &self.out {
-            bar.finish_and_clear();
+            bar.finish();
         }
     }
 
     /// A broken pipe ends the talk, not the run.
     fn say(&mut self, text: &str) {
         match &mut self.out {
-            Out::Terminal(bar) => bar.suspend(|| writeln!(std::io::stderr(), "{text}").ok()),
-            Out::Lines(out) => writeln!(out, "{text}").ok(),
-        };
+            Out::Terminal(bar) => bar.say(text),
+            Out::Lines(out) => drop(writeln!(out, "{text}")),
+        }
     }
 
     fn loading(&mut self, done: u64, total: u64) {
-        if let Out::Terminal(bar) = &self.out {
-            if bar.length() != Some(total) {
-                bar.set_style(style("loading {bar:30} {bytes} of {total_bytes}"));
-                bar.set_length(total);
-            }
-            bar.set_position(done);
-            if done >= total {
-                // The steps begin a bar of their own, with a clock that starts then.
-                bar.finish_and_clear();
-                self.out = Out::Terminal(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()));
-            }
+        if let Out::Terminal(bar) = &mut self.out {
+            bar.loading(done, total);
         }
     }
 
@@ -95,17 +90,7 @@ impl Progress {
         let &StepEvent { step, steps, loss, lr, tokens, tokens_per_second, .. } = event;
         let numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
         match &mut self.out {
-            Out::Terminal(bar) => {
-                if bar.length() != Some(steps) {
-                    bar.set_style(style("step {pos}/{len} {bar:30} {msg}  {elapsed}, {eta} left"));
-                    bar.set_length(steps);
-                }
-                bar.set_message(numbers);
-                bar.set_position(step);
-                if step == steps {
-                    bar.abandon();
-                }
-            }
+            Out::Terminal(bar) => bar.step(step, steps, numbers),
             Out::Lines(_) => {
                 let ends = step == 1 || step == steps;
                 if ends || self.last.is_none_or(|last| last.elapsed() >= PAUSE) {
@@ -121,10 +106,6 @@ impl Progress {
             }
         }
     }
-}
-
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─")
 }
 
 /// Seconds as 1:02:03 or 2:03.

@@ -1,29 +1,29 @@
 //! A training run from its config to its files: what `trimtab train` does.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
-use crate::config::{Init, Method as MethodName, Recompute, RunConfig};
+use crate::config::{Method as MethodName, Recompute, RunConfig};
 use crate::cpu::gemm;
+use crate::data::INPUT_IDS;
 use crate::data::pack::pack;
-use crate::data::reader::{self, is_tokenized};
-use crate::data::row::{Codec, Row};
 use crate::data::sampler::Sampler;
-use crate::data::{Dataset, INPUT_IDS};
 use crate::error::{Error, Result};
 use crate::memory::{Chosen, Level, Request};
 use crate::memory::{budget, resident};
-use crate::peft::{Method, files, full::Full, lora::Lora};
+use crate::peft::{self, AdapterConfig, Method, Opened, Settings};
 use crate::plan::{Account, timeline};
+use crate::run::evaluate::{self, Evaluated};
+use crate::run::job::{Job, Rows};
 use crate::run::metrics::{Event, StepEvent};
 use crate::run::profile::Report;
+use crate::run::progress::grouped;
 use crate::run::svg;
-use crate::session::{Base, Options, Planned};
-use crate::tasks::Task;
-use crate::tasks::causal_lm::CausalLm;
+use crate::session::{Options, Planned, Session};
+use crate::tasks::{Shape, causal_lm};
+use crate::train::eval::Evaluator;
 use crate::train::schedule;
 
 /// What a finished run leaves behind.
@@ -45,8 +45,8 @@ pub struct Preview {
 
 /// What is known of the run that `config` describes.
 pub fn preview(config: &RunConfig) -> Result<Preview> {
-    let base = open(config)?;
-    let planned = plan(config, &base, backend::open(&config.device)?)?;
+    let job = Job::open(config, config.data.as_deref())?;
+    let planned = plan(config, &job, backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
     Ok(Preview {
         device: planned.device().to_owned(),
@@ -56,21 +56,47 @@ pub fn preview(config: &RunConfig) -> Result<Preview> {
     })
 }
 
-fn open(config: &RunConfig) -> Result<Arc<Base>> {
-    let path = config.need("model")?;
-    let base = match config.init {
-        Init::Pretrained => Base::open(path),
-        Init::Random => Base::random(path),
-    };
-    base.map(Arc::new)
+fn plan(config: &RunConfig, job: &Job, backend: Box<dyn Backend>) -> Result<Planned> {
+    Planned::of(&job.base, vec![method(config, job)?], &*job.task, options(config), backend)
 }
 
-fn plan(config: &RunConfig, base: &Arc<Base>, backend: Box<dyn Backend>) -> Result<Planned> {
-    let method: Box<dyn Method> = match (config.method, config.adapter_config()?) {
-        (MethodName::Lora, Some(config)) => Box::new(Lora { config }),
-        _ => Box::new(Full),
+/// The method of the adapter that training starts from, or a new one.
+fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
+    if let (Some(dir), true) = (&config.adapter, config.method != MethodName::Lora) {
+        return peft::open(dir).map(|opened| opened.method);
+    }
+    let prompt_ids = match &config.prompt_init {
+        Some(text) if config.method == MethodName::Prompt => {
+            let ids = job.base.tokenizer()?.encode(text, false)?;
+            if ids.is_empty() {
+                return Err(Error::config("prompt-init", format!("{text:?}"), "a text of at least one token"));
+            }
+            Some(ids.into_iter().map(|id| id as usize).collect())
+        }
+        _ => None,
     };
-    Planned::new(base, method, options(config), backend)
+    let def = job.task.def();
+    let mut lora = match config.adapter_config()? {
+        Some(lora) => lora,
+        None => AdapterConfig::lora(config.rank, config.alpha, config.targets.clone()),
+    };
+    if config.adapter.is_none() {
+        lora.task_type = def.peft.map(str::to_owned);
+    }
+    let settings = Settings {
+        targets: config.targets.clone(),
+        base_model: lora.base_model.clone(),
+        lora,
+        virtual_tokens: config.virtual_tokens,
+        prompt_ids,
+        prefix_projection: config.prefix_projection,
+        encoder_hidden: None,
+        encoder_decoder: job.facts.decoder_start.is_some(),
+        task_type: def.peft.map(str::to_owned),
+        heads: def.heads,
+        facts: job.facts.clone(),
+    };
+    (peft::named(config.method.name())?.new)(&settings)
 }
 
 /// The device, and what times it if that is asked for.
@@ -87,13 +113,14 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
 
 /// The part of the settings that the engine itself acts on.
 fn options(config: &RunConfig) -> Options {
+    let Shape { targets, sequences, .. } = evaluate::shape(config);
     Options {
         quantize: config.quantized(),
         dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,
         micro_tokens: config.micro_tokens,
-        micro_targets: None,
-        micro_sequences: None,
+        micro_targets: Some(targets),
+        micro_sequences: Some(sequences),
         step_tokens: config.batch_size.checked_mul(config.max_seq_len),
         optimizer: config.optimizer(),
         seed: config.seed,
@@ -117,39 +144,16 @@ fn request(config: &RunConfig) -> Request {
     }
 }
 
-/// Reads the training data. Pre-tokenized data needs no tokenizer.
-fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, Vec<String>)> {
-    let path = config.need("data")?;
-    let tokenizer = if is_tokenized(path)? { None } else { Some(base.tokenizer()?) };
-    let encode = |text: &str| -> Result<Vec<u32>> {
-        match &tokenizer {
-            Some(t) => t.encode(text, false),
-            None => Err(Error::file(path, "text among tokenized examples", "input_ids in every line")),
-        }
-    };
-    let max_len = config.max_seq_len;
-    let codec = Codec {
-        encode: &encode,
-        tokenizer: tokenizer.as_ref(),
-        bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
-        eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
-        vocab,
-        max_len,
-        max_target_len: max_len,
-        unlabelled: false,
-    };
-    let make = |row: &Row, codec: &Codec| CausalLm.examples(row, codec).map(|made| (made.examples, made.cut));
-    let (data, report) = reader::read(path, &codec, &make, &[])?;
-    Ok((data, report.warnings(config.max_seq_len)))
-}
-
 /// Plans, loads, trains and saves, telling `on` what happens.
 pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
     let out = config.need("out")?;
-    let base = open(config)?;
+    let data = config.need("data")?;
+    let job = Job::open(config, Some(data))?;
+    if job.task.def().name != causal_lm::DEF.name {
+        on(Event::Note(job.about()))?;
+    }
     let (backend, profile) = device(config)?;
-    let planned = plan(config, &base, backend)?;
-    let vocab = base.model(config.max_seq_len)?.facts().vocab;
+    let planned = plan(config, &job, backend)?;
     let (trained, all) = planned.parameters();
     on(Event::run(config, planned.device(), trained, all))?;
     on(Event::Plan(planned.account().clone()))?;
@@ -159,12 +163,12 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let layout = planned.layout().clone();
     let account = planned.account().total + planned.account().host_total;
 
-    let (data, warnings) = read_data(config, &base, vocab)?;
+    let (data, warnings) = job.examples(config, data)?;
     resident::give_back();
     for warning in warnings {
         on(Event::Note(warning))?;
     }
-    let positions = base.model(config.max_seq_len)?.facts().max_positions;
+    let positions = job.facts.max_positions;
     if data.longest(INPUT_IDS) > positions {
         on(Event::Note(format!(
             "sequences of up to {} tokens; the base model was made for {positions}",
@@ -179,7 +183,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
 
     let adapter = match &config.adapter {
         Some(dir) => {
-            let adapter = files::read_adapter(dir)?;
+            let adapter = peft::open(dir)?;
             adapter.check(dir, &planned.trained())?;
             Some(adapter)
         }
@@ -187,6 +191,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     };
     let tensors = adapter.as_ref().map(|a| &a.tensors);
     let mut session = planned.start(tensors, &mut |done, total| on(Event::Loading { done, total }))?;
+    let mut evaluation = Evaluation::open(config, &job, adapter.as_ref(), on)?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     write(&out.join("config.toml"), &config.to_toml())?;
 
@@ -217,6 +222,13 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             trained_tokens: report.trained as u64,
             tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
         }))?;
+        if let Some(evaluation) = &mut evaluation {
+            let done = step + 1;
+            if done == steps || config.eval_every.is_some_and(|every| done.is_multiple_of(every)) {
+                let evaluated = evaluation.run(&job, &mut session, config.batch_size)?;
+                on(Event::Eval { step: done, evaluated })?;
+            }
+        }
     }
     if let Some(profile) = profile {
         on(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
@@ -226,10 +238,43 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     gemm::free_buffers();
     resident::give_back();
     session.save(out, config.save_dtype.into())?;
+    if config.method != MethodName::Full && !job.task.def().label.is_empty() {
+        // PEFT's files do not say what labels are called.
+        write(&out.join("config.json"), &format!("{:#}\n", job.base.config))?;
+    }
     write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
     on(Event::Saved { path: out.into() })?;
     let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
     Ok(Summary { steps, first_loss: loss(losses.first()), last_loss: loss(losses.last()) })
+}
+
+/// The evaluation data, and a model of its own to compute it with.
+struct Evaluation {
+    evaluator: Evaluator,
+    rows: Rows,
+}
+
+impl Evaluation {
+    /// None if the settings name no data.
+    fn open(
+        config: &RunConfig,
+        job: &Job,
+        adapter: Option<&Opened>,
+        on: &mut dyn FnMut(Event) -> Result<()>,
+    ) -> Result<Option<Evaluation>> {
+        let Some(path) = &config.eval_data else { return Ok(None) };
+        let rows = job.rows(config, path, false)?;
+        let backend = backend::open(&config.device)?;
+        let evaluator = evaluate::open(config, job, &*method(config, job)?, adapter, backend, false)?;
+        let bytes = grouped(evaluator.exec.plan.account.total);
+        on(Event::Note(format!("evaluation has the model a second time: {bytes} bytes beside the account's")))?;
+        Ok(Some(Evaluation { evaluator, rows }))
+    }
+
+    fn run(&mut self, job: &Job, session: &mut Session, batch: usize) -> Result<Evaluated> {
+        self.evaluator.take(&session.trainer.trained()?)?;
+        evaluate::evaluate(&mut self.evaluator, job, &self.rows, batch)
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

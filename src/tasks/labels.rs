@@ -210,8 +210,9 @@ fn bad(found: &str, expected: &str) -> Error {
 pub type Rows<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&Row) -> Result<bool>) -> Result<()>;
 
 /// Completes config.json for `task`: its model class, and where the task has labels their names and kind. Names come from
-/// config.json, if its class is one of the task's or it names them; else from the data, in sorted order.
-pub fn settle(task: &TaskDef, config: &mut Value, rows: Option<Rows>) -> Result<()> {
+/// config.json, if its class is one of the task's, or it names them, or they are `known` to be those of a trained head; else
+/// from the data, in sorted order.
+pub fn settle(task: &TaskDef, config: &mut Value, known: bool, rows: Option<Rows>) -> Result<()> {
     let classes: Vec<String> = match config.get("architectures").and_then(Value::as_array) {
         Some(classes) => classes.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         None => Vec::new(),
@@ -220,6 +221,7 @@ pub fn settle(task: &TaskDef, config: &mut Value, rows: Option<Rows>) -> Result<
     if let Some(class) = classes.first().filter(|_| !trained).and_then(|class| architecture(class, task)) {
         config["architectures"] = Value::from(vec![class]);
     }
+    let trained = trained || known;
     if task.label.is_empty() {
         return Ok(());
     }
@@ -285,7 +287,7 @@ mod tests {
             }
             Ok(())
         };
-        settle(task, &mut config, Some(&mut rows)).map(|()| config)
+        settle(task, &mut config, false, Some(&mut rows)).map(|()| config)
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod causal_lm;
 pub mod labels;
 pub mod masked_lm;
+pub mod metrics;
 pub mod question_answering;
 pub mod seq2seq;
 pub mod sequence_classification;
@@ -62,6 +63,8 @@ pub struct Setup<'a> {
     pub facts: &'a Facts,
     /// Question answering: rows are padded to the longest of the batch, and padding joins the softmax over positions.
     pub qa_padding: bool,
+    /// Question answering: tokens that a window of a long text shares with the one before.
+    pub stride: usize,
 }
 
 /// An example of a row, and what the model computed of it: the rows of its output.
@@ -69,6 +72,15 @@ pub struct Setup<'a> {
 pub struct Computed {
     pub example: Example,
     pub output: Vec<f32>,
+}
+
+/// Scores what was computed of rows.
+pub trait Score {
+    /// Adds a row and what was computed of its examples.
+    fn add(&mut self, row: &Row, computed: &[Computed]) -> Result<()>;
+
+    /// The metrics.
+    fn finish(&self) -> metrics::Values;
 }
 
 /// A task.
@@ -84,6 +96,11 @@ pub trait Task: Send + Sync {
 
     /// The model, its head and the loss. `inv` is 1 / units of the step, F32[1].
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome>;
+
+    /// What scores predictions, if the task has more to say than its loss.
+    fn score(&self) -> Result<Option<Box<dyn Score + '_>>> {
+        Ok(None)
+    }
 
     /// What the model says of a row, from what it computed of the row's examples.
     fn predict(&self, row: &Row, _computed: &[Computed]) -> Result<Value> {
@@ -204,9 +221,4 @@ fn softmax(row: &[f32]) -> Vec<f32> {
     let powers: Vec<f32> = row.iter().map(|x| (x - most).exp()).collect();
     let sum: f32 = powers.iter().sum();
     powers.into_iter().map(|p| p / sum).collect()
-}
-
-/// The place of the largest value of a row, the first of equals.
-fn argmax(row: &[f32]) -> usize {
-    (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }

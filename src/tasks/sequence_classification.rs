@@ -13,7 +13,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::labels::{Labels, Problem, number};
-use super::{Computed, Made, Outcome, Setup, Shape, Task, TaskDef, argmax, in_f32, one_stream, softmax, tokens};
+use super::metrics::{Classification, MultiLabel, Regression, Values, argmax};
+use super::{Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, in_f32, one_stream, softmax, tokens};
 use crate::data::INPUT_IDS;
 use crate::data::row::{Codec, Row};
 use crate::error::{Error, Result};
@@ -155,6 +156,15 @@ impl Task for SequenceClassification {
         Ok(Outcome { loss, output: Some((Axis::Sequence, logits)) })
     }
 
+    fn score(&self) -> Result<Option<Box<dyn Score + '_>>> {
+        let count = self.labels.len();
+        Ok(Some(match self.problem {
+            Problem::Single => Box::new(Single(Classification::new(count))),
+            Problem::Multi => Box::new(Multi(MultiLabel::new(count))),
+            Problem::Regression => Box::new(Numbers(Regression::new())),
+        }))
+    }
+
     fn predict(&self, _row: &Row, computed: &[Computed]) -> Result<Value> {
         let logits = computed.first().map_or(&[][..], |c| &c.output);
         let scores = |values: &[f32]| -> Map<String, Value> {
@@ -175,6 +185,46 @@ impl Task for SequenceClassification {
             Problem::Regression if self.labels.len() == 1 => json!({"value": logits.first()}),
             Problem::Regression => json!({"values": scores(logits)}),
         })
+    }
+}
+
+struct Single(Classification);
+
+impl Score for Single {
+    fn add(&mut self, _row: &Row, computed: &[Computed]) -> Result<()> {
+        for Computed { example, output } in computed {
+            let labels: Vec<usize> = example.ints(LABEL).iter().map(|&label| label as usize).collect();
+            self.0.add(&[argmax(output)], &labels)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Values {
+        self.0.finish()
+    }
+}
+
+struct Multi(MultiLabel);
+
+impl Score for Multi {
+    fn add(&mut self, _row: &Row, computed: &[Computed]) -> Result<()> {
+        computed.iter().try_for_each(|c| self.0.add(&c.output, c.example.floats(LABEL)))
+    }
+
+    fn finish(&self) -> Values {
+        self.0.finish()
+    }
+}
+
+struct Numbers(Regression);
+
+impl Score for Numbers {
+    fn add(&mut self, _row: &Row, computed: &[Computed]) -> Result<()> {
+        computed.iter().try_for_each(|c| self.0.add(&c.output, c.example.floats(LABEL)))
+    }
+
+    fn finish(&self) -> Values {
+        self.0.finish()
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::labels::{Labels, number};
+use super::metrics::{Entities, Values, argmax};
 use super::{
-    Computed, Made, Outcome, Setup, Shape, Task, TaskDef, argmax, in_f32, one_stream, softmax, token_labels, tokens,
+    Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, in_f32, one_stream, softmax, token_labels, tokens,
 };
 use crate::data::row::{Codec, Row};
 use crate::data::{INPUT_IDS, LABELS};
@@ -93,6 +94,11 @@ impl Task for TokenClassification {
         Ok(Outcome { loss, output: Some((Axis::Token(MAIN), logits)) })
     }
 
+    fn score(&self) -> Result<Option<Box<dyn Score + '_>>> {
+        let entities = Entities::new(self.labels.names())?;
+        Ok(Some(Box::new(Tags { entities, labels: self.labels.len() })))
+    }
+
     fn predict(&self, _row: &Row, computed: &[Computed]) -> Result<Value> {
         let rows = computed.iter().flat_map(|c| c.output.chunks_exact(self.labels.len().max(1)));
         let (labels, scores): (Vec<&str>, Vec<f32>) = rows
@@ -102,6 +108,26 @@ impl Task for TokenClassification {
             })
             .unzip();
         Ok(json!({"labels": labels, "scores": scores}))
+    }
+}
+
+/// Entities, where tags have the prefixes of some scheme; else every run of a label.
+struct Tags {
+    entities: Entities,
+    labels: usize,
+}
+
+impl Score for Tags {
+    fn add(&mut self, _row: &Row, computed: &[Computed]) -> Result<()> {
+        for Computed { example, output } in computed {
+            let predicted: Vec<usize> = output.chunks_exact(self.labels.max(1)).map(argmax).collect();
+            self.entities.add(&predicted, example.ints(LABELS))?;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Values {
+        self.entities.finish()
     }
 }
 

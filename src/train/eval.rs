@@ -10,6 +10,7 @@ use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::models::Model;
 use crate::nn::{Axis, Build, Inputs, Layout, Nn, Site, Weight};
 use crate::ops::{Attr, elementwise};
+use crate::peft::Trained;
 use crate::plan::Plan;
 use crate::tasks::{Shape, Task};
 
@@ -102,6 +103,16 @@ impl Evaluator {
     /// The leaves to be loaded.
     pub fn weights(&self) -> &[Weight] {
         &self.weights
+    }
+
+    /// Takes the values of trained tensors, by name.
+    pub fn take(&mut self, trained: &[Trained]) -> Result<()> {
+        for (name, _, data) in trained {
+            if let Some(weight) = self.weights.iter().find(|w| w.name == *name) {
+                self.exec.upload(weight.val, bytemuck::cast_slice(data))?;
+            }
+        }
+        Ok(())
     }
 
     /// Computes a micro-batch that was packed for [`Evaluator::layout`].

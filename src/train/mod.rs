@@ -1,6 +1,7 @@
 //! Training: the graph of a step, its optimizer, and the trainer that runs it; evaluation.
 
 pub mod eval;
+mod gradients;
 pub mod optimizer;
 pub mod schedule;
 pub mod step;

@@ -1,6 +1,32 @@
 //! Learning-rate schedules, by the formulas of Hugging Face's `get_*_schedule_with_warmup`.
 
-use crate::config::Schedule;
+use std::fmt;
+
+/// The course of the learning rate after the warmup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Schedule {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+impl Schedule {
+    pub const ALL: &'static [Schedule] = &[Schedule::Constant, Schedule::Linear, Schedule::Cosine];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Schedule::Constant => "constant",
+            Schedule::Linear => "linear",
+            Schedule::Cosine => "cosine",
+        }
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// What the learning rate is multiplied with at `step` (0 is the first) of `steps`, of which the first
 /// `warmup` rise from zero in a line.

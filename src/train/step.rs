@@ -11,6 +11,7 @@ use crate::nn::{Build, Hooks, Inputs, Nn, Site, StorageOf};
 use crate::peft::Method;
 use crate::tasks::causal_lm::CausalLm;
 use crate::tasks::{Shape, Task};
+use crate::train::gradients;
 use crate::train::optimizer::Optimizer;
 use crate::train::update::{Table, update};
 
@@ -44,7 +45,18 @@ pub struct Parts<'a> {
     pub task: &'a dyn Task,
     pub build: Build<'a>,
     pub shape: Shape,
+    /// A step is one micro-batch, and not any number: its gradients are not added up.
+    pub single: bool,
     pub optimizer: Optimizer,
+}
+
+/// The micro-batches of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Micro {
+    /// Packed tokens of each.
+    pub tokens: usize,
+    /// A step is one of them, and not any number: its gradients are not added up.
+    pub single: bool,
 }
 
 /// What the loss is multiplied by before its gradients are taken, where activations are f16: a mean over some thousand
@@ -53,8 +65,8 @@ pub struct Parts<'a> {
 const LOSS_SCALE: f32 = 1024.0;
 
 impl Step {
-    /// Builds the step of causal language modelling for micro-batches of `tokens` packed tokens, activations in `act`,
-    /// with AdamW and its default constants.
+    /// Builds the step of causal language modelling for any number of micro-batches of `tokens` packed tokens, activations
+    /// in `act`, with AdamW and its default constants.
     pub fn new(
         model: &dyn Model,
         method: &dyn Method,
@@ -63,27 +75,28 @@ impl Step {
         tokens: usize,
         caps: &Caps,
     ) -> Result<Step> {
-        Step::with(model, method, storage, act, tokens, Optimizer::default(), caps)
+        Step::with(model, method, storage, act, Micro { tokens, single: false }, Optimizer::default(), caps)
     }
 
-    /// The same with any optimizer.
+    /// The same for such micro-batches, and with any optimizer.
     pub fn with(
         model: &dyn Model,
         method: &dyn Method,
         storage: StorageOf,
         act: DType,
-        tokens: usize,
+        micro: Micro,
         optimizer: Optimizer,
         caps: &Caps,
     ) -> Result<Step> {
+        let Micro { tokens, single } = micro;
         let stack: &[&dyn Hooks] = &[method];
         let build = Build { stack, storage, act };
-        Step::of(&Parts { model, task: &CausalLm, build, shape: Shape::of(tokens), optimizer }, caps)
+        Step::of(&Parts { model, task: &CausalLm, build, shape: Shape::of(tokens), single, optimizer }, caps)
     }
 
     /// The step of any task.
     pub fn of(parts: &Parts, caps: &Caps) -> Result<Step> {
-        let Parts { model, task, build, shape, optimizer } = *parts;
+        let Parts { model, task, build, shape, single, optimizer } = *parts;
         let act = build.act;
         let mut nn = Nn::new(build, task.layout(shape))?;
         let [inv_count, loss, sum_squares] =
@@ -109,14 +122,14 @@ impl Step {
         if params.is_empty() {
             return Err(Error::config("method", "nothing to train", "targets that match layers of the model"));
         }
-        let forward = g.nodes.len();
+        let mut forward = g.nodes.len();
         let gradients = autograd::backward(&mut g, &[(micro_loss, one)], &params)?;
         g.block = 0;
         g.site = "loss".into();
         let lower = |g: &mut Graph, x: Val| lift.map_or(Ok(x), |(_, down)| g.scale(x, down));
         let shown = lower(&mut g, micro_loss)?;
         autograd::accumulate(&mut g, loss, shown)?;
-        let mut sums = Vec::with_capacity(params.len());
+        let mut leaves = Vec::with_capacity(params.len());
         for (&param, gradient) in params.iter().zip(gradients) {
             let name = g.value(param).name.clone();
             let Some(gradient) = gradient else {
@@ -126,13 +139,20 @@ impl Step {
                     "trainable tensors that the model uses",
                 ));
             };
-            let sum = g.leaf(LeafKind::Grad, format!("grad.{name}"), g.ty(param).clone());
+            let leaf = g.leaf(LeafKind::Grad, format!("grad.{name}"), g.ty(param).clone());
             g.site = format!("grad.{name}");
             let gradient = lower(&mut g, gradient)?;
-            autograd::accumulate(&mut g, sum, gradient)?;
-            sums.push(sum);
+            if single {
+                gradients::write(&mut g, leaf, gradient)?;
+            } else {
+                autograd::accumulate(&mut g, leaf, gradient)?;
+            }
+            leaves.push(leaf);
         }
-        let tables = update(&mut g, (&params, &sums), (sum_squares, hyper), &optimizer, caps)?;
+        let tables = update(&mut g, (&params, &leaves), (sum_squares, hyper), !single, &optimizer, caps)?;
+        if single {
+            forward += gradients::make_transient(&mut g, &leaves, forward)?;
+        }
         let program = Program { graph: g, weights, forward };
         Ok(Step { program, inputs, rng, inv_count, loss, sum_squares, hyper, optimizer, tables, sites })
     }

@@ -20,12 +20,13 @@ struct Flat {
     in_8_bits: bool,
 }
 
-/// Appends the gradient's norm, the update of `params` by the sums `grads`, and the clearing of these. Returns the
-/// tables to write before the first step.
+/// Appends the gradient's norm, the update of `params` by `grads`, and the clearing of these if they are `sums`. Returns
+/// the tables to write before the first step.
 pub fn update(
     g: &mut Graph,
     (params, grads): (&[Val], &[Val]),
     (sum_squares, hyper): (Val, Val),
+    sums: bool,
     optimizer: &Optimizer,
     caps: &Caps,
 ) -> Result<Vec<Table>> {
@@ -55,7 +56,9 @@ pub fn update(
             let into: Vec<Option<Val>> = std::iter::once(flat.p).chain(state).map(Some).collect();
             g.node_into(op, Attr::None, &ins, &into)?;
         }
-        g.zero(flat.grad)?;
+        if sums {
+            g.zero(flat.grad)?;
+        }
     }
     Ok(tables)
 }

@@ -16,8 +16,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
+use super::mapped::FileBytes;
 use crate::quant::ggml::GgmlType;
 use crate::{Error, Result};
 
@@ -57,7 +56,7 @@ pub struct Tensor {
 /// An open GGUF file. Only the header has been read.
 pub struct Gguf {
     path: PathBuf,
-    map: Mmap,
+    map: FileBytes,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, Tensor>,
 }
@@ -233,9 +232,7 @@ impl Gguf {
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        // SAFETY: the mapping is read-only and private to this value. As with every mapped model
-        // file, it is sound only while nobody shortens or rewrites the file under us.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let map = FileBytes::open(&file).map_err(|e| Error::io(path, e))?;
         let mut reader = Reader { path, bytes: &map, at: 0 };
         if reader.take(4, "magic")? != b"GGUF" {
             return Err(Error::file(path, "another magic number", "a GGUF file, which starts with the bytes GGUF"));
@@ -291,7 +288,7 @@ impl Gguf {
     }
 
     pub(super) fn release(&self) {
-        super::release(&self.map);
+        self.map.release();
     }
 
     pub fn path(&self) -> &Path {

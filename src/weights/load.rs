@@ -306,7 +306,7 @@ fn row_norms(exec: &mut Exec, of: RowNorms) -> Result<Vec<f32>> {
 pub(crate) fn words(seed: u64, name: &str, i: usize) -> [u32; 4] {
     // FNV-1a, to turn a name into a stream.
     let stream = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193));
-    philox([i as u32, (i >> 32) as u32, stream, 0x1417], [seed as u32, (seed >> 32) as u32])
+    philox([i as u32, (i as u64 >> 32) as u32, stream, 0x1417], [seed as u32, (seed >> 32) as u32])
 }
 
 /// In [0, 1), 24 bits.

@@ -6,13 +6,13 @@ mod bnb;
 mod from_gguf;
 pub mod gguf;
 pub mod load;
+mod mapped;
 pub mod safetensors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -120,15 +120,6 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
         Ok(_) => Err(Error::file(path, "another JSON value", "a JSON object")),
         Err(e) => Err(Error::file(path, e.to_string(), "JSON")),
     }
-}
-
-/// Gives back the resident pages of a mapped file.
-fn release(map: &Mmap) {
-    #[cfg(unix)]
-    // SAFETY: the mapping is of a file and read-only, so a page that is given back comes again with the same bytes.
-    let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-    #[cfg(not(unix))]
-    let _ = map;
 }
 
 /// The config.json of a folder, whether or not it holds weights.

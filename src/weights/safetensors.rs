@@ -7,11 +7,11 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 pub use safetensors::Dtype;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
+use super::mapped::FileBytes;
 use crate::offload::{From, Part};
 use crate::{Error, Result};
 
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 pub struct SafetensorsFile {
     path: PathBuf,
     file: Arc<File>,
-    map: Mmap,
+    map: FileBytes,
     /// Where the data starts.
     data: usize,
     header: safetensors::tensor::Metadata,
@@ -38,16 +38,14 @@ impl SafetensorsFile {
     pub fn open(path: impl AsRef<Path>) -> Result<SafetensorsFile> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        // SAFETY: the mapping is read-only and private to this value. As with every mapped model
-        // file, it is sound only while nobody shortens or rewrites the file under us.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let map = FileBytes::open(&file).map_err(|e| Error::io(path, e))?;
         let (header_bytes, header) =
             SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, e.to_string(), "a safetensors file"))?;
         Ok(SafetensorsFile { path: path.into(), file: Arc::new(file), map, data: 8 + header_bytes, header })
     }
 
     pub(super) fn release(&self) {
-        super::release(&self.map);
+        self.map.release();
     }
 
     pub fn path(&self) -> &Path {
@@ -115,7 +113,7 @@ pub fn write_safetensors_with(
 ) -> Result<()> {
     let path = path.as_ref();
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".tmp-{}", std::process::id()));
+    temporary.push(format!(".tmp-{}", crate::system::process_id()));
     let temporary = PathBuf::from(temporary);
     let written = write_file(&temporary, metadata, infos, fill)
         .and_then(|()| std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e)));

@@ -1,9 +1,13 @@
-//! The devices that tests run on: the CPU always, and a GPU (a software rasterizer will do) if there is one.
+//! The devices that tests run on: the CPU always, and a GPU (a software rasterizer will do) if there is one and this build
+//! has code for it.
 
+#[cfg(feature = "cuda")]
 use super::ptx::Ptx;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::Cpu;
+#[cfg(feature = "cuda")]
 use trimtab::backend::cuda::{self, Cuda};
+#[cfg(feature = "wgpu")]
 use trimtab::backend::wgpu::{Ask, Wgpu, adapters};
 
 #[derive(Clone, Debug)]
@@ -16,9 +20,12 @@ pub struct Device {
 enum Kind {
     Cpu,
     /// What is asked for, the largest binding, and whether subgroup operations are used where they are there.
+    #[cfg(feature = "wgpu")]
     Wgpu(Ask, u64, bool),
     /// Architecture and largest binding.
+    #[cfg(feature = "cuda")]
     Ptx(u32, u64),
+    #[cfg(feature = "cuda")]
     Cuda,
 }
 
@@ -27,6 +34,28 @@ impl Device {
         Device { name: "cpu".into(), kind: Kind::Cpu }
     }
 
+    pub fn open(&self) -> Box<dyn Backend> {
+        match &self.kind {
+            Kind::Cpu => Box::new(Cpu::new()),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda => match Cuda::new(None) {
+                Ok(card) => Box::new(card),
+                Err(e) => panic!("{e}"),
+            },
+            #[cfg(feature = "cuda")]
+            Kind::Ptx(arch, max) => Box::new(Ptx::new(*arch, *max)),
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
+                Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
+                Ok(gpu) => Box::new(gpu.limit_binding(*max)),
+                Err(e) => panic!("{e}"),
+            },
+        }
+    }
+}
+
+#[cfg(feature = "wgpu")]
+impl Device {
     /// The adapter, with all it offers; None if there is none.
     pub fn wgpu() -> Option<Device> {
         Device::wgpu_like("wgpu", Ask::Adapter, u64::MAX, true)
@@ -68,7 +97,29 @@ impl Device {
         eprintln!("SKIPPED on wgpu: {why}");
         None
     }
+}
 
+#[cfg(not(feature = "wgpu"))]
+impl Device {
+    pub fn wgpu() -> Option<Device> {
+        None
+    }
+    pub fn wgpu_plain() -> Option<Device> {
+        None
+    }
+    pub fn wgpu_coop() -> Option<Device> {
+        None
+    }
+    pub fn wgpu_without_subgroups() -> Option<Device> {
+        None
+    }
+    pub fn wgpu_small(_: u64) -> Option<Device> {
+        None
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Device {
     /// The CUDA card; None if there is none.
     pub fn cuda() -> Option<Device> {
         if cuda::choose().is_some() {
@@ -96,21 +147,18 @@ impl Device {
             }
         }
     }
+}
 
-    pub fn open(&self) -> Box<dyn Backend> {
-        match &self.kind {
-            Kind::Cpu => Box::new(Cpu::new()),
-            Kind::Cuda => match Cuda::new(None) {
-                Ok(card) => Box::new(card),
-                Err(e) => panic!("{e}"),
-            },
-            Kind::Ptx(arch, max) => Box::new(Ptx::new(*arch, *max)),
-            Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
-                Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
-                Ok(gpu) => Box::new(gpu.limit_binding(*max)),
-                Err(e) => panic!("{e}"),
-            },
-        }
+#[cfg(not(feature = "cuda"))]
+impl Device {
+    pub fn cuda() -> Option<Device> {
+        None
+    }
+    pub fn ptx(_: u32) -> Option<Device> {
+        None
+    }
+    pub fn ptx_small(_: u32, _: u64) -> Option<Device> {
+        None
     }
 }
 

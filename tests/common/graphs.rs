@@ -69,10 +69,10 @@ impl Sketcher {
     fn grow(&mut self) {
         let x = self.pick();
         let (rows, cols) = (self.g.shape(x)[0], self.g.shape(x)[1]);
-        let act = [Activation::Silu, Activation::GeluTanh, Activation::Gelu][self.below(3)];
+        let act = Activation::ALL[self.below(Activation::ALL.len())];
         let drop = Dropout { p: 0.25, site: self.g.nodes.len() as u32 };
         let width = 1 + self.below(24);
-        let choice = self.below(13);
+        let choice = self.below(16);
         let new: Vec<Val> = match choice {
             0 | 1 => {
                 let y = self.like(&[rows, cols]);
@@ -122,6 +122,15 @@ impl Sketcher {
                 let y = self.g.add_row(x, sums, 0.125).unwrap();
                 let row = self.g.reshape(v, &[1, cols]).unwrap();
                 vec![y, row]
+            }
+            12 => {
+                let (w, b) = (self.leaf(&[cols]), self.leaf(&[cols]));
+                vec![self.g.layer_norm(x, w, b, 1e-5).unwrap()]
+            }
+            13 => vec![self.g.activation(x, act).unwrap()],
+            14 => {
+                let dy = self.like(&[rows, cols]);
+                self.g.node(&elementwise::ACTIVATION_BWD, Attr::Activation(act), &[dy, x]).unwrap()
             }
             _ => {
                 // A quantized weight: on devices that decode it first, scratch memory; and a second output.

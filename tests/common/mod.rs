@@ -8,6 +8,7 @@ pub mod devices;
 pub mod golden;
 pub mod graphs;
 pub mod interpret;
+#[cfg(feature = "cuda")]
 pub mod ptx;
 pub mod run;
 pub mod tolerance;

@@ -5,13 +5,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use super::run::POISON;
 use ptxsim::{Launch as Grid, Memory, Module, Param, Schedule, run};
 use trimtab::backend::cuda::{Output, caps, compile};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Recording, Slice};
 use trimtab::{Error, Result};
-
-/// What memory holds that nothing was written to, as `common::run` fills it.
-pub const POISON: u32 = 0x7fc0_beef;
 
 type Key = (&'static str, Vec<(&'static str, i64)>, u32);
 

@@ -8,7 +8,7 @@ use trimtab::plan::{Operands, lower};
 /// A NaN as f32, and out of range as an index: what a kernel reads where it should not, shows.
 const GUARD: u32 = 0x7fc0_dead;
 /// What outputs and scratch memory hold before: an element that was not written, or was read before, shows.
-const POISON: u32 = super::ptx::POISON;
+pub const POISON: u32 = 0x7fc0_beef;
 
 pub struct Run<'a> {
     pub op: &'static OpDef,

@@ -17,7 +17,6 @@ use pollster::block_on;
 use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 
 pub use adapters::{AdapterInfo, adapters, choose};
-pub use record::params_bytes;
 pub use shaders::{SHADERS, richest, shader};
 
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};

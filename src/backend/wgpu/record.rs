@@ -11,7 +11,7 @@ use wgpu::{
 
 use super::pace::Pace;
 use super::{Gpu, Wgpu, richest, shader};
-use crate::backend::{Caps, Kernel, Launch};
+use crate::backend::{Caps, Kernel, Launch, params};
 use crate::dtype::ALIGN;
 use crate::error::Result;
 
@@ -48,31 +48,6 @@ pub struct Pipelines {
 /// kernels that only move memory count too.
 fn work(launch: &Launch) -> f64 {
     launch.flops as f64 + 4.0 * launch.args.iter().map(|a| a.bytes as f64).sum::<f64>()
-}
-
-/// Where each launch's parameter block lies in the recording's one uniform buffer, and the size of that buffer.
-/// Equal blocks are stored once.
-fn place_params(launches: &[Launch]) -> (Vec<Option<u64>>, Vec<&[u32]>) {
-    let mut blocks: Vec<&[u32]> = Vec::new();
-    let mut known: HashMap<&[u32], u64> = HashMap::new();
-    let offsets = launches
-        .iter()
-        .map(|l| {
-            (!l.params.is_empty()).then(|| {
-                *known.entry(&l.params).or_insert_with(|| {
-                    blocks.push(&l.params);
-                    ((blocks.len() - 1) * ALIGN) as u64
-                })
-            })
-        })
-        .collect();
-    (offsets, blocks)
-}
-
-/// Bytes that recording `launches` adds to [`crate::backend::Backend::memory`]: the planner accounts for them before
-/// anything is recorded.
-pub fn params_bytes(launches: &[Launch]) -> u64 {
-    (place_params(launches).1.len() * ALIGN) as u64
 }
 
 impl Pipelines {
@@ -188,7 +163,7 @@ impl Wgpu {
 
     pub(super) fn compile(&mut self, launches: &[Launch]) -> Result<Recorded> {
         self.gpu.check()?;
-        let (offsets, blocks) = place_params(launches);
+        let (offsets, blocks) = params::place(launches);
         let params = if blocks.is_empty() {
             None
         } else {

@@ -17,7 +17,7 @@ use super::*;
 /// Rows up to which B is streamed instead of packed: packing pays only when reused.
 pub(super) const THIN_ROWS: usize = 4;
 /// Multiply-adds of a task, at least: waking a thread costs as much as some ten thousand.
-const TASK_MACS: usize = 1 << 16;
+const TASK_MACS: u64 = 1 << 16;
 /// Columns of a task at most; also how many elements are decoded at a time, where that is done apart.
 const WIDTH: usize = 512;
 /// Bytes ahead of the reads that lines are asked for.
@@ -89,7 +89,9 @@ pub(super) fn thin_product<I: IsaKernel>(
         }
         let job = Thin { terms, rows: m, a: rows };
         // A column's sum never depends on its neighbours, so the width of a task is free.
-        let tasks = if parallel { (m * n * k / TASK_MACS).clamp(2, 4 * rayon::current_num_threads()) } else { 1 };
+        let macs = m as u64 * n as u64 * k as u64;
+        let tasks = (macs / TASK_MACS).clamp(2, 4 * rayon::current_num_threads() as u64) as usize;
+        let tasks = if parallel { tasks } else { 1 };
         let width = n.div_ceil(tasks).next_multiple_of(16).min(WIDTH);
         for_each(parallel, n.div_ceil(width), |task| {
             let j0 = task * width;

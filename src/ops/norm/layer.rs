@@ -312,7 +312,8 @@ fn wgsl_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
 
 /// What the samples have in common: a name, eps, and `x`.
 fn shapes() -> Vec<(&'static str, f32, SampleIn)> {
-    // Rows and features of one kernel each, as in the samples of the other norm, with all values between two numbers.
+    // Rows, features, and the numbers between which all values are. A row of 128 takes a warp that keeps it, one of 257
+    // is read in each pass, one of 1032 takes a block.
     let far = [
         ("a mean of some deviations", 5, 96, 8.0, 12.0),
         ("a mean of thousands of deviations", 9, 128, 1000.0, 1001.0),

@@ -1,0 +1,104 @@
+//! `trimtab predict`: labels, tags and answers of a model, with or without an adapter.
+
+use clap::{ArgMatches, Command, FromArgMatches};
+use serde_json::{Map, Value};
+use trimtab::config::{Flags, RunConfig};
+use trimtab::run::predict::{Input, predict};
+use trimtab::{Error, Result};
+
+use super::settings::{augment, typed};
+use super::{Outcome, Stop, print};
+
+/// The settings of a run that predictions depend on too.
+const SETTINGS: [&str; 15] = [
+    "model",
+    "adapter",
+    "task",
+    "data",
+    "columns",
+    "quantize",
+    "double_quant",
+    "batch_size",
+    "max_seq_len",
+    "doc_stride",
+    "micro_tokens",
+    "qa_padding",
+    "seed",
+    "dtype",
+    "device",
+];
+
+/// Classify texts, tag words or find answers: one JSON object a row
+#[derive(clap::Args)]
+pub struct Args {
+    /// One text instead of --data
+    #[arg(long, value_name = "TEXT")]
+    text: Option<String>,
+    /// The text that it is a pair with
+    #[arg(long, value_name = "TEXT", requires = "text")]
+    text_pair: Option<String>,
+    /// One question instead of --data
+    #[arg(long, value_name = "TEXT", requires = "context", conflicts_with = "text")]
+    question: Option<String>,
+    /// The text that its answer is in
+    #[arg(long, value_name = "TEXT", requires = "question")]
+    context: Option<String>,
+    #[command(flatten)]
+    model: ModelFlags,
+}
+
+/// The settings, as flags.
+struct ModelFlags(Flags);
+
+impl FromArgMatches for ModelFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<ModelFlags, clap::Error> {
+        Ok(ModelFlags(typed(matches)))
+    }
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0 = typed(matches);
+        Ok(())
+    }
+}
+
+impl clap::Args for ModelFlags {
+    fn augment_args(command: Command) -> Command {
+        augment(command, Some(&SETTINGS))
+    }
+    fn augment_args_for_update(command: Command) -> Command {
+        augment(command, Some(&SETTINGS))
+    }
+}
+
+pub fn run(args: Args) -> Outcome {
+    let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;
+    config.need("model").map_err(Stop::Usage)?;
+    let Args { text, text_pair, question, context, .. } = args;
+    let pairs = [("text", text), ("text_pair", text_pair), ("question", question), ("context", context)];
+    let typed = pairs.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::String(text?))));
+    let fields: Map<String, Value> = typed.collect();
+    let input = match (config.data.as_deref(), fields.is_empty()) {
+        (Some(path), true) => Input::File(path),
+        (None, false) => Input::Row(fields),
+        (data, _) => {
+            let found = if data.is_some() { "both --data and a text" } else { "neither --data nor a text" };
+            let expected = "--data FILE, or --text TEXT, or --question TEXT --context TEXT";
+            return Err(Stop::Usage(Error::config("predict", found, expected)));
+        }
+    };
+    let mut stop = None;
+    let report = predict(&config, &input, &mut |answer| {
+        stop = print(&format!("{answer}\n")).err();
+        Ok(stop.is_none())
+    })?;
+    if let Some(stop) = stop {
+        return Err(stop);
+    }
+    eprintln!("{}", report.about);
+    if report.cut > 0 {
+        eprintln!(
+            "{} rows were cut to {} tokens: raise --max-seq-len to keep them whole",
+            report.cut, config.max_seq_len
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! BitFit (Ben Zaken et al. 2022, arXiv:2106.10199): the biases of the model are trained and nothing else but the task's
+//! head. PEFT has no such method: the folder is like its others, with peft_type BITFIT, and the tensors carry the base
+//! model's names, so that `load_state_dict(…, strict=False)` takes them.
+
+use super::folder::{self, Heads};
+use super::{Method, MethodDef, Save, files};
+use crate::error::{Error, Result};
+use crate::nn::{Hooks, Site, WeightRef};
+
+const PREFIX: &str = "base_model.model.";
+
+/// The method's row.
+pub static DEF: MethodDef = MethodDef {
+    name: "bitfit",
+    peft_type: Some("BITFIT"),
+    new: |settings| Ok(Box::new(Bitfit { heads: Heads::new(settings) })),
+    read: |config| Ok(Box::new(Bitfit { heads: Heads::read(config)? })),
+};
+
+/// See the module.
+pub struct Bitfit {
+    heads: Heads,
+}
+
+impl Hooks for Bitfit {
+    fn trains(&self, w: WeightRef) -> Option<String> {
+        if w.is_bias() { Some(format!("{PREFIX}{}", w.name)) } else { self.heads.trains(w, PREFIX) }
+    }
+}
+
+impl Method for Bitfit {
+    fn def(&self) -> &'static MethodDef {
+        &DEF
+    }
+
+    fn check(&self, _: &[Site]) -> Result<()> {
+        Ok(())
+    }
+
+    fn save(&self, save: &mut Save) -> Result<()> {
+        let tensors = save.tensors()?;
+        if tensors.is_empty() {
+            return Err(Error::config("method", "bitfit on a model without biases", "another method"));
+        }
+        let card = files::Card { base: self.heads.base(), method: "BitFit", tag: "bitfit", what: "All biases." };
+        folder::write(save.dir, self.heads.config("BITFIT"), &card, &tensors)
+    }
+}

@@ -1,0 +1,105 @@
+//! What the folders of all PEFT methods have in common: heads that are trained along, keys of adapter_config.json.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{Settings, Trained, files};
+use crate::error::{Error, Result};
+use crate::nn::{Role, WeightRef};
+
+/// The modules that a method trains whole beside its own tensors, and what its config says of the base model.
+#[derive(Clone, Debug, Default)]
+pub struct Heads {
+    pub modules: Vec<String>,
+    pub task_type: Option<String>,
+    pub base: Option<String>,
+    pub revision: Option<String>,
+}
+
+impl Heads {
+    /// Of a new adapter: the task's head.
+    pub fn new(settings: &Settings) -> Heads {
+        Heads {
+            modules: settings.heads.iter().map(|m| m.to_string()).collect(),
+            task_type: settings.task_type.clone(),
+            base: settings.base_model.clone(),
+            revision: None,
+        }
+    }
+
+    /// Of an adapter_config.json.
+    pub fn read(config: &Map<String, Value>) -> Result<Heads> {
+        let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_string);
+        Ok(Heads {
+            modules: names(config, "modules_to_save")?,
+            task_type: text("task_type"),
+            base: text("base_model_name_or_path"),
+            revision: text("revision"),
+        })
+    }
+
+    /// The name in the file of a weight of the base model that is trained whole, if it is. As in PEFT, a module is meant
+    /// by how its name ends.
+    pub fn trains(&self, w: WeightRef, prefix: &str) -> Option<String> {
+        let module = w.module();
+        let named = self.modules.iter().any(|m| module.ends_with(m.as_str()));
+        (w.role == Role::Classifier || named).then(|| format!("{prefix}{}", w.name))
+    }
+
+    /// The base model's name.
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
+    }
+
+    /// The keys that every method's config has.
+    pub fn config(&self, peft_type: &str) -> Map<String, Value> {
+        let modules = if self.modules.is_empty() { Value::Null } else { json!(self.modules) };
+        [
+            ("auto_mapping", Value::Null),
+            ("base_model_name_or_path", json!(self.base)),
+            ("inference_mode", Value::Bool(true)),
+            ("modules_to_save", modules),
+            ("peft_type", peft_type.into()),
+            ("revision", json!(self.revision)),
+            ("task_type", json!(self.task_type)),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_string(), v))
+        .collect()
+    }
+}
+
+/// A list of names, or one name; none if the key is absent or null.
+pub fn names(config: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
+    let text = |v: &Value| v.as_str().map(str::to_string);
+    let found = match config.get(key) {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(Value::String(name)) => Some(vec![name.clone()]),
+        Some(Value::Array(list)) => list.iter().map(text).collect(),
+        Some(_) => None,
+    };
+    let shown = || config.get(key).map(Value::to_string).unwrap_or_default();
+    let mut names: Vec<String> =
+        found.ok_or_else(|| Error::config(format!("adapter_config.json: {key}"), shown(), "a list of names"))?;
+    // PEFT writes a module twice where the user names what the task adds anyway.
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    Ok(names)
+}
+
+/// A whole number.
+pub fn count(config: &Map<String, Value>, key: &str) -> Result<usize> {
+    let found = config.get(key).and_then(Value::as_u64).filter(|n| (1..1 << 32).contains(n));
+    let shown = || config.get(key).map_or("nothing".into(), Value::to_string);
+    found
+        .map(|n| n as usize)
+        .ok_or_else(|| Error::config(format!("adapter_config.json: {key}"), shown(), "a whole number, 1 or more"))
+}
+
+/// Writes a folder: keys sorted, as PEFT has them.
+pub fn write(dir: &Path, mut config: Map<String, Value>, card: &files::Card, tensors: &[Trained]) -> Result<()> {
+    config.sort_keys();
+    let outs: Vec<files::Out> = tensors.iter().map(|(name, shape, data)| files::Out { name, shape, data }).collect();
+    files::write_folder(dir, &format!("{:#}", Value::Object(config)), card, &outs)
+}

@@ -1,0 +1,222 @@
+//! What a run is about: the base model, the task, and its reading of rows.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::base::Base;
+use crate::config::{Init, RunConfig};
+use crate::data::row::{Codec, Row};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::{Dataset, reader};
+use crate::error::{Error, Result};
+use crate::models::{self, Facts};
+use crate::peft;
+use crate::tasks::labels::{self, Labels};
+use crate::tasks::{self, Setup, Task, TaskDef};
+use crate::weights::read_json;
+
+/// A base model with a task.
+pub struct Job {
+    /// Its config.json is the task's: class, names of labels.
+    pub base: Arc<Base>,
+    pub task: Box<dyn Task>,
+    pub facts: Facts,
+}
+
+impl Job {
+    /// The model of the settings with its task. Names of labels may come from `data`.
+    pub fn open(config: &RunConfig, data: Option<&Path>) -> Result<Job> {
+        let path = config.need("model")?;
+        let mut base = match config.init {
+            Init::Pretrained => Base::open(path)?,
+            Init::Random => Base::random(path)?,
+        };
+        let task = task(config, &base.config)?;
+        let known = match &config.adapter {
+            Some(dir) => follow_labels(dir, task, &mut base.config)?,
+            None => false,
+        };
+        let columns = config.columns();
+        let mut each = |on: &mut dyn FnMut(&Row) -> Result<bool>| match data {
+            Some(path) => reader::rows(path, columns, on),
+            None => Ok(()),
+        };
+        labels::settle(task, &mut base.config, known, Some(&mut each))?;
+        let facts = models::read(&base.config, config.max_seq_len)?.facts().clone();
+        let setup =
+            Setup { config: &base.config, facts: &facts, qa_padding: config.qa_padding, stride: config.doc_stride };
+        let task = (task.make)(&setup)?;
+        Ok(Job { base: Arc::new(base), task, facts })
+    }
+
+    /// A line about the task.
+    pub fn about(&self) -> String {
+        const SHOWN: usize = 8;
+        let def = self.task.def();
+        match Labels::of_config(&self.base.config) {
+            Ok(Some(labels)) if !def.label.is_empty() => {
+                let names: Vec<&str> = labels.names().iter().take(SHOWN).map(String::as_str).collect();
+                let more = if labels.len() > SHOWN { ", …" } else { "" };
+                format!("task {}, {} labels: {}{more}", def.name, labels.len(), names.join(", "))
+            }
+            _ => format!("task {}", def.name),
+        }
+    }
+
+    /// Calls `f` with what makes examples of rows. Tokenized rows need no tokenizer.
+    fn with_codec<T>(&self, config: &RunConfig, how: How, f: impl FnOnce(&Codec) -> Result<T>) -> Result<T> {
+        let tokenizer: Option<Tokenizer> = if how.tokenized { None } else { Some(self.base.tokenizer()?) };
+        let encode = |text: &str| -> Result<Vec<u32>> {
+            match &tokenizer {
+                Some(t) => t.encode(text, false),
+                None => Err(Error::config("data", "text among tokenized examples", "input_ids in every line")),
+            }
+        };
+        f(&Codec {
+            encode: &encode,
+            tokenizer: tokenizer.as_ref(),
+            bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
+            eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
+            vocab: self.facts.vocab,
+            max_len: config.max_seq_len,
+            max_target_len: config.max_target_len,
+            unlabelled: how.unlabelled,
+        })
+    }
+
+    /// The examples of the training data, and what there is to say of it.
+    pub fn examples(&self, config: &RunConfig, path: &Path) -> Result<(Dataset, Vec<String>)> {
+        if self.task.def().name != tasks::causal_lm::DEF.name && !reader::is_lines(path)? {
+            let expected = format!("JSON Lines, for task {}", self.task.def().name);
+            return Err(Error::file(path, "plain text", expected));
+        }
+        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled: false };
+        self.with_codec(config, how, |codec| {
+            let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
+            let (data, report) = reader::read(path, codec, &make, config.columns())?;
+            Ok((data, report.warnings(config.max_seq_len)))
+        })
+    }
+
+    /// The rows of a file with their examples; `unlabelled` if they are to be predicted.
+    pub fn rows(&self, config: &RunConfig, path: &Path, unlabelled: bool) -> Result<Rows> {
+        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled };
+        self.with_codec(config, how, |codec| {
+            let mut rows = Rows::new(path);
+            reader::rows(path, config.columns(), &mut |row| self.add(&mut rows, row, codec).map(|()| true))?;
+            match rows.rows.is_empty() {
+                true => Err(Error::file(path, "no rows", "at least one")),
+                false => Ok(rows),
+            }
+        })
+    }
+
+    /// One row of these fields.
+    pub fn row(&self, config: &RunConfig, fields: Map<String, Value>) -> Result<Rows> {
+        self.with_codec(config, How { tokenized: false, unlabelled: true }, |codec| {
+            let mut rows = Rows::new(Path::new("--text"));
+            let path = rows.path.clone();
+            self.add(&mut rows, &Row { path: &path, line: 1, fields }, codec)?;
+            Ok(rows)
+        })
+    }
+
+    fn add(&self, rows: &mut Rows, row: &Row, codec: &Codec) -> Result<()> {
+        let made = self.task.examples(row, codec)?;
+        let first = rows.data.len();
+        made.examples.iter().try_for_each(|example| rows.data.push(example))?;
+        let examples = first..rows.data.len();
+        rows.cut += usize::from(made.cut);
+        rows.rows.push(Read { line: row.line, fields: row.fields.clone(), examples });
+        Ok(())
+    }
+}
+
+/// How rows are read.
+struct How {
+    tokenized: bool,
+    unlabelled: bool,
+}
+
+/// Rows that are kept, since predictions and scores are about them, and their examples.
+pub struct Rows {
+    path: PathBuf,
+    pub rows: Vec<Read>,
+    pub data: Dataset,
+    /// How many were cut to the longest length.
+    pub cut: usize,
+}
+
+/// A row and the numbers of its examples.
+pub struct Read {
+    line: usize,
+    fields: Map<String, Value>,
+    pub examples: Range<usize>,
+}
+
+impl Rows {
+    fn new(path: &Path) -> Rows {
+        Rows { path: path.into(), rows: Vec::new(), data: Dataset::default(), cut: 0 }
+    }
+
+    /// The row of a number.
+    pub fn row(&self, i: usize) -> Row<'_> {
+        let Read { line, fields, .. } = &self.rows[i];
+        Row { path: &self.path, line: *line, fields: fields.clone() }
+    }
+}
+
+/// The task that is asked for, else the adapter's, else the one that the model's class is for.
+fn task(config: &RunConfig, model: &Value) -> Result<&'static TaskDef> {
+    if let Some(task) = config.task {
+        return Ok(task.0);
+    }
+    let adapted = config.adapter.as_deref().map(peft::task_type).transpose()?.flatten();
+    if let Some(task) = adapted.as_deref().and_then(tasks::of_peft) {
+        return Ok(task);
+    }
+    let classes = model.get("architectures").and_then(Value::as_array);
+    let mut classes = classes.into_iter().flatten().filter_map(Value::as_str);
+    if let Some(task) = classes.clone().find_map(tasks::of_architecture) {
+        return Ok(task);
+    }
+    let encoder = models::read(model, 2)?.facts().encoder;
+    match (encoder, classes.next()) {
+        (false, _) => Ok(&tasks::causal_lm::DEF),
+        (true, class) => {
+            let names: Vec<&str> = tasks::TASKS.iter().map(|t| t.name).collect();
+            let found = format!("nothing, and the model is a {}", class.unwrap_or("model without a head"));
+            Err(Error::config("--task", found, names.join(", ")))
+        }
+    }
+}
+
+/// Takes over the labels of an adapter: those of the config.json beside it, else as many as its head has rows. Whether it
+/// had any.
+fn follow_labels(dir: &Path, task: &TaskDef, config: &mut Value) -> Result<bool> {
+    let Some(config) = config.as_object_mut().filter(|_| !task.label.is_empty()) else { return Ok(false) };
+    if let Some(Value::Object(own)) = read_json(&dir.join("config.json"))? {
+        let keys = ["id2label", "label2id", "problem_type"];
+        own.into_iter().filter(|(key, _)| keys.contains(&key.as_str())).for_each(|(key, value)| {
+            config.insert(key, value);
+        });
+        return Ok(true);
+    }
+    let tensors = peft::files::read_tensors(dir)?;
+    let head = |name: &str| {
+        let module = name.strip_suffix(".weight").unwrap_or_default();
+        task.heads.iter().any(|head| module.ends_with(&format!(".{head}")))
+    };
+    let rows = tensors.iter().find(|(name, _)| head(name)).and_then(|(_, t)| t.shape.first().copied());
+    let Some(rows) = rows else { return Ok(false) };
+    let known = Labels::of_config(&Value::Object(config.clone()))?.map_or(0, |labels| labels.len());
+    if known != rows {
+        config.shift_remove("id2label");
+        config.shift_remove("label2id");
+        config.insert("num_labels".into(), rows.into());
+    }
+    Ok(true)
+}

@@ -1,0 +1,81 @@
+//! What not every system has: a clock, process numbers, a folder for temporary files, threads, files read by position.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+/// The standard library's clock, or in a browser, for which the standard library has none, the browser's.
+#[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
+pub use std::time::Instant;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+pub use web_time::Instant;
+
+/// The number of this process; 0 where there are none.
+pub fn process_id() -> u32 {
+    if cfg!(target_family = "wasm") { 0 } else { std::process::id() }
+}
+
+/// The folder for temporary files; none where there are no files.
+pub fn temp_dir() -> PathBuf {
+    if cfg!(target_family = "wasm") { PathBuf::new() } else { std::env::temp_dir() }
+}
+
+/// Reads `into` from byte `at` of a file on.
+#[cfg(unix)]
+pub fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
+}
+
+/// Writes `from` to a file, from byte `at` on.
+#[cfg(unix)]
+pub fn write_at(file: &File, from: &[u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, from, at)
+}
+
+/// Reads `into` from byte `at` of a file on.
+#[cfg(windows)]
+pub fn read_at(file: &File, mut into: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, into, at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                into = &mut into[n..];
+                at += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes `from` to a file, from byte `at` on.
+#[cfg(windows)]
+pub fn write_at(file: &File, mut from: &[u8], mut at: u64) -> io::Result<()> {
+    while !from.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_write(file, from, at)?;
+        from = &from[n..];
+        at += n as u64;
+    }
+    Ok(())
+}
+
+/// A file has one position elsewhere: whoever moves it uses it before another does.
+#[cfg(not(any(unix, windows)))]
+static POSITION: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// Reads `into` from byte `at` of a file on.
+#[cfg(not(any(unix, windows)))]
+pub fn read_at(mut file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
+    use std::io::{Read, Seek};
+    let _held = POSITION.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    file.seek(io::SeekFrom::Start(at))?;
+    file.read_exact(into)
+}
+
+/// Writes `from` to a file, from byte `at` on.
+#[cfg(not(any(unix, windows)))]
+pub fn write_at(mut file: &File, from: &[u8], at: u64) -> io::Result<()> {
+    use std::io::{Seek, Write};
+    let _held = POSITION.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    file.seek(io::SeekFrom::Start(at))?;
+    file.write_all(from)
+}
