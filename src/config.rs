@@ -210,6 +210,8 @@ settings! {
         max_target_len: usize = "N", { |c| c.max_seq_len } as "--max-seq-len", if |v| *v >= 1 => "1 or more";
         #[doc = "Question answering: tokens that a window of a long context shares with the one before"]
         doc_stride: usize = "N", { |c| 128.min(c.max_seq_len / 4) } as "128, or a quarter of --max-seq-len if that is less";
+        #[doc = "Masked LM: share of a text's tokens that are to be predicted"]
+        mask_share: f64 = "X", { 0.15 }, if |v| *v > 0.0 && *v <= 1.0 => "above 0, at most 1";
         #[doc = "Question answering: pad sequences to the longest of their batch and let padding into the softmax, as transformers does"]
         qa_padding: bool = "BOOL", { false };
         #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change; at least --max-seq-len"]

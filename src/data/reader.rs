@@ -272,6 +272,7 @@ mod tests {
             max_len,
             max_target_len: max_len,
             unlabelled: false,
+            traced: false,
         }
     }
 

@@ -67,6 +67,8 @@ pub struct Codec<'a> {
     pub max_target_len: usize,
     /// Rows may lack labels: they are to be predicted.
     pub unlabelled: bool,
+    /// Examples say where in their row's text each token is from.
+    pub traced: bool,
 }
 
 impl<'a> Codec<'a> {

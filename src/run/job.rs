@@ -46,8 +46,13 @@ impl Job {
         };
         labels::settle(task, &mut base.config, known, Some(&mut each))?;
         let facts = models::read(&base.config, config.max_seq_len)?.facts().clone();
-        let setup =
-            Setup { config: &base.config, facts: &facts, qa_padding: config.qa_padding, stride: config.doc_stride };
+        let setup = Setup {
+            config: &base.config,
+            facts: &facts,
+            qa_padding: config.qa_padding,
+            stride: config.doc_stride,
+            mask_share: config.mask_share,
+        };
         let task = (task.make)(&setup)?;
         Ok(Job { base: Arc::new(base), task, facts })
     }
@@ -84,6 +89,7 @@ impl Job {
             max_len: config.max_seq_len,
             max_target_len: config.max_target_len,
             unlabelled: how.unlabelled,
+            traced: how.traced,
         })
     }
 
@@ -93,7 +99,7 @@ impl Job {
             let expected = format!("JSON Lines, for task {}", self.task.def().name);
             return Err(Error::file(path, "plain text", expected));
         }
-        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled: false };
+        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled: false, traced: false };
         self.with_codec(config, how, |codec| {
             let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
             let (data, report) = reader::read(path, codec, &make, config.columns())?;
@@ -103,7 +109,7 @@ impl Job {
 
     /// The rows of a file with their examples; `unlabelled` if they are to be predicted.
     pub fn rows(&self, config: &RunConfig, path: &Path, unlabelled: bool) -> Result<Rows> {
-        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled };
+        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled, traced: true };
         self.with_codec(config, how, |codec| {
             let mut rows = Rows::new(path);
             reader::rows(path, config.columns(), &mut |row| self.add(&mut rows, row, codec).map(|()| true))?;
@@ -116,7 +122,7 @@ impl Job {
 
     /// One row of these fields.
     pub fn row(&self, config: &RunConfig, fields: Map<String, Value>) -> Result<Rows> {
-        self.with_codec(config, How { tokenized: false, unlabelled: true }, |codec| {
+        self.with_codec(config, How { tokenized: false, unlabelled: true, traced: true }, |codec| {
             let mut rows = Rows::new(Path::new("--text"));
             let path = rows.path.clone();
             self.add(&mut rows, &Row { path: &path, line: 1, fields }, codec)?;
@@ -139,6 +145,7 @@ impl Job {
 struct How {
     tokenized: bool,
     unlabelled: bool,
+    traced: bool,
 }
 
 /// Rows that are kept, since predictions and scores are about them, and their examples.

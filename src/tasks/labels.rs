@@ -194,7 +194,7 @@ impl Seen {
     /// What labels of `count` classes are, by transformers' rule.
     fn problem(&self, count: usize) -> Problem {
         match (count, self.list) {
-            (1, _) => Problem::Regression,
+            (1, _) if self.names.is_empty() => Problem::Regression,
             (_, Some(_)) if self.fractions => Problem::Regression,
             (_, Some(_)) => Problem::Multi,
             (_, None) => Problem::Single,

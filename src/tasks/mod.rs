@@ -12,7 +12,7 @@ pub mod token_classification;
 use serde_json::Value;
 
 use crate::data::row::{Codec, Row};
-use crate::data::{Example, INPUT_IDS, TOKEN_TYPE_IDS};
+use crate::data::{Encoded, Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Val;
@@ -65,6 +65,8 @@ pub struct Setup<'a> {
     pub qa_padding: bool,
     /// Question answering: tokens that a window of a long text shares with the one before.
     pub stride: usize,
+    /// Masked LM: share of a text's tokens that are to be predicted.
+    pub mask_share: f64,
 }
 
 /// An example of a row, and what the model computed of it: the rows of its output.
@@ -208,6 +210,28 @@ fn tokens(row: &Row, codec: &Codec) -> Result<(Example, bool)> {
     ids.truncate(codec.max_len);
     *example.ints_mut(INPUT_IDS) = ids;
     Ok((example, all > codec.max_len))
+}
+
+/// The columns of an encoded text that any task has.
+fn encoded(row: &Row, codec: &Codec, from: &Encoded) -> Result<Example> {
+    if from.is_empty() {
+        return Err(row.wrong("a text of no tokens", "at least one"));
+    }
+    let mut example = Example::default();
+    if from.type_ids.iter().any(|&kind| kind != 0) {
+        *example.ints_mut(TOKEN_TYPE_IDS) = from.type_ids.iter().map(|&kind| kind as i32).collect();
+    }
+    *example.ints_mut(INPUT_IDS) = from.ids.iter().map(|&id| codec.token(row, id.into())).collect::<Result<_>>()?;
+    Ok(example)
+}
+
+/// A text or a pair of texts with its special tokens, cut to the longest length, and whether anything was cut.
+fn text(row: &Row, codec: &Codec, text: &str, pair: Option<&str>, most: usize) -> Result<(Encoded, bool)> {
+    let tokenizer = codec.tokenizer(row)?;
+    let kept = tokenizer.encode_pair(text, pair, most)?;
+    // Few texts are as long as that; those are encoded again to tell whether they are longer.
+    let cut = kept.len() >= most && tokenizer.encode_pair(text, pair, usize::MAX)?.len() > most;
+    Ok((kept, cut))
 }
 
 /// A label of each token; virtual tokens have none.

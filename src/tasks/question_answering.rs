@@ -5,15 +5,19 @@
 //! joins the softmax, so the loss depends on what a sequence is batched with.
 //!
 //! Rows: `{"question", "context", "answers"}` as in SQuAD, or `{"input_ids", "start_position", "end_position"}` (and
-//! `token_type_ids`).
+//! `token_type_ids`). A context that is too long is cut in windows that overlap; where the answer is not in a window, or there
+//! is none, the first token is to be chosen. The rules are those of transformers' run_qa.py.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Computed, Made, Outcome, Setup, Shape, Task, TaskDef, in_f32, one_stream, tokens};
+use super::metrics::{self, Squad};
+use super::{Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, encoded, in_f32, one_stream, tokens};
 use crate::data::row::{Codec, Row};
-use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
+use crate::data::{Encoded, Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::models::Model;
@@ -31,6 +35,11 @@ pub static DEF: TaskDef = TaskDef {
     make: |setup| Ok(Box::new(QuestionAnswering::new(setup))),
 };
 
+const QUESTION: &str = "question";
+const CONTEXT: &str = "context";
+const ANSWERS: &str = "answers";
+/// A column of traced examples: the bytes of the context that each token is, −1 and −1 if it is not of it.
+const BYTES: &str = "context.bytes";
 /// First and last token of the answer; −1: not in this example.
 const SPAN: &str = "span";
 /// Tokens of the longest answer that is predicted, as in transformers' examples.
@@ -40,12 +49,23 @@ const LONGEST: usize = 30;
 pub struct QuestionAnswering {
     /// What rows are padded with, if they are.
     pad: Option<i32>,
+    /// Tokens that a window shares with the one before.
+    stride: usize,
+}
+
+/// Answers as SQuAD's files have them; none: the question has none.
+#[derive(Debug, Default, Deserialize)]
+struct Answers {
+    text: Vec<String>,
+    /// In characters.
+    #[serde(default)]
+    answer_start: Vec<usize>,
 }
 
 impl QuestionAnswering {
     fn new(setup: &Setup) -> QuestionAnswering {
         let pad = setup.config.get("pad_token_id").and_then(Value::as_i64).unwrap_or(0) as i32;
-        QuestionAnswering { pad: setup.qa_padding.then_some(pad) }
+        QuestionAnswering { pad: setup.qa_padding.then_some(pad), stride: setup.stride }
     }
 }
 
@@ -69,26 +89,16 @@ impl Task for QuestionAnswering {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
-        if !row.has(INPUT_IDS) {
-            return Err(row.wrong(format!("the fields {}", row.names()), ROWS));
-        }
-        let (mut example, cut) = tokens(row, codec)?;
-        let positions = [row.get::<usize>("start_position")?, row.get::<usize>("end_position")?];
-        match positions {
-            [Some(start), Some(end)] => {
-                let all = row.get::<Vec<i64>>(INPUT_IDS)?.map_or(0, |ids| ids.len());
-                if start > end || end >= all {
-                    let found = format!("an answer from {start} to {end} in {all} tokens");
-                    return Err(row.wrong(found, "0 ≤ start_position ≤ end_position < number of tokens"));
-                }
-                let kept = |at: usize| if at < codec.max_len { at as i32 } else { -1 };
-                *example.ints_mut(SPAN) = vec![kept(start), kept(end)];
+        let (examples, cut) = match [INPUT_IDS, QUESTION, CONTEXT].map(|name| row.has(name)) {
+            [true, false, false] => {
+                let (example, cut) = tokenized(row, codec)?;
+                (vec![example], cut)
             }
-            _ if codec.unlabelled => {}
-            _ => return Err(row.wrong(format!("the fields {}", row.names()), "start_position and end_position")),
-        }
-        let trains = codec.unlabelled || example.ints(SPAN).iter().any(|&at| at >= 0);
-        Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut })
+            [false, true, true] => (self.windows(row, codec)?, false),
+            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+        };
+        let trains = |e: &Example| codec.unlabelled || e.ints(SPAN).iter().any(|&at| at >= 0);
+        Ok(Made { examples: examples.into_iter().filter(trains).collect(), cut })
     }
 
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {
@@ -107,13 +117,161 @@ impl Task for QuestionAnswering {
         Ok(Outcome { loss, output: Some((Axis::Token(MAIN), logits)) })
     }
 
-    fn predict(&self, _row: &Row, computed: &[Computed]) -> Result<Value> {
-        let best =
-            computed.iter().filter_map(|c| best_span(&c.output, |_| true)).max_by(|a, b| a.score.total_cmp(&b.score));
-        Ok(match best {
-            Some(Span { start, end, score }) => json!({"start": start, "end": end, "score": score}),
-            None => json!({"start": null, "end": null, "score": null}),
-        })
+    fn score(&self) -> Result<Option<Box<dyn Score + '_>>> {
+        let [v1, v2] = [Squad::V1, Squad::V2].map(metrics::Answers::new);
+        Ok(Some(Box::new(Spans { v1, v2, unanswerable: false })))
+    }
+
+    fn predict(&self, row: &Row, computed: &[Computed]) -> Result<Value> {
+        let Some(Found { start, end, score, none, .. }) = found(computed) else {
+            return Ok(json!({"start": null, "end": null, "score": null}));
+        };
+        let Some(context) = row.get::<String>(CONTEXT)? else {
+            return Ok(json!({"start": start, "end": end, "score": score}));
+        };
+        let text = context.get(start..end).unwrap_or_default();
+        let first = context.get(..start).unwrap_or_default().chars().count();
+        let last = first + text.chars().count();
+        Ok(json!({"answer": text, "start": first, "end": last, "score": score, "no_answer_score": none}))
+    }
+}
+
+/// An example of a tokenized row, and whether it was cut.
+fn tokenized(row: &Row, codec: &Codec) -> Result<(Example, bool)> {
+    let (mut example, cut) = tokens(row, codec)?;
+    match [row.get::<usize>("start_position")?, row.get::<usize>("end_position")?] {
+        [Some(start), Some(end)] => {
+            let all = row.get::<Vec<i64>>(INPUT_IDS)?.map_or(0, |ids| ids.len());
+            if start > end || end >= all {
+                let found = format!("an answer from {start} to {end} in {all} tokens");
+                return Err(row.wrong(found, "0 ≤ start_position ≤ end_position < number of tokens"));
+            }
+            let kept = |at: usize| if at < codec.max_len { at as i32 } else { -1 };
+            *example.ints_mut(SPAN) = vec![kept(start), kept(end)];
+        }
+        _ if codec.unlabelled => {}
+        _ => return Err(row.wrong(format!("the fields {}", row.names()), "start_position and end_position")),
+    }
+    Ok((example, cut))
+}
+
+impl QuestionAnswering {
+    /// The windows of a question and its context.
+    fn windows(&self, row: &Row, codec: &Codec) -> Result<Vec<Example>> {
+        let (question, context): (String, String) = (row.need(QUESTION)?, row.need(CONTEXT)?);
+        let answer = match row.get::<Answers>(ANSWERS)? {
+            Some(answers) => answers.bytes(row, &context)?,
+            None if codec.unlabelled => None,
+            None => return Err(row.wrong(format!("the fields {}", row.names()), ANSWERS)),
+        };
+        let windows = codec.tokenizer(row)?.encode_windows(&question, &context, codec.max_len, self.stride)?;
+        let one = |window: &Encoded| {
+            let mut example = encoded(row, codec, window)?;
+            *example.ints_mut(SPAN) = tokens_of(window, answer.as_ref()).map(|at| at as i32).to_vec();
+            if codec.traced {
+                let bytes = (0..window.len()).flat_map(|i| match window.sequence[i] {
+                    Some(1) => [window.offsets[i].start as i32, window.offsets[i].end as i32],
+                    _ => [-1, -1],
+                });
+                *example.ints_mut(BYTES) = bytes.collect();
+            }
+            Ok(example)
+        };
+        windows.iter().map(one).collect()
+    }
+}
+
+impl Answers {
+    /// The bytes of the first answer in `context`.
+    fn bytes(&self, row: &Row, context: &str) -> Result<Option<Range<usize>>> {
+        let Some(text) = self.text.first() else { return Ok(None) };
+        let byte = |at: &usize| context.char_indices().map(|(byte, _)| byte).chain([context.len()]).nth(*at);
+        match self.answer_start.first().and_then(byte) {
+            Some(start) if start + text.len() <= context.len() => Ok(Some(start..start + text.len())),
+            _ => {
+                Err(row
+                    .wrong(format!("answers {:?} at {:?}", self.text, self.answer_start), "answers within the context"))
+            }
+        }
+    }
+}
+
+/// First and last token of the answer that is at these bytes of the context; the first token of all where it is not, or not
+/// whole, in this window.
+fn tokens_of(window: &Encoded, answer: Option<&Range<usize>>) -> [usize; 2] {
+    let own = || (0..window.len()).filter(|&i| window.sequence[i] == Some(1));
+    let Some((answer, (first, last))) = answer.zip(own().next().zip(own().next_back())) else { return [0, 0] };
+    if window.offsets[first].start > answer.start || window.offsets[last].end < answer.end {
+        return [0, 0];
+    }
+    let start = own().filter(|&i| window.offsets[i].start <= answer.start).last();
+    let end = own().find(|&i| window.offsets[i].end >= answer.end);
+    [start.unwrap_or(0), end.unwrap_or(0)]
+}
+
+/// The likeliest answer in all windows of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Found {
+    /// Where it is: bytes of the context, or tokens of a tokenized row.
+    start: usize,
+    end: usize,
+    score: f32,
+    /// The score of no answer: that of the first token, the least of all windows.
+    none: f32,
+}
+
+fn found(computed: &[Computed]) -> Option<Found> {
+    let none = computed.iter().map(|c| c.output.iter().take(2).sum::<f32>()).fold(f32::INFINITY, f32::min);
+    let mut best: Option<Found> = None;
+    for Computed { example, output } in computed {
+        let bytes = example.ints(BYTES);
+        let span = best_span(output, |t| bytes.is_empty() || bytes.get(2 * t).is_some_and(|&b| b >= 0));
+        if let Some(Span { start, end, score }) = span.filter(|s| best.is_none_or(|b| s.score > b.score)) {
+            let at = |i: usize| bytes.get(i).map(|&b| b as usize);
+            let (start, end) = (at(2 * start).unwrap_or(start), at(2 * end + 1).unwrap_or(end));
+            best = Some(Found { start, end, score, none });
+        }
+    }
+    best
+}
+
+/// SQuAD's scores: of 1.1, or of 2.0 if a question has no answer. A tokenized row's answer is its tokens.
+struct Spans {
+    v1: metrics::Answers,
+    v2: metrics::Answers,
+    unanswerable: bool,
+}
+
+impl Score for Spans {
+    fn add(&mut self, row: &Row, computed: &[Computed]) -> Result<()> {
+        let best = found(computed);
+        let (text, right) = match row.get::<String>(CONTEXT)? {
+            Some(context) => {
+                let text = best.and_then(|b| context.get(b.start..b.end)).unwrap_or_default().to_owned();
+                (text, row.get::<Answers>(ANSWERS)?.unwrap_or_default().text)
+            }
+            None => {
+                let Some(Computed { example, .. }) = computed.first() else { return Ok(()) };
+                let part = |from: usize, to: usize| {
+                    let ids = example.ints(INPUT_IDS).get(from..to + 1).unwrap_or_default();
+                    ids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ")
+                };
+                let right = match example.ints(SPAN) {
+                    [start, end] if *start >= 0 && *end >= 0 => vec![part(*start as usize, *end as usize)],
+                    _ => return Ok(()),
+                };
+                (best.map_or(String::new(), |b| part(b.start, b.end)), right)
+            }
+        };
+        self.unanswerable |= right.is_empty();
+        self.v1.add(&text, &right);
+        let answers = best.is_some_and(|b| b.score >= b.none);
+        self.v2.add(if answers { &text } else { "" }, &right);
+        Ok(())
+    }
+
+    fn finish(&self) -> metrics::Values {
+        if self.unanswerable { self.v2.finish() } else { self.v1.finish() }
     }
 }
 
@@ -142,3 +300,45 @@ fn best_span(logits: &[f32], may: impl Fn(usize) -> bool) -> Option<Span> {
 
 /// The rows of the task.
 const ROWS: &str = "question, context and answers, or input_ids, start_position and end_position";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_span_starts_before_it_ends() {
+        // Start and end logits of four tokens.
+        let logits = [0.0, 5.0, 1.0, 0.0, 4.0, 1.0, 0.0, 3.0];
+        assert_eq!(best_span(&logits, |_| true), Some(Span { start: 2, end: 3, score: 7.0 }));
+        assert_eq!(best_span(&logits, |t| t < 2), Some(Span { start: 0, end: 0, score: 5.0 }));
+        assert_eq!(best_span(&logits, |_| false), None);
+        let mut long = vec![0.0; 2 * (LONGEST + 5)];
+        (long[0], long[2 * LONGEST + 1], long[2 * LONGEST - 1]) = (9.0, 9.0, 8.0);
+        assert_eq!(best_span(&long, |_| true), Some(Span { start: 0, end: LONGEST - 1, score: 17.0 }));
+    }
+
+    #[test]
+    fn answers_become_tokens_of_the_window_that_has_them() {
+        // [CLS] q [SEP] and three words of a context at bytes 10..20.
+        let window = Encoded {
+            ids: vec![0; 6],
+            type_ids: vec![0; 6],
+            offsets: vec![0..0, 0..1, 0..0, 10..13, 14..17, 18..20],
+            sequence: vec![None, Some(0), None, Some(1), Some(1), Some(1)],
+            words: vec![None; 6],
+        };
+        let table = [
+            (Some(14..17), [4, 4]),
+            (Some(10..20), [3, 5]),
+            // Within words: the tokens that it is in.
+            (Some(11..15), [3, 4]),
+            // Not, or not whole, in the window; none at all.
+            (Some(0..3), [0, 0]),
+            (Some(18..25), [0, 0]),
+            (None, [0, 0]),
+        ];
+        for (answer, want) in table {
+            assert_eq!(tokens_of(&window, answer.as_ref()), want, "{answer:?}");
+        }
+    }
+}

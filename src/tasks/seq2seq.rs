@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Made, Outcome, Setup, Shape, Task, TaskDef, token_labels, vocabulary_loss};
+use super::{Made, Outcome, Setup, Shape, Task, TaskDef, text, token_labels, vocabulary_loss};
 use crate::data::row::{Codec, Row};
 use crate::data::{DECODER_INPUT_IDS, INPUT_IDS, LABELS};
 use crate::error::{Error, Result};
@@ -70,16 +70,25 @@ impl Task for Seq2Seq {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
-        let (mut ids, mut labels) = match (row.has(INPUT_IDS), row.has(LABELS)) {
-            (true, true) => {
+        let text_of = |name: &str, most: usize| -> Result<(Vec<i32>, bool)> {
+            let (kept, cut) = text(row, codec, &row.need::<String>(name)?, None, most)?;
+            Ok((kept.ids.iter().map(|&id| codec.token(row, id.into())).collect::<Result<_>>()?, cut))
+        };
+        let (mut ids, mut labels, was_cut) = match ["source", "target", INPUT_IDS, LABELS].map(|name| row.has(name)) {
+            [true, true, false, false] => {
+                let (source, cut) = text_of("source", codec.max_len)?;
+                let (target, cut_too) = text_of("target", codec.max_target_len)?;
+                (source, target, cut || cut_too)
+            }
+            [false, false, true, true] => {
                 let labels: Vec<i64> = row.need(LABELS)?;
                 let label = |&id: &i64| if id == i64::from(IGNORE) { Ok(IGNORE) } else { codec.token(row, id) };
                 let labels = labels.iter().map(label).collect::<Result<Vec<i32>>>()?;
-                (codec.ids(row, INPUT_IDS)?.unwrap_or_default(), labels)
+                (codec.ids(row, INPUT_IDS)?.unwrap_or_default(), labels, false)
             }
             _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
         };
-        let cut = ids.len() > codec.max_len || labels.len() > codec.max_target_len;
+        let cut = was_cut || ids.len() > codec.max_len || labels.len() > codec.max_target_len;
         ids.truncate(codec.max_len);
         labels.truncate(codec.max_target_len);
         if ids.is_empty() || labels.iter().all(|&label| label == IGNORE) {

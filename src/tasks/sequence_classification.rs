@@ -14,9 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::labels::{Labels, Problem, number};
 use super::metrics::{Classification, MultiLabel, Regression, Values, argmax};
-use super::{Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, in_f32, one_stream, softmax, tokens};
-use crate::data::INPUT_IDS;
+use super::{
+    Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, encoded, in_f32, one_stream, softmax, text, tokens,
+};
 use crate::data::row::{Codec, Row};
+use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
@@ -35,11 +37,14 @@ pub static DEF: TaskDef = TaskDef {
 };
 
 const LABEL: &str = "label";
+const TEXT: &str = "text";
 
 /// See the module.
 pub struct SequenceClassification {
     labels: Labels,
     problem: Problem,
+    /// Decoders read the last token that is not this one, wherever it is from; what follows is left out.
+    pad: Option<i32>,
 }
 
 impl SequenceClassification {
@@ -52,7 +57,8 @@ impl SequenceClassification {
             (None, 1) => Problem::Regression,
             (None, _) => Problem::Single,
         };
-        Ok(SequenceClassification { labels, problem })
+        let pad = setup.config.get("pad_token_id").and_then(Value::as_i64).filter(|_| !setup.facts.encoder);
+        Ok(SequenceClassification { labels, problem, pad: pad.map(|id| id as i32) })
     }
 
     /// The label column of a row.
@@ -108,10 +114,23 @@ impl Task for SequenceClassification {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
-        if !row.has(INPUT_IDS) {
-            return Err(row.wrong(format!("the fields {}", row.names()), ROWS));
+        let (mut example, cut) = match (row.has(INPUT_IDS), row.has(TEXT)) {
+            (true, false) => tokens(row, codec)?,
+            (false, true) => {
+                let (first, pair): (String, Option<String>) = (row.need(TEXT)?, row.get("text_pair")?);
+                let (kept, cut) = text(row, codec, &first, pair.as_deref(), codec.max_len)?;
+                (encoded(row, codec, &kept)?, cut)
+            }
+            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+        };
+        if let Some(pad) = self.pad {
+            let ids = example.ints(INPUT_IDS);
+            let kept = ids.iter().rposition(|&id| id != pad).map_or(1, |last| last + 1);
+            example.ints_mut(INPUT_IDS).truncate(kept);
+            if example.get(TOKEN_TYPE_IDS).is_some() {
+                example.ints_mut(TOKEN_TYPE_IDS).truncate(kept);
+            }
         }
-        let (mut example, cut) = tokens(row, codec)?;
         match row.fields.get(LABEL).filter(|label| !label.is_null()) {
             Some(label) => example.columns.push((LABEL, self.label(row, label)?)),
             None if codec.unlabelled => {}

@@ -1,7 +1,7 @@
 //! A label for each token, or for each word by its first token: `loss = Σ_t −ln softmax(z_t)[label_t] / tokens with a label`.
 //!
 //! Rows: `{"tokens", "ner_tags"}` (words and their tags), or `{"input_ids", "labels"}` (one for each token, −100: none). A
-//! label is a name or its number.
+//! label is a name or its number. Of a `{"text"}` the words are what the tokenizer takes for words; it has no labels.
 
 use std::sync::Arc;
 
@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use super::labels::{Labels, number};
 use super::metrics::{Entities, Values, argmax};
 use super::{
-    Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, in_f32, one_stream, softmax, token_labels, tokens,
+    Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, encoded, in_f32, one_stream, softmax, text,
+    token_labels, tokens,
 };
 use crate::data::row::{Codec, Row};
-use crate::data::{INPUT_IDS, LABELS};
+use crate::data::{Encoded, Example, INPUT_IDS, LABELS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
@@ -30,7 +31,12 @@ pub static DEF: TaskDef = TaskDef {
     make: |setup| Ok(Box::new(TokenClassification::new(setup)?)),
 };
 
+const TEXT: &str = "text";
+const WORDS: &str = "tokens";
 const TAGS: &str = "ner_tags";
+/// Columns of traced examples: the word of which a token is the first, else −1; and the bytes of a word of a text.
+const WORD: &str = "word";
+const BYTES: &str = "word.bytes";
 
 /// See the module.
 pub struct TokenClassification {
@@ -45,10 +51,43 @@ impl TokenClassification {
         }
     }
 
-    /// The numbers of a list of labels.
-    fn ids(&self, row: &Row, labels: &[Value]) -> Result<Vec<i32>> {
+    /// The numbers of a list of labels; none where the row need not have them.
+    fn ids(&self, row: &Row, codec: &Codec, name: &str, count: usize) -> Result<Vec<i32>> {
         let none = |label: &Value| label.is_null() || number(label) == Some(f64::from(IGNORE));
-        labels.iter().map(|label| if none(label) { Ok(IGNORE) } else { self.labels.id(row, label) }).collect()
+        match row.get::<Vec<Value>>(name)? {
+            Some(labels) if labels.len() != count => {
+                let found = format!("{} {name} for {count} tokens", labels.len());
+                Err(row.wrong(found, "one for each"))
+            }
+            Some(labels) => {
+                labels.iter().map(|label| if none(label) { Ok(IGNORE) } else { self.labels.id(row, label) }).collect()
+            }
+            None if codec.unlabelled => Ok(vec![IGNORE; count]),
+            None => Err(row.wrong(format!("the fields {}", row.names()), name)),
+        }
+    }
+
+    /// An example of encoded words, of which each has its label at its first token.
+    fn of_words(&self, row: &Row, codec: &Codec, from: &Encoded, labels: &[i32]) -> Result<Example> {
+        let mut example = encoded(row, codec, from)?;
+        let first = |i: usize| {
+            from.words[i].filter(|_| from.sequence[i].is_some() && (i == 0 || from.words[i - 1] != from.words[i]))
+        };
+        let firsts: Vec<Option<usize>> = (0..from.len()).map(|i| first(i).map(|w| w as usize)).collect();
+        let label = |word: &Option<usize>| word.and_then(|w| labels.get(w).copied()).unwrap_or(IGNORE);
+        *example.ints_mut(LABELS) = firsts.iter().map(label).collect();
+        if codec.traced {
+            *example.ints_mut(WORD) = firsts.iter().map(|word| word.map_or(-1, |w| w as i32)).collect();
+        }
+        Ok(example)
+    }
+
+    /// The likeliest label of each token, and its probability.
+    fn best<'a>(&'a self, computed: &'a Computed) -> impl Iterator<Item = (&'a str, f32)> {
+        computed.output.chunks_exact(self.labels.len().max(1)).map(|logits| {
+            let best = argmax(logits);
+            (self.labels.name(best), softmax(logits)[best])
+        })
     }
 }
 
@@ -64,23 +103,33 @@ impl Task for TokenClassification {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
-        if !row.has(INPUT_IDS) {
-            return Err(row.wrong(format!("the fields {}", row.names()), ROWS));
-        }
-        let (mut example, cut) = tokens(row, codec)?;
-        let count = row.get::<Vec<Value>>(INPUT_IDS)?.map_or(0, |ids| ids.len());
-        let mut labels = match row.get::<Vec<Value>>(LABELS)? {
-            Some(labels) if labels.len() != count => {
-                let found = format!("{count} input_ids and {} labels", labels.len());
-                return Err(row.wrong(found, "as many labels as input_ids"));
+        let (example, cut) = match [INPUT_IDS, WORDS, TEXT].map(|name| row.has(name)) {
+            [true, false, false] => {
+                let (mut example, cut) = tokens(row, codec)?;
+                let count = row.get::<Vec<Value>>(INPUT_IDS)?.map_or(0, |ids| ids.len());
+                let mut labels = self.ids(row, codec, LABELS, count)?;
+                labels.truncate(codec.max_len);
+                *example.ints_mut(LABELS) = labels;
+                (example, cut)
             }
-            Some(labels) => self.ids(row, &labels)?,
-            None if codec.unlabelled => vec![IGNORE; count],
-            None => return Err(row.wrong(format!("the fields {}", row.names()), LABELS)),
+            [false, true, false] => {
+                let words: Vec<String> = row.need(WORDS)?;
+                let labels = self.ids(row, codec, TAGS, words.len())?;
+                let tokenizer = codec.tokenizer(row)?;
+                let kept = tokenizer.encode_words(&words, codec.max_len)?;
+                let all =
+                    kept.len() >= codec.max_len && tokenizer.encode_words(&words, usize::MAX)?.len() > codec.max_len;
+                (self.of_words(row, codec, &kept, &labels)?, all)
+            }
+            [false, false, true] if codec.unlabelled => {
+                let (kept, cut) = text(row, codec, &row.need::<String>(TEXT)?, None, codec.max_len)?;
+                let mut example = self.of_words(row, codec, &kept, &[])?;
+                *example.ints_mut(BYTES) = bytes_of_words(&kept);
+                (example, cut)
+            }
+            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
         };
-        labels.truncate(codec.max_len);
-        let trains = codec.unlabelled || labels.iter().any(|&label| label != IGNORE);
-        *example.ints_mut(LABELS) = labels;
+        let trains = codec.unlabelled || example.ints(LABELS).iter().any(|&label| label != IGNORE);
         Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut })
     }
 
@@ -99,16 +148,49 @@ impl Task for TokenClassification {
         Ok(Some(Box::new(Tags { entities, labels: self.labels.len() })))
     }
 
-    fn predict(&self, _row: &Row, computed: &[Computed]) -> Result<Value> {
-        let rows = computed.iter().flat_map(|c| c.output.chunks_exact(self.labels.len().max(1)));
-        let (labels, scores): (Vec<&str>, Vec<f32>) = rows
-            .map(|logits| {
-                let best = argmax(logits);
-                (self.labels.name(best), softmax(logits)[best])
-            })
-            .unzip();
+    fn predict(&self, row: &Row, computed: &[Computed]) -> Result<Value> {
+        let Some(computed) = computed.first() else { return Ok(json!({"labels": [], "scores": []})) };
+        let words = computed.example.ints(WORD);
+        if words.is_empty() {
+            let (labels, scores): (Vec<&str>, Vec<f32>) = self.best(computed).unzip();
+            return Ok(json!({"labels": labels, "scores": scores}));
+        }
+        let firsts = words.iter().zip(self.best(computed)).filter(|(word, _)| **word >= 0);
+        let found: Vec<(usize, (&str, f32))> = firsts.map(|(&word, best)| (word as usize, best)).collect();
+        if let Some(text) = row.get::<String>(TEXT)? {
+            let bytes = computed.example.ints(BYTES);
+            let one = |&(word, (label, score)): &(usize, (&str, f32))| {
+                let [start, end] = [0, 1].map(|i| bytes.get(2 * word + i).map_or(0, |&b| b as usize));
+                let part = |a: usize, b: usize| text.get(a..b).unwrap_or_default();
+                let (first, word) = (part(0, start).chars().count(), part(start, end));
+                json!({"word": word, "label": label, "score": score, "start": first, "end": first + word.chars().count()})
+            };
+            return Ok(json!({"words": found.iter().map(one).collect::<Vec<_>>()}));
+        }
+        // A word that was cut off, or has no token, has no label.
+        let count = row.get::<Vec<Value>>(WORDS)?.map_or(0, |words| words.len());
+        let (mut labels, mut scores) = (vec![Value::Null; count], vec![Value::Null; count]);
+        for (word, (label, score)) in found.into_iter().filter(|(word, _)| *word < count) {
+            labels[word] = label.into();
+            scores[word] = score.into();
+        }
         Ok(json!({"labels": labels, "scores": scores}))
     }
+}
+
+/// First byte of each word of a text, and one past its last.
+fn bytes_of_words(from: &Encoded) -> Vec<i32> {
+    let count = from.words.iter().flatten().max().map_or(0, |&last| last as usize + 1);
+    let mut bytes = vec![0; 2 * count];
+    let mut seen = vec![false; count];
+    for ((word, offsets), _) in from.words.iter().zip(&from.offsets).zip(&from.sequence).filter(|(_, s)| s.is_some()) {
+        let Some(word) = word.map(|w| w as usize) else { continue };
+        if !std::mem::replace(&mut seen[word], true) {
+            bytes[2 * word] = offsets.start as i32;
+        }
+        bytes[2 * word + 1] = offsets.end as i32;
+    }
+    bytes
 }
 
 /// Entities, where tags have the prefixes of some scheme; else every run of a label.
