@@ -9,7 +9,6 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::{self, bytes, grid, words};
 use crate::ops::{
     Acts, Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Rows, Sample, SampleIn, Tensor, WgslDispatch, check,
-
 };
 
 pub static OPS: &[&OpDef] = &[&CONCAT_ROWS, &SLICE_ROWS];
