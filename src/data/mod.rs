@@ -2,13 +2,16 @@
 //! [`sampler`] says which examples a step takes, [`pack`] lays them out in micro-batches of a fixed shape.
 
 pub mod pack;
+pub mod pairs;
 pub mod reader;
 pub mod row;
 pub mod sampler;
 pub mod tokenizer;
+mod vocabulary;
 
 use crate::error::{Error, Result};
 pub use crate::nn::inputs::{Column, IGNORE};
+pub use pairs::Encoded;
 
 /// The column of an example's tokens: those of the encoder in encoder-decoders.
 pub const INPUT_IDS: &str = "input_ids";

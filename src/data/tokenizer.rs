@@ -1,21 +1,23 @@
-//! Text to token ids and back: tokenizer.json by the `tokenizers` crate, or the same made from a
-//! GGUF file's metadata.
+//! Text to token ids and back: tokenizer.json by the `tokenizers` crate, or the same made from the
+//! files of older folders or from a GGUF file's metadata.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::vocabulary::{self, Settings, token_text};
 use crate::weights::gguf::Gguf;
 use crate::weights::{Checkpoint, read_json};
 use crate::{Error, Result};
 
 /// A tokenizer, and the special tokens its model's files name.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    pub(super) inner: tokenizers::Tokenizer,
     bos: Option<u32>,
     eos: Vec<u32>,
     pad: Option<u32>,
+    mask: Option<u32>,
     chat_template: Option<String>,
 }
 
@@ -28,28 +30,29 @@ impl Tokenizer {
         }
     }
 
-    /// Reads tokenizer.json. Special tokens are those of tokenizer_config.json (or, in old folders,
-    /// special_tokens_map.json), generation_config.json and config.json, in that order.
+    /// Reads tokenizer.json, or else vocab.txt, or vocab.json and merges.txt, as [`super::vocabulary`] says. Special
+    /// tokens are those of tokenizer_config.json (or, in old folders, special_tokens_map.json), generation_config.json
+    /// and config.json, in that order.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Tokenizer> {
         let folder = folder.as_ref();
-        let path = folder.join("tokenizer.json");
-        if !path.exists() && folder.join("tokenizer.model").exists() {
-            return Err(Error::unsupported(
-                format!("{}: a tokenizer.model without tokenizer.json", folder.display()),
-                "save the tokenizer with transformers' fast tokenizer (use_fast=True) once",
-            ));
-        }
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let inner = load(&path, &bytes)?;
-
         let read = |name: &str| Ok::<_, Error>(read_json(&folder.join(name))?.unwrap_or(Value::Null));
         let named = [read("tokenizer_config.json")?, read("special_tokens_map.json")?];
         let numbered = [read("generation_config.json")?, read("config.json")?];
-        // A token is a string, or an object that holds it.
-        let text = |v: &Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(String::from);
+
+        let path = folder.join("tokenizer.json");
+        let inner = if path.exists() {
+            load(&path, &std::fs::read(&path).map_err(|e| Error::io(&path, e))?)?
+        } else {
+            let settings = Settings { tokenizer: &named[0], special: &named[1], model: &numbered[1] };
+            match vocabulary::read(folder, &settings)? {
+                Some((path, json)) => load(&path, json.to_string().as_bytes())?,
+                None => return Err(no_tokenizer(folder)),
+            }
+        };
+
         let find = |kind: &str| -> Vec<u32> {
             let key = format!("{kind}_token");
-            let names = named.iter().filter_map(|c| inner.token_to_id(&text(c.get(&key)?)?));
+            let names = named.iter().filter_map(|c| inner.token_to_id(token_text(c.get(&key)?)?));
             let key = format!("{kind}_token_id");
             let ids = numbered.iter().filter_map(|c| c.get(&key)).flat_map(|v| match v {
                 Value::Array(ids) => ids.iter().collect(),
@@ -64,11 +67,14 @@ impl Tokenizer {
             }
             found
         };
+        // Old folders of encoders leave it to the class what these are called.
+        let usual = |names: [&str; 2]| names.iter().find_map(|name| inner.token_to_id(name));
         let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
         Ok(Tokenizer {
             bos: find("bos").first().copied(),
             eos: find("eos"),
-            pad: find("pad").first().copied(),
+            pad: find("pad").first().copied().or_else(|| usual(["[PAD]", "<pad>"])),
+            mask: find("mask").first().copied().or_else(|| usual(["[MASK]", "<mask>"])),
             chat_template: template.or_else(|| named[0].get("chat_template")?.as_str().map(String::from)),
             inner,
         })
@@ -113,6 +119,7 @@ impl Tokenizer {
             bos,
             eos,
             pad: special("padding")?,
+            mask: special("mask")?,
             chat_template: gguf.string("tokenizer.chat_template")?.map(String::from),
         })
     }
@@ -155,6 +162,11 @@ impl Tokenizer {
         self.pad
     }
 
+    /// What stands for a token that is to be guessed.
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
+    }
+
     /// The Jinja template of a chat, if the model has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
@@ -182,8 +194,20 @@ impl Tokenizer {
 }
 
 /// The crate's errors tell of the tokenizer, not of a file.
-fn failed(what: &str, error: &tokenizers::Error) -> Error {
+pub(super) fn failed(what: &str, error: &tokenizers::Error) -> Error {
     Error::unsupported(format!("text that cannot be {what} ({error})"), "check the model's tokenizer.json")
+}
+
+/// What there is instead of a tokenizer that could be read.
+fn no_tokenizer(folder: &Path) -> Error {
+    let pieces = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+    match pieces.iter().find(|name| folder.join(name).exists()) {
+        Some(name) => Error::unsupported(
+            format!("{}: a {name} without tokenizer.json", folder.display()),
+            "save the tokenizer with transformers' fast tokenizer (use_fast=True) once",
+        ),
+        None => Error::file(folder, "no tokenizer", "tokenizer.json, or vocab.txt, or vocab.json and merges.txt"),
+    }
 }
 
 fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
