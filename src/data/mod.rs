@@ -15,6 +15,10 @@ pub use pairs::Encoded;
 
 /// The column of an example's tokens: those of the encoder in encoder-decoders.
 pub const INPUT_IDS: &str = "input_ids";
+/// Which of two texts a token is of: 0 or 1.
+pub const TOKEN_TYPE_IDS: &str = "token_type_ids";
+/// The tokens that a decoder reads in encoder-decoders.
+pub const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 /// Labels of tokens, not shifted.
 pub const LABELS: &str = "labels";
 

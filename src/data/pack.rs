@@ -15,6 +15,8 @@ pub struct MicroBatch {
     pub fields: Vec<(String, Column)>,
     /// Number of each sequence's example in the data set, in the order in which they were packed.
     pub examples: Vec<usize>,
+    /// Where each sequence is in each stream.
+    pub placed: Vec<Vec<Placed>>,
     /// Tokens of all streams that are not padding.
     pub tokens: usize,
     /// Units over whose number the loss is a mean.
@@ -50,7 +52,7 @@ impl<'a> Bin<'a> {
             _ => Column::Ints(Vec::new()),
         };
         let fields = layout.fields.iter().map(|f| (f.name.clone(), empty(f.pad))).collect();
-        let batch = MicroBatch { fields, examples: Vec::new(), tokens: 0, trained: 0 };
+        let batch = MicroBatch { fields, examples: Vec::new(), placed: Vec::new(), tokens: 0, trained: 0 };
         let none = vec![0; layout.streams.len()];
         Bin { layout, batch, used: none.clone(), keys: none }
     }
@@ -65,11 +67,20 @@ impl<'a> Bin<'a> {
         let mut placed = Vec::with_capacity(lens.len());
         for (i, (stream, &len)) in self.layout.streams.iter().zip(lens).enumerate() {
             let Stream { lead, prefix, .. } = *stream;
-            placed.push(Placed { start: self.used[i], len, key: self.keys[i], lead, prefix });
+            let pad = len - lead - data.len_of(example, stream.column);
+            placed.push(Placed { start: self.used[i], len, key: self.keys[i], lead, prefix, pad });
             self.used[i] += len;
             self.keys[i] += prefix + len;
         }
-        let columns = |name: &str| data.column(example, name);
+        let padding = self.layout.padding.iter().flat_map(|p| &p.columns);
+        let columns = |name: &str| {
+            let mut column = data.column(example, name)?;
+            let pad = padding.clone().find(|(padded, _)| *padded == name);
+            if let (Some((_, value)), Column::Ints(values)) = (pad, &mut column) {
+                values.extend(std::iter::repeat_n(value, if values.is_empty() { 0 } else { placed[0].pad }));
+            }
+            Some(column)
+        };
         let item = Item { columns: &columns, index: self.batch.examples.len(), placed: &placed };
         for (field, (name, values)) in self.layout.fields.iter().zip(&mut self.batch.fields) {
             let part = (field.fill)(&item);
@@ -85,8 +96,9 @@ impl<'a> Bin<'a> {
             values.extend(&part);
         }
         self.batch.trained += (self.layout.weight)(&item);
-        self.batch.tokens += lens.iter().sum::<usize>();
+        self.batch.tokens += placed.iter().map(|p| p.len - p.pad).sum::<usize>();
         self.batch.examples.push(example);
+        self.batch.placed.push(placed);
         Ok(())
     }
 
@@ -114,11 +126,15 @@ impl<'a> Bin<'a> {
 /// output. The step's trained units are the sum of the micro-batches' `trained`.
 pub fn pack(data: &Dataset, step: &[usize], layout: &Layout, in_order: bool) -> Result<Vec<MicroBatch>> {
     let mut examples = Vec::with_capacity(step.len());
+    let longest = step.iter().map(|&i| data.len_of(i, layout.streams[0].column)).max().unwrap_or(0);
     for &i in step {
         if i >= data.len() {
             return Err(Error::config("step", format!("example {i}"), format!("one of {}", data.len())));
         }
-        let lens: Vec<usize> = layout.streams.iter().map(|s| data.len_of(i, s.column) + s.lead).collect();
+        let mut lens: Vec<usize> = layout.streams.iter().map(|s| data.len_of(i, s.column) + s.lead).collect();
+        if let (Some(_), Some(len), Some(stream)) = (&layout.padding, lens.first_mut(), layout.streams.first()) {
+            *len = longest + stream.lead;
+        }
         for (stream, &len) in layout.streams.iter().zip(&lens) {
             let most = stream.tokens;
             if len > most || most > i32::MAX as usize {

@@ -74,6 +74,15 @@ pub fn read(path: &Path, codec: &Codec, make: Make, columns: &[(String, String)]
     Ok((data, report))
 }
 
+/// Gives each row of the JSON Lines file `path` to `on`, until that returns false.
+pub fn rows(path: &Path, columns: &[(String, String)], on: &mut dyn FnMut(&Row) -> Result<bool>) -> Result<()> {
+    let (input, lines) = open(path)?;
+    match lines {
+        true => each(path, input, columns, on),
+        false => Err(Error::file(path, "plain text", "JSON Lines: one object a line, with labels")),
+    }
+}
+
 /// Whether the first line holds token ids, so that no tokenizer is needed.
 pub fn is_tokenized(path: &Path) -> Result<bool> {
     let (mut input, lines) = open(path)?;
@@ -118,48 +127,66 @@ struct Reader<'a> {
     report: Report,
 }
 
+/// Gives each row of JSON Lines to `on`, until that returns false.
+fn each(
+    path: &Path,
+    mut input: impl BufRead,
+    columns: &[(String, String)],
+    on: &mut dyn FnMut(&Row) -> Result<bool>,
+) -> Result<()> {
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes).map_err(|e| Error::io(path, e))? == 0 {
+            break;
+        }
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        if !on(&row(path, line, &bytes, columns)?)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The row that `bytes` are, with the names that a task reads.
+fn row<'a>(path: &'a Path, line: usize, bytes: &[u8], columns: &[(String, String)]) -> Result<Row<'a>> {
+    let wrong = |found: String, expected: String| Error::file(format!("{}:{line}", path.display()), found, expected);
+    let mut fields: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| {
+        // serde_json counts lines from its own input, which is one line.
+        let message = e.to_string();
+        let message = message.split(" at line 1 ").next().unwrap_or_default();
+        wrong(format!("{message} at column {}", e.column()), "a JSON object".into())
+    })?;
+    // All are taken out before any is put back, so that two may change places.
+    let mut moved = Vec::with_capacity(columns.len());
+    for (name, actual) in columns {
+        match fields.shift_remove(actual) {
+            Some(value) => moved.push((name.clone(), value)),
+            None => return Err(wrong("no such column".into(), format!("{actual}, which --columns names"))),
+        }
+    }
+    fields.extend(moved);
+    Ok(Row { path, line, fields })
+}
+
 impl Reader<'_> {
-    fn lines(&mut self, mut input: impl BufRead) -> Result<()> {
-        let mut bytes = Vec::new();
-        for line in 1.. {
-            bytes.clear();
-            if input.read_until(b'\n', &mut bytes).map_err(|e| Error::io(self.path, e))? == 0 {
-                break;
-            }
-            if bytes.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let row = self.row(line, &bytes)?;
-            let (examples, cut) = (self.make)(&row, self.codec)?;
+    fn lines(&mut self, input: impl BufRead) -> Result<()> {
+        let (path, columns) = (self.path, self.columns);
+        each(path, input, columns, &mut |row| {
+            let (examples, cut) = (self.make)(row, self.codec)?;
             if cut {
                 self.report.truncated += 1;
-                self.report.first_truncated.get_or_insert(line);
+                self.report.first_truncated.get_or_insert(row.line);
             }
             if examples.is_empty() {
                 self.report.untrained += 1;
-                self.report.first_untrained.get_or_insert(line);
+                self.report.first_untrained.get_or_insert(row.line);
             }
-            for example in examples {
-                self.data.push(&example)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn row(&self, line: usize, bytes: &[u8]) -> Result<Row<'_>> {
-        let mut fields: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| {
-            // serde_json counts lines from its own input, which is one line.
-            let message = e.to_string();
-            let message = message.split(" at line 1 ").next().unwrap_or_default();
-            self.wrong(line, format!("{message} at column {}", e.column()), "a JSON object")
-        })?;
-        for (name, actual) in self.columns {
-            match fields.shift_remove(actual) {
-                Some(value) => drop(fields.insert(name.clone(), value)),
-                None => return Err(self.wrong(line, "no such column", format!("{actual}, which --columns names"))),
-            }
-        }
-        Ok(Row { path: self.path, line, fields })
+            examples.iter().try_for_each(|example| self.data.push(example))?;
+            Ok(true)
+        })
     }
 
     /// Plain text, encoded a piece at a time: an encoding takes far more memory than its text. A piece
@@ -231,7 +258,16 @@ mod tests {
 
     fn codec(max_len: usize) -> Codec<'static> {
         let (bos, eos) = (Some(256), Some(257));
-        Codec { encode: &bytes, tokenizer: None, bos, eos, vocab: 258, max_len, max_target_len: max_len }
+        Codec {
+            encode: &bytes,
+            tokenizer: None,
+            bos,
+            eos,
+            vocab: 258,
+            max_len,
+            max_target_len: max_len,
+            unlabelled: false,
+        }
     }
 
     fn read_with(path: &Path, codec: &Codec) -> Result<(Dataset, Report)> {

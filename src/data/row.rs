@@ -65,6 +65,8 @@ pub struct Codec<'a> {
     /// Longest example, in tokens; and longest target of a sequence-to-sequence example.
     pub max_len: usize,
     pub max_target_len: usize,
+    /// Rows may lack labels: they are to be predicted.
+    pub unlabelled: bool,
 }
 
 impl<'a> Codec<'a> {

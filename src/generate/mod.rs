@@ -150,7 +150,7 @@ impl Generator {
         let slots: Vec<i32> = (0..self.prefix as i32).chain(own).collect();
         let columns = |name: &str| (name == INPUT_IDS).then(|| Column::Ints(self.ids.clone()));
         let (lead, prefix) = (self.lead, self.prefix);
-        let placed = [Placed { start: 0, len: self.lead + self.ids.len(), key: 0, lead, prefix }];
+        let placed = [Placed { start: 0, len: self.lead + self.ids.len(), key: 0, lead, prefix, pad: 0 }];
         let item = Item { columns: &columns, index: 0, placed: &placed };
         for input in &at.inputs.leaves {
             let values = match input.field.name.as_str() {

@@ -3,10 +3,12 @@
 use super::hooks::{Qkv, Site};
 use super::inputs::{self, MAIN, StreamId};
 use super::{Cached, Nn, Role};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Phase, Val};
 use crate::ops::Attention;
 use crate::ops::attention::{PositionBias, Ranges};
+
+const PADDING: &str = "train without --qa-padding: the softmax is then over a sequence's own tokens";
 
 impl Nn<'_> {
     /// Attention of each token over its own sequence, as the methods change it; when generating, over the cache named
@@ -36,10 +38,21 @@ impl Nn<'_> {
                 (k, v, Ranges { keys, queries: None }, by_range)
             }
             _ if queries != keys => (k, v, self.cross_ranges(queries, keys)?, by_range),
+            _ if qkv.prefixed && self.layout.padding.is_some() => {
+                return Err(Error::unsupported("padding after prefixes", PADDING));
+            }
             _ if qkv.prefixed => {
                 let of_keys = self.input(inputs::prefixed_key_range(queries, spec.causal, spec.window))?;
                 let of_queries = self.input(inputs::prefixed_query_range(queries, spec.causal, spec.window))?;
                 (k, v, Ranges { keys: of_keys, queries: Some(of_queries) }, by_range)
+            }
+            _ if self.layout.padding.is_some() && queries == MAIN => {
+                if spec.causal || spec.window.is_some() {
+                    return Err(Error::unsupported("padding in attention that is causal or has a window", PADDING));
+                }
+                let of_keys = self.stream(queries)?.key_range;
+                let of_queries = self.input(inputs::padded_query_range("query_range", queries))?;
+                (k, v, Ranges { keys: of_keys, queries: Some(of_queries) }, spec)
             }
             _ => (k, v, Ranges::same(self.stream(queries)?.key_range), spec),
         };

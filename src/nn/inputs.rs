@@ -142,6 +142,8 @@ pub struct Placed {
     /// Virtual tokens at its start, and keys before its own.
     pub lead: usize,
     pub prefix: usize,
+    /// Tokens of padding at its end, where the layout pads: they see the others, and none sees them.
+    pub pad: usize,
 }
 
 /// A sequence that is being packed.
@@ -240,6 +242,13 @@ impl Field {
     }
 }
 
+/// Sequences of the main stream are as long as the longest of their batch, padded at the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Padding {
+    /// The columns with a value for each token, and what they are padded with.
+    pub columns: Vec<(&'static str, i32)>,
+}
+
 /// The shape of a micro-batch.
 #[derive(Clone)]
 pub struct Layout {
@@ -250,12 +259,14 @@ pub struct Layout {
     pub fields: Vec<Field>,
     /// The units of a sequence over whose number the loss is a mean: trained tokens, rows, labels.
     pub weight: Arc<dyn Fn(&Item) -> usize + Send + Sync>,
+    /// How sequences are padded, if they are.
+    pub padding: Option<Padding>,
 }
 
 impl Layout {
     /// Streams of these tokens and no fields.
     pub fn new(streams: Vec<Stream>, sequences: usize) -> Layout {
-        Layout { streams, sequences, fields: Vec::new(), weight: Arc::new(|_| 1) }
+        Layout { streams, sequences, fields: Vec::new(), weight: Arc::new(|_| 1), padding: None }
     }
 
     /// The stream's shape.
@@ -300,11 +311,20 @@ pub fn positions(name: &str, stream: StreamId) -> Field {
     })
 }
 
-/// The sequence of each token: its first row, and one past its last.
+/// The sequence of each token: its first row, and one past its last; padding is not of it.
 pub fn key_range(name: &str, stream: StreamId) -> Field {
     Field::ranges(name, Axis::Token(stream), None, move |item| {
         let at = item.at(stream);
-        [at.start as i32, (at.start + at.len) as i32].repeat(at.len)
+        [at.start as i32, (at.start + at.len - at.pad) as i32].repeat(at.len)
+    })
+}
+
+/// Where sequences are padded, the tokens that see each token: all of its sequence, or none if it is padding.
+pub fn padded_query_range(name: &str, stream: StreamId) -> Field {
+    Field::ranges(name, Axis::Token(stream), None, move |item| {
+        let at = item.at(stream);
+        let own = [at.start as i32, (at.start + at.len) as i32].repeat(at.len - at.pad);
+        own.into_iter().chain([0, 0].repeat(at.pad)).collect()
     })
 }
 

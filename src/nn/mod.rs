@@ -184,7 +184,7 @@ impl<'a> Nn<'a> {
         let source = Source::Base { tensor: name.to_string(), role, held, transposed, fresh };
         let val = match trained {
             Some(key) => {
-                let val = self.g.leaf(LeafKind::Param, &key, Ty::f32(shape));
+                let val = self.g.leaf(self.trained(), &key, Ty::f32(shape));
                 self.named.insert(name.to_string(), val);
                 self.keep(val, &key, source, true)
             }
@@ -204,7 +204,7 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(key) {
             return val;
         }
-        let val = self.g.leaf(LeafKind::Param, key, Ty::f32(shape));
+        let val = self.g.leaf(self.trained(), key, Ty::f32(shape));
         self.keep(val, key, Source::Adapter { init }, true)
     }
 
@@ -213,7 +213,7 @@ impl<'a> Nn<'a> {
         if let Some(&val) = self.named.get(key) {
             return val;
         }
-        let val = self.g.leaf(LeafKind::Param, key, Ty::f32(&[rows.len(), dim]));
+        let val = self.g.leaf(self.trained(), key, Ty::f32(&[rows.len(), dim]));
         self.keep(val, key, Source::Rows { tensor: tensor.into(), role, rows: rows.to_vec() }, true)
     }
 
@@ -243,6 +243,11 @@ impl<'a> Nn<'a> {
         let rows = self.g.shape(of.w)[0];
         let val = self.g.leaf(LeafKind::Frozen, name, Ty::f32(&[rows]));
         self.keep(val, name, Source::RowNorms(of), false)
+    }
+
+    /// What a trainable tensor is: where nothing is trained, no gradient is wanted.
+    fn trained(&self) -> LeafKind {
+        if self.training { LeafKind::Param } else { LeafKind::Frozen }
     }
 
     fn keep(&mut self, val: Val, name: &str, source: Source, trainable: bool) -> Val {

@@ -98,8 +98,8 @@ fn method(config: &RunConfig, base: &Base) -> Result<Box<dyn Method>> {
         prefix_projection: config.prefix_projection,
         encoder_hidden: None,
         encoder_decoder: model.facts().decoder_start.is_some(),
-        task_type: Some(CausalLm.def().peft.to_string()),
-        heads: CausalLm.heads(),
+        task_type: CausalLm.def().peft.map(str::to_string),
+        heads: CausalLm.def().heads,
         facts: model.facts().clone(),
     };
     (peft::named(config.method.name())?.new)(&settings)
@@ -168,6 +168,7 @@ fn read_data(config: &RunConfig, base: &Base, vocab: usize) -> Result<(Dataset, 
         vocab,
         max_len,
         max_target_len: max_len,
+        unlabelled: false,
     };
     let make = |row: &Row, codec: &Codec| CausalLm.examples(row, codec).map(|made| (made.examples, made.cut));
     let (data, report) = reader::read(path, &codec, &make, &[])?;

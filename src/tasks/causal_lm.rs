@@ -5,17 +5,24 @@
 
 use std::sync::Arc;
 
-use super::{Made, Outcome, Shape, Task, TaskDef};
+use super::{Made, Outcome, Shape, Task, TaskDef, one_stream, vocabulary_loss};
 use crate::data::row::{Codec, Row};
 use crate::data::{Example, INPUT_IDS, LABELS};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::models::Model;
-use crate::nn::{Axis, Field, IGNORE, Item, Layout, MAIN, Nn, Stream, inputs};
+use crate::nn::{Axis, Field, IGNORE, Item, Layout, MAIN, Nn, inputs};
 
 /// The task's row.
-pub static DEF: TaskDef =
-    TaskDef { name: "causal-lm", peft: "CAUSAL_LM", architectures: &["ForCausalLM", "LMHeadModel"] };
+pub static DEF: TaskDef = TaskDef {
+    name: "causal-lm",
+    peft: Some("CAUSAL_LM"),
+    architectures: &["ForCausalLM", "LMHeadModel"],
+    heads: &[],
+    label: &[],
+    of_tokens: false,
+    make: |_| Ok(Box::new(CausalLm)),
+};
 
 /// See the module.
 pub struct CausalLm;
@@ -51,8 +58,7 @@ impl Task for CausalLm {
     }
 
     fn layout(&self, shape: Shape) -> Layout {
-        let stream = Stream { tokens: shape.tokens, column: INPUT_IDS, lead: 0, prefix: 0 };
-        let mut layout = Layout::new(vec![stream], shape.sequences);
+        let mut layout = one_stream(shape);
         layout.fields.push(labels());
         layout.weight = Arc::new(|item| shifted(item).iter().filter(|&&label| label != IGNORE).count());
         layout
@@ -95,9 +101,7 @@ impl Task for CausalLm {
         let labels = nn.input(labels())?;
         let hidden = model.hidden(nn)?;
         let head = model.lm_head(nn, hidden)?;
-        nn.g.site = "loss".into();
-        let loss = nn.g.linear_cross_entropy(head.x, head.w, labels, inv)?;
-        Ok(Outcome { loss, output: None })
+        Ok(Outcome { loss: vocabulary_loss(nn, head, labels, inv)?, output: None })
     }
 }
 

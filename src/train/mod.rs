@@ -1,5 +1,6 @@
-//! Training: the graph of a step, its optimizer, and the trainer that runs it.
+//! Training: the graph of a step, its optimizer, and the trainer that runs it; evaluation.
 
+pub mod eval;
 mod gradients;
 pub mod optimizer;
 pub mod schedule;

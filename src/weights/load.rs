@@ -38,8 +38,15 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
         match (&weight.source, from.base) {
-            (Source::Base { tensor, role, held, .. }, base) if !adapted(weight, from) && kept(held, from).is_none() => {
+            (Source::Base { tensor, role, held, fresh: start, .. }, base)
+                if !adapted(weight, from) && kept(held, from).is_none() =>
+            {
                 match base {
+                    // A task's head that the base model has not.
+                    Some(base) if base.info(tensor).is_none() && start.is_some() => {
+                        let data = drawn(exec, start.unwrap_or(Init::Zeros), ty.len(), tensor, from.seed)?;
+                        exec.upload(weight.val, &encode(&data, &ty)?)?;
+                    }
                     Some(base) => from_file(exec, weight.val, base, tensor, &ty, &mut unreleased)?,
                     None => {
                         let fill = |start: usize, out: &mut [f32]| fresh(*role, &ty, tensor, from, start, out);
@@ -155,13 +162,7 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
             Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape)))
         }
         (Source::Adapter { init }, None) if from.adapter.is_none() => {
-            let data = match *init {
-                Init::Zeros => vec![0.0; ty.len()],
-                Init::Ones => vec![1.0; ty.len()],
-                Init::Uniform { bound } => uniform(bound, ty.len(), name, from.seed),
-                Init::Normal { std } => normal(std, ty.len(), name, from.seed),
-                Init::RowNorms(of) => row_norms(exec, of)?,
-            };
+            let data = drawn(exec, *init, ty.len(), name, from.seed)?;
             Ok(bytemuck::cast_slice(&data).to_vec())
         }
         (Source::Rows { tensor, role, rows }, None) if from.adapter.is_none() => {
@@ -183,6 +184,17 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
             Err(Error::config(tensor, "no place to take it from", "a base model, or random weights"))
         }
     }
+}
+
+/// The first `len` values of a new tensor.
+fn drawn(exec: &mut Exec, init: Init, len: usize, name: &str, seed: u64) -> Result<Vec<f32>> {
+    Ok(match init {
+        Init::Zeros => vec![0.0; len],
+        Init::Ones => vec![1.0; len],
+        Init::Uniform { bound } => uniform(bound, len, name, seed),
+        Init::Normal { std } => normal(std, len, name, seed),
+        Init::RowNorms(of) => row_norms(exec, of)?,
+    })
 }
 
 /// A frozen weight as the adapter's file has it.
