@@ -119,7 +119,15 @@ fn cases() -> Vec<Case> {
     let rope = Attr::Rope(Rope { heads: HEADS, head_dim: HEAD, inverse: false });
     case("rope", "queries", rope, vec![f32s(&[T, D]), f32s(&[T, HEAD]), positions()], &[(0, 0)]);
 
-    let spec = Attention { heads: HEADS, kv_heads: KV_HEADS, head_dim: HEAD, scale: 0.125, causal: true, window: None };
+    let spec = Attention {
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD,
+        scale: 0.125,
+        causal: true,
+        window: None,
+        bias: false,
+    };
     let (q, kv) = ([T, HEADS * HEAD], [T, KV_HEADS * HEAD]);
     let forward = || vec![f32s(&q), f32s(&kv), f32s(&kv)];
     let ins = forward().into_iter().chain([key_range()]).collect();

@@ -10,6 +10,8 @@
 // `pack` query heads that share keys may sit in one tile (row = token · pack + head), and the keys may be split over
 // gridDim.z blocks: then each leaves o, m and l in `partial`, and `attention_merge` combines them. Both are for
 // generation, where few queries meet many keys.
+//
+// BIAS: common/attention_bias.cuh, whose kernel runs first.
 #include "common/attention.cuh"
 
 // Up to here queries are kept as fragments in registers; larger heads need those for sums.
@@ -21,13 +23,15 @@ __device__ __forceinline__ size_t part(u32 z, u32 head, u32 t, u32 heads, u32 to
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention(act* out, float* lse, const act* q, const act* k, const act* v, const int* key_range, float* partial, u32 tokens,
-              u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window, u32 pack) {
+    attention(act* out, float* lse, const act* q, const act* k, const act* v, const int* key_range, const float* columns,
+              const int* middles, float* partial, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale,
+              u32 causal, u32 window, u32 pack, u32 farthest) {
     extern __shared__ uint4 smem[];
     act* queries = (act*)smem;
     act* right_k = queries + ROWS * HEAD_DIM;
     act* right_v = right_k + COLS * HEAD_DIM;
     uint2* spans = (uint2*)(right_v + COLS * HEAD_DIM);
+    int2* places = (int2*)((u32*)(spans + ROWS) + 4 * WARPS);
     Lane l;
     // Late queries see the most keys if causal: they go first.
     u32 first = (causal ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * ROWS, end = tokens * pack;
@@ -39,6 +43,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     u32 row = first + threadIdx.x;
     bool inside = threadIdx.x < ROWS && row < end;
     uint2 span = inside ? visible(row / pack, key_range, keys, causal, window) : make_uint2(0, 0);
+    if (BIAS && threadIdx.x < ROWS) {
+        int middle = inside ? middles[row / pack] : 0, of = head + (inside ? row % pack : 0);
+        places[threadIdx.x] = make_int2(middle, of * (2 * farthest + 1) + farthest);
+    }
     uint4 reach = union_range(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
     uint2 mine = meet_warp(spans);
     u32 share = ((reach.y - reach.x + COLS - 1) / COLS + gridDim.z - 1) / gridDim.z * COLS;
@@ -66,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         if (met) {
             clear(s);
             scores(s, side, right_k);
+            if (BIAS) add_bias(s, places, columns, key, farthest);
         }
         copy_wait<0>();
         __syncthreads();

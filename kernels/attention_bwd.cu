@@ -9,6 +9,7 @@
 //                    transposed scores:                                            dv += pᵀ dout, dk += dsᵀ q
 // Heads beyond 128 leave no registers for both sums: attention_dk and attention_dv are launched instead.
 //
+// BIAS: common/attention_bias.cuh, whose kernel runs first.
 // STAGES: tiles of columns that are in shared memory at a time; with 2, one is copied while the other is used.
 #include "common/attention.cuh"
 #include "common/reduce.cuh"
@@ -42,7 +43,8 @@ extern "C" __global__ void __launch_bounds__(128)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dq(act* dq, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* key_range,
-                 u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
+                 const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale,
+                 u32 causal, u32 window, u32 farthest) {
     extern __shared__ uint4 smem[];
     act* queries = (act*)smem;
     act* douts = queries + ROWS * HEAD_DIM;
@@ -50,6 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     act* right = KEEP ? queries : douts + ROWS * HEAD_DIM;
     constexpr int WHOLE = (KEEP ? 0 : 2 * ROWS * HEAD_DIM) + 2 * STAGES * TILE;
     uint2* spans = (uint2*)(queries + (WHOLE > 2 * ROWS * HEAD_DIM ? WHOLE : 2 * ROWS * HEAD_DIM));
+    int2* places = (int2*)((u32*)(spans + ROWS) + 4 * WARPS);
     Lane l;
     // Late queries see the most keys if causal: they go first.
     u32 first = (causal ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * ROWS;
@@ -62,6 +65,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
     bool inside = threadIdx.x < ROWS && first + threadIdx.x < tokens;
     uint2 span = inside ? visible(first + threadIdx.x, key_range, keys, causal, window) : make_uint2(0, 0);
+    if (BIAS && threadIdx.x < ROWS) {
+        places[threadIdx.x] = make_int2(inside ? middles[first + threadIdx.x] : 0, head * (2 * farthest + 1) + farthest);
+    }
     uint4 reach = union_range(spans, (u32*)(spans + ROWS), inside, span.x, span.y);
     uint2 mine = meet_warp(spans);
     float lse[BLOCKS][2], delta[BLOCKS][2];
@@ -103,6 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                 dp[i / (COLS / 2)][i / 4 % (COLS / 8)][i % 4] = -delta[i / (COLS / 2)][i % 4 / 2];
             }
             scores(s, side, tile_k);
+            if (BIAS) add_bias(s, places, columns, key, farthest);
             scores(dp, side_out, tile_v);
             bool whole = key >= reach.z && key + COLS <= reach.w;
 #pragma unroll
@@ -139,8 +146,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 // dk, dv or both: which are not null is known when this is compiled.
 template <bool DK, bool DV>
 __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout,
-                                    const float2* stats, const int* query_range, u32 tokens, u32 keys, u32 d, u32 heads,
-                                    u32 kv_heads, float scale, u32 causal, u32 window) {
+                                    const float2* stats, const int* query_range, const float* columns, const int* middles,
+                                    u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window,
+                                    u32 farthest) {
     extern __shared__ uint4 smem[];
     act* left_k = (act*)smem;
     act* left_v = left_k + ROWS * HEAD_DIM;
@@ -148,6 +156,7 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
     act* right = left_v + ROWS * HEAD_DIM;
     float2* right_stats = (float2*)(right + 2 * STAGES * TILE);
     uint2* spans = (uint2*)(right_stats + STAGES * COLS);
+    int* right_middles = (int*)((u32*)(spans + ROWS) + 4 * WARPS);
     Lane l;
     u32 first = blockIdx.y * ROWS, kv = blockIdx.x, group = heads / kv_heads;
     size_t stride = (size_t)heads * d, kv_stride = (size_t)kv_heads * d;
@@ -164,10 +173,13 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
         load<COLS>(tile + TILE, {dout + (size_t)head * d, stride, 1, d}, query, reach.y);
         if (threadIdx.x >= COLS) return;
         float2* stat = right_stats + stage * COLS + threadIdx.x;
+        int* middle = right_middles + stage * COLS + threadIdx.x;
         if (query + threadIdx.x < reach.y) {
             copy8(stat, stats + (size_t)head * tokens + query + threadIdx.x);
+            if (BIAS) copy4(middle, middles + query + threadIdx.x);
         } else {
             *stat = make_float2(INFINITY, 0.0f);
+            if (BIAS) *middle = 0;
         }
     };
     u32 head = kv * group, last = head + group, query = reach.x;
@@ -194,6 +206,7 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
             Scores s;
             clear(s);
             scores(s, side_k, tile_q);
+            if (BIAS) add_bias(s, right_middles + stage * COLS, column(columns, head, farthest), first, farthest);
             bool whole = query >= reach.z && query + COLS <= reach.w;
 #pragma unroll
             for (int n = 0; n < COLS / 4; n++) {
@@ -251,19 +264,24 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
 #if HEAD_DIM <= 128
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout, const float2* stats,
-                  const int* query_range, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal,
-                  u32 window) {
-    dkv<true, true>(dk, dv, q, k, v, dout, stats, query_range, tokens, keys, d, heads, kv_heads, scale, causal, window);
+                  const int* query_range, const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads,
+                  u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest) {
+    dkv<true, true>(dk, dv, q, k, v, dout, stats, query_range, columns, middles, tokens, keys, d, heads, kv_heads, scale, causal,
+                    window, farthest);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* query_range,
-                 u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
-    dkv<true, false>(dk, nullptr, q, k, v, dout, stats, query_range, tokens, keys, d, heads, kv_heads, scale, causal, window);
+    attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats,
+                 const int* query_range, const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads,
+                 u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest) {
+    dkv<true, false>(dk, nullptr, q, k, v, dout, stats, query_range, columns, middles, tokens, keys, d, heads, kv_heads, scale,
+                     causal, window, farthest);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* query_range, u32 tokens,
-                 u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window) {
-    dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, query_range, tokens, keys, d, heads, kv_heads, scale, causal, window);
+    attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* query_range,
+                 const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale,
+                 u32 causal, u32 window, u32 farthest) {
+    dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, query_range, columns, middles, tokens, keys, d, heads, kv_heads,
+                     scale, causal, window, farthest);
 }
 #endif

@@ -1,12 +1,19 @@
 // Attention, forward: out_t = Σ_s p_ts v_s with p_ts = exp(scale q_t·k_s − lse_t) over the keys s that query t sees,
 // lse_t = ln Σ_s exp(scale q_t·k_s); flash style (Dao et al. 2022), the softmax running over tiles of keys.
-// D64, D128, D256: the most features that a head may have. VEC: they are a multiple of four.
+// D64, D128, D256: the most features that a head may have. VEC: they are a multiple of four. BIAS: one by the distance of
+// key and query is added to the scores.
 // variant: D64
 // variant: D64 VEC
 // variant: D128
 // variant: D128 VEC
 // variant: D256
 // variant: D256 VEC
+// variant: D64 BIAS
+// variant: D64 VEC BIAS
+// variant: D128 BIAS
+// variant: D128 VEC BIAS
+// variant: D256 BIAS
+// variant: D256 VEC BIAS
 #include "common/attention.wgsl"
 
 #if VEC
@@ -25,6 +32,10 @@
 @group(0) @binding(next) var<storage, read_write> v: array<f32>;
 #end
 @group(0) @binding(next) var<storage, read_write> key_range: array<i32>;
+#if BIAS
+@group(0) @binding(next) var<storage, read_write> bias: array<f32>;
+@group(0) @binding(next) var<storage, read_write> q_pos: array<i32>;
+#end
 @group(0) @binding(next) var<uniform> p: Params;
 
 // Of each row, a number of each of the eight invocations that share it.
@@ -49,6 +60,18 @@ fn seen(t: u32) -> vec2<u32> {
     if t >= p.t { return vec2<u32>(0u); }
     return visible(t, vec2<i32>(key_range[2u * t], key_range[2u * t + 1u]), p.s, p.causal, p.window);
 }
+
+#if BIAS
+fn bias_at(i: u32) -> f32 {
+    return bias[i];
+}
+// The key at distance 0 of query t, the first that it sees being `first`.
+fn middle(t: u32, first: u32) -> i32 {
+    if t >= p.t { return 0; }
+    return i32(first) + q_pos[t];
+}
+#include "common/attention_bias.wgsl"
+#end
 
 // The eight numbers of row 4 g + i.
 fn row_max(lid: u32, i: u32) -> f32 {
@@ -118,6 +141,12 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
     let s1 = seen(row + 1u);
     let s2 = seen(row + 2u);
     let s3 = seen(row + 3u);
+#if BIAS
+    let m0 = middle(row, s0.x);
+    let m1 = middle(row + 1u, s1.x);
+    let m2 = middle(row + 2u, s2.x);
+    let m3 = middle(row + 3u, s3.x);
+#end
     let keys = meet(lid, seen(first + lid % ROWS));
     var top = vec4<f32>(LOW);
     var sum = vec4<f32>(0.0);
@@ -151,6 +180,13 @@ fn attention(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
         s[1] = masked(s[1], s1, index);
         s[2] = masked(s[2], s2, index);
         s[3] = masked(s[3], s3, index);
+#if BIAS
+        // What is masked stays far below.
+        s[0] += biases(head, vec4<i32>(index) - m0);
+        s[1] += biases(head, vec4<i32>(index) - m1);
+        s[2] += biases(head, vec4<i32>(index) - m2);
+        s[3] += biases(head, vec4<i32>(index) - m3);
+#end
         put_partial(lid, vec4<f32>(highest(s[0]), highest(s[1]), highest(s[2]), highest(s[3])));
         workgroupBarrier();
         let now = max(top, vec4<f32>(row_max(lid, 0u), row_max(lid, 1u), row_max(lid, 2u), row_max(lid, 3u)));

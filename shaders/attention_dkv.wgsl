@@ -1,7 +1,8 @@
 // Attention, backward, dv_s = Σ_t p_ts dout_t and dk_s = scale Σ_t ds_ts q_t with ds_ts = p_ts (dout_t·v_s − δ_t),
 // p_ts = exp(scale q_t·k_s − lse_t), over the queries t that see key s, of all heads of the group, in order. `stats` holds
 // lse and δ for each head and query. D64, D128, D256: the most features that a head may have. VEC: they are a multiple of
-// four. ONLY_DK, ONLY_DV: large heads take a launch for each, for want of registers.
+// four. ONLY_DK, ONLY_DV: large heads take a launch for each, for want of registers. BIAS: p has one by the distance of
+// key and query.
 // variant: D64
 // variant: D64 VEC
 // variant: D128
@@ -10,6 +11,14 @@
 // variant: D256 VEC ONLY_DK
 // variant: D256 ONLY_DV
 // variant: D256 VEC ONLY_DV
+// variant: D64 BIAS
+// variant: D64 VEC BIAS
+// variant: D128 BIAS
+// variant: D128 VEC BIAS
+// variant: D256 ONLY_DK BIAS
+// variant: D256 VEC ONLY_DK BIAS
+// variant: D256 ONLY_DV BIAS
+// variant: D256 VEC ONLY_DV BIAS
 #include "common/attention.wgsl"
 
 #if !ONLY_DV
@@ -94,12 +103,9 @@ fn seeing(s: u32) -> vec2<u32> {
     return select(vec2<u32>(0u), vec2<u32>(lo, hi), lo < hi);
 }
 
-fn stat(head: u32, t: u32) -> vec2<f32> {
-    if t >= p.t { return vec2<f32>(0.0); }
-    return stats[head * p.t + t];
-}
+#include "common/attention_stats.wgsl"
 
-// p of a key's row.
+// p of a key's row. `lse`: less the bias.
 fn weights(score: vec4<f32>, lse: vec4<f32>, range: vec2<u32>, queries: vec4<u32>) -> vec4<f32> {
     let seen = queries >= vec4<u32>(range.x) & queries < vec4<u32>(range.y);
     return select(vec4<f32>(0.0), exp(score * p.scale - lse), seen);
@@ -205,10 +211,18 @@ fn attention_dkv(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
             let t2 = stat(head, index.z);
             let t3 = stat(head, index.w);
             let lse = vec4<f32>(t0.x, t1.x, t2.x, t3.x);
+#if BIAS
+            let distance = i32(row) - vec4<i32>(middle(index.x), middle(index.y), middle(index.z), middle(index.w));
+            s[0] = weights(s[0], lse - biases(head, distance), s0, index);
+            s[1] = weights(s[1], lse - biases(head, distance + 1), s1, index);
+            s[2] = weights(s[2], lse - biases(head, distance + 2), s2, index);
+            s[3] = weights(s[3], lse - biases(head, distance + 3), s3, index);
+#else
             s[0] = weights(s[0], lse, s0, index);
             s[1] = weights(s[1], lse, s1, index);
             s[2] = weights(s[2], lse, s2, index);
             s[3] = weights(s[3], lse, s3, index);
+#end
 #if !ONLY_DK
             workgroupBarrier();
             put_weights(lid, &s);

@@ -1,12 +1,19 @@
 // Attention, backward, dq_t = scale Σ_s ds_ts k_s with ds_ts = p_ts (dout_t·v_s − δ_t), p_ts = exp(scale q_t·k_s − lse_t),
 // over the keys s that query t sees. `stats` holds lse and δ for each head and query.
-// D64, D128, D256: the most features that a head may have. VEC: they are a multiple of four.
+// D64, D128, D256: the most features that a head may have. VEC: they are a multiple of four. BIAS: p has one by the
+// distance of key and query.
 // variant: D64
 // variant: D64 VEC
 // variant: D128
 // variant: D128 VEC
 // variant: D256
 // variant: D256 VEC
+// variant: D64 BIAS
+// variant: D64 VEC BIAS
+// variant: D128 BIAS
+// variant: D128 VEC BIAS
+// variant: D256 BIAS
+// variant: D256 VEC BIAS
 #include "common/attention.wgsl"
 
 #if VEC
@@ -47,15 +54,12 @@ fn seen(t: u32) -> vec2<u32> {
     return visible(t, vec2<i32>(key_range[2u * t], key_range[2u * t + 1u]), p.s, p.causal, p.window);
 }
 
-fn stat(head: u32, t: u32) -> vec2<f32> {
-    if t >= p.t { return vec2<f32>(0.0); }
-    return stats[head * p.t + t];
-}
+#include "common/attention_stats.wgsl"
 
-// ds of a row.
-fn slope(score: vec4<f32>, dp: vec4<f32>, stat: vec2<f32>, range: vec2<u32>, keys: vec4<u32>) -> vec4<f32> {
+// ds of a row. `lse`: less the bias.
+fn slope(score: vec4<f32>, dp: vec4<f32>, lse: vec4<f32>, delta: f32, range: vec2<u32>, keys: vec4<u32>) -> vec4<f32> {
     let seen = keys >= vec4<u32>(range.x) & keys < vec4<u32>(range.y);
-    return select(vec4<f32>(0.0), exp(score * p.scale - stat.x) * (dp - stat.y), seen);
+    return select(vec4<f32>(0.0), exp(score * p.scale - lse) * (dp - delta), seen);
 }
 
 // Sums of features from `start` on, plus the weights times those features of the tile's columns.
@@ -91,6 +95,12 @@ fn attention_dq(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
     let t1 = stat(head, row + 1u);
     let t2 = stat(head, row + 2u);
     let t3 = stat(head, row + 3u);
+#if BIAS
+    let m0 = middle(row);
+    let m1 = middle(row + 1u);
+    let m2 = middle(row + 2u);
+    let m3 = middle(row + 3u);
+#end
     let keys = meet(lid, seen(first + lid % ROWS));
     var o0 = Quad();
     var o1 = Quad();
@@ -130,10 +140,17 @@ fn attention_dq(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
             scores(lid, quads(start, p.d), &dp);
         }
         let index = vec4<u32>(key + lid % 8u) + vec4<u32>(0u, 8u, 16u, 24u);
-        s[0] = slope(s[0], dp[0], t0, s0, index);
-        s[1] = slope(s[1], dp[1], t1, s1, index);
-        s[2] = slope(s[2], dp[2], t2, s2, index);
-        s[3] = slope(s[3], dp[3], t3, s3, index);
+        var lse = Quad(vec4<f32>(t0.x), vec4<f32>(t1.x), vec4<f32>(t2.x), vec4<f32>(t3.x));
+#if BIAS
+        lse[0] -= biases(head, vec4<i32>(index) - m0);
+        lse[1] -= biases(head, vec4<i32>(index) - m1);
+        lse[2] -= biases(head, vec4<i32>(index) - m2);
+        lse[3] -= biases(head, vec4<i32>(index) - m3);
+#end
+        s[0] = slope(s[0], dp[0], lse[0], t0.y, s0, index);
+        s[1] = slope(s[1], dp[1], lse[1], t1.y, s1, index);
+        s[2] = slope(s[2], dp[2], lse[2], t2.y, s2, index);
+        s[3] = slope(s[3], dp[3], lse[3], t3.y, s3, index);
         workgroupBarrier();
         put_weights(lid, &s);
         step_k(lid, 0u, key, kv, &o0);

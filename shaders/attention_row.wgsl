@@ -1,6 +1,8 @@
 // Attention, forward, for few queries (decoding): a workgroup has one query of one head. Of each tile of 64 keys an
 // invocation scores one; then it sums features lid, lid + 64, ... of the values. See attention.wgsl for the equations.
+// BIAS: one by the distance of key and query is added to the scores.
 // variant:
+// variant: BIAS
 // also: SUBGROUP
 #include "common/attention.wgsl"
 
@@ -10,6 +12,10 @@
 @group(0) @binding(next) var<storage, read_write> k: array<f32>;
 @group(0) @binding(next) var<storage, read_write> v: array<f32>;
 @group(0) @binding(next) var<storage, read_write> key_range: array<i32>;
+#if BIAS
+@group(0) @binding(next) var<storage, read_write> bias: array<f32>;
+@group(0) @binding(next) var<storage, read_write> q_pos: array<i32>;
+#end
 @group(0) @binding(next) var<uniform> p: Params;
 
 const WG: u32 = 64u;
@@ -47,6 +53,11 @@ fn attention_row(@builtin(workgroup_id) wg: vec3<u32>,
             let at = ((key + lid) * p.kv_heads + kv) * p.d;
             for (var i = 0u; i < p.d; i++) { score += q[base + i] * k[at + i]; }
             score *= p.scale;
+#if BIAS
+            let far = i32(p.farthest);
+            let distance = i32(key + lid) - i32(keys.x) - q_pos[t];
+            score += bias[u32(clamp(distance, -far, far) + far) * p.heads + head];
+#end
         }
         let now = max(top, reduce_max(lane, score));
         let factor = exp(top - now);

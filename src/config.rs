@@ -166,7 +166,7 @@ settings! {
         init: Init = "INIT", { Init::Pretrained };
     }
     "Method" {
-        #[doc = "What is trained: low-rank factors on frozen weights, every weight, scales (ia3), biases, keys and values before each sequence, or virtual tokens"]
+        #[doc = "What is trained: low-rank factors, every weight, scales, biases, or keys or tokens before each sequence"]
         method: Method = "METHOD", { Method::Lora };
         #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
         quantize: Quantize = "FORMAT", { Quantize::None };

@@ -7,6 +7,7 @@ use trimtab::Error;
 use trimtab::backend::params;
 use trimtab::backend::wgpu::{Ask, SHADERS, Wgpu, adapters, richest, shader};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Slice};
+use trimtab::ops::WgslDispatch;
 
 fn open() -> Option<Wgpu> {
     common::devices::Device::wgpu()?;
@@ -26,15 +27,17 @@ fn noise(n: usize, seed: u64) -> Vec<u8> {
 fn launch(y: Slice, x: Slice, n: u32) -> Launch {
     Launch {
         name: "layers.3:sum_rows".into(),
-        kernel: Kernel::Wgsl {
+        kernel: Kernel::Wgsl(WgslDispatch {
             shader: "sum_rows",
             defines: vec![],
             entry: "sum_rows",
             constants: vec![],
             grid: [n.div_ceil(64), 1, 1],
-        },
+            args: vec![],
+            params: vec![1, n],
+            flops: n as u64,
+        }),
         args: vec![y, x],
-        params: vec![1, n],
         flops: n as u64,
     }
 }
@@ -132,9 +135,11 @@ fn a_launch_that_cannot_be_is_refused_by_name() {
     let b = gpu.alloc(16 << 10).unwrap();
     let good = launch(slice(b, 0, 256), slice(b, 256, 256), 64);
     assert!(gpu.record(std::slice::from_ref(&good)).is_ok());
-    let kernel = |change: &dyn Fn(&mut Kernel)| {
+    let dispatch = |change: &dyn Fn(&mut WgslDispatch)| {
         let mut bad = good.clone();
-        change(&mut bad.kernel);
+        if let Kernel::Wgsl(dispatch) = &mut bad.kernel {
+            change(dispatch);
+        }
         bad
     };
     let args = |y: Slice, x: Slice| Launch { args: vec![y, x], ..good.clone() };
@@ -146,49 +151,17 @@ fn a_launch_that_cannot_be_is_refused_by_name() {
         ("not within", args(slice(b, 0, 256), slice(b, 15 << 10, 4096))),
         ("not within", args(slice(Buffer(99), 0, 256), slice(b, 256, 256))),
         ("storage buffers", Launch { args: (0..9).map(|i| slice(b, 256 * i, 256)).collect(), ..good.clone() }),
-        ("parameters", Launch { params: vec![0; 17], ..good.clone() }),
-        (
-            "grid",
-            kernel(&|k| {
-                if let Kernel::Wgsl { grid, .. } = k {
-                    *grid = [1, 1 << 20, 1]
-                }
-            }),
-        ),
-        (
-            "no such variant",
-            kernel(&|k| {
-                if let Kernel::Wgsl { shader, .. } = k {
-                    *shader = "nowhere"
-                }
-            }),
-        ),
-        (
-            "no such variant",
-            kernel(&|k| {
-                if let Kernel::Wgsl { defines, .. } = k {
-                    *defines = vec!["NOTHING"]
-                }
-            }),
-        ),
-        (
-            "nothing_here",
-            kernel(&|k| {
-                if let Kernel::Wgsl { entry, .. } = k {
-                    *entry = "nothing_here"
-                }
-            }),
-        ),
+        ("parameters", dispatch(&|d| d.params = vec![0; 17])),
+        ("grid", dispatch(&|d| d.grid = [1, 1 << 20, 1])),
+        ("no such variant", dispatch(&|d| d.shader = "nowhere")),
+        ("no such variant", dispatch(&|d| d.defines = vec!["NOTHING"])),
+        ("nothing_here", dispatch(&|d| d.entry = "nothing_here")),
         (
             // A variant for subgroups on a device that was opened without them.
             "missing capability",
-            kernel(&|k| {
-                if let Kernel::Wgsl { shader, defines, entry, .. } = k {
-                    (*shader, *defines, *entry) = ("optim", vec!["SUM", "SUBGROUP"], "sum");
-                }
-            }),
+            dispatch(&|d| (d.shader, d.defines, d.entry) = ("optim", vec!["SUM", "SUBGROUP"], "sum")),
         ),
-        ("no WGSL kernel", kernel(&|k| *k = Kernel::Nothing)),
+        ("no WGSL kernel", Launch { kernel: Kernel::Nothing, ..good.clone() }),
         // Fewer operands than the shader has: the driver's own check must become an error, too.
         ("layers.3:sum_rows", Launch { args: vec![slice(b, 0, 256)], ..good.clone() }),
     ];

@@ -11,7 +11,9 @@
 //
 // HEAD_DIM: 32, 64, 96, 128, 192 or 256, at least the head's true size d; features from d on are zeros in the tiles.
 #pragma once
+#include "attention_bias.cuh"
 #include "mma.cuh"
+#include "visible.cuh"
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int ROWS = 16 * BLOCKS * WARPS;
@@ -37,7 +39,14 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 constexpr float LOG2_E = 1.44269504088896f, LN_2 = 0.693147180559945f;
 
-// 8 bytes from global to shared memory; see copy16.
+// 4 and 8 bytes from global to shared memory; see copy16.
+__device__ __forceinline__ void copy4(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+#else
+    *(u32*)to = *(const u32*)from;
+#endif
+}
 __device__ __forceinline__ void copy8(void* to, const void* from) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -136,18 +145,32 @@ __device__ __forceinline__ uint2 meet_warp(const uint2* spans) {
     return make_uint2(lo, hi);
 }
 
-// The keys that query t sees; the queries that see key s.
-__device__ __forceinline__ uint2 visible(u32 t, const int* key_range, u32 keys, u32 causal, u32 window) {
-    u32 lo = min(max(key_range[2 * t], 0), keys), hi = min(max(key_range[2 * t + 1], 0), keys);
-    if (causal) hi = min(hi, t + 1);
-    if (window) lo = max(lo, t + 1 - min(window, t + 1));
-    return make_uint2(lo, hi);
+// Adds to the scores of columns (keys) from `first` on the biases of rows whose key at distance 0 and head's column
+// `places` gives, counted from `columns`.
+__device__ __forceinline__ void add_bias(Scores& s, const int2* places, const float* columns, u32 first, u32 farthest) {
+    Lane l;
+#pragma unroll
+    for (int i = 0; i < 2 * BLOCKS; i++) {
+        int2 place = places[l.row + 8 * i + l.g];
+#pragma unroll
+        for (int n = 0; n < COLS / 4; n++) {
+            int distance = first + n / 2 * 8 + 2 * l.t + n % 2 - place.x;
+            s[i / 2][n / 2][n % 2 + i % 2 * 2] += bias_at(columns + place.y, distance, farthest);
+        }
+    }
 }
-__device__ __forceinline__ uint2 seeing(u32 s, const int* query_range, u32 queries, u32 causal, u32 window) {
-    u32 lo = min(max(query_range[2 * s], 0), queries), hi = min(max(query_range[2 * s + 1], 0), queries);
-    if (causal) lo = max(lo, s);
-    if (window) hi = min(hi, s + min(window, queries));
-    return make_uint2(lo, hi);
+
+// The same where rows are keys, from `first` on, and columns queries of one head, whose keys at distance 0 are `middles`.
+__device__ __forceinline__ void add_bias(Scores& s, const int* middles, const float* column, u32 first, u32 farthest) {
+    Lane l;
+#pragma unroll
+    for (int n = 0; n < COLS / 4; n++) {
+        int distance = first + l.row + l.g - middles[n / 2 * 8 + 2 * l.t + n % 2];
+#pragma unroll
+        for (int i = 0; i < 2 * BLOCKS; i++) {
+            s[i / 2][n / 2][n % 2 + i % 2 * 2] += bias_at(column, distance + 8 * i, farthest);
+        }
+    }
 }
 
 template <class T> __device__ __forceinline__ void clear(T& x) {

@@ -29,6 +29,8 @@ struct Params {
     tile: u32,
     // −∞, which WGSL cannot write.
     negative_infinity: u32,
+    // The largest distance that the table of biases tells apart.
+    farthest: u32,
 }
 
 var<workgroup> left: array<vec4<f32>, 520>;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 #[cfg(not(all(feature = "cuda", feature = "wgpu")))]
 use crate::error::Error;
 use crate::error::Result;
+use crate::graph::op::{CudaLaunch, WgslDispatch};
 
 pub use crate::device::{Caps, Device, HostSlice, Target};
 
@@ -32,27 +33,12 @@ pub struct Slice {
 
 pub type HostFn = Arc<dyn Fn(&[HostSlice]) + Send + Sync>;
 
-/// What is launched.
+/// What is launched, as the op's row gave it; its `args` went to the launch, each now a range of memory.
 #[derive(Clone)]
 pub enum Kernel {
     Host(HostFn),
-    Wgsl {
-        /// Names the text in the table that `build.rs` made (`crate::backend::wgpu::shader`).
-        shader: &'static str,
-        defines: Vec<&'static str>,
-        entry: &'static str,
-        constants: Vec<(&'static str, f64)>,
-        grid: [u32; 3],
-    },
-    Cuda {
-        /// Names the file in the table that `build.rs` made (`crate::backend::cuda::kernel`).
-        file: &'static str,
-        defines: Vec<(&'static str, i64)>,
-        entry: &'static str,
-        grid: [u32; 3],
-        block: u32,
-        shared: u32,
-    },
+    Wgsl(WgslDispatch),
+    Cuda(CudaLaunch),
     /// For the null backend.
     Nothing,
 }
@@ -63,9 +49,18 @@ pub struct Launch {
     pub name: String,
     pub kernel: Kernel,
     pub args: Vec<Slice>,
-    /// The parameter block, as words.
-    pub params: Vec<u32>,
     pub flops: u64,
+}
+
+impl Launch {
+    /// The parameter block, as words.
+    pub fn params(&self) -> &[u32] {
+        match &self.kernel {
+            Kernel::Wgsl(dispatch) => &dispatch.params,
+            Kernel::Cuda(launch) => &launch.params,
+            Kernel::Host(_) | Kernel::Nothing => &[],
+        }
+    }
 }
 
 /// A recorded list of launches.

@@ -170,7 +170,7 @@ mod tests {
             }
         };
         let kernel = Kernel::Host(Arc::new(f));
-        Launch { name: name.into(), kernel, args: vec![at], params: Vec::new(), flops }
+        Launch { name: name.into(), kernel, args: vec![at], flops }
     }
 
     #[test]

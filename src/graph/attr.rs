@@ -116,6 +116,8 @@ pub struct Attention {
     pub causal: bool,
     /// Query `t` sees keys after `t − window` only.
     pub window: Option<usize>,
+    /// A bias by the distance of key and query is added to the scores; without a window only.
+    pub bias: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

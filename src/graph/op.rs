@@ -163,7 +163,7 @@ pub struct Lower<'a> {
 /// One dispatch of a WGSL entry point.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WgslDispatch {
-    /// File stem in `shaders/`.
+    /// File stem in `shaders/`: names the text in the table that `build.rs` made.
     pub shader: &'static str,
     /// Symbols the shader text is preprocessed with (`#if NAME`), in the order its header declares them.
     pub defines: Vec<&'static str>,
@@ -181,7 +181,7 @@ pub struct WgslDispatch {
 /// One launch of a CUDA kernel. A kernel's parameters are its pointers, in the order of `args`, and then 32-bit words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CudaLaunch {
-    /// File stem in `kernels/`.
+    /// File stem in `kernels/`: names the file in the table that `build.rs` made.
     pub file: &'static str,
     /// Macros the file is compiled with. One set is one compilation, so they hold what shapes code, not sizes.
     pub defines: Vec<(&'static str, i64)>,

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod llama;
 mod rope;
+pub mod t5;
 
 use serde_json::Value;
 
@@ -90,7 +91,7 @@ pub struct Family {
 }
 
 /// Every family.
-pub static FAMILIES: &[Family] = &[llama::FAMILY];
+pub static FAMILIES: &[Family] = &[llama::FAMILY, t5::FAMILY];
 
 /// The model that `config` (a Hugging Face config.json) describes.
 pub fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {

@@ -2,11 +2,11 @@
 
 use super::hooks::{Qkv, Site};
 use super::inputs::{self, MAIN, StreamId};
-use super::{Nn, Role};
+use super::{Cached, Nn, Role};
 use crate::error::{Error, Result};
 use crate::graph::{Phase, Val};
 use crate::ops::Attention;
-use crate::ops::attention::Ranges;
+use crate::ops::attention::{PositionBias, Ranges};
 
 const PADDING: &str = "train without --qa-padding: the softmax is then over a sequence's own tokens";
 
@@ -25,34 +25,26 @@ impl Nn<'_> {
 
     /// The attention itself.
     pub fn base_attention(&mut self, at: &Site, qkv: Qkv) -> Result<Val> {
-        let Qkv { q, k, v, spec, queries, keys, .. } = qkv;
+        let Qkv { q, k, v, spec, queries, keys, bias, .. } = qkv;
         // Ranges that the host computes say all: causality and window included.
         let by_range = Attention { causal: false, window: None, ..spec };
-        match self.cached {
+        let (k, v, ranges, spec) = match self.cached {
             Some(cached) if (queries, keys) == (MAIN, MAIN) => {
                 let k = self.past(&format!("{}.k_cache", at.path), k, cached.capacity, cached.slots)?;
                 let v = self.past(&format!("{}.v_cache", at.path), v, cached.capacity, cached.slots)?;
-                let ranges = Ranges { keys: self.stream(MAIN)?.key_range, queries: None };
-                self.g.attention(q, k, v, ranges, by_range)
+                (k, v, Ranges { keys: self.stream(MAIN)?.key_range, queries: None }, by_range)
             }
-            Some(cached) if queries != keys => {
-                let ranges = match cached.cross {
-                    Some(keys) => Ranges { keys, queries: None },
-                    None => self.cross_ranges(queries, keys)?,
-                };
-                self.g.attention(q, k, v, ranges, by_range)
+            Some(Cached { cross: Some(keys), .. }) if queries != qkv.keys => {
+                (k, v, Ranges { keys, queries: None }, by_range)
             }
-            _ if queries != keys => {
-                let ranges = self.cross_ranges(queries, keys)?;
-                self.g.attention(q, k, v, ranges, by_range)
-            }
+            _ if queries != keys => (k, v, self.cross_ranges(queries, keys)?, by_range),
             _ if qkv.prefixed && self.layout.padding.is_some() => {
-                Err(Error::unsupported("padding after prefixes", PADDING))
+                return Err(Error::unsupported("padding after prefixes", PADDING));
             }
             _ if qkv.prefixed => {
                 let of_keys = self.input(inputs::prefixed_key_range(queries, spec.causal, spec.window))?;
                 let of_queries = self.input(inputs::prefixed_query_range(queries, spec.causal, spec.window))?;
-                self.g.attention(q, k, v, Ranges { keys: of_keys, queries: Some(of_queries) }, by_range)
+                (k, v, Ranges { keys: of_keys, queries: Some(of_queries) }, by_range)
             }
             _ if self.layout.padding.is_some() && queries == MAIN => {
                 if spec.causal || spec.window.is_some() {
@@ -60,12 +52,17 @@ impl Nn<'_> {
                 }
                 let of_keys = self.stream(queries)?.key_range;
                 let of_queries = self.input(inputs::padded_query_range("query_range", queries))?;
-                self.g.attention(q, k, v, Ranges { keys: of_keys, queries: Some(of_queries) }, spec)
+                (k, v, Ranges { keys: of_keys, queries: Some(of_queries) }, spec)
             }
-            _ => {
-                let range = self.stream(queries)?.key_range;
-                self.g.attention(q, k, v, Ranges::same(range), spec)
+            _ => (k, v, Ranges::same(self.stream(queries)?.key_range), spec),
+        };
+        match bias {
+            // A token's position is its place among the keys that it sees, prefixes counted.
+            Some(table) => {
+                let bias = PositionBias { table, q_pos: self.stream(queries)?.positions };
+                self.g.attention_with_bias([q, k, v], ranges, bias, spec)
             }
+            None => self.g.attention(q, k, v, ranges, spec),
         }
     }
 

@@ -11,6 +11,12 @@
 //! `key_range` says of the queries: t is in `query_range[s]` exactly if s is in `key_range[t]` (where they differ, dq
 //! follows `key_range` and dk and dv `query_range`, which is no gradient). So the queries that see a key must be
 //! neighbours. Of tokens that see the tokens of their own sequence the two are one array.
+//!
+//! With a bias (T5's relative position bias, Raffel et al. 2020; ALiBi, Press et al. 2022) a score is
+//! `scale · q_t·k_s + bias[r,h]` with `r = clamp(s − f_t − q_pos[t], −L, L) + L`, where f_t is the first key that query t
+//! sees, and the table has a row for each distance from −L to L. So `q_pos[t]` is the place among its keys at which
+//! query t is: in training its position in its sequence (after a prefix, with the prefix counted), when generating the
+//! number of keys before its own.
 
 mod cuda;
 mod host;
@@ -18,15 +24,17 @@ mod reference;
 mod samples;
 mod wgsl;
 
+use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{Acts, Attention, Attr, Cost, Grad, Lower, OpDef, Tensor, check};
 
-pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD];
+pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD, &ATTENTION_DBIAS];
 
-/// `attention` [q F32[T,H·D], k F32[S,G·D], v F32[S,G·D], key_range I32[T,2], (query_range I32[S,2])] → out F32[T,H·D],
-/// lse F32[H,T]. `query_range` is for the gradient alone, which needs it; the forward pass does not read it.
+/// `attention` [q F32[T,H·D], k F32[S,G·D], v F32[S,G·D], key_range I32[T,2], with a bias: bias F32[2L+1,H], q_pos I32[T];
+/// (query_range I32[S,2])] → out F32[T,H·D], lse F32[H,T]. `query_range` is for the gradient alone, which needs it; the
+/// forward pass does not read it.
 pub static ATTENTION: OpDef = OpDef {
     name: "attention",
     infer: infer_forward,
@@ -42,8 +50,8 @@ pub static ATTENTION: OpDef = OpDef {
     ..OpDef::COMPUTE
 };
 
-/// `attention_bwd` [q, k, v, key_range, query_range, out, lse, dout F32[T,H·D]] → dq F32[T,H·D], dk F32[S,G·D],
-/// dv F32[S,G·D].
+/// `attention_bwd` [q, k, v, key_range, with a bias: bias, q_pos; query_range, out, lse, dout F32[T,H·D]] → dq F32[T,H·D],
+/// dk F32[S,G·D], dv F32[S,G·D].
 ///
 /// With `δ_t = Σ_d dout·out`: `dv_s = Σ_t p_ts·dout_t`, `ds_ts = p_ts·(dout_t·v_s − δ_t)`,
 /// `dq_t = scale·Σ_s ds_ts·k_s`, `dk_s = scale·Σ_t ds_ts·q_t`.
@@ -52,13 +60,32 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     infer: infer_backward,
     reference: reference::backward,
     cost: |attr, ins, _| cost(attr, ins, 7),
-    // For each head and query: lse and δ.
-    workspace: |attr, ins, _| 8 * (spec(attr).heads * ins[0].rows()) as u64,
+    workspace: backward_workspace,
     host: host::backward,
     wgsl: wgsl::backward,
     cuda: cuda::backward,
-    acts: |_| Acts { ins: &[0, 1, 2, 5, 7], outs: &[0, 1, 2] },
+    acts: |attr| match spec(attr).bias {
+        false => Acts { ins: &[0, 1, 2, 5, 7], outs: &[0, 1, 2] },
+        true => Acts { ins: &[0, 1, 2, 7, 9], outs: &[0, 1, 2] },
+    },
     samples: samples::backward,
+    ..OpDef::COMPUTE
+};
+
+/// `attention_dbias` [q, k, v, key_range, bias, q_pos, out, lse, dout] → dbias F32[2L+1,H]: Σ of ds_ts over the t and s
+/// at that distance. A row of its own, because a table that does not train needs none of it.
+pub static ATTENTION_DBIAS: OpDef = OpDef {
+    name: "attention_dbias",
+    infer: infer_dbias,
+    reference: reference::dbias,
+    // The outermost distances may be those of all pairs.
+    cost: |attr, ins, _| Cost { terms: ins[0].rows() * ins[1].rows(), ..cost(attr, ins, 2) },
+    workspace: dbias_workspace,
+    host: host::dbias,
+    wgsl: wgsl::dbias,
+    cuda: cuda::dbias,
+    acts: |_| Acts { ins: &[0, 1, 2, 6, 8], outs: &[] },
+    samples: samples::dbias,
     ..OpDef::COMPUTE
 };
 
@@ -78,12 +105,34 @@ impl Ranges {
     }
 }
 
+/// A bias by the distance of key and query.
+#[derive(Clone, Copy, Debug)]
+pub struct PositionBias {
+    /// A row for each distance from −L to L, F32[2L+1,H]; nearer and farther keys have the outermost ones.
+    pub table: Val,
+    /// Where each query is among the keys that it sees, from 0, I32[T].
+    pub q_pos: Val,
+}
+
 impl Graph {
     /// Attention of the tokens of `q` to those of `k` and `v` within `ranges`.
     pub fn attention(&mut self, q: Val, k: Val, v: Val, ranges: Ranges, spec: Attention) -> Result<Val> {
         let mut ins = vec![q, k, v, ranges.keys];
         ins.extend(ranges.queries);
         Ok(self.node(&ATTENTION, Attr::Attention(spec), &ins)?[0])
+    }
+
+    /// The same with a bias.
+    pub fn attention_with_bias(
+        &mut self,
+        [q, k, v]: [Val; 3],
+        ranges: Ranges,
+        bias: PositionBias,
+        spec: Attention,
+    ) -> Result<Val> {
+        let mut ins = vec![q, k, v, ranges.keys, bias.table, bias.q_pos];
+        ins.extend(ranges.queries);
+        Ok(self.node(&ATTENTION, Attr::Attention(Attention { bias: true, ..spec }), &ins)?[0])
     }
 }
 
@@ -94,8 +143,16 @@ fn spec(attr: &Attr) -> Attention {
     }
 }
 
-/// Checks q, k, v and key_range.
-fn operands(a: &Attention, q: &Ty, k: &Ty, v: &Ty, key_range: &Ty) -> Result<(), String> {
+/// How many operands the rows begin with alike: q, k, v, key_range and, with a bias, bias and q_pos.
+fn common(a: &Attention) -> usize {
+    if a.bias { 6 } else { 4 }
+}
+
+/// Checks the operands that the rows begin with alike and returns the others. `expected` names all.
+fn operands<'a>(attr: &Attr, ins: &'a [Ty], expected: &str) -> Result<(Attention, &'a [Ty]), String> {
+    let (&Attr::Attention(a), [q, k, v, key_range, ..]) = (attr, ins) else {
+        return Err(check::refuse(expected, attr, ins));
+    };
     if a.head_dim == 0 || a.kv_heads == 0 || a.heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
         return Err(format!("{} heads of {} share {} of keys", a.heads, a.head_dim, a.kv_heads));
     }
@@ -112,14 +169,34 @@ fn operands(a: &Attention, q: &Ty, k: &Ty, v: &Ty, key_range: &Ty) -> Result<(),
         return Err(format!("{} queries and {} keys, expected as many if causal", q.rows(), k.rows()));
     }
     match a.window {
-        Some(_) if !a.causal => Err("a window, expected a causal one".into()),
-        Some(0) => Err("a window of 0 tokens, expected at least 1".into()),
-        _ => Ok(()),
+        Some(_) if !a.causal => return Err("a window, expected a causal one".into()),
+        Some(0) => return Err("a window of 0 tokens, expected at least 1".into()),
+        Some(_) if a.bias => return Err("a window and a bias, expected one of them".into()),
+        _ => {}
     }
+    if a.bias {
+        let Some([bias, q_pos]) = ins.get(4..6) else { return Err(check::refuse(expected, attr, ins)) };
+        let rows = check::matrix("bias", bias)?.0;
+        check::is("bias", bias, &Ty::f32(&[rows, a.heads]))?;
+        check::is("q_pos", q_pos, &Ty::i32(&[q.rows()]))?;
+        if rows.is_multiple_of(2) {
+            return Err(format!("bias is {bias}, expected an odd number of distances"));
+        }
+    }
+    Ok((a, &ins[common(&a)..]))
 }
 
-/// The words with which every tiled kernel's parameters begin, in WGSL and in CUDA: T, S, D, H, G, scale, causal, window
-/// (0: none).
+/// The largest distance, L, that the table of biases tells apart; 0 if there is none.
+fn farthest(attr: &Attr, ins: &[Ty]) -> usize {
+    if spec(attr).bias { ins[4].rows() / 2 } else { 0 }
+}
+
+/// The row of the table of biases for the key `distance` after the one at which the query is.
+fn bias_row(distance: i64, farthest: usize) -> usize {
+    (distance.clamp(-(farthest as i64), farthest as i64) + farthest as i64) as usize
+}
+
+/// The words with which most kernels' parameters begin, in WGSL and in CUDA: T, S, D, H, G, scale, causal, window (0: none).
 fn words(l: &Lower, a: &Attention) -> [u32; 8] {
     let window = a.window.map_or(0, |w| u32::try_from(w).unwrap_or(u32::MAX));
     let counts = [l.ins[0].rows(), l.ins[1].rows(), a.head_dim, a.heads, a.kv_heads].map(|n| n as u32);
@@ -128,28 +205,60 @@ fn words(l: &Lower, a: &Attention) -> [u32; 8] {
 }
 
 fn infer_forward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-    let (Attr::Attention(a), [q, k, v, key_range, rest @ ..]) = (attr, ins) else {
-        return Err(check::refuse("q, k, v, key_range and Attention", attr, ins));
-    };
-    operands(a, q, k, v, key_range)?;
+    const EXPECTED: &str = "q, k, v, key_range, bias and q_pos if there is a bias, maybe query_range, and Attention";
+    let (a, rest) = operands(attr, ins, EXPECTED)?;
     match rest {
         [] => {}
-        [query_range] => check::is("query_range", query_range, &Ty::i32(&[k.rows(), 2]))?,
-        _ => return Err(check::refuse("at most a query_range after key_range", attr, ins)),
+        [query_range] => check::is("query_range", query_range, &Ty::i32(&[ins[1].rows(), 2]))?,
+        _ => return Err(check::refuse(EXPECTED, attr, ins)),
     }
-    Ok(vec![q.clone(), Ty::f32(&[a.heads, q.rows()])])
+    Ok(vec![ins[0].clone(), Ty::f32(&[a.heads, ins[0].rows()])])
 }
 
 fn infer_backward(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
-    let (Attr::Attention(a), [q, k, v, key_range, query_range, out, lse, dout]) = (attr, ins) else {
-        return Err(check::refuse("q, k, v, key_range, query_range, out, lse, dout and Attention", attr, ins));
+    const EXPECTED: &str =
+        "q, k, v, key_range, bias and q_pos if there is a bias, query_range, out, lse, dout, and Attention";
+    let (a, [query_range, rest @ ..]) = operands(attr, ins, EXPECTED)? else {
+        return Err(check::refuse(EXPECTED, attr, ins));
     };
-    operands(a, q, k, v, key_range)?;
-    check::is("query_range", query_range, &Ty::i32(&[k.rows(), 2]))?;
+    check::is("query_range", query_range, &Ty::i32(&[ins[1].rows(), 2]))?;
+    results(&a, &ins[0], rest, || check::refuse(EXPECTED, attr, ins))?;
+    Ok(ins[..3].to_vec())
+}
+
+fn infer_dbias(attr: &Attr, ins: &[Ty]) -> Result<Vec<Ty>, String> {
+    const EXPECTED: &str = "q, k, v, key_range, bias, q_pos, out, lse, dout, and Attention with a bias";
+    let (a, rest) = operands(attr, ins, EXPECTED)?;
+    if !a.bias {
+        return Err(check::refuse(EXPECTED, attr, ins));
+    }
+    results(&a, &ins[0], rest, || check::refuse(EXPECTED, attr, ins))?;
+    Ok(vec![ins[4].clone()])
+}
+
+/// Checks that `rest` is what the forward pass gave, out and lse, and the gradient of out.
+fn results(a: &Attention, q: &Ty, rest: &[Ty], refuse: impl Fn() -> String) -> Result<(), String> {
+    let [out, lse, dout] = rest else { return Err(refuse()) };
     check::is("out", out, q)?;
     check::is("dout", dout, q)?;
-    check::is("lse", lse, &Ty::f32(&[a.heads, q.rows()]))?;
-    Ok(vec![q.clone(), k.clone(), v.clone()])
+    check::is("lse", lse, &Ty::f32(&[a.heads, q.rows()]))
+}
+
+/// Bytes of lse and δ of each head and query, and on GPUs of what their kernels want of a bias.
+fn backward_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
+    let stats = 8 * (spec(attr).heads * ins[0].rows()) as u64;
+    match caps.target {
+        Target::Wgsl => wgsl::stats(attr, ins),
+        Target::Cuda => cuda::after(stats, attr, ins).end,
+        _ => stats,
+    }
+}
+
+fn dbias_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
+    match caps.target {
+        Target::Wgsl => wgsl::stats(attr, ins),
+        _ => 0,
+    }
 }
 
 /// `products` of each query with the keys it sees. Bounds are not known here: one sequence is assumed.
@@ -198,13 +307,19 @@ fn seeing(a: &Attention, s: usize, query_range: [i64; 2], queries: usize) -> (us
 }
 
 fn rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Result<Vec<Option<Val>>> {
-    let [q, k, v, key_range, ref rest @ ..] = node.ins[..] else { unreachable!("infer counted them") };
-    let none = vec![None; node.ins.len()];
-    let Some(dout) = grads[0].filter(|_| wants.contains(&true)) else { return Ok(none) };
-    let &[query_range] = rest else {
-        return Err(g.refuse(node.op.name, "no query_range is given, which gradients need".into()));
-    };
-    let (out, lse) = (node.outs[0], node.outs[1]);
-    let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[q, k, v, key_range, query_range, out, lse, dout])?;
-    Ok((0..node.ins.len()).map(|i| d.get(i).copied().filter(|_| wants[i])).collect())
+    let mut gradients = vec![None; node.ins.len()];
+    let Some(dout) = grads[0] else { return Ok(gradients) };
+    let (ins, rest) = node.ins.split_at(common(&spec(&node.attr)));
+    let results = [node.outs[0], node.outs[1], dout];
+    if wants[..3].contains(&true) {
+        let Some(&query_range) = rest.first() else {
+            return Err(g.refuse(node.op.name, "no query_range is given, which gradients need".into()));
+        };
+        let d = g.node(&ATTENTION_BWD, node.attr.clone(), &[ins, &[query_range], &results].concat())?;
+        (0..3).filter(|&i| wants[i]).for_each(|i| gradients[i] = Some(d[i]));
+    }
+    if ins.len() > 4 && wants[4] {
+        gradients[4] = Some(g.node(&ATTENTION_DBIAS, node.attr.clone(), &[ins, &results].concat())?[0]);
+    }
+    Ok(gradients)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::backend::{Buffer, Caps, HostSlice, Kernel, Launch, Slice, Target};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
-use crate::ops::{Arg, Attr, HostCall, Lower, OpDef};
+use crate::ops::{Arg, Attr, CudaLaunch, HostCall, Lower, OpDef, WgslDispatch};
 
 /// Where the operands of one node lie.
 #[derive(Clone, Debug)]
@@ -42,56 +42,39 @@ pub fn lower(
         return Err(Error::device(&caps.device, format!("{name}: activations in {dtype}"), hint));
     }
     match caps.target {
-        Target::Null => Ok(vec![Launch { name, kernel: Kernel::Nothing, args: Vec::new(), params: Vec::new(), flops }]),
+        Target::Null => Ok(vec![Launch { name, kernel: Kernel::Nothing, args: Vec::new(), flops }]),
         Target::Host => {
             let (attr, ins, outs) = (attr.clone(), ins.to_vec(), outs.to_vec());
             let host = op.host;
             let f = move |args: &[HostSlice]| host(&HostCall { attr: &attr, ins: &ins, outs: &outs, args });
             let args = at.outs.iter().chain(&at.ins).chain(&at.work).copied().collect();
-            Ok(vec![Launch { name, kernel: Kernel::Host(Arc::new(f)), args, params: Vec::new(), flops }])
+            Ok(vec![Launch { name, kernel: Kernel::Host(Arc::new(f)), args, flops }])
         }
         Target::Wgsl => {
             let shared = at.shared();
             let dispatches = (op.wgsl)(&Lower { attr, ins, outs, shared: &shared, caps })?;
-            dispatches
-                .into_iter()
-                .map(|d| {
-                    let args = d.args.iter().map(|a| place(a, at, &name)).collect::<Result<Vec<_>>>()?;
-                    Ok(Launch {
-                        name: format!("{name}/{}", d.entry),
-                        kernel: Kernel::Wgsl {
-                            shader: d.shader,
-                            defines: d.defines,
-                            entry: d.entry,
-                            constants: d.constants,
-                            grid: d.grid,
-                        },
-                        args,
-                        params: d.params,
-                        flops: d.flops,
-                    })
-                })
-                .collect()
+            let launch = |mut dispatch: WgslDispatch| {
+                let args = places(std::mem::take(&mut dispatch.args), at, &name)?;
+                let (name, flops) = (format!("{name}/{}", dispatch.entry), dispatch.flops);
+                Ok(Launch { name, kernel: Kernel::Wgsl(dispatch), args, flops })
+            };
+            dispatches.into_iter().map(launch).collect()
         }
         Target::Cuda => {
             let shared = at.shared();
             let launches = (op.cuda)(&Lower { attr, ins, outs, shared: &shared, caps })?;
-            launches
-                .into_iter()
-                .map(|c| {
-                    let args = c.args.iter().map(|a| place(a, at, &name)).collect::<Result<Vec<_>>>()?;
-                    let (file, defines, entry, grid) = (c.file, c.defines, c.entry, c.grid);
-                    Ok(Launch {
-                        name: format!("{name}/{entry}"),
-                        kernel: Kernel::Cuda { file, defines, entry, grid, block: c.block, shared: c.shared },
-                        args,
-                        params: c.params,
-                        flops: c.flops,
-                    })
-                })
-                .collect()
+            let launch = |mut launch: CudaLaunch| {
+                let args = places(std::mem::take(&mut launch.args), at, &name)?;
+                let (name, flops) = (format!("{name}/{}", launch.entry), launch.flops);
+                Ok(Launch { name, kernel: Kernel::Cuda(launch), args, flops })
+            };
+            launches.into_iter().map(launch).collect()
         }
     }
+}
+
+fn places(args: Vec<Arg>, at: &Operands, name: &str) -> Result<Vec<Slice>> {
+    args.iter().map(|arg| place(arg, at, name)).collect()
 }
 
 fn place(arg: &Arg, at: &Operands, name: &str) -> Result<Slice> {

@@ -9,6 +9,7 @@ use super::run::POISON;
 use ptxsim::{Launch as Grid, Memory, Module, Param, Schedule, run};
 use trimtab::backend::cuda::{Output, caps, compile};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Recording, Slice};
+use trimtab::ops::CudaLaunch;
 use trimtab::{Error, Result};
 
 type Key = (&'static str, Vec<(&'static str, i64)>, u32);
@@ -53,7 +54,7 @@ impl Ptx {
     }
 
     fn launch(&mut self, launch: &Launch, schedule: Schedule) -> Result<()> {
-        let Kernel::Cuda { file, defines, entry, grid, block, shared } = &launch.kernel else {
+        let Kernel::Cuda(CudaLaunch { file, defines, entry, grid, block, shared, .. }) = &launch.kernel else {
             return Err(fail(&launch.name, "no CUDA kernel".into()));
         };
         if grid.contains(&0) {
@@ -94,7 +95,7 @@ impl Ptx {
             }
             params.push(Param::U64(address));
         }
-        params.extend(launch.params.iter().map(|&word| Param::U32(word)));
+        params.extend(launch.params().iter().map(|&word| Param::U32(word)));
         let grid = Grid { entry, grid: *grid, block: [*block, 1, 1], shared_bytes: *shared, params: &params, schedule };
         let stats = run(&module, &mut memory, &grid).map_err(|f| fail(&launch.name, f.to_string()))?;
         self.instructions += stats.thread_instructions;

@@ -13,6 +13,7 @@ use super::kernels::cubin;
 use super::{Cuda, compile};
 use crate::backend::{Kernel, Launch};
 use crate::error::{Error, Result};
+use crate::graph::op::CudaLaunch;
 
 /// Dynamic shared memory that a kernel has without asking.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
@@ -32,7 +33,7 @@ impl Modules {
     pub fn load(&mut self, launches: &[Launch], arch: u32) -> Result<()> {
         let mut missing: Vec<Unit> = Vec::new();
         for launch in launches {
-            let Kernel::Cuda { file, defines, .. } = &launch.kernel else {
+            let Kernel::Cuda(CudaLaunch { file, defines, .. }) = &launch.kernel else {
                 return Err(bug(launch, "no CUDA kernel".into()));
             };
             let unit = (*file, defines.clone());
@@ -74,7 +75,7 @@ impl Modules {
 
     /// The function of a launch whose module is loaded.
     fn function(&mut self, launch: &Launch) -> Result<sys::CUfunction> {
-        let Kernel::Cuda { file, defines, entry, shared, .. } = &launch.kernel else {
+        let Kernel::Cuda(CudaLaunch { file, defines, entry, shared, .. }) = &launch.kernel else {
             return Err(bug(launch, "no CUDA kernel".into()));
         };
         let unit = (*file, defines.clone());
@@ -198,19 +199,19 @@ impl Cuda {
     }
 
     fn call(&self, launch: &Launch, function: sys::CUfunction, pointers: &mut [u64]) -> Result<()> {
-        let Kernel::Cuda { grid, block, shared, .. } = launch.kernel else {
+        let Kernel::Cuda(CudaLaunch { grid, block, shared, params: words, .. }) = &launch.kernel else {
             return Err(bug(launch, "no CUDA kernel".into()));
         };
         if grid.contains(&0) {
             return Ok(());
         }
-        let mut words = launch.params.clone();
+        let mut words = words.clone();
         let mut params: Vec<*mut c_void> = pointers.iter_mut().map(|p| (p as *mut u64).cast()).collect();
         params.extend(words.iter_mut().map(|w| (w as *mut u32).cast::<c_void>()));
-        let (grid, block) = ((grid[0], grid[1], grid[2]), (block, 1, 1));
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (*block, 1, 1));
         // SAFETY: the kernel takes these pointers and words (the op matrix checks each lowering); the driver copies
         // them before it returns; the memory behind the pointers is the plan's.
-        unsafe { result::launch_kernel(function, grid, block, shared, self.compute, &mut params) }
+        unsafe { result::launch_kernel(function, grid, block, *shared, self.compute, &mut params) }
             .map_err(|e| fail(&launch.name, e))
     }
 }

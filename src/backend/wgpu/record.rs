@@ -14,6 +14,7 @@ use super::{Gpu, Wgpu, richest, shader};
 use crate::backend::{Caps, Kernel, Launch, params};
 use crate::dtype::ALIGN;
 use crate::error::Result;
+use crate::graph::op::WgslDispatch;
 
 /// Most words in a parameter block.
 const PARAM_WORDS: usize = 16;
@@ -78,11 +79,11 @@ impl Pipelines {
 
     /// The pipeline of a launch; compiled if it is new.
     fn get(&mut self, gpu: &Gpu, caps: &Caps, launch: &Launch) -> Result<ComputePipeline> {
-        let Kernel::Wgsl { shader: stem, defines, entry, constants, .. } = &launch.kernel else {
+        let Kernel::Wgsl(WgslDispatch { shader: stem, defines, entry, constants, .. }) = &launch.kernel else {
             return Err(gpu.error(format!("{} is no WGSL kernel", launch.name), "this is a bug in the lowering"));
         };
         let bits = constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let bound = (launch.args.len(), !launch.params.is_empty());
+        let bound = (launch.args.len(), !launch.params().is_empty());
         let defines = richest(stem, defines, entry, caps);
         let key: Key = (stem, defines.clone(), entry, bits, bound);
         if let Some(pipeline) = self.pipelines.get(&key) {
@@ -129,7 +130,7 @@ impl Wgpu {
     /// What must hold of a launch before it is bound; the messages name it.
     fn verify(&self, launch: &Launch) -> Result<()> {
         let bug = |found: String| Err(self.gpu.error(format!("{}: {found}", launch.name), "this is a bug in the plan"));
-        let Kernel::Wgsl { grid, .. } = &launch.kernel else {
+        let Kernel::Wgsl(WgslDispatch { grid, params, .. }) = &launch.kernel else {
             return bug("no WGSL kernel".into());
         };
         if grid.iter().any(|&g| g > self.caps.max_groups) {
@@ -138,8 +139,8 @@ impl Wgpu {
         if launch.args.len() > self.caps.max_bindings as usize {
             return bug(format!("{} storage buffers; {} is the most", launch.args.len(), self.caps.max_bindings));
         }
-        if launch.params.len() > PARAM_WORDS {
-            return bug(format!("{} words of parameters; {PARAM_WORDS} is the most", launch.params.len()));
+        if params.len() > PARAM_WORDS {
+            return bug(format!("{} words of parameters; {PARAM_WORDS} is the most", params.len()));
         }
         for (i, a) in launch.args.iter().enumerate() {
             if a.bytes == 0 {
@@ -180,7 +181,7 @@ impl Wgpu {
         let mut steps = Vec::with_capacity(launches.len());
         for (launch, offset) in launches.iter().zip(offsets) {
             self.verify(launch)?;
-            let Kernel::Wgsl { grid, .. } = launch.kernel else { continue };
+            let Kernel::Wgsl(WgslDispatch { grid, .. }) = launch.kernel else { continue };
             if grid.contains(&0) {
                 continue;
             }

@@ -1,6 +1,8 @@
 //! The CUDA launches of attention: which tiles fit registers and shared memory, and when keys are split.
 
-use super::{spec, words};
+use std::ops::Range;
+
+use super::{common, farthest, spec, words};
 use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
@@ -28,6 +30,7 @@ struct Tile {
     cols: usize,
     stages: usize,
     dtype: DType,
+    bias: bool,
 }
 
 impl Tile {
@@ -35,7 +38,7 @@ impl Tile {
     fn new(a: &Attention, dtype: DType, shape: impl Fn(usize, bool) -> (usize, usize, usize)) -> Tile {
         let head = [32, 64, 96, 128, 192].into_iter().find(|&class| a.head_dim <= class).unwrap_or(256);
         let (warps, blocks, cols) = shape(head, dtype != DType::F32);
-        Tile { head, warps, blocks, cols, stages: 1, dtype }
+        Tile { head, warps, blocks, cols, stages: 1, dtype, bias: a.bias }
     }
 
     /// Forward: at most 48 KiB for queries, keys and values (64 on cards with room for two such blocks), and no spilled
@@ -98,15 +101,22 @@ impl Tile {
         8 * self.rows() + 16 * self.warps
     }
 
+    /// Bytes of what says where each row's biases are.
+    fn places(&self) -> usize {
+        if self.bias { 8 * self.rows() } else { 0 }
+    }
+
     fn defines(&self) -> Vec<(&'static str, i64)> {
-        vec![
+        let mut defines = vec![
             launch::act(&Ty::new(self.dtype, &[1])),
             ("HEAD_DIM", self.head as i64),
             ("WARPS", self.warps as i64),
             ("BLOCKS", self.blocks as i64),
             ("COLS", self.cols as i64),
             ("STAGES", self.stages as i64),
-        ]
+        ];
+        defines.extend(self.bias.then_some(("BIAS", 1)));
+        defines
     }
 }
 
@@ -156,9 +166,46 @@ impl Forward {
 
 pub fn forward_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     match caps.target {
-        Target::Cuda => Forward::new(&spec(attr), ins, caps).parts(&spec(attr), ins[0].rows()),
+        Target::Cuda => {
+            let parts = Forward::new(&spec(attr), ins, caps).parts(&spec(attr), ins[0].rows());
+            after(parts, attr, ins).end
+        }
         _ => 0,
     }
+}
+
+/// Where the kernels find a bias in the scratch memory after its first `start` bytes: the table, one head after the
+/// other, then the key at distance 0 of each query. Empty if there is no bias.
+pub fn after(start: u64, attr: &Attr, ins: &[Ty]) -> Range<u64> {
+    match spec(attr).bias {
+        true => start..start + 4 * (ins[4].len() + ins[0].rows()) as u64,
+        false => start..start,
+    }
+}
+
+/// The launch that writes it in the same place, if there is a bias, and the two arguments of the kernels.
+fn bias(l: &Lower, tile: &Tile, file: &'static str, start: u64) -> (Option<CudaLaunch>, [Arg; 2]) {
+    let a = spec(l.attr);
+    let range = after(start, l.attr, l.ins);
+    if range.is_empty() {
+        return (None, [Arg::Absent, Arg::Absent]);
+    }
+    let (tokens, table) = (l.ins[0].rows(), l.ins[4].len());
+    let columns = range.start..range.start + 4 * table as u64;
+    let args = [Arg::Work(columns.clone()), Arg::Work(columns.end..range.end)];
+    let counts = [tokens, l.ins[1].rows(), a.heads, farthest(l.attr, l.ins)].map(|n| n as u32);
+    let launch = CudaLaunch {
+        file,
+        defines: tile.defines(),
+        entry: "attention_bias",
+        grid: launch::grid(table.max(tokens).div_ceil(ROW_THREADS), l.caps),
+        block: ROW_THREADS as u32,
+        shared: 0,
+        args: args.iter().cloned().chain([4, 5, 3].map(Arg::In)).collect(),
+        params: counts.into_iter().chain([a.scale.to_bits()]).collect(),
+        flops: table as u64,
+    };
+    (Some(launch), args)
 }
 
 pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
@@ -166,27 +213,27 @@ pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let queries = l.ins[0].rows();
     let f = Forward::new(&a, l.ins, l.caps);
     check(l, &a, f.grid[1])?;
-    let parts = match f.parts(&a, queries) {
-        0 => Arg::Absent,
-        bytes => Arg::Work(0..bytes),
-    };
+    let bytes = f.parts(&a, queries);
+    let parts = if bytes > 0 { Arg::Work(0..bytes) } else { Arg::Absent };
     let tile = &f.tile;
+    let (before, of_bias) = bias(l, tile, "attention", bytes);
     let mut args = vec![Arg::Out(0), Arg::Out(1)];
-    args.extend((0..4).map(Arg::In));
+    args.extend((0..4).map(Arg::In).chain(of_bias));
     args.push(parts.clone());
     let mut params = words(l, &a).to_vec();
-    params.push(f.pack as u32);
-    let mut launches = vec![CudaLaunch {
+    params.extend([f.pack as u32, farthest(l.attr, l.ins) as u32]);
+    let mut launches: Vec<CudaLaunch> = before.into_iter().collect();
+    launches.push(CudaLaunch {
         file: "attention",
         defines: tile.defines(),
         entry: "attention",
         grid: [f.grid[0] as u32, f.grid[1] as u32, f.splits as u32],
         block: tile.threads(),
-        shared: (tile.bytes(tile.rows() + 2 * tile.cols) + tile.spans()) as u32,
+        shared: (tile.bytes(tile.rows() + 2 * tile.cols) + tile.spans() + tile.places()) as u32,
         args,
         params,
         flops: super::cost(l.attr, l.ins, 2).flops,
-    }];
+    });
     if f.splits > 1 {
         launches.push(CudaLaunch {
             file: "attention",
@@ -210,7 +257,10 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let [of_queries, of_keys] = [tokens, keys].map(|rows| rows.div_ceil(tile.rows()));
     check(l, &a, of_queries.max(of_keys))?;
     let flops = |products| super::cost(l.attr, l.ins, products).flops;
-    let stats = Arg::Work(0..8 * (a.heads * tokens) as u64);
+    let at = common(&a);
+    let bytes = 8 * (a.heads * tokens) as u64;
+    let stats = Arg::Work(0..bytes);
+    let (before, of_bias) = bias(l, &tile, "attention_bwd", bytes);
     let delta = CudaLaunch {
         file: "attention_bwd",
         defines: tile.defines(),
@@ -218,27 +268,29 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         grid: launch::grid((tokens * a.heads * 32).div_ceil(ROW_THREADS), l.caps),
         block: ROW_THREADS as u32,
         shared: 0,
-        args: vec![stats.clone(), Arg::In(5), Arg::In(6), Arg::In(7)],
+        args: [stats.clone()].into_iter().chain((at + 1..at + 4).map(Arg::In)).collect(),
         params: vec![tokens as u32, a.head_dim as u32, a.heads as u32],
         flops: 2 * l.ins[0].len() as u64,
     };
-    let tiled = |entry, [heads, tiles]: [usize; 2], shared: usize, args, products| CudaLaunch {
+    let tiled = |entry, [heads, tiles]: [usize; 2], shared: usize, args: Vec<Arg>, products| CudaLaunch {
         file: "attention_bwd",
         defines: tile.defines(),
         entry,
         grid: [heads as u32, tiles as u32, 1],
         block: tile.threads(),
         shared: (shared + tile.spans()) as u32,
-        args,
-        params: words(l, &a).to_vec(),
+        args: args.into_iter().chain(of_bias.clone()).collect(),
+        params: words(l, &a).into_iter().chain([farthest(l.attr, l.ins) as u32]).collect(),
         flops: flops(products),
     };
     let (left, right) = (tile.bytes(2 * tile.rows()), tile.bytes(2 * tile.stages * tile.cols));
-    let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, 4, 7].map(Arg::In);
+    let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, at, at + 3].map(Arg::In);
     let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range];
     let shared = if tile.keep() { left.max(right) } else { left + right };
-    let mut launches = vec![delta, tiled("attention_dq", [a.heads, of_queries], shared, args, 3)];
-    let shared = left + right + 8 * tile.stages * tile.cols;
+    let dq = tiled("attention_dq", [a.heads, of_queries], shared + tile.places(), args, 3);
+    let mut launches: Vec<CudaLaunch> = before.into_iter().chain([delta, dq]).collect();
+    // Of each query that is there: lse and δ, and with a bias the key at distance 0.
+    let shared = left + right + (if a.bias { 12 } else { 8 }) * tile.stages * tile.cols;
     if tile.head <= 128 {
         let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, query_range];
         launches.push(tiled("attention_dkv", [a.kv_heads, of_keys], shared, args, 4));
@@ -249,4 +301,21 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         launches.push(tiled("attention_dv", [a.kv_heads, of_keys], shared, args, 2));
     }
     Ok(launches)
+}
+
+pub fn dbias(l: &Lower) -> Result<Vec<CudaLaunch>> {
+    const THREADS: u32 = 256;
+    let a = spec(l.attr);
+    check(l, &a, 1)?;
+    Ok(vec![CudaLaunch {
+        file: "attention_dbias",
+        defines: vec![launch::act(&l.ins[0])],
+        entry: "attention_dbias",
+        grid: [l.ins[4].rows() as u32, a.heads as u32, 1],
+        block: THREADS,
+        shared: 0,
+        args: [Arg::Out(0)].into_iter().chain((0..l.ins.len()).map(Arg::In)).collect(),
+        params: words(l, &a).into_iter().chain([farthest(l.attr, l.ins) as u32]).collect(),
+        flops: super::cost(l.attr, l.ins, 2).flops,
+    }])
 }

@@ -8,10 +8,10 @@
 //! A task is a few lane blocks that walk over the other side together, so that it is read from cache. Tasks and
 //! the order within them are fixed by the problem alone.
 
-use super::{seeing, spec, visible};
-use crate::cpu::par;
+use super::{bias_row, common, seeing, spec, visible};
 use crate::cpu::simd::{Kernel, LANES, Lane, Simd, dispatch};
 use crate::cpu::tile::{Strided, accumulate, product};
+use crate::cpu::{math, par};
 use crate::ops::host::Ptr;
 use crate::ops::{Attention, HostCall};
 
@@ -35,6 +35,58 @@ struct Problem<'a> {
     v: &'a [f32],
     /// The keys that each query sees.
     seen: Vec<(u32, u32)>,
+    bias: Option<Bias>,
+}
+
+/// A bias by the distance of key and query.
+struct Bias {
+    /// The largest distance that the table tells apart.
+    farthest: usize,
+    /// The table, one head after the other.
+    columns: Vec<f32>,
+    /// The key at distance 0 of each query.
+    middle: Vec<i64>,
+}
+
+impl Bias {
+    fn new(call: &HostCall, heads: usize, seen: &[(u32, u32)]) -> Bias {
+        let (table, q_pos) = (call.input::<f32>(4), call.input::<i32>(5));
+        let columns = (0..heads).flat_map(|head| table.iter().skip(head).step_by(heads).copied()).collect();
+        let middle = seen.iter().zip(q_pos).map(|(&(lo, _), &place)| lo as i64 + place as i64).collect();
+        Bias { farthest: call.ins[4].rows() / 2, columns, middle }
+    }
+
+    /// The biases of a head, by distance.
+    fn column(&self, head: usize) -> &[f32] {
+        let rows = 2 * self.farthest + 1;
+        &self.columns[head * rows..][..rows]
+    }
+
+    /// Adds its bias to each score of a block of queries and keys from `first` on.
+    #[inline(always)]
+    fn add_to_queries(&self, scores: &mut [Lane], block: &Block, first: usize) {
+        for (l, &(token, head)) in block.lanes[..block.count].iter().enumerate() {
+            let (column, start) = (self.column(head), first as i64 - self.middle[token]);
+            for (j, row) in scores.iter_mut().enumerate() {
+                row[l] += column[bias_row(start + j as i64, self.farthest)];
+            }
+        }
+    }
+
+    /// The same for a block of keys from `key` on, and queries of head `head` from `first` on.
+    #[inline(always)]
+    fn add_to_keys<S: Simd>(&self, s: S, scores: &mut [Lane], key: usize, head: usize, first: usize) {
+        let column = self.column(head);
+        for (row, &middle) in scores.iter_mut().zip(&self.middle[first..]) {
+            let start = key as i64 - middle;
+            let at = usize::try_from(start + self.farthest as i64).ok();
+            let biases = match at.and_then(|at| column.get(at..at.checked_add(LANES)?)) {
+                Some(biases) => Lane::from_fn(|l| biases[l]),
+                None => Lane::from_fn(|l| column[bias_row(start + l as i64, self.farthest)]),
+            };
+            s.store(s.add(s.load(row), s.load(&biases)), row);
+        }
+    }
 }
 
 impl<'a> Problem<'a> {
@@ -46,8 +98,9 @@ impl<'a> Problem<'a> {
             let (lo, hi) = visible(&a, t, [key_range[2 * t] as i64, key_range[2 * t + 1] as i64], s);
             (lo as u32, hi as u32)
         };
-        let seen = (0..t).map(seen).collect();
-        Problem { a, t, s, q: call.input(0), k: call.input(1), v: call.input(2), seen }
+        let seen: Vec<(u32, u32)> = (0..t).map(seen).collect();
+        let bias = a.bias.then(|| Bias::new(call, a.heads, &seen));
+        Problem { a, t, s, q: call.input(0), k: call.input(1), v: call.input(2), seen, bias }
     }
 
     /// Query heads for each head of keys.
@@ -269,6 +322,9 @@ impl Kernel for Forward<'_> {
                 let rows = |packed, x| if packs { p.packed(packed, start - chunk.0) } else { p.in_place(x, kv, start) };
                 let (keys, values) = (rows(&keys, p.k), rows(&values, p.v).transposed());
                 product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
+                if let Some(bias) = &p.bias {
+                    bias.add_to_queries(scores, block, start);
+                }
                 block.mask(s, scores, start);
                 let factor = states[b].step(s, scores);
                 accumulate::<S, ROWS>(s, &mut sums[b * d..][..d], values, scores, &factor);
@@ -305,14 +361,15 @@ fn chunks(blocks: &[Block]) -> impl Iterator<Item = (usize, usize)> {
 
 pub fn backward(call: &HostCall) {
     let p = Problem::new(call);
-    let (out, lse, dout) = (call.input::<f32>(5), call.input::<f32>(6), call.input::<f32>(7));
+    let at = common(&p.a);
+    let (out, lse, dout) = (call.input::<f32>(at + 1), call.input::<f32>(at + 2), call.input::<f32>(at + 3));
     // (lse, δ) for each head and query.
     let stats = call.work::<[f32; 2]>();
     let (heads, d, cols) = (p.a.heads, p.a.head_dim, p.q_cols());
     par::chunks(stats, p.t, |head, stats| {
         for (t, stat) in stats.iter_mut().enumerate().take(p.t) {
             let at = t * cols + head * d;
-            let delta = crate::cpu::math::dot(&out[at..at + d], &dout[at..at + d]);
+            let delta = math::dot(&out[at..at + d], &dout[at..at + d]);
             let lse = lse[head * p.t + t];
             // A query that sees nothing has no p; any finite number keeps NaN away.
             *stat = [if lse == f32::NEG_INFINITY { 0.0 } else { lse }, delta];
@@ -327,7 +384,7 @@ pub fn backward(call: &HostCall) {
         }
     });
     let (dk, dv) = (call.output_ptr::<f32>(1), call.output_ptr::<f32>(2));
-    let query_range = call.input::<i32>(4);
+    let query_range = call.input::<i32>(at);
     let seeing: Vec<(u32, u32)> = (0..p.s)
         .map(|s| {
             let (lo, hi) = seeing(&p.a, s, [query_range[2 * s] as i64, query_range[2 * s + 1] as i64], p.t);
@@ -380,6 +437,9 @@ impl Kernel for Dq<'_> {
                 let values = p.packed(&values, start - chunk.0);
                 let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
                 product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
+                if let Some(bias) = &p.bias {
+                    bias.add_to_queries(scores, block, start);
+                }
                 block.mask(s, scores, start);
                 product::<S, ROWS>(s, dscores, values, &douts[b * d..][..d]);
                 let (mut lse, mut delta) = (Lane::ZERO, Lane::ZERO);
@@ -461,6 +521,9 @@ impl Kernel for Dkv<'_> {
                     let queries = p.packed(&queries, start - chunk.0);
                     let douts = p.packed(&douts, start - chunk.0);
                     product::<S, ROWS>(s, scores, queries, &keys[panel.clone()]);
+                    if let Some(bias) = &p.bias {
+                        bias.add_to_keys(s, scores, first + b * LANES, head, start);
+                    }
                     block.mask(s, scores, start);
                     product::<S, ROWS>(s, dscores, douts, &values[panel.clone()]);
                     let stats = &stats[head * p.t + start..];
@@ -482,6 +545,44 @@ impl Kernel for Dkv<'_> {
                 block.scatter(&dkeys[b * d..][..d], dk, p.k_cols(), &Lane::splat(p.a.scale));
                 block.scatter(&dvalues[b * d..][..d], dv, p.k_cols(), &Lane::splat(1.0));
             }
+        }
+    }
+}
+
+/// The gradient of the table of biases: a task has a head's column, and adds up in the order of queries and keys.
+pub fn dbias(call: &HostCall) {
+    let p = Problem::new(call);
+    let Some(bias) = &p.bias else { return };
+    let (out, lse, dout) = (call.input::<f32>(6), call.input::<f32>(7), call.input::<f32>(8));
+    let dbias = call.output_ptr::<f32>(0);
+    let heads = p.a.heads;
+    par::ranges(heads, 1, |range| {
+        for head in range {
+            let mut sums = vec![0f64; 2 * bias.farthest + 1];
+            math::vectorized(|| column(&p, bias, head, [out, dout, &lse[head * p.t..][..p.t]], &mut sums));
+            for (row, sum) in sums.into_iter().enumerate() {
+                // SAFETY: dbias is [2·farthest + 1, heads]; this task alone has this column.
+                unsafe { *dbias.add(row * heads + head) = sum as f32 };
+            }
+        }
+    });
+}
+
+/// Adds ds of all pairs of a head, given out, dout and the head's lse, to the sums of their distances.
+#[inline(always)]
+fn column(p: &Problem, bias: &Bias, head: usize, [out, dout, lse]: [&[f32]; 3], sums: &mut [f64]) {
+    let d = p.a.head_dim;
+    let of_q = |t: usize| t * p.q_cols() + head * d..t * p.q_cols() + (head + 1) * d;
+    let kv = head / p.group();
+    let of_k = |s: usize| s * p.k_cols() + kv * d..s * p.k_cols() + (kv + 1) * d;
+    let biases = bias.column(head);
+    for (t, &(lo, hi)) in p.seen.iter().enumerate() {
+        let (q, dout) = (&p.q[of_q(t)], &dout[of_q(t)]);
+        let delta = math::dot(dout, &out[of_q(t)]);
+        for s in lo as usize..hi as usize {
+            let row = bias_row(s as i64 - bias.middle[t], bias.farthest);
+            let score = p.a.scale * math::dot(q, &p.k[of_k(s)]) + biases[row];
+            sums[row] += (math::exp(score - lse[t]) * (math::dot(dout, &p.v[of_k(s)]) - delta)) as f64;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The definitions of attention and its gradients, in float64.
 
-use super::{seeing, spec, visible};
+use super::{bias_row, common, seeing, spec, visible};
 use crate::ops::{Attention, Attr, Tensor};
 
 /// The operands that say what p is.
@@ -10,6 +10,8 @@ struct Problem<'a> {
     k: &'a Tensor,
     /// The keys that each query sees.
     seen: Vec<(usize, usize)>,
+    /// The table of biases, and the place of each query among its keys.
+    bias: Option<(&'a Tensor, &'a Tensor)>,
 }
 
 /// Row `r` of a matrix of ranges.
@@ -21,7 +23,7 @@ impl Problem<'_> {
     fn new<'a>(attr: &Attr, ins: &'a [Tensor]) -> Problem<'a> {
         let (a, q, k, key_range) = (spec(attr), &ins[0], &ins[1], &ins[3]);
         let seen = (0..q.rows()).map(|t| visible(&a, t, range(key_range, t), k.rows())).collect();
-        Problem { a, q, k, seen }
+        Problem { a, q, k, seen, bias: a.bias.then(|| (&ins[4], &ins[5])) }
     }
 
     /// The part of a row of q that is head `h`.
@@ -34,8 +36,17 @@ impl Problem<'_> {
         self.of_q(row, h / (self.a.heads / self.a.kv_heads))
     }
 
+    /// The row of the bias, and the bias; (0, 0) if there is none.
+    fn bias(&self, h: usize, t: usize, s: usize) -> (usize, f64) {
+        let Some((bias, q_pos)) = self.bias else { return (0, 0.0) };
+        let distance = s as i64 - self.seen[t].0 as i64 - q_pos.data[t] as i64;
+        let row = bias_row(distance, bias.rows() / 2);
+        (row, bias.at(row, h))
+    }
+
     fn score(&self, h: usize, t: usize, s: usize) -> f64 {
-        self.a.scale as f64 * dot(self.of_q(self.q.row(t), h), self.of_k(self.k.row(s), h))
+        let product = dot(self.of_q(self.q.row(t), h), self.of_k(self.k.row(s), h));
+        self.a.scale as f64 * product + self.bias(h, t, s).1
     }
 }
 
@@ -68,7 +79,7 @@ pub fn forward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     vec![out, lse]
 }
 
-/// What gradients are made of: p_ts and p_ts·(dout_t·v_s − δ_t).
+/// What gradients are made of, p_ts and ds_ts, given v, out, lse and dout.
 fn slope(p: &Problem, [v, out, lse, dout]: [&Tensor; 4], h: usize, t: usize, s: usize) -> (f64, f64) {
     let weight = (p.score(h, t, s) - lse.at(h, t)).exp();
     let dout = p.of_q(dout.row(t), h);
@@ -77,7 +88,8 @@ fn slope(p: &Problem, [v, out, lse, dout]: [&Tensor; 4], h: usize, t: usize, s: 
 
 pub fn backward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     let p = Problem::new(attr, ins);
-    let [_, k, v, _, query_range, out, lse, dout] = ins else { unreachable!("infer counted them") };
+    let [query_range, out, lse, dout] = &ins[common(&p.a)..] else { unreachable!("infer counted them") };
+    let (k, v) = (&ins[1], &ins[2]);
     let (d, scale, group) = (p.a.head_dim, p.a.scale as f64, p.a.heads / p.a.kv_heads);
     let (mut dq, mut dk, mut dv) = (Tensor::zeros(&p.q.shape), Tensor::zeros(&k.shape), Tensor::zeros(&v.shape));
     for h in 0..p.a.heads {
@@ -97,4 +109,17 @@ pub fn backward(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
         }
     }
     vec![dq, dk, dv]
+}
+
+pub fn dbias(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
+    let p = Problem::new(attr, ins);
+    let mut dbias = Tensor::zeros(&ins[4].shape);
+    for h in 0..p.a.heads {
+        for (t, &(lo, hi)) in p.seen.iter().enumerate() {
+            for s in lo..hi {
+                dbias.row_mut(p.bias(h, t, s).0)[h] += slope(&p, [&ins[2], &ins[6], &ins[7], &ins[8]], h, t, s).1;
+            }
+        }
+    }
+    vec![dbias]
 }

@@ -44,6 +44,15 @@ impl Of {
         }
         (ranges, start)
     }
+
+    /// The place of each query among its keys.
+    fn q_pos(&self) -> Vec<usize> {
+        match *self {
+            Own(lens) => lens.iter().flat_map(|&n| 0..n.max(1)).collect(),
+            Cross(lens) => lens.iter().flat_map(|&(queries, _)| 0..queries).collect(),
+            Prefix(rows, lens) => lens.iter().flat_map(|&n| rows..rows + n).collect(),
+        }
+    }
 }
 
 /// The same relation, by keys.
@@ -64,14 +73,16 @@ struct Case {
     head_dim: usize,
     causal: bool,
     window: Option<usize>,
+    /// The farthest distance that a bias tells apart, if there is one.
+    farthest: Option<usize>,
 }
 
 /// Causal if the tokens see one another.
 const fn case(name: &'static str, of: Of, [heads, kv_heads, head_dim]: [usize; 3]) -> Case {
-    Case { name, of, heads, kv_heads, head_dim, causal: matches!(of, Own(_)), window: None }
+    Case { name, of, heads, kv_heads, head_dim, causal: matches!(of, Own(_)), window: None, farthest: None }
 }
 
-const CASES: [Case; 29] = [
+const CASES: [Case; 42] = [
     case("one token", Own(&[1]), [1, 1, 1]),
     case("ragged", Own(&[7, 1, 17, 3]), [3, 1, 8]),
     case("odd head", Own(&[33]), [2, 2, 5]),
@@ -104,6 +115,19 @@ const CASES: [Case; 29] = [
     case("prefix, long", Prefix(3, &[201]), [1, 1, 8]),
     case("prefix, heads of 128", Prefix(20, &[21, 30]), [1, 1, 128]),
     case("prefix, heads of 192", Prefix(9, &[3, 20]), [1, 1, 192]),
+    case("bias", Own(&[20, 31]), [4, 2, 10]).both_ways().bias(12),
+    case("bias, causal", Own(&[7, 1, 17, 3]), [3, 1, 8]).bias(40),
+    case("bias of one row", Own(&[6, 0, 9, 0]), [2, 1, 7]).both_ways().bias(0),
+    case("bias, cross", Cross(&[(7, 19), (5, 0), (0, 6), (9, 2)]), [2, 2, 6]).bias(5),
+    case("bias, prefix", Prefix(5, &[7, 1, 17]), [3, 1, 5]).bias(9),
+    case("bias over tiles", Own(&[65, 70]), [2, 1, 16]).both_ways().bias(30),
+    case("bias, long", Own(&[201]), [1, 1, 8]).bias(128),
+    case("bias, heads of 64", Own(&[3, 35]), [3, 1, 64]).both_ways().bias(50),
+    case("bias, heads of 96", Own(&[20, 21]), [2, 1, 96]).bias(8),
+    case("bias, heads of 128", Own(&[75, 5]), [1, 1, 128]).both_ways().bias(20),
+    case("bias, heads of 131", Own(&[9, 25]), [2, 1, 131]).bias(3),
+    case("bias, heads of 192", Own(&[34]), [1, 1, 192]).both_ways().bias(33),
+    case("bias, heads of 256", Own(&[3, 18]), [1, 1, 256]).bias(10),
 ];
 
 impl Case {
@@ -115,6 +139,10 @@ impl Case {
         Case { causal: false, ..self }
     }
 
+    const fn bias(self, farthest: usize) -> Case {
+        Case { farthest: Some(farthest), ..self }
+    }
+
     fn attr(&self) -> Attr {
         Attr::Attention(Attention {
             heads: self.heads,
@@ -123,6 +151,7 @@ impl Case {
             scale: 1.0 / (self.head_dim as f32).sqrt(),
             causal: self.causal,
             window: self.window,
+            bias: self.farthest.is_some(),
         })
     }
 
@@ -134,11 +163,17 @@ impl Case {
         SampleIn::normal(Ty::f32(&[self.queries(), self.heads * self.head_dim]))
     }
 
-    /// q, k, v, key_range.
+    /// q, k, v, key_range and, with a bias, bias and q_pos.
     fn operands(&self) -> Vec<SampleIn> {
         let (key_range, keys) = self.of.key_range();
         let k = || SampleIn::normal(Ty::f32(&[keys, self.kv_heads * self.head_dim]));
-        vec![self.q(), k(), k(), ranges(&key_range)]
+        let mut ins = vec![self.q(), k(), k(), ranges(&key_range)];
+        if let Some(farthest) = self.farthest {
+            ins.push(SampleIn::normal(Ty::f32(&[2 * farthest + 1, self.heads])));
+            let q_pos: Vec<f64> = self.of.q_pos().into_iter().map(|n| n as f64).collect();
+            ins.push(SampleIn::values(Ty::i32(&[q_pos.len()]), q_pos));
+        }
+        ins
     }
 
     fn query_range(&self) -> SampleIn {
@@ -160,21 +195,31 @@ pub fn forward() -> Vec<Sample> {
     let mut samples: Vec<Sample> = CASES.iter().map(packed).collect();
     // Without gradients: decoding from a cache, two prompts side by side.
     let (heads, kv_heads, head_dim) = (4, 2, 6);
-    for (name, keys, key_range) in [
-        ("decoding", 70, vec![0.0, 67.0]),
-        ("decoding two", 50, vec![0.0, 20.0, 25.0, 50.0]),
-        ("decoding from a long cache", 610, vec![30.0, 595.0, 9.0, 9.0, 1.0, 20.0]),
-        ("key_range beyond the cache", 9, vec![-3.0, 5.0, 4.0, 99.0, 7.0, 2.0]),
+    for (name, keys, key_range, bias) in [
+        ("decoding", 70, vec![0.0, 67.0], None),
+        ("decoding two", 50, vec![0.0, 20.0, 25.0, 50.0], None),
+        ("decoding from a long cache", 610, vec![30.0, 595.0, 9.0, 9.0, 1.0, 20.0], None),
+        ("key_range beyond the cache", 9, vec![-3.0, 5.0, 4.0, 99.0, 7.0, 2.0], None),
+        ("decoding, bias", 70, vec![0.0, 67.0], Some((40, vec![66.0]))),
+        ("decoding two, bias", 50, vec![0.0, 20.0, 25.0, 50.0], Some((30, vec![19.0, 24.0]))),
+        // Places before the first key and after the last.
+        ("bias from a long cache", 610, vec![30.0, 595.0, 9.0, 9.0, -1.0, 20.0], Some((300, vec![564.0, 0.0, 26.0]))),
+        ("bias beyond the cache", 9, vec![-3.0, 5.0, 4.0, 99.0, 7.0, 2.0], Some((3, vec![-2.0, 7.0, 1.0]))),
     ] {
         let t = key_range.len() / 2;
         let k = Ty::f32(&[keys, kv_heads * head_dim]);
-        let attr = Attention { heads, kv_heads, head_dim, scale: 0.3, causal: false, window: None };
-        let ins = vec![
+        let attr =
+            Attention { heads, kv_heads, head_dim, scale: 0.3, causal: false, window: None, bias: bias.is_some() };
+        let mut ins = vec![
             SampleIn::normal(Ty::f32(&[t, heads * head_dim])),
             SampleIn::normal(k.clone()),
             SampleIn::normal(k),
             SampleIn::values(Ty::i32(&[t, 2]), key_range),
         ];
+        if let Some((farthest, q_pos)) = bias {
+            ins.push(SampleIn::normal(Ty::f32(&[2 * farthest + 1, heads])));
+            ins.push(SampleIn::values(Ty::i32(&[t]), q_pos));
+        }
         samples.push(Sample::new(name, Attr::Attention(attr), ins));
     }
     samples
@@ -210,4 +255,8 @@ pub fn backward() -> Vec<Sample> {
     ins.push(SampleIn::values(Ty::i32(&[9, 2]), query_range));
     samples.push(with_gradient(&beyond, ins));
     samples
+}
+
+pub fn dbias() -> Vec<Sample> {
+    CASES.iter().filter(|c| c.farthest.is_some()).map(|c| with_gradient(c, c.operands())).collect()
 }

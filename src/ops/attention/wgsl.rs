@@ -1,9 +1,9 @@
 //! Launches of the attention kernels.
 
-use super::{spec, words};
+use super::{common, farthest, spec, words};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
-use crate::ops::{Arg, Attention, Lower, WgslDispatch, launch};
+use crate::ops::{Arg, Attention, Attr, Lower, WgslDispatch, launch};
 
 /// Rows of a tile, as in `shaders/common/attention.wgsl`.
 const ROWS: usize = 64;
@@ -27,8 +27,8 @@ fn check(l: &Lower, a: &Attention) -> Result<()> {
     Ok(())
 }
 
-/// The variant for the head size.
-fn defines(a: &Attention) -> Vec<&'static str> {
+/// The variant for the head size, and of one that computes only a part.
+fn defines(a: &Attention, only: Option<&'static str>) -> Vec<&'static str> {
     let size = match a.head_dim {
         ..=64 => "D64",
         65..=128 => "D128",
@@ -36,26 +36,27 @@ fn defines(a: &Attention) -> Vec<&'static str> {
     };
     let mut defines = vec![size];
     defines.extend(a.head_dim.is_multiple_of(4).then_some("VEC"));
+    defines.extend(only);
+    defines.extend(a.bias.then_some("BIAS"));
     defines
 }
 
 /// The parameter block of `shaders/common/attention.wgsl`.
 fn params(l: &Lower, a: &Attention, tile: usize) -> Vec<u32> {
-    words(l, a).into_iter().chain([tile as u32, f32::NEG_INFINITY.to_bits()]).collect()
+    let rest = [tile as u32, f32::NEG_INFINITY.to_bits(), farthest(l.attr, l.ins) as u32];
+    words(l, a).into_iter().chain(rest).collect()
 }
 
-/// Launches of a kernel over tiles of `rows` rows (queries or keys) for each of `heads` heads, none of more than
-/// [`MAX_FLOPS`].
+/// Launches of a kernel over `tiles` tiles for each of `heads` heads, none of more than [`MAX_FLOPS`].
 fn tiles(
     l: &Lower,
     kernel: (&'static str, Vec<&'static str>),
     args: Vec<Arg>,
-    rows: usize,
+    tiles: usize,
     heads: usize,
     flops: u64,
 ) -> Vec<WgslDispatch> {
     let a = spec(l.attr);
-    let tiles = rows.div_ceil(ROWS);
     let launches = (flops.div_ceil(MAX_FLOPS) as usize).clamp(1, tiles.max(1));
     let each = tiles.div_ceil(launches).min(65535);
     let dispatch = |tile: usize| {
@@ -78,14 +79,14 @@ pub fn forward(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let a = spec(l.attr);
     check(l, &a)?;
     let t = l.ins[0].rows();
-    let args = vec![Arg::Out(0), Arg::Out(1), Arg::In(0), Arg::In(1), Arg::In(2), Arg::In(3)];
+    let args = [Arg::Out(0), Arg::Out(1)].into_iter().chain((0..common(&a)).map(Arg::In)).collect();
     let flops = super::cost(l.attr, l.ins, 2).flops;
     if t > FEW {
-        return Ok(tiles(l, ("attention", defines(&a)), args, t, a.heads, flops));
+        return Ok(tiles(l, ("attention", defines(&a, None)), args, t.div_ceil(ROWS), a.heads, flops));
     }
     Ok(vec![WgslDispatch {
         shader: "attention_row",
-        defines: Vec::new(),
+        defines: a.bias.then_some("BIAS").into_iter().collect(),
         entry: "attention_row",
         constants: Vec::new(),
         grid: [t as u32, a.heads as u32, 1],
@@ -95,36 +96,73 @@ pub fn forward(l: &Lower) -> Result<Vec<WgslDispatch>> {
     }])
 }
 
-pub fn backward(l: &Lower) -> Result<Vec<WgslDispatch>> {
+/// Bytes of what `attention_delta` writes: pairs of numbers for each head and query, and with a bias for each query and
+/// each element of the table.
+pub fn stats(attr: &Attr, ins: &[Ty]) -> u64 {
+    let a = spec(attr);
+    let bias = if a.bias { ins[0].rows() + ins[4].len() } else { 0 };
+    8 * (a.heads * ins[0].rows() + bias) as u64
+}
+
+/// The launch that writes it, `results` being the number of the operand `out`, which lse and dout follow.
+fn delta(l: &Lower, a: &Attention, results: usize) -> WgslDispatch {
     const WG: usize = 64;
-    let a = spec(l.attr);
-    check(l, &a)?;
     let (t, s) = (l.ins[0].rows(), l.ins[1].rows());
-    let stats = Arg::Work(0..8 * (a.heads * t) as u64);
-    let delta = WgslDispatch {
+    let bytes = stats(l.attr, l.ins);
+    let mut args = vec![Arg::Work(0..bytes)];
+    args.extend((results..results + 3).map(Arg::In));
+    let mut params = vec![t as u32, a.head_dim as u32, a.heads as u32];
+    if a.bias {
+        args.extend([3, 4, 5].map(Arg::In));
+        params.extend([s as u32, l.ins[4].len() as u32]);
+    }
+    WgslDispatch {
         shader: "attention_delta",
-        defines: Vec::new(),
+        defines: a.bias.then_some("BIAS").into_iter().collect(),
         entry: "attention_delta",
         constants: vec![("WG", WG as f64)],
-        grid: launch::grid((a.heads * t).div_ceil(WG), l.caps),
-        args: vec![stats.clone(), Arg::In(5), Arg::In(6), Arg::In(7)],
-        params: vec![t as u32, a.head_dim as u32, a.heads as u32],
+        grid: launch::grid((bytes as usize / 8).div_ceil(WG), l.caps),
+        args,
+        params,
         flops: 2 * l.ins[0].len() as u64,
-    };
+    }
+}
+
+pub fn backward(l: &Lower) -> Result<Vec<WgslDispatch>> {
+    let a = spec(l.attr);
+    check(l, &a)?;
+    let at = common(&a);
+    let [of_queries, of_keys] = [0, 1].map(|i| l.ins[i].rows().div_ceil(ROWS));
     let flops = |products| super::cost(l.attr, l.ins, products).flops;
-    let mut dispatches = vec![delta];
-    let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, 4, 7].map(Arg::In);
+    let mut dispatches = vec![delta(l, &a, at + 1)];
+    let stats = Arg::Work(0..stats(l.attr, l.ins));
+    let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, at, at + 3].map(Arg::In);
     let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range];
-    dispatches.extend(tiles(l, ("attention_dq", defines(&a)), args, t, a.heads, flops(3)));
+    dispatches.extend(tiles(l, ("attention_dq", defines(&a, None)), args, of_queries, a.heads, flops(3)));
+    let mut dkv = |only, args, products| {
+        let kernel = ("attention_dkv", defines(&a, only));
+        dispatches.extend(tiles(l, kernel, args, of_keys, a.kv_heads, flops(products)));
+    };
     if a.head_dim <= 128 {
-        let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, query_range];
-        dispatches.extend(tiles(l, ("attention_dkv", defines(&a)), args, s, a.kv_heads, flops(4)));
+        dkv(None, vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, query_range], 4);
         return Ok(dispatches);
     }
-    let only = |what| defines(&a).into_iter().chain([what]).collect();
     let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), query_range.clone()];
-    dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DK")), args, s, a.kv_heads, flops(3)));
-    let args = vec![Arg::Out(2), q, k, dout, stats, query_range];
-    dispatches.extend(tiles(l, ("attention_dkv", only("ONLY_DV")), args, s, a.kv_heads, flops(2)));
+    dkv(Some("ONLY_DK"), args, 3);
+    dkv(Some("ONLY_DV"), vec![Arg::Out(2), q, k, dout, stats, query_range], 2);
+    Ok(dispatches)
+}
+
+pub fn dbias(l: &Lower) -> Result<Vec<WgslDispatch>> {
+    let a = spec(l.attr);
+    check(l, &a)?;
+    let stats = Arg::Work(0..stats(l.attr, l.ins));
+    let [q, k, v, key_range, dout] = [0, 1, 2, 3, 8].map(Arg::In);
+    let args = vec![Arg::Out(0), q, k, v, dout, stats, key_range];
+    let flops = super::cost(l.attr, l.ins, 2).flops;
+    let kernel = ("attention_dbias", vec!["BIAS"]);
+    let mut dispatches = vec![delta(l, &a, 6)];
+    // A tile is a row of the table.
+    dispatches.extend(tiles(l, kernel, args, l.ins[4].rows(), a.heads, flops));
     Ok(dispatches)
 }
