@@ -16,6 +16,8 @@ pub enum Role {
     O,
     /// The attention itself, which has no weight of its own.
     Attention,
+    /// Queries, keys and values as one layer.
+    Qkv,
     /// Feed-forward layers: the gate, the layer into the wide space, the layer out of it.
     Gate,
     Up,
