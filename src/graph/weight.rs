@@ -67,6 +67,13 @@ pub enum Source {
     RowNorms(RowNorms),
 }
 
+impl Source {
+    /// Whether files have it as `[in, out]`.
+    pub fn is_transposed(&self) -> bool {
+        matches!(self, Source::Base { transposed: true, .. })
+    }
+}
+
 /// The norms of the rows of `w + scale·b·a`, leaves that are loaded before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowNorms {

@@ -20,7 +20,6 @@ pub const FAMILY: Family = Family { types: &["gpt2"], read };
 struct Gpt2 {
     facts: Facts,
     inter: usize,
-    layers: usize,
     heads: usize,
     eps: f32,
     act: Activation,
@@ -46,13 +45,15 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         facts: Facts {
             vocab: size(config, "vocab_size", Some(50257))?,
             hidden,
+            layers: size(config, "n_layer", Some(12))?,
+            kv_heads: heads,
+            head_dim: hidden / heads,
             max_positions: size(config, "n_positions", Some(1024))?,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
             prefix: "transformer",
             ..Facts::default()
         },
         inter: size(config, "n_inner", Some(4 * hidden))?,
-        layers: size(config, "n_layer", Some(12))?,
         heads,
         eps: number(config, "layer_norm_epsilon").unwrap_or(1e-5) as f32,
         act: activation(config, "activation_function", "gelu_new")?,
@@ -78,7 +79,7 @@ impl Model for Gpt2 {
         let places = nn.rows("transformer.wpe", self.facts.max_positions, self.facts.hidden, positions)?;
         let sum = nn.g.add(tokens, places)?;
         let mut h = nn.dropout(sum, self.embed_drop)?;
-        for layer in 0..self.layers {
+        for layer in 0..self.facts.layers {
             let path = format!("transformer.h.{layer}");
             nn.block();
             h = self.attention(nn, &path, layer, h)?;
@@ -108,12 +109,13 @@ impl Gpt2 {
         let q = nn.g.slice_cols(all, 0, hidden)?;
         let k = nn.g.slice_cols(all, hidden, hidden)?;
         let v = nn.g.slice_cols(all, 2 * hidden, hidden)?;
-        let head_dim = hidden / self.heads;
+        let head_dim = self.facts.head_dim;
         let mut scale = if self.scale_by_dim { 1.0 / (head_dim as f32).sqrt() } else { 1.0 };
         if self.scale_by_layer {
             scale /= (layer + 1) as f32;
         }
-        let spec = Attention { heads: self.heads, kv_heads: self.heads, head_dim, scale, causal: true, window: None };
+        let heads = self.heads;
+        let spec = Attention { heads, kv_heads: heads, head_dim, scale, causal: true, window: None, bias: false };
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.conv1d(&format!("{at}.c_proj"), Role::O, mixed, hidden, true)?;
         let out = nn.dropout(out, self.residual_drop)?;
