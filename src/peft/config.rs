@@ -171,7 +171,8 @@ static REFUSED: &[Refused] = &[
     Refused { key: "ensure_weight_tying", harmless: idle, hint: "tokens are trained in a tied head too without it; LoRA goes with the embedding alone" },
     Refused { key: "init_lora_weights", harmless: keeps_base, hint: CONVERT },
     Refused { key: "loftq_config", harmless: idle, hint: CONVERT },
-    Refused { key: "fan_in_fan_out", harmless: idle, hint: "models with transposed weights (GPT-2) are not read yet" },
+    // Whether the base weights are transposed is the model's own fact: fan_in_fan_out says nothing more.
+    Refused { key: "fan_in_fan_out", harmless: Value::is_boolean, hint: "true or false" },
     Refused { key: "layer_replication", harmless: idle, hint: MERGE },
     Refused { key: "use_qalora", harmless: idle, hint: MERGE },
     Refused { key: "use_bdlora", harmless: idle, hint: MERGE },
