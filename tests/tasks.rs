@@ -19,8 +19,7 @@ use trimtab::exec::Exec;
 use trimtab::graph::{Phase, Val};
 use trimtab::models::{self, Facts, Model};
 use trimtab::nn::{Build, Hooks, Inputs, Role};
-use trimtab::peft::files::read_adapter;
-use trimtab::peft::{Frozen, Method, lora::Lora};
+use trimtab::peft::{self, Frozen, Method, full::Full};
 use trimtab::plan::Plan;
 use trimtab::run::metrics::{Event, Metrics};
 use trimtab::run::predict::{Input, predict};
@@ -38,6 +37,9 @@ const GRADIENT: f64 = 1e-4;
 fn as_f32(_: &str, _: Role) -> DType {
     DType::F32
 }
+
+/// Tensors of an adapter, by name.
+type Tensors = BTreeMap<String, HostTensor>;
 
 /// A case of the fixtures: a model, an adapter, a batch, and what came of it.
 struct Case {
@@ -89,12 +91,18 @@ impl Case {
     }
 
     /// The adapter, if the case has one; every weight trains if not.
-    fn adapter(&self) -> (Lora, BTreeMap<String, HostTensor>) {
-        let adapter = read_adapter(&self.dir.join("adapter")).unwrap();
-        (Lora { config: adapter.config }, adapter.tensors)
+    fn adapter(&self) -> (Box<dyn Method>, Option<Tensors>) {
+        let dir = self.dir.join("adapter");
+        match dir.exists() {
+            true => {
+                let adapter = peft::open(&dir).unwrap();
+                (adapter.method, Some(adapter.tensors))
+            }
+            false => (Box::new(Full), None),
+        }
     }
 
-    fn load(&self, exec: &mut Exec, weights: &[trimtab::nn::Weight], adapter: Option<&BTreeMap<String, HostTensor>>) {
+    fn load(&self, exec: &mut Exec, weights: &[trimtab::nn::Weight], adapter: Option<&Tensors>) {
         let from = load::Sources { base: Some(&self.base), std: 0.02, adapter, seed: 0 };
         load::load(exec, weights, &from, &mut |_, _| Ok(())).unwrap();
     }
@@ -112,12 +120,7 @@ impl Case {
     }
 
     /// The loss, and the outputs of each row.
-    fn evaluated(
-        &self,
-        device: &Device,
-        method: &dyn Method,
-        adapter: Option<&BTreeMap<String, HostTensor>>,
-    ) -> (f32, Vec<Vec<f32>>) {
+    fn evaluated(&self, device: &Device, method: &dyn Method, adapter: Option<&Tensors>) -> (f32, Vec<Vec<f32>>) {
         let stack: &[&dyn Hooks] = &[method];
         let build = Build { stack, storage: &as_f32, act: DType::F32 };
         let evaluation = Evaluation::new(&*self.model, &*self.task, build, self.shape()).unwrap();
@@ -134,7 +137,7 @@ impl Case {
         &self,
         device: &Device,
         method: &dyn Method,
-        adapter: Option<&BTreeMap<String, HostTensor>>,
+        adapter: Option<&Tensors>,
     ) -> (f32, BTreeMap<String, Vec<f32>>) {
         let stack: &[&dyn Hooks] = &[method];
         let build = Build { stack, storage: &as_f32, act: DType::F32 };
@@ -216,8 +219,7 @@ fn agrees(name: &str, qa_padding: bool) {
     let device = Device::cpu();
     let golden = &case.golden;
     let (method, tensors) = case.adapter();
-    let runs: [(&str, &dyn Method, Option<&BTreeMap<String, HostTensor>>); 2] =
-        [("base.", &Frozen, None), ("", &method, Some(&tensors))];
+    let runs: [(&str, &dyn Method, Option<&Tensors>); 2] = [("base.", &Frozen, None), ("", &*method, tensors.as_ref())];
     for (prefix, method, adapter) in runs {
         let (loss, outputs) = case.evaluated(&device, method, adapter);
         check(&format!("{name} {prefix}loss"), &[loss], &golden.f32(&format!("{prefix}loss")));
@@ -226,7 +228,7 @@ fn agrees(name: &str, qa_padding: bool) {
             check(&format!("{name} {prefix}outputs"), &outputs.concat(), &want.concat());
         }
     }
-    let (loss, grads) = case.gradients(&device, &method, Some(&tensors));
+    let (loss, grads) = case.gradients(&device, &*method, tensors.as_ref());
     check(&format!("{name} loss of the step"), &[loss], &golden.f32("loss"));
     let expected: Vec<String> = golden.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
     assert_eq!(expected.len(), grads.len(), "{name}: not the tensors that PEFT trains");
@@ -251,22 +253,31 @@ fn rewards_are_regression() {
     agrees("qwen2-reward-lora", false);
 }
 
+#[test]
+fn encoder_decoders_learn_targets_from_sources() {
+    agrees("t5-relu-lora", false);
+    agrees("t5-gated-gelu-lora", false);
+    agrees("t5-full", false);
+}
+
 /// Rows of text become what transformers' examples make of them.
 #[test]
 fn texts_become_transformers_features() {
-    let tokenizer = Tokenizer::from_folder(common::root("tests/golden/tokenizers/bert")).unwrap();
+    let folder = |name: &str| common::root("tests/golden/tokenizers").join(name);
+    let [bert, t5] = ["bert", "t5"].map(|name| Tokenizer::from_folder(folder(name)).unwrap());
     let text = std::fs::read_to_string(common::root("tests/golden/rows.json")).unwrap();
     let golden: Value = serde_json::from_str(&text).unwrap();
     let facts = Facts { vocab: 1000, ..Facts::default() };
-    let config = json!({"num_labels": 3, "problem_type": "single_label_classification"});
-    let encode = |text: &str| tokenizer.encode(text, false);
-    let examples = |name: &str, case: &Value| -> Made {
+    let config = json!({"num_labels": 3, "problem_type": "single_label_classification", "decoder_start_token_id": 0});
+    let examples = |name: &str, tokenizer: &Tokenizer, case: &Value| -> Made {
+        let encode = |text: &str| tokenizer.encode(text, false);
         let max_len = case["max_len"].as_u64().unwrap() as usize;
         let stride = case["stride"].as_u64().unwrap_or(0) as usize;
         let setup = Setup { config: &config, facts: &facts, qa_padding: false, stride, mask_share: 0.15 };
         let task = (tasks::named(name).unwrap().make)(&setup).unwrap();
         let fields = case["row"].as_object().unwrap().clone();
-        let codec = Codec { encode: &encode, tokenizer: Some(&tokenizer), max_len, ..codec(1000) };
+        let max_target_len = case["max_target_len"].as_u64().unwrap_or(64) as usize;
+        let codec = Codec { encode: &encode, tokenizer: Some(tokenizer), max_len, max_target_len, ..codec(1000) };
         task.examples(&Row { path: "rows".as_ref(), line: 1, fields }, &codec).unwrap()
     };
     let ints = |v: &Value| -> Vec<i32> { v.as_array().unwrap().iter().map(|x| x.as_i64().unwrap() as i32).collect() };
@@ -278,7 +289,7 @@ fn texts_become_transformers_features() {
     let cases = |kind: &str| golden[kind].as_array().unwrap().clone();
     assert!(cases("squad").iter().any(|c| c["windows"].as_array().unwrap().len() > 2));
     for case in cases("squad") {
-        let made = examples("question-answering", &case);
+        let made = examples("question-answering", &bert, &case);
         let windows = case["windows"].as_array().unwrap();
         assert_eq!(made.examples.len(), windows.len());
         for (got, want) in made.examples.iter().zip(windows) {
@@ -288,19 +299,27 @@ fn texts_become_transformers_features() {
         }
     }
     for case in cases("ner") {
-        let made = examples("token-classification", &case);
+        let made = examples("token-classification", &bert, &case);
         assert_eq!(made.examples[0].ints(INPUT_IDS), ints(&case["example"]["input_ids"]));
         assert_eq!(made.examples[0].ints("labels"), ints(&case["example"]["labels"]));
     }
     let mut cut = 0;
     for case in cases("glue") {
-        let made = examples("sequence-classification", &case);
+        let made = examples("sequence-classification", &bert, &case);
         assert_eq!(made.examples[0].ints(INPUT_IDS), ints(&case["example"]["input_ids"]));
         assert_eq!(made.examples[0].ints("label"), [case["row"]["label"].as_i64().unwrap() as i32]);
         types(&made.examples[0], &case["example"]["token_type_ids"]);
         cut += usize::from(made.cut);
     }
     assert_eq!(cut, 1);
+    for case in cases("seq2seq") {
+        let made = examples("seq2seq", &t5, &case);
+        let (got, labels) = (&made.examples[0], ints(&case["labels"]));
+        assert_eq!(got.ints(INPUT_IDS), ints(&case["input_ids"]));
+        assert_eq!(got.ints("labels"), labels);
+        let shifted: Vec<i32> = std::iter::once(0).chain(labels.iter().copied()).take(labels.len()).collect();
+        assert_eq!(got.ints("decoder_input_ids"), shifted);
+    }
 }
 
 /// A folder that goes when the test ends.
