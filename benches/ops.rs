@@ -154,6 +154,10 @@ fn cases() -> Vec<Case> {
     let rows = Attr::Rows(Rows { start: FEW, count: T });
     case("slice_rows", "after virtual tokens", rows, vec![f32s(&[FEW + T, D])], &[]);
 
+    let cols = |acc| Attr::Cols(Cols { start: D, count: D, of: 3 * D, acc });
+    case("slice_cols", "keys", cols(false), vec![f32s(&[T, 3 * D])], &[]);
+    case("slice_cols_dx", "keys", cols(true), vec![f32s(&[T, D]), f32s(&[T, 3 * D])], &[(1, 0)]);
+
     case("add", "residual", Attr::None, vec![f32s(&[T, D]), f32s(&[T, D])], &[(0, 0)]);
     case("scale", "tokens", Attr::None, vec![f32s(&[T, D]), scalar()], &[(0, 0)]);
     let gelu = || Attr::Activation(Activation::GeluTanh);

@@ -22,6 +22,9 @@ impl Base {
     /// A Hugging Face folder or a GGUF file. It is mapped; nothing is read yet.
     pub fn open(path: impl AsRef<Path>) -> Result<Base> {
         let checkpoint = Checkpoint::open(&path)?;
+        // What is wrong with a config is said when the model is asked for.
+        let prefix = models::read(checkpoint.config(), 1).map_or("", |model| model.facts().prefix);
+        let checkpoint = checkpoint.under(prefix);
         Ok(Base { path: path.as_ref().into(), config: checkpoint.config().clone(), checkpoint: Some(checkpoint) })
     }
 

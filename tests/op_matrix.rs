@@ -13,7 +13,7 @@ use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
 use trimtab::dtype::Ty;
 use trimtab::ops::quant::weight_defines;
-use trimtab::ops::{self, Lower, OpDef, Sample};
+use trimtab::ops::{self, OpDef, Sample};
 
 /// What is wrong with `op` on `sample`; None: nothing.
 fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Option<String> {
@@ -174,7 +174,7 @@ fn on_interpreted_cuda_with_the_tiles_of_other_cards() {
             let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
             let outs = op.types(&sample.attr, &ins).ok()?;
             let shared = vec![None; outs.len()];
-            (op.cuda)(&Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps: &caps }).ok()
+            (op.cuda)(&ops::Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps: &caps }).ok()
         };
         (lower(sample), narrow.as_ref().map(lower))
     };

@@ -25,6 +25,7 @@ pub enum Attr {
     Cast(DType),
     Loss(Loss),
     Rows(Rows),
+    Cols(Cols),
     Nf4 {
         double: bool,
     },
@@ -39,6 +40,7 @@ impl Attr {
             Attr::Factor(Factor { acc, .. }) => Some(acc),
             Attr::Matmul(Matmul { acc, .. }) => Some(acc),
             Attr::Norm(Norm { acc, .. }) => Some(acc),
+            Attr::Cols(Cols { acc, .. }) => Some(acc),
             _ => None,
         }
     }
@@ -156,4 +158,15 @@ pub struct Loss {
 pub struct Rows {
     pub start: usize,
     pub count: usize,
+}
+
+/// Consecutive columns of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cols {
+    pub start: usize,
+    pub count: usize,
+    /// Columns of the matrix.
+    pub of: usize,
+    /// Backward only: an optional last operand is added to the result.
+    pub acc: bool,
 }

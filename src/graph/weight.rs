@@ -16,6 +16,8 @@ pub enum Role {
     O,
     /// The attention itself, which has no weight of its own.
     Attention,
+    /// Queries, keys and values as one layer.
+    Qkv,
     /// Feed-forward layers: the gate, the layer into the wide space, the layer out of it.
     Gate,
     Up,
@@ -63,6 +65,13 @@ pub enum Source {
     Data(Vec<u8>),
     /// Computed when weights are loaded, as they are held.
     RowNorms(RowNorms),
+}
+
+impl Source {
+    /// Whether files have it as `[in, out]`.
+    pub fn is_transposed(&self) -> bool {
+        matches!(self, Source::Base { transposed: true, .. })
+    }
 }
 
 /// The norms of the rows of `w + scale·b·a`, leaves that are loaded before.

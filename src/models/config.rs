@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::ops::Activation;
 
 /// A positive whole number; without a default it must be there.
 pub fn size(config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
@@ -28,6 +29,30 @@ pub fn flag(config: &Value, key: &str) -> bool {
 /// A string, if it is there.
 pub fn text<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
     config.get(key).and_then(Value::as_str)
+}
+
+/// An activation by transformers' name for it.
+pub fn activation(config: &Value, key: &str, default: &str) -> Result<Activation> {
+    match text(config, key).unwrap_or(default) {
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "relu" => Ok(Activation::Relu),
+        "silu" | "swish" => Ok(Activation::Silu),
+        "tanh" => Ok(Activation::Tanh),
+        other => Err(bad(key, other, "gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu or tanh")),
+    }
+}
+
+/// A rate of dropout; 0 if it is not there.
+pub fn rate(config: &Value, key: &str) -> Result<f32> {
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(0.0),
+        Some(v) => match v.as_f64() {
+            Some(p) if (0.0..1.0).contains(&p) => Ok(p as f32),
+            _ => Err(bad(key, v, "a number from 0 to below 1")),
+        },
+    }
 }
 
 /// An error about a key.

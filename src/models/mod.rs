@@ -1,6 +1,8 @@
 //! Model families, one file each, found by `model_type` of config.json.
 
+pub mod bert;
 pub mod config;
+pub mod gpt2;
 pub mod llama;
 mod rope;
 pub mod t5;
@@ -91,7 +93,7 @@ pub struct Family {
 }
 
 /// Every family.
-pub static FAMILIES: &[Family] = &[llama::FAMILY, t5::FAMILY];
+pub static FAMILIES: &[Family] = &[llama::FAMILY, gpt2::FAMILY, t5::FAMILY, bert::FAMILY];
 
 /// The model that `config` (a Hugging Face config.json) describes.
 pub fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {

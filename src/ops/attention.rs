@@ -59,6 +59,7 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     name: "attention_bwd",
     infer: infer_backward,
     reference: reference::backward,
+    grad: Grad::Missing,
     cost: |attr, ins, _| cost(attr, ins, 7),
     workspace: backward_workspace,
     host: host::backward,
@@ -79,6 +80,7 @@ pub static ATTENTION_DBIAS: OpDef = OpDef {
     infer: infer_dbias,
     reference: reference::dbias,
     // The outermost distances may be those of all pairs.
+    grad: Grad::Missing,
     cost: |attr, ins, _| Cost { terms: ins[0].rows() * ins[1].rows(), ..cost(attr, ins, 2) },
     workspace: dbias_workspace,
     host: host::dbias,

@@ -77,6 +77,7 @@ pub static SLICE_ROWS: OpDef = OpDef {
         let (start, len, d) = (start(attr), count(attr), ins[0].cols());
         vec![Tensor::new(&[len, d], ins[0].data[start * d..(start + len) * d].to_vec())]
     },
+    grad: Grad::Missing,
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     host: |call| {
         let y = call.output::<f32>(0);

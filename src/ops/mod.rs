@@ -24,6 +24,7 @@ pub mod optim;
 pub mod quant;
 pub mod rope;
 pub mod row_factor;
+pub mod slice;
 
 pub use crate::graph::attr::*;
 pub use crate::graph::op::*;
@@ -45,6 +46,7 @@ pub static FAMILIES: &[&[&OpDef]] = &[
     row_factor::OPS,
     dora::OPS,
     concat::OPS,
+    slice::OPS,
 ];
 
 /// Every row.

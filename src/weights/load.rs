@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{Checkpoint, HostTensor};
+use super::{Checkpoint, HostTensor, Storage};
 use crate::cpu::philox::philox;
 use crate::cpu::weight::weight as stored;
 use crate::dtype::{DType, Ty};
@@ -38,7 +38,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
         match (&weight.source, from.base) {
-            (Source::Base { tensor, role, held, fresh: start, .. }, base)
+            (Source::Base { tensor, role, held, transposed, fresh: start }, base)
                 if !adapted(weight, from) && kept(held, from).is_none() =>
             {
                 match base {
@@ -47,7 +47,10 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
                         let data = drawn(exec, start.unwrap_or(Init::Zeros), ty.len(), tensor, from.seed)?;
                         exec.upload(weight.val, &encode(&data, &ty)?)?;
                     }
-                    Some(base) => from_file(exec, weight.val, base, tensor, &ty, &mut unreleased)?,
+                    Some(base) => {
+                        let file = File { checkpoint: base, name: tensor, transposed: *transposed };
+                        from_file(exec, weight.val, &file, &ty, &mut unreleased)?
+                    }
                     None => {
                         let fill = |start: usize, out: &mut [f32]| fresh(*role, &ty, tensor, from, start, out);
                         by_stretches(exec, weight.val, &ty, &mut |start, out| {
@@ -80,15 +83,37 @@ const STRETCH: usize = 1 << 20;
 /// Bytes of a mapped file after which its pages are given back.
 const RELEASE: usize = 32 << 20;
 
-/// Fills `val` from the tensor `name`, or says where it is if `val` lies off the device and needs no conversion.
-fn from_file(
-    exec: &mut Exec,
-    val: Val,
-    checkpoint: &Checkpoint,
-    name: &str,
-    ty: &Ty,
-    unreleased: &mut usize,
-) -> Result<()> {
+/// A tensor of a base model's files.
+struct File<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    /// The model's own code has it as `[in, out]`.
+    transposed: bool,
+}
+
+impl File<'_> {
+    /// Whether the file has it as `[in, out]`. bitsandbytes turns such weights when it quantizes them.
+    fn turned(&self) -> bool {
+        let stored = self.checkpoint.info(self.name).map(|i| i.stored);
+        let quantized = matches!(stored, Some(Storage::As(d)) if d.is_quantized()) || stored == Some(Storage::Int8);
+        self.transposed && !quantized
+    }
+}
+
+/// Fills `val` from a file's tensor, or says where it is if `val` lies off the device and needs no conversion.
+fn from_file(exec: &mut Exec, val: Val, file: &File, ty: &Ty, unreleased: &mut usize) -> Result<()> {
+    let File { checkpoint, name, .. } = *file;
+    if file.turned() && ty.shape.len() == 2 {
+        let shape = [ty.shape[1], ty.shape[0]];
+        check(checkpoint, name, &Ty::new(ty.dtype, &shape))?;
+        // A column of the file takes all of its rows, so the tensor is read whole; models that have such are small.
+        let turned = transpose(&checkpoint.read(name)?, shape[1]);
+        *unreleased += 4 * turned.len();
+        return by_stretches(exec, val, ty, &mut |start, out| {
+            out.copy_from_slice(&turned[start..start + out.len()]);
+            Ok(())
+        });
+    }
     check(checkpoint, name, ty)?;
     if let Some((_, store)) = checkpoint.store(name).filter(|(dtype, _)| *dtype == ty.dtype) {
         if exec.is_away(val) {
@@ -157,6 +182,11 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
     match (&weight.source, adapted) {
         (Source::Data(bytes), _) => Ok(bytes.clone()),
         (Source::RowNorms(of), _) => Ok(bytemuck::cast_slice(&row_norms(exec, *of)?).to_vec()),
+        (Source::Base { transposed: true, .. }, Some(t))
+            if ty.shape.len() == 2 && t.shape == [ty.shape[1], ty.shape[0]] =>
+        {
+            Ok(bytemuck::cast_slice(&transpose(&t.data, ty.shape[0])).to_vec())
+        }
         (_, Some(t)) if t.shape == ty.shape => Ok(bytemuck::cast_slice(&t.data).to_vec()),
         (_, Some(t)) => {
             Err(Error::config(name, format!("shape {:?} in the adapter", t.shape), format!("{:?}", ty.shape)))
@@ -195,6 +225,16 @@ fn drawn(exec: &mut Exec, init: Init, len: usize, name: &str, seed: u64) -> Resu
         Init::Normal { std } => normal(std, len, name, seed),
         Init::RowNorms(of) => row_norms(exec, of)?,
     })
+}
+
+/// The transpose of a matrix of `cols` columns.
+pub fn transpose(data: &[f32], cols: usize) -> Vec<f32> {
+    let rows = data.len() / cols.max(1);
+    let mut out = vec![0f32; data.len()];
+    out.par_chunks_mut(rows.max(1)).enumerate().for_each(|(c, out)| {
+        out.iter_mut().enumerate().for_each(|(r, o)| *o = data[r * cols + c]);
+    });
+    out
 }
 
 /// A frozen weight as the adapter's file has it.

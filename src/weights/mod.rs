@@ -31,7 +31,12 @@ pub struct Checkpoint {
     config: Value,
     files: Files,
     tensors: BTreeMap<String, Entry>,
+    /// The module under which the model has what this checkpoint of a bare model has at the top.
+    prefix: String,
 }
+
+/// Ends of names in old files, and what they are called today.
+const RENAMED: [(&str, &str); 2] = [(".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")];
 
 /// A tensor that was read, widened to f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,7 +146,14 @@ impl Checkpoint {
         }
         let gguf = Gguf::open(path)?;
         let (config, tensors) = from_gguf::read(&gguf)?;
-        Ok(Checkpoint { path: path.into(), config, files: Files::Gguf(gguf), tensors })
+        Ok(Checkpoint { path: path.into(), config, files: Files::Gguf(gguf), tensors, prefix: String::new() })
+    }
+
+    /// The same; a tensor of the module `prefix` is found too where the file has it without the module's name, as
+    /// checkpoints of models without a head do.
+    pub fn under(mut self, prefix: &str) -> Checkpoint {
+        self.prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}.") };
+        self
     }
 
     fn open_folder(path: &Path) -> Result<Checkpoint> {
@@ -171,7 +183,7 @@ impl Checkpoint {
             let info = TensorInfo { shape: view.shape.to_vec(), stored };
             tensors.insert(name, Entry { info, place: Place::Safetensors { file } });
         }
-        Ok(Checkpoint { path: path.into(), config, files: Files::Safetensors(files), tensors })
+        Ok(Checkpoint { path: path.into(), config, files: Files::Safetensors(files), tensors, prefix: String::new() })
     }
 
     /// Lets the system take back the pages of the mapped files that were read: weights that were copied to a device
@@ -206,19 +218,28 @@ impl Checkpoint {
     }
 
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name).map(|e| &e.info)
+        self.find(name).map(|(_, e)| &e.info)
     }
 
-    fn entry(&self, name: &str) -> Result<&Entry> {
-        self.tensors
-            .get(name)
+    /// A tensor and what the file calls it.
+    fn find(&self, name: &str) -> Option<(&str, &Entry)> {
+        let get = |name: &str| self.tensors.get_key_value(name).map(|(name, entry)| (name.as_str(), entry));
+        let bare = |name: &str| get(name).or_else(|| get(name.strip_prefix(self.prefix.as_str())?));
+        bare(name).or_else(|| {
+            let (old, new) = RENAMED.iter().find(|(_, new)| name.ends_with(new))?;
+            bare(&format!("{}{old}", name.strip_suffix(new)?))
+        })
+    }
+
+    fn entry(&self, name: &str) -> Result<(&str, &Entry)> {
+        self.find(name)
             .ok_or_else(|| Error::file(&self.path, format!("no tensor {name}"), "a checkpoint that holds it"))
     }
 
     /// The stored bytes of an f32, f16 or bf16 tensor (little-endian), where they are the tensor's
     /// in its own order; `None` for others: use [`Checkpoint::read_rows`].
     pub fn raw(&self, name: &str) -> Option<(DType, &[u8])> {
-        let entry = self.tensors.get(name)?;
+        let (name, entry) = self.find(name)?;
         match (&entry.place, &self.files, entry.info.stored) {
             // NF4 has a place of its own, so what is here is f32, f16 or bf16.
             (Place::Safetensors { file }, Files::Safetensors(files), Storage::As(dtype)) => {
@@ -235,7 +256,7 @@ impl Checkpoint {
     /// one row; `out` takes `rows.len()` of them. The values are the file's, bit for bit: nothing is
     /// rounded on the way.
     pub fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let entry = self.entry(name)?;
+        let (name, entry) = self.entry(name)?;
         let shape = &entry.info.shape;
         let columns = shape.last().copied().unwrap_or(1);
         let all: usize = shape[..shape.len().saturating_sub(1)].iter().product();
@@ -304,7 +325,7 @@ impl Checkpoint {
 
     /// Decodes a whole tensor to f32.
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let shape = &self.entry(name)?.info.shape;
+        let shape = &self.entry(name)?.1.info.shape;
         let rows: usize = shape[..shape.len().saturating_sub(1)].iter().product();
         // The product is no unchecked length: opening held it against the file's size.
         let mut out = vec![0.0; shape.iter().product()];
@@ -315,7 +336,7 @@ impl Checkpoint {
     /// A tensor that is stored in NF4, as bytes in the order of [`crate::dtype::Nf4Layout`] and
     /// whether its scales are themselves quantized; `None` if it is stored otherwise.
     pub fn nf4(&self, name: &str) -> Result<Option<(DType, Vec<u8>)>> {
-        match (&self.entry(name)?.place, &self.files) {
+        match (&self.entry(name)?.1.place, &self.files) {
             (Place::Nf4(parts), Files::Safetensors(files)) => {
                 let tensor = parts.get(files).ok_or_else(|| self.lost(name))?;
                 Ok(Some(tensor.to_layout(parts.elements)))
@@ -327,7 +348,7 @@ impl Checkpoint {
     /// Where the bytes of a tensor are, in the form in which the engine holds its dtype; `None` if they are in no file
     /// in that form.
     pub fn store(&self, name: &str) -> Option<(DType, Store)> {
-        let entry = self.tensors.get(name)?;
+        let (name, entry) = self.find(name)?;
         match (&entry.place, &self.files, entry.info.stored) {
             (Place::Safetensors { file }, Files::Safetensors(files), Storage::As(dtype)) => {
                 Some((dtype, Store { parts: vec![files[*file].part(name, 0)?] }))

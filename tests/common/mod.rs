@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 pub mod data;
 pub mod devices;
+pub mod families2;
 pub mod golden;
 pub mod graphs;
 pub mod interpret;

@@ -183,8 +183,6 @@ fn imports_point_down() {
     assert!(floors.len() > 10, "the table of floors is not read: {floors:?}");
     let sources: Vec<_> = files("src", "rs").into_iter().filter(|(name, _)| !ROOTS.contains(&name.as_str())).collect();
     let rooms: BTreeSet<String> = sources.iter().map(|(name, _)| room(name).0).collect();
-    assert_eq!(unplaced(&rooms, &floors), [""; 0]);
-
     let reexports = reexports(&std::fs::read_to_string(root().join(ROOTS[0])).unwrap());
     assert_eq!(reexports.get("Result").map(String::as_str), Some("error"));
     let imports: Vec<Import> = sources
@@ -195,8 +193,9 @@ fn imports_point_down() {
     assert!(imports.len() > 100, "only {} imports are seen", imports.len());
     let broken = broken(&imports, &floors);
     let known = |i: &Import| KNOWN.contains(&(i.from.as_str(), i.to.as_str()));
-    let complaints: Vec<&String> = broken.iter().filter(|(i, _)| !known(i)).map(|(_, c)| c).collect();
-    assert!(complaints.is_empty(), "\n{}", complaints.iter().map(|c| c.as_str()).collect::<Vec<_>>().join("\n"));
+    let mut complaints = unplaced(&rooms, &floors);
+    complaints.extend(broken.iter().filter(|(i, _)| !known(i)).map(|(_, c)| c.clone()));
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
     for (from, to) in KNOWN {
         let there = broken.iter().any(|(i, _)| (i.from.as_str(), i.to.as_str()) == (from, to));
         assert!(there, "{from} breaks no rule by {to} any more: take it out of KNOWN");

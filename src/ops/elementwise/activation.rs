@@ -63,6 +63,7 @@ pub static ACTIVATION_BWD: OpDef = OpDef {
         _ => Err(check::refuse("dy, x and Activation", attr, ins)),
     },
     reference: |attr, ins| vec![zip(&ins[0], &ins[1], |dy, x| dy * act64(act(attr), x).1)],
+    grad: Grad::Missing,
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: 16 * outs[0].len() as u64, terms: 6 },
     host: |call| by_kind!(act(call.attr), host_activation_bwd, call),
@@ -133,6 +134,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
         let both = zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).1);
         vec![zip(&both, &ins[2], |d, u| d * u), zip(&ins[1], &ins[0], |g, dh| dh * act64(act(attr), g).0)]
     },
+    grad: Grad::Missing,
     in_place: &[(1, 0), (2, 1)],
     cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
     host: |call| by_kind!(act(call.attr), host_gated_bwd, call),
