@@ -1,5 +1,7 @@
 //! The command line as a user meets it: what it prints where, its exit codes, and settings that can be traced.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -65,6 +67,35 @@ impl Ran {
 
 fn fixture(path: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path).display().to_string()
+}
+
+#[test]
+fn predictions_are_an_object_a_row() {
+    let scratch = Scratch::new("predict");
+    let case = |path: &str| fixture(&format!("families2/llama-classify-lora/{path}"));
+    let (model, adapter, data) = (case("model"), case("adapter"), case("batch.jsonl"));
+    let args = ["predict", "--model", &model, "--adapter", &adapter, "--data", &data, "--device", "cpu"];
+    let ran = scratch.run(&args);
+    assert!(ran.err().contains("task sequence-classification, 3 labels: LABEL_0, LABEL_1, LABEL_2"), "{}", ran.err());
+    let lines: Vec<Value> = ran.ok().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let golden = common::golden::Golden::open(case("golden.safetensors"));
+    let logits = golden.f32("logits");
+    assert_eq!(lines.len(), 3);
+    for (line, logits) in lines.iter().zip(logits.chunks(3)) {
+        let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        let best = (0..3).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        assert_eq!(line["label"], format!("LABEL_{best}"));
+        for (i, &x) in logits.iter().enumerate() {
+            let got = line["scores"][format!("LABEL_{i}")].as_f64().unwrap();
+            assert!((got - f64::from(x).exp() / sum).abs() < 1e-5, "{line}");
+        }
+    }
+    let model = ["predict", "--model", &model];
+    assert!(scratch.run(&model).fails(2).contains("neither --data nor a text"));
+    assert!(scratch.run(&[&model[..], &["--text", "a", "--data", &data]].concat()).fails(2).contains("both --data"));
+    assert!(
+        scratch.run(&[&model[..], &["--data", &data, "--task", "causal-lm"]].concat()).fails(1).contains("causal-lm")
+    );
 }
 
 #[test]

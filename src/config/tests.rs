@@ -81,6 +81,10 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("method", "qlora")], "lora or full"),
         ("", &[("targets", "(")], "--targets"),
         ("", &[("micro_tokens", "100")], "micro-tokens"),
+        ("", &[("task", "translation")], "one of causal-lm, sequence-classification"),
+        ("", &[("columns", "text")], "text=review"),
+        ("eval-every = 5", &[], "eval-every"),
+        ("", &[("eval_data", "e.jsonl"), ("memory", "1GiB")], "memory"),
         ("", &[("double_quant", "true")], "double-quant"),
         ("", &[("method", "full"), ("quantize", "nf4")], "quantize"),
         ("", &[("optimizer", "adam")], "adamw or adamw8bit"),
@@ -118,6 +122,12 @@ fn the_saved_file_repeats_the_run() {
         ("dora", "true"),
         ("targets", r".*\.(q|v)_proj"),
         ("trainable_tokens", "5, 17"),
+        ("task", "masked_lm"),
+        ("columns", "text=review, label=stars"),
+        ("max_target_len", "50"),
+        ("doc_stride", "11"),
+        ("mask_share", "0.2"),
+        ("qa_padding", "true"),
         ("steps", "9"),
         ("batch_size", "3"),
         ("max_seq_len", "100"),
@@ -155,7 +165,7 @@ fn the_saved_file_repeats_the_run() {
     let text = config.to_toml();
     let again = resolve(&text, &[]).unwrap();
     assert_eq!(again.to_json(), config.to_json(), "{text}");
-    let unset = ["method", "adapter", "epochs", "nesterov"]; // each excludes some of the rest
+    let unset = ["method", "adapter", "epochs", "nesterov", "eval_data", "eval_every"]; // each excludes some of the rest
     for field in FIELDS {
         let typed = flags.iter().any(|(name, _)| *name == field.name);
         assert!(typed != unset.contains(&field.name), "{}: not in this test", field.name);
@@ -167,7 +177,7 @@ fn the_saved_file_repeats_the_run() {
     // Lists too, and full training.
     let config = resolve("targets = ['q_proj', 'v_proj']", &[]).unwrap();
     assert_eq!(resolve(&config.to_toml(), &[]).unwrap().targets, config.targets);
-    let full = resolve("method = 'full'\nepochs = 3", &[]).unwrap();
+    let full = resolve("method = 'full'\nepochs = 3\neval-data = 'e.jsonl'\neval-every = 5", &[]).unwrap();
     assert_eq!(resolve(&full.to_toml(), &[]).unwrap().to_json(), full.to_json());
 }
 

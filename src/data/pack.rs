@@ -173,6 +173,31 @@ mod tests {
     use super::*;
     use crate::tasks::causal_lm::layout;
 
+    #[test]
+    fn sequences_are_padded_to_the_longest_where_the_layout_says_so() {
+        use crate::nn::inputs::{MAIN, Padding, padded_query_range};
+        let mut layout = layout(16);
+        layout.padding = Some(Padding { columns: vec![(INPUT_IDS, 7), (LABELS, 0)] });
+        layout.fields.push(padded_query_range("query_range", MAIN));
+        let data = dataset(&[3, 5]);
+        let batch = &pack(&data, &[0, 1], &layout, true).unwrap()[0];
+        assert_eq!(batch.ints(INPUT_IDS)[..12], [1, 2, 3, 7, 7, 4, 5, 6, 7, 8, 0, 0]);
+        assert_eq!(batch.ints("positions")[..10], [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
+        // Padding sees the sequence, and nothing sees padding.
+        assert_eq!(batch.ints("key_range")[..10], [0, 3, 0, 3, 0, 3, 0, 3, 0, 3]);
+        assert_eq!(batch.ints("query_range")[..10], [0, 5, 0, 5, 0, 5, 0, 0, 0, 0]);
+        assert_eq!(batch.ints("key_range")[18..24], [5, 10, 10, 11, 11, 12]);
+        assert_eq!(batch.ints("query_range")[18..24], [5, 10, 10, 11, 11, 12]);
+        assert_eq!(batch.tokens, 8);
+        assert_eq!(
+            batch.placed.iter().map(|p| (p[0].start, p[0].len, p[0].pad)).collect::<Vec<_>>(),
+            [(0, 5, 2), (5, 5, 0)]
+        );
+        // Alone it is as long as it is.
+        let alone = &pack(&data, &[0], &layout, true).unwrap()[0];
+        assert_eq!((alone.placed[0][0].len, alone.placed[0][0].pad), (3, 0));
+    }
+
     /// Examples of the given lengths whose tokens are all different; every third label is masked.
     fn dataset(lengths: &[usize]) -> Dataset {
         let mut data = Dataset::default();

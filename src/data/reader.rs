@@ -89,7 +89,7 @@ pub fn is_lines(path: &Path) -> Result<bool> {
 }
 
 /// Whether the first line holds token ids, so that no tokenizer is needed.
-pub fn is_tokenized(path: &Path) -> Result<bool> {
+pub fn is_tokenized(path: &Path, columns: &[(String, String)]) -> Result<bool> {
     let (mut input, lines) = open(path)?;
     let mut bytes = Vec::new();
     while lines && bytes.iter().all(u8::is_ascii_whitespace) {
@@ -98,9 +98,11 @@ pub fn is_tokenized(path: &Path) -> Result<bool> {
             break;
         }
     }
+    let named = columns.iter().find(|(name, _)| name == super::INPUT_IDS).map(|(_, column)| column.as_str());
+    let column = named.unwrap_or(super::INPUT_IDS);
     // What is wrong with a line is said when it is read.
     let first = serde_json::from_slice::<Map<String, Value>>(&bytes);
-    Ok(lines && first.is_ok_and(|row| row.get(super::INPUT_IDS).is_some_and(|v| !v.is_null())))
+    Ok(lines && first.is_ok_and(|row| row.get(column).is_some_and(|v| !v.is_null())))
 }
 
 /// The file after its byte order mark, and whether it is JSON Lines.
@@ -399,8 +401,26 @@ mod tests {
             ("a.jsonl", b"", false),
         ];
         for (name, content, want) in table {
-            assert_eq!(is_tokenized(&Temp::new(name, content).0).unwrap(), want, "{name}: {content:?}");
+            assert_eq!(is_tokenized(&Temp::new(name, content).0, &[]).unwrap(), want, "{name}: {content:?}");
         }
+        let columns = [("input_ids".to_string(), "ids".to_string())];
+        assert!(is_tokenized(&Temp::new("a.jsonl", b"{\"ids\": [1]}").0, &columns).unwrap());
+    }
+
+    #[test]
+    fn columns_may_change_places() {
+        let columns = [("text", "prompt"), ("id", "text")].map(|(a, b)| (a.to_string(), b.to_string()));
+        let file = Temp::new("columns.jsonl", br#"{"text": "a", "prompt": "b", "more": 1}"#);
+        let mut seen = Vec::new();
+        super::rows(&file.0, &columns, &mut |row| {
+            seen.push((row.need::<String>("text")?, row.need::<String>("id")?, row.has("prompt"), row.has("more")));
+            Ok(true)
+        })
+        .unwrap();
+        assert_eq!(seen, [("b".to_string(), "a".to_string(), false, true)]);
+        let missing = [("text".to_string(), "body".to_string())];
+        let error = super::rows(&file.0, &missing, &mut |_| Ok(true)).unwrap_err().to_string();
+        assert!(error.contains("columns.jsonl:1: found no such column, expected body"), "{error}");
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Job {
             let expected = format!("JSON Lines, for task {}", self.task.def().name);
             return Err(Error::file(path, "plain text", expected));
         }
-        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled: false, traced: false };
+        let how = How { tokenized: reader::is_tokenized(path, config.columns())?, unlabelled: false, traced: false };
         self.with_codec(config, how, |codec| {
             let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
             let (data, report) = reader::read(path, codec, &make, config.columns())?;
@@ -109,7 +109,7 @@ impl Job {
 
     /// The rows of a file with their examples; `unlabelled` if they are to be predicted.
     pub fn rows(&self, config: &RunConfig, path: &Path, unlabelled: bool) -> Result<Rows> {
-        let how = How { tokenized: reader::is_tokenized(path)?, unlabelled, traced: true };
+        let how = How { tokenized: reader::is_tokenized(path, config.columns())?, unlabelled, traced: true };
         self.with_codec(config, how, |codec| {
             let mut rows = Rows::new(path);
             reader::rows(path, config.columns(), &mut |row| self.add(&mut rows, row, codec).map(|()| true))?;

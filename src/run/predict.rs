@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::backend;
 use crate::config::RunConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::peft::{self, Frozen, Method};
 use crate::run::evaluate;
 use crate::run::job::Job;
@@ -37,6 +37,10 @@ pub fn predict(config: &RunConfig, input: &Input, on: &mut dyn FnMut(&Value) -> 
         Input::Row(_) => None,
     };
     let job = Job::open(config, data)?;
+    if job.task.score()?.is_none() {
+        let expected = "a task with labels, or `trimtab generate` for text";
+        return Err(Error::config("--task", job.task.def().name, expected));
+    }
     let rows = match input {
         Input::File(path) => job.rows(config, path, true)?,
         Input::Row(fields) => job.row(config, fields.clone())?,

@@ -204,7 +204,7 @@ fn tokens_of(window: &Encoded, answer: Option<&Range<usize>>) -> [usize; 2] {
     if window.offsets[first].start > answer.start || window.offsets[last].end < answer.end {
         return [0, 0];
     }
-    let start = own().filter(|&i| window.offsets[i].start <= answer.start).last();
+    let start = own().rfind(|&i| window.offsets[i].start <= answer.start);
     let end = own().find(|&i| window.offsets[i].end >= answer.end);
     [start.unwrap_or(0), end.unwrap_or(0)]
 }
@@ -315,6 +315,41 @@ mod tests {
         let mut long = vec![0.0; 2 * (LONGEST + 5)];
         (long[0], long[2 * LONGEST + 1], long[2 * LONGEST - 1]) = (9.0, 9.0, 8.0);
         assert_eq!(best_span(&long, |_| true), Some(Span { start: 0, end: LONGEST - 1, score: 17.0 }));
+    }
+
+    #[test]
+    fn an_answer_is_the_likeliest_of_all_windows() {
+        let context = "né à Paris, where the café is";
+        let fields = json!({"question": "?", "context": context, "answers": {"text": ["café"], "answer_start": [22]}});
+        let row = Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone() };
+        let answers = row.get::<Answers>(ANSWERS).unwrap().unwrap();
+        // Characters are not bytes.
+        assert_eq!(answers.bytes(&row, context).unwrap(), Some(24..29));
+        let window = |bytes: &[i32], output: &[f32]| {
+            let mut example = Example::default();
+            *example.ints_mut(BYTES) = bytes.to_vec();
+            Computed { example, output: output.to_vec() }
+        };
+        let computed = [
+            window(&[-1, -1, 6, 11], &[3.0, 3.0, 2.0, 2.0]),
+            // The token before the context scores most, and may not be in an answer.
+            window(&[-1, -1, 24, 29, 30, 32], &[1.0, 1.5, 4.0, 1.0, 9.0, 0.5]),
+        ];
+        let task = QuestionAnswering { pad: None, stride: 0 };
+        let last = json!({"answer": "is", "start": 27, "end": 29, "score": 9.5, "no_answer_score": 2.5});
+        assert_eq!(task.predict(&row, &computed).unwrap(), last);
+        let mut score = task.score().unwrap().unwrap();
+        score.add(&row, &computed).unwrap();
+        score.add(&row, &[window(&[-1, -1, 24, 29], &[0.0, 0.0, 1.0, 1.0])]).unwrap();
+        assert_eq!(score.finish(), [("exact_match", 50.0), ("f1", 50.0)]);
+        // A question without an answer makes it SQuAD 2.0, where the first token may win.
+        let none = json!({"question": "?", "context": context, "answers": {"text": [], "answer_start": []}});
+        let none = Row { path: "data".as_ref(), line: 2, fields: none.as_object().unwrap().clone() };
+        score.add(&none, &[window(&[-1, -1, 24, 29], &[5.0, 5.0, 1.0, 1.0])]).unwrap();
+        let values = score.finish();
+        assert!(values[0].0 == "exact" && (values[0].1 - 200.0 / 3.0).abs() < 1e-9, "{values:?}");
+        assert_eq!(values.last(), Some(&("NoAns_f1", 100.0)));
+        assert!(Answers { text: vec!["Paris".into()], answer_start: vec![90] }.bytes(&row, context).is_err());
     }
 
     #[test]

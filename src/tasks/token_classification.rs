@@ -215,3 +215,29 @@ impl Score for Tags {
 
 /// The rows of the task.
 const ROWS: &str = "tokens and ner_tags, or input_ids and labels";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_have_the_label_of_their_first_token() {
+        let labels = Labels::new(vec!["O".into(), "B".into()]);
+        let task = TokenClassification { labels };
+        // A special token, a word of two tokens, a word; two logits each.
+        let output = vec![0.0, 9.0, 0.0, 2.0, 9.0, 0.0, 3.0, 0.0];
+        let mut example = Example::default();
+        *example.ints_mut(WORD) = vec![-1, 0, -1, 1];
+        let row = |fields: Value| Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone() };
+        let computed = [Computed { example, output }];
+        // The third word was cut off.
+        let got = task.predict(&row(json!({"tokens": ["né", "x", "y"]})), &computed).unwrap();
+        assert_eq!(got["labels"], json!(["B", "O", null]));
+        assert!((got["scores"][0].as_f64().unwrap() - 0.880797).abs() < 1e-6);
+        let [mut with_bytes] = computed;
+        *with_bytes.example.ints_mut(BYTES) = vec![0, 3, 4, 5];
+        let got = task.predict(&row(json!({"text": "né x"})), &[with_bytes]).unwrap();
+        assert_eq!(got["words"][0]["word"], "né");
+        assert_eq!((&got["words"][1]["start"], &got["words"][1]["end"]), (&json!(3), &json!(4)));
+    }
+}

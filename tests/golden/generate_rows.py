@@ -1,6 +1,6 @@
 """What tests/tasks.rs expects of rows of text: the features that transformers' examples make of them (run_qa.py's
-prepare_train_features, run_ner.py's tokenize_and_align_labels, run_glue.py's preprocess_function), with the tokenizer of
-golden/tokenizers/bert.
+prepare_train_features, run_ner.py's tokenize_and_align_labels, run_glue.py's and run_summarization.py's preprocess_function),
+with the tokenizers of golden/tokenizers.
 
     python tests/golden/generate_rows.py OUT_DIR      # OUT_DIR = tests rewrites golden/rows.json
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from transformers import BertTokenizerFast
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 HERE = Path(__file__).parent
 CONTEXT = "The river rises in the hills near Paris, where the café serves 日本語 and the lazy fox sleeps on. In 1999 the city had 12 bridges."
@@ -39,6 +39,12 @@ NER = [
 GLUE = [
     {"text": "The river rises.", "label": 1},
     {"text": "The quick brown fox jumps over the lazy dog.", "text_pair": "The dog sleeps.", "label": 0},
+]
+
+
+SEQ2SEQ = [
+    {"source": "Where does the river rise?", "target": "The river rises in the hills."},
+    {"source": "The lazy fox sleeps near the river.", "target": "The fox."},
 ]
 
 
@@ -86,6 +92,10 @@ def main(out):
         "glue": [{"row": row, "max_len": n, "example": dict(tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=n))}
                  for n in (64, 12) for row in GLUE],
     }
+    t5 = PreTrainedTokenizerFast(tokenizer_file=str(HERE / "tokenizers" / "t5" / "tokenizer.json"))
+    cut = lambda text, n: t5(text, truncation=True, max_length=n)["input_ids"]
+    result["seq2seq"] = [{"row": row, "max_len": n, "max_target_len": m, "input_ids": cut(row["source"], n), "labels": cut(row["target"], m)}
+                         for n, m in ((64, 64), (8, 6)) for row in SEQ2SEQ]
     text = json.dumps(result, ensure_ascii=False, indent=None, separators=(", ", ": "))
     (Path(out) / "golden" / "rows.json").write_text(text.replace('{"row"', '\n{"row"') + "\n")
 
