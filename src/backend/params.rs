@@ -14,8 +14,8 @@ pub fn place(launches: &[Launch]) -> (Vec<Option<u64>>, Vec<&[u32]>) {
         .iter()
         .map(|l| {
             (!l.params().is_empty()).then(|| {
-                *known.entry(&l.params()).or_insert_with(|| {
-                    blocks.push(&l.params());
+                *known.entry(l.params()).or_insert_with(|| {
+                    blocks.push(l.params());
                     ((blocks.len() - 1) * ALIGN) as u64
                 })
             })

@@ -65,6 +65,9 @@ pub struct Settings {
     pub facts: Facts,
 }
 
+/// Makes a method from an adapter_config.json.
+pub type ReadConfig = fn(&Map<String, Value>) -> Result<Box<dyn Method>>;
+
 /// A row of the table of methods.
 pub struct MethodDef {
     /// Its name on the command line.
@@ -73,7 +76,7 @@ pub struct MethodDef {
     pub peft_type: Option<&'static str>,
     pub new: fn(&Settings) -> Result<Box<dyn Method>>,
     /// The method of an adapter_config.json.
-    pub read: fn(&Map<String, Value>) -> Result<Box<dyn Method>>,
+    pub read: ReadConfig,
 }
 
 /// Every method.
