@@ -1,5 +1,5 @@
 //! What a device must be able to do: a dozen verbs about bytes and launches. A backend knows no ops, no graphs and
-//! no models; what it launches was lowered from the op table by `exec`.
+//! no models; what it launches was lowered from the op table by `plan`.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]

@@ -42,6 +42,11 @@ pub struct Generation {
 impl Generation {
     /// For sequences of up to `capacity` tokens, virtual ones not counted, prompts read `chunk` tokens at a time.
     pub fn new(model: &dyn Model, build: Build, chunk: usize, capacity: usize) -> Result<Generation> {
+        let facts = model.facts();
+        if facts.encoder || facts.decoder_start.is_some() {
+            let hint = "trimtab predict for encoders; text of encoder-decoders is not generated yet";
+            return Err(Error::unsupported("generating with a model that is no decoder", hint));
+        }
         let layout = |tokens: usize| {
             let mut layout = CausalLm.layout(Shape { tokens, targets: tokens, sequences: 1 });
             layout.fields.clear();

@@ -1,4 +1,4 @@
-//! A graph as text, one node a line: what `--print-graph` shows and what tests snapshot.
+//! A graph as text, one node a line: for reading a graph, and what tests snapshot.
 
 use std::fmt;
 

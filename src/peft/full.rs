@@ -11,6 +11,18 @@ use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
 use crate::weights::write_safetensors_with;
 
+/// The base model's files that go along as they are: those of its tokenizer, and how it generates.
+const KEPT: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+];
+
 /// Values that are read and written at a time.
 const PIECE: usize = 1 << 20;
 
@@ -64,7 +76,7 @@ impl Method for Full {
             }
             Ok(())
         })?;
-        for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
+        for file in KEPT {
             let from = save.base.join(file);
             if from.is_file() {
                 std::fs::copy(&from, save.dir.join(file)).map_err(|e| Error::io(&from, e))?;
