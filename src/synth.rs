@@ -196,7 +196,7 @@ fn weights(config: &Value) -> Result<Vec<(String, Vec<usize>, Role)>> {
     let hidden = model.hidden(&mut nn)?;
     model.lm_head(&mut nn, hidden)?;
     let base = nn.weights.iter().filter_map(|w| match &w.source {
-        Source::Base { tensor, role, .. } => Some((tensor.clone(), nn.g.shape(w.val).to_vec(), *role)),
+        Source::Base { tensor, role, .. } => Some((tensor.clone(), w.stored(nn.g.shape(w.val)), *role)),
         _ => None,
     });
     Ok(base.collect())

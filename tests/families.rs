@@ -2,10 +2,18 @@
 
 mod common;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::devices::Device;
 use common::families2::{Case, Why, folders};
+use trimtab::base::Base;
+use trimtab::dtype::DType;
+use trimtab::peft::{self, Frozen, Method};
+use trimtab::session::{Options, Planned, Session};
+use trimtab::weights::load;
+use trimtab::weights::safetensors::{Dtype, Tensor, write_safetensors};
 
 /// At least so many cases are checked: fewer means that something that was there is not found any more.
 const FLOOR: usize = 5;
@@ -45,5 +53,150 @@ fn every_case_gives_transformers_loss_outputs_and_gradients() {
 fn a_third_of_the_cases_on_wgpu() {
     if let Some(device) = Device::wgpu() {
         assert!(every_case(&device, |i| i % 3 == 0) >= FLOOR / 5, "too few cases");
+    }
+}
+
+/// The control: an adapter whose tensors are two percent too large is seen in every case.
+#[test]
+fn an_adapter_of_another_scale_is_seen() {
+    let mut seen = 0;
+    for folder in folders() {
+        let Ok(mut case) = Case::open(&folder) else { continue };
+        let Some(adapter) = &mut case.adapter else { continue };
+        adapter.values_mut().flat_map(|t| &mut t.data).for_each(|x| *x *= 1.02);
+        match case.check(&Device::cpu()) {
+            Err(Why::Wrong(_)) => seen += 1,
+            Err(Why::Missing(_)) => {}
+            Ok(()) => panic!("{} is right with it", case.name),
+        }
+    }
+    assert!(seen >= FLOOR, "too few cases");
+}
+
+/// The tokens that transformers finds most likely one after the other, from the cache: with the adapter, and of the base
+/// alone. Where two were about as likely, what comes next is left to chance.
+#[test]
+fn decoders_continue_as_transformers() {
+    const MARGIN: f64 = 1e-3;
+    let mut same = 0;
+    for folder in folders() {
+        let Ok(mut case) = Case::open(&folder) else { continue };
+        if case.facts["task"] != "causal" {
+            continue;
+        }
+        for (key, bare) in [("greedy", false), ("greedy_base", true)] {
+            if bare {
+                (case.method, case.adapter) = (Box::new(Frozen), None);
+            }
+            let known = case.facts[key].clone();
+            if known["margin"].as_f64().is_none_or(|margin| margin < MARGIN) {
+                continue;
+            }
+            let ids = |name: &str| -> Vec<u32> {
+                known[name].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+            };
+            let (prompt, want) = (ids("prompt"), ids("ids"));
+            match case.continued(&Device::cpu(), &prompt, want.len()) {
+                Ok(got) => assert_eq!(got, want, "{} {key}", case.name),
+                Err(Why::Missing(_)) => continue,
+                Err(Why::Wrong(e)) => panic!("{} {key}: {e}", case.name),
+            }
+            same += 1;
+        }
+    }
+    assert!(same >= 2, "too few cases");
+}
+
+fn fixture(path: &str) -> PathBuf {
+    common::root("tests/fixtures/families2").join(path)
+}
+
+/// A folder of this test's own.
+fn scratch(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::remove_dir_all(&dir).ok();
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// A session of causal LM as it starts.
+fn started(model: &Path, method: Box<dyn Method>, adapter: Option<&Path>, quantize: Option<DType>) -> Session {
+    let base = Arc::new(Base::open(model).unwrap());
+    let options = Options { quantize, max_seq_len: 32, micro_tokens: 64, ..Options::default() };
+    let planned = Planned::new(&base, method, options, Device::cpu().open()).unwrap();
+    let opened = adapter.map(|dir| {
+        let opened = peft::open(dir).unwrap();
+        opened.check(dir, &planned.trained()).unwrap();
+        opened.tensors
+    });
+    planned.start(opened.as_ref(), &mut |_, _| Ok(())).unwrap()
+}
+
+/// GPT-2's weights are `[in, out]` in files and `[out, in]` in the graph: both ways, whole and quantized.
+#[test]
+fn transposed_weights_come_and_go_as_files_have_them() {
+    let model = fixture("gpt2-full/model");
+    let base = Base::open(&model).unwrap();
+    let dir = scratch("gpt2_full");
+    started(&model, Box::new(peft::full::Full), None, None).save(&dir, DType::F32).unwrap();
+    let (before, after) = (base.checkpoint.unwrap(), Base::open(&dir).unwrap().checkpoint.unwrap());
+    for name in before.names() {
+        assert_eq!(after.info(name), before.info(name), "{name}");
+        assert_eq!(after.read(name).unwrap(), before.read(name).unwrap(), "{name}");
+    }
+    let name = "transformer.h.1.attn.c_attn.weight";
+    let want = load::transpose(&before.read(name).unwrap(), before.info(name).unwrap().shape[1]);
+    for quantize in [DType::F32, DType::BF16, DType::Nf4] {
+        let (dir, quantize) = (fixture("gpt2-dora"), Some(quantize));
+        let opened = peft::open(&dir.join("adapter")).unwrap();
+        let mut session = started(&model, opened.method, Some(&dir.join("adapter")), quantize);
+        let weight = session.trainer.weights().iter().find(|w| w.name == name).unwrap().clone();
+        let ty = session.trainer.exec.graph.ty(weight.val).clone();
+        assert_eq!(Some(ty.dtype), quantize);
+        assert_eq!(session.trainer.exec.download(weight.val).unwrap(), load::encode(&want, &ty).unwrap(), "{ty}");
+        // PEFT is told, and reads what it wrote.
+        let out = scratch(&format!("gpt2_dora_{}", ty.dtype));
+        session.save(&out, DType::F32).unwrap();
+        let (before, after) = (peft::open(&dir.join("adapter")).unwrap(), peft::open(&out).unwrap());
+        assert_eq!(after.config["fan_in_fan_out"], true);
+        assert_eq!(after.tensors, before.tensors);
+    }
+    // The control: a model that has them as they are.
+    let dir = fixture("llama-lora-patterns");
+    let opened = peft::open(&dir.join("adapter")).unwrap();
+    let out = scratch("llama_patterns");
+    started(&dir.join("model"), opened.method, Some(&dir.join("adapter")), None).save(&out, DType::F32).unwrap();
+    assert_eq!(peft::open(&out).unwrap().config["fan_in_fan_out"], false);
+}
+
+/// Checkpoints of a model without a head have their tensors without its module's name, and old ones call the parts of a
+/// layer norm by older names.
+#[test]
+fn tensors_are_found_under_their_other_names() {
+    for (case, renames) in
+        [("gpt2-conv1d-lora", &[("transformer.", "")][..]), ("llama-lora-patterns", &[("model.", "")])]
+    {
+        let from = fixture(case);
+        let dir = scratch(&format!("renamed_{case}"));
+        std::fs::create_dir(dir.join("model")).unwrap();
+        for file in ["case.json", "batch.jsonl", "golden.safetensors", "model/config.json"] {
+            std::fs::copy(from.join(file), dir.join(file)).unwrap();
+        }
+        std::fs::create_dir(dir.join("adapter")).unwrap();
+        for entry in std::fs::read_dir(from.join("adapter")).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, dir.join("adapter").join(path.file_name().unwrap())).unwrap();
+        }
+        let checkpoint = Base::open(from.join("model")).unwrap().checkpoint.unwrap();
+        let mut renamed = 0;
+        let tensors = checkpoint.names().map(|old| {
+            let name = renames.iter().fold(old.to_string(), |name, (from, to)| name.replacen(from, to, 1));
+            renamed += usize::from(name != old);
+            let bytes = bytemuck::cast_slice(&checkpoint.read(old).unwrap()).to_vec().into();
+            Tensor { name, dtype: Dtype::F32, shape: checkpoint.info(old).unwrap().shape.clone(), bytes }
+        });
+        write_safetensors(dir.join("model/model.safetensors"), &BTreeMap::new(), tensors).unwrap();
+        assert!(renamed > 0);
+        Case::open(&dir).and_then(|case| case.check(&Device::cpu())).unwrap_or_else(|why| panic!("{case}: {why:?}"));
     }
 }

@@ -87,7 +87,7 @@ pub fn generate(
     if let (Some(adapter), Some(dir)) = (&adapter, &config.adapter) {
         let trained = weights.iter().filter(|w| w.trainable);
         let expected: Vec<_> =
-            trained.map(|w| (w.name.clone(), generation.program.graph.shape(w.val).to_vec())).collect();
+            trained.map(|w| (w.name.clone(), w.stored(generation.program.graph.shape(w.val)))).collect();
         adapter.check(dir, &expected)?;
     }
     let mut generator = Generator::new(backend, generation)?;

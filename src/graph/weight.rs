@@ -106,3 +106,13 @@ pub struct Weight {
     pub source: Source,
     pub trainable: bool,
 }
+
+impl Weight {
+    /// The shape that files have it in, if the graph has it in `shape`.
+    pub fn stored(&self, shape: &[usize]) -> Vec<usize> {
+        match shape {
+            [out, features] if self.source.is_transposed() => vec![*features, *out],
+            _ => shape.to_vec(),
+        }
+    }
+}

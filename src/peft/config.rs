@@ -100,6 +100,8 @@ pub struct AdapterConfig {
     pub modules_to_save: Vec<String>,
     /// Tokens whose rows of a table are trained while the rest of it stays frozen.
     pub tokens: Option<Tokens>,
+    /// The adapted weights are stored as `[in, out]` (GPT-2). The model knows; it is written for PEFT.
+    pub fan_in_fan_out: bool,
     /// `init_lora_weights`: how A and B started. Training from a given adapter does not use it.
     pub init: Value,
     compiled: OnceLock<Compiled>,
@@ -126,6 +128,7 @@ impl AdapterConfig {
             lora_bias: false,
             modules_to_save: Vec::new(),
             tokens: None,
+            fan_in_fan_out: false,
             init: Value::Bool(true),
             compiled: OnceLock::new(),
         }
@@ -171,8 +174,6 @@ static REFUSED: &[Refused] = &[
     Refused { key: "ensure_weight_tying", harmless: idle, hint: "tokens are trained in a tied head too without it; LoRA goes with the embedding alone" },
     Refused { key: "init_lora_weights", harmless: keeps_base, hint: CONVERT },
     Refused { key: "loftq_config", harmless: idle, hint: CONVERT },
-    // Whether the base weights are transposed is the model's own fact: fan_in_fan_out says nothing more.
-    Refused { key: "fan_in_fan_out", harmless: Value::is_boolean, hint: "true or false" },
     Refused { key: "layer_replication", harmless: idle, hint: MERGE },
     Refused { key: "use_qalora", harmless: idle, hint: MERGE },
     Refused { key: "use_bdlora", harmless: idle, hint: MERGE },
@@ -301,6 +302,7 @@ impl AdapterConfig {
             lora_bias: get(map, "lora_bias", "true or false", false, Value::as_bool)?,
             modules_to_save: get(map, "modules_to_save", "a list of names", Vec::new(), strings_of)?,
             tokens: get(map, "trainable_token_indices", Tokens::EXPECTED, None, Tokens::read)?,
+            fan_in_fan_out: get(map, "fan_in_fan_out", "true or false", false, Value::as_bool)?,
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
             compiled: OnceLock::new(),
         };
@@ -335,7 +337,7 @@ impl AdapterConfig {
         ];
         pairs.extend(self.exclude.as_ref().map(|e| ("exclude_modules", names(e))));
         pairs.extend([
-            ("fan_in_fan_out", false.into()),
+            ("fan_in_fan_out", self.fan_in_fan_out.into()),
             ("inference_mode", true.into()),
             ("init_lora_weights", self.init.clone()),
             (

@@ -105,7 +105,8 @@ impl Method for Ia3 {
         let mut config: Map<String, Value> = self.heads.config("IA3");
         config.insert("target_modules".into(), json!(modules(false)));
         config.insert("feedforward_modules".into(), json!(modules(true)));
-        config.insert("fan_in_fan_out".into(), Value::Bool(false));
+        let turned = modules(false).iter().any(|m| save.transposed.iter().any(|t| t == m));
+        config.insert("fan_in_fan_out".into(), Value::Bool(turned));
         config.insert("init_ia3_weights".into(), Value::Bool(true));
         let card = files::Card { base: self.heads.base(), method: "IA3", tag: "ia3", what: "Learned vectors." };
         folder::write(save.dir, config, &card, &tensors)

@@ -109,7 +109,9 @@ impl Method for Lora {
         let trained = save.tensors()?;
         let tensors: Vec<files::Out> =
             trained.iter().chain(save.kept).map(|(name, shape, data)| files::Out { name, shape, data }).collect();
-        let adapted = tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
-        files::write_adapter(save.dir, &self.config.spelled_out(adapted), &tensors)
+        let adapted = || tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
+        let mut config = self.config.spelled_out(adapted());
+        config.fan_in_fan_out = adapted().any(|name| save.transposed.iter().any(|m| *name == files::saved(m)));
+        files::write_adapter(save.dir, &config, &tensors)
     }
 }

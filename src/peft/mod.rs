@@ -153,8 +153,10 @@ pub struct Save<'a> {
     pub tokenizer: &'a dyn Fn(&Path) -> Result<()>,
     /// How whole models are written; adapters are always f32.
     pub dtype: DType,
-    /// Names and shapes of what was trained.
+    /// Names and shapes of what was trained, as files have it.
     pub trained: &'a [(String, Vec<usize>)],
+    /// Modules of the base model whose weights files have as `[in, out]`.
+    pub transposed: &'a [String],
     /// Reads values of the tensor of a number in `trained`, from one of a number on: a whole model is read piece by
     /// piece, so that saving it needs no memory that training did not need.
     pub read: &'a mut Read<'a>,

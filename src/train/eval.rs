@@ -59,7 +59,7 @@ impl Evaluation {
     /// Names and shapes of what the methods trained.
     pub fn trained(&self) -> Vec<(String, Vec<usize>)> {
         let trained = self.program.weights.iter().filter(|w| w.trainable);
-        trained.map(|w| (w.name.clone(), self.program.graph.shape(w.val).to_vec())).collect()
+        trained.map(|w| (w.name.clone(), w.stored(self.program.graph.shape(w.val)))).collect()
     }
 }
 

@@ -17,6 +17,7 @@ use trimtab::data::row::{Codec, Row};
 use trimtab::dtype::{DType, Ty};
 use trimtab::error::Error;
 use trimtab::exec::Exec;
+use trimtab::generate::{Generation, Generator};
 use trimtab::graph::{LeafKind, Phase, Val};
 use trimtab::models::{self, Model};
 use trimtab::nn::{Build, Hooks, Inputs, MAIN, Nn, Role, Weight};
@@ -237,6 +238,25 @@ impl Case {
             grads.insert(name, grad);
         }
         Ok((loss, grads))
+    }
+
+    /// The most likely `count` tokens after `prompt`, which is read in pieces.
+    pub fn continued(&self, device: &Device, prompt: &[u32], count: usize) -> Result<Vec<u32>> {
+        const CHUNK: usize = 5;
+        let generation = self.build(|build| Generation::new(&*self.model, build, CHUNK, prompt.len() + count))?;
+        let weights = generation.program.weights.clone();
+        let mut generator = Generator::new(device.open(), generation)?;
+        self.load(&mut generator.exec, &weights)?;
+        let mut logits = generator.feed(prompt)?;
+        let mut ids = Vec::with_capacity(count);
+        loop {
+            let best = (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
+            ids.push(best as u32);
+            if ids.len() == count {
+                return Ok(ids);
+            }
+            logits = generator.feed(&[best as u32])?;
+        }
     }
 
     /// What the golden says of each row's outputs, without padding.
