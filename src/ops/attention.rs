@@ -181,6 +181,9 @@ fn operands<'a>(attr: &Attr, ins: &'a [Ty], expected: &str) -> Result<(Attention
         let rows = check::matrix("bias", bias)?.0;
         check::is("bias", bias, &Ty::f32(&[rows, a.heads]))?;
         check::is("q_pos", q_pos, &Ty::i32(&[q.rows()]))?;
+        if a.head_dim > 192 {
+            return Err(format!("a bias with heads of {}, expected at most 192: CUDA's registers", a.head_dim));
+        }
         if rows.is_multiple_of(2) {
             return Err(format!("bias is {bias}, expected an odd number of distances"));
         }

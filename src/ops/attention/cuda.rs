@@ -38,6 +38,8 @@ impl Tile {
     fn new(a: &Attention, dtype: DType, shape: impl Fn(usize, bool) -> (usize, usize, usize)) -> Tile {
         let head = [32, 64, 96, 128, 192].into_iter().find(|&class| a.head_dim <= class).unwrap_or(256);
         let (warps, blocks, cols) = shape(head, dtype != DType::F32);
+        // Where biases are read, a second block of rows leaves too few registers.
+        let blocks = if a.bias { 1 } else { blocks };
         Tile { head, warps, blocks, cols, stages: 1, dtype, bias: a.bias }
     }
 
