@@ -95,7 +95,7 @@ impl Masking {
         let below = |word: u32, share: f64| f64::from(word) < share * f64::from(u32::MAX);
         let mut labels = vec![IGNORE; ids.len()];
         for (at, id) in ids.iter_mut().enumerate().filter(|(at, _)| own.get(*at) == Some(&true)) {
-            let [chosen, how, which, _] = philox([at as u32, line as u32, (line >> 32) as u32, 0x3a5c], [0, 0]);
+            let [chosen, how, which, _] = philox([at as u32, line as u32, (line as u64 >> 32) as u32, 0x3a5c], [0, 0]);
             if !below(chosen, self.share) {
                 continue;
             }
