@@ -98,6 +98,33 @@ fn predictions_are_an_object_a_row() {
     );
 }
 
+/// Encoders and GPT-2 train and predict from the command line; a sequence for which there are no positions is an error.
+#[test]
+fn a_model_with_a_table_of_positions_takes_no_longer_sequences() {
+    let scratch = Scratch::new("positions");
+    let case = |path: &str| fixture(&format!("families2/{path}"));
+    for (name, most) in [("bert-classify-lora", 64), ("roberta-classify-lora", 64), ("gpt2-conv1d-lora", 64)] {
+        let (model, data) = (case(&format!("{name}/model")), case(&format!("{name}/batch.jsonl")));
+        let train = |data: &str, out: &str| {
+            let sizes = ["--steps", "2", "--micro-tokens", "128", "--max-seq-len", "128", "--device", "cpu"];
+            let args = ["train", "--model", &model, "--data", data, "--out", out];
+            scratch.run(&[&args[..], &sizes].concat())
+        };
+        train(&data, name).ok();
+        let adapter = trimtab::peft::open(&scratch.0.join(name).join("final")).unwrap();
+        assert_eq!(adapter.config["fan_in_fan_out"], name.starts_with("gpt2"));
+        let row = |tokens: usize| {
+            let ids = vec!["7"; tokens].join(",");
+            format!("{{\"input_ids\": [{ids}], \"label\": 1}}\n")
+        };
+        scratch.write("fits.jsonl", &row(most));
+        scratch.write("long.jsonl", &row(most + 1));
+        train("fits.jsonl", "fits").ok();
+        let error = train("long.jsonl", "long").fails(1);
+        assert!(error.contains(&format!("--max-seq-len {most}")), "{error}");
+    }
+}
+
 #[test]
 fn help_tells_every_setting_and_its_default() {
     let scratch = Scratch::new("help");

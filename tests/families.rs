@@ -12,8 +12,8 @@ use trimtab::base::Base;
 use trimtab::dtype::DType;
 use trimtab::peft::{self, Method};
 use trimtab::session::{Options, Planned, Session};
-use trimtab::weights::load;
 use trimtab::weights::safetensors::{Dtype, Tensor, write_safetensors};
+use trimtab::weights::{Checkpoint, load};
 
 /// At least so many cases are checked: fewer means that something that was there is not found any more.
 const FLOOR: usize = 38;
@@ -114,6 +114,75 @@ fn scratch(name: &str) -> PathBuf {
     dir
 }
 
+/// A copy of a case, to be changed.
+fn copied(case: &str, name: &str) -> PathBuf {
+    let (from, dir) = (fixture(case), scratch(name));
+    for folder in ["", "model", "adapter"] {
+        std::fs::create_dir_all(dir.join(folder)).unwrap();
+        for entry in std::fs::read_dir(from.join(folder)).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()) {
+            std::fs::copy(&entry, dir.join(folder).join(entry.file_name().unwrap())).unwrap();
+        }
+    }
+    dir
+}
+
+/// Writes a case's model with each tensor under the name that `name` gives it, or without it.
+fn rewrite(case: &Path, checkpoint: &Checkpoint, mut name: impl FnMut(&str) -> Option<String>) {
+    let tensors = checkpoint.names().filter_map(|old| {
+        let shape = checkpoint.info(old).unwrap().shape.clone();
+        let bytes = bytemuck::cast_slice(&checkpoint.read(old).unwrap()).to_vec().into();
+        Some(Tensor { name: name(old)?, dtype: Dtype::F32, shape, bytes })
+    });
+    write_safetensors(case.join("model/model.safetensors"), &BTreeMap::new(), tensors).unwrap();
+}
+
+/// What a model for another task lacks is drawn: BERT's pooler and its head over the vocabulary, as transformers does it.
+#[test]
+fn what_comes_after_the_blocks_may_be_missing() {
+    let whole = Base::open(fixture("bert-classify-lora/model")).unwrap().checkpoint.unwrap();
+    for (case, kept) in [("bert-classify-lora", "bert.pooler"), ("bert-mlm-lora", "cls.")] {
+        let dir = copied(case, &format!("bare_{case}"));
+        let checkpoint = Base::open(fixture(case).join("model")).unwrap().checkpoint.unwrap();
+        rewrite(&dir, &checkpoint, |name| (!name.starts_with(kept)).then(|| name.into()));
+        // It runs, and gives something else: the fresh head.
+        match Case::open(&dir).unwrap().check(&Device::cpu()) {
+            Err(Why::Wrong(what)) => assert!(what.starts_with("the loss off"), "{case}: {what}"),
+            other => panic!("{case}: {other:?}"),
+        }
+    }
+    // The control: a block that is missing is an error.
+    let dir = copied("bert-classify-lora", "bare_block");
+    rewrite(&dir, &whole, |name| (!name.contains("layer.1.output")).then(|| name.into()));
+    match Case::open(&dir).unwrap().check(&Device::cpu()) {
+        Err(Why::Wrong(what)) => assert!(what.contains("no tensor bert.encoder.layer.1.output"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The models' own dropout is there in training, and only there.
+#[test]
+fn configs_dropout_is_applied_in_training() {
+    for (case, key) in [
+        ("gpt2-conv1d-lora", "embd_pdrop"),
+        ("gpt2-conv1d-lora", "resid_pdrop"),
+        ("bert-classify-lora", "hidden_dropout_prob"),
+        ("roberta-classify-lora", "classifier_dropout"),
+        ("distilbert-classify-lora", "dropout"),
+        ("distilbert-classify-lora", "seq_classif_dropout"),
+    ] {
+        let dir = copied(case, &format!("dropout_{case}_{key}"));
+        let path = dir.join("model/config.json");
+        let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config[key] = 0.5.into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let (plain, dropped) = (Case::open(&fixture(case)).unwrap(), Case::open(&dir).unwrap());
+        let device = Device::cpu();
+        assert_eq!(dropped.evaluated(&device).unwrap(), plain.evaluated(&device).unwrap(), "{case} {key}");
+        let (with, without) = (dropped.gradients(&device).unwrap().0, plain.gradients(&device).unwrap().0);
+        assert!((with - without).abs() > 1e-3, "{case} {key}: {with} and {without}");
+    }
+}
+
 /// A session of causal LM as it starts.
 fn started(model: &Path, method: Box<dyn Method>, adapter: Option<&Path>, quantize: Option<DType>) -> Session {
     let base = Arc::new(Base::open(model).unwrap());
@@ -171,26 +240,14 @@ fn tensors_are_found_under_their_other_names() {
     for (case, renames) in
         [("gpt2-conv1d-lora", &[("transformer.", "")][..]), ("llama-lora-patterns", &[("model.", "")])]
     {
-        let from = fixture(case);
-        let dir = scratch(&format!("renamed_{case}"));
-        std::fs::create_dir(dir.join("model")).unwrap();
-        for file in ["case.json", "batch.jsonl", "golden.safetensors", "model/config.json"] {
-            std::fs::copy(from.join(file), dir.join(file)).unwrap();
-        }
-        std::fs::create_dir(dir.join("adapter")).unwrap();
-        for entry in std::fs::read_dir(from.join("adapter")).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, dir.join("adapter").join(path.file_name().unwrap())).unwrap();
-        }
-        let checkpoint = Base::open(from.join("model")).unwrap().checkpoint.unwrap();
+        let dir = copied(case, &format!("renamed_{case}"));
+        let checkpoint = Base::open(fixture(case).join("model")).unwrap().checkpoint.unwrap();
         let mut renamed = 0;
-        let tensors = checkpoint.names().map(|old| {
+        rewrite(&dir, &checkpoint, |old| {
             let name = renames.iter().fold(old.to_string(), |name, (from, to)| name.replacen(from, to, 1));
             renamed += usize::from(name != old);
-            let bytes = bytemuck::cast_slice(&checkpoint.read(old).unwrap()).to_vec().into();
-            Tensor { name, dtype: Dtype::F32, shape: checkpoint.info(old).unwrap().shape.clone(), bytes }
+            Some(name)
         });
-        write_safetensors(dir.join("model/model.safetensors"), &BTreeMap::new(), tensors).unwrap();
         assert!(renamed > 0);
         Case::open(&dir).and_then(|case| case.check(&Device::cpu())).unwrap_or_else(|why| panic!("{case}: {why:?}"));
     }

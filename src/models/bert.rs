@@ -13,7 +13,7 @@ use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::layers::Pool;
-use crate::nn::{Axis, Field, MAIN, Nn, Role};
+use crate::nn::{Axis, Field, Init, MAIN, Nn, Role};
 use crate::ops::{Activation, Attention};
 
 pub const FAMILY: Family = Family { types: &["bert", "roberta", "distilbert"], read };
@@ -94,6 +94,10 @@ struct Bert {
     pad: i32,
     dropout: f32,
     head_dropout: f32,
+    /// Before the head that finds answers.
+    qa_dropout: f32,
+    /// The output layer's weight is the embedding.
+    tied: bool,
 }
 
 fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
@@ -104,10 +108,9 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     };
     let distil = kind == Kind::Distilbert;
     let key = |theirs: &'static str, distilberts: &'static str| if distil { distilberts } else { theirs };
-    for (name, plain) in [("position_embedding_type", "absolute")] {
-        if let Some(other) = text(config, name).filter(|found| *found != plain) {
-            return Err(Error::unsupported(format!("{name} = {other}"), format!("a model with {plain}")));
-        }
+    if let Some(other) = text(config, "position_embedding_type").filter(|found| *found != "absolute") {
+        let what = format!("position_embedding_type = {other}");
+        return Err(Error::unsupported(what, "a model whose position_embedding_type is absolute"));
     }
     if flag(config, "is_decoder") {
         return Err(Error::unsupported("a BERT that is a decoder", "set is_decoder to false"));
@@ -121,18 +124,17 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     let pad = config.get("pad_token_id").and_then(Value::as_i64).unwrap_or(if kind == Kind::Roberta { 1 } else { 0 });
     // RoBERTa's first token is at the padding id plus 1.
     let before = if kind == Kind::Roberta { pad as usize + 1 } else { 0 };
-    let dropout = rate(config, key("hidden_dropout_prob", "dropout"))?;
-    let head_dropout = match config.get(key("classifier_dropout", "seq_classif_dropout")) {
-        None | Some(Value::Null) => dropout,
-        Some(_) => rate(config, key("classifier_dropout", "seq_classif_dropout"))?,
+    let dropout = rate(config, key("hidden_dropout_prob", "dropout"), 0.1)?;
+    let head_dropout =
+        rate(config, key("classifier_dropout", "seq_classif_dropout"), if distil { 0.2 } else { dropout })?;
+    let names = match kind {
+        Kind::Bert => &BERT,
+        Kind::Roberta => &ROBERTA,
+        Kind::Distilbert => &DISTILBERT,
     };
     Ok(Box::new(Bert {
         kind,
-        names: match kind {
-            Kind::Bert => &BERT,
-            Kind::Roberta => &ROBERTA,
-            Kind::Distilbert => &DISTILBERT,
-        },
+        names,
         facts: Facts {
             vocab: size(config, "vocab_size", None)?,
             hidden,
@@ -140,12 +142,9 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
             kv_heads: heads,
             head_dim: hidden / heads,
             max_positions: positions.saturating_sub(before),
+            bounded: true,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
-            prefix: match kind {
-                Kind::Bert => BERT.prefix,
-                Kind::Roberta => ROBERTA.prefix,
-                Kind::Distilbert => DISTILBERT.prefix,
-            },
+            prefix: names.prefix,
             encoder: true,
             ..Facts::default()
         },
@@ -158,6 +157,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         pad: pad as i32,
         dropout,
         head_dropout,
+        qa_dropout: if distil { rate(config, "qa_dropout", 0.1)? } else { 0.0 },
+        tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true),
     }))
 }
 
@@ -180,13 +181,13 @@ impl Model for Bert {
 
     fn lm_head(&self, nn: &mut Nn, x: Val) -> Result<LmHead> {
         let [dense, norm, output, bias] = self.names.head;
-        let x = nn.linear(dense, Role::Pooler, x, self.facts.hidden, true)?;
+        let x = nn.fresh_linear(dense, Role::Pooler, x, self.facts.hidden, self.facts.init_std)?;
         // RoBERTa's head has its own activation, which is BERT's default.
         let x = nn.activation(dense, x, if self.kind == Kind::Roberta { Activation::Gelu } else { self.act })?;
-        let x = nn.layer_norm(norm, x, self.eps)?;
+        let x = nn.fresh_layer_norm(norm, x, self.eps)?;
         let words = self.words();
-        let w = nn.head(output, Some(&words), self.facts.vocab, self.facts.hidden)?;
-        let bias = Some(nn.weight(bias, &[self.facts.vocab], Role::Head));
+        let w = nn.head(output, self.tied.then_some(words.as_str()), self.facts.vocab, self.facts.hidden)?;
+        let bias = Some(nn.fresh_weight(bias, &[self.facts.vocab], Role::Head, Init::Zeros));
         Ok(LmHead { x, w, bias })
     }
 
@@ -196,7 +197,7 @@ impl Model for Bert {
         match self.kind {
             Kind::Bert => {
                 let path = "bert.pooler.dense";
-                let x = nn.linear(path, Role::Pooler, first, hidden, true)?;
+                let x = nn.fresh_linear(path, Role::Pooler, first, hidden, std)?;
                 let x = nn.activation(path, x, Activation::Tanh)?;
                 let x = nn.dropout(x, self.head_dropout)?;
                 nn.head_linear("classifier", x, labels, true, std)
@@ -221,6 +222,11 @@ impl Model for Bert {
         let dropout = if self.kind == Kind::Distilbert { self.dropout } else { self.head_dropout };
         let x = nn.dropout(x, dropout)?;
         nn.head_linear("classifier", x, labels, true, self.facts.init_std)
+    }
+
+    fn span(&self, nn: &mut Nn, x: Val) -> Result<Val> {
+        let x = nn.dropout(x, self.qa_dropout)?;
+        nn.head_linear("qa_outputs", x, 2, true, self.facts.init_std)
     }
 }
 

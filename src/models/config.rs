@@ -44,10 +44,10 @@ pub fn activation(config: &Value, key: &str, default: &str) -> Result<Activation
     }
 }
 
-/// A rate of dropout; 0 if it is not there.
-pub fn rate(config: &Value, key: &str) -> Result<f32> {
+/// A rate of dropout, and what it is where the config does not say.
+pub fn rate(config: &Value, key: &str, default: f32) -> Result<f32> {
     match config.get(key) {
-        None | Some(Value::Null) => Ok(0.0),
+        None | Some(Value::Null) => Ok(default),
         Some(v) => match v.as_f64() {
             Some(p) if (0.0..1.0).contains(&p) => Ok(p as f32),
             _ => Err(bad(key, v, "a number from 0 to below 1")),

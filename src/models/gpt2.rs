@@ -29,6 +29,8 @@ struct Gpt2 {
     scale_by_layer: bool,
     embed_drop: f32,
     residual_drop: f32,
+    /// Before the head that tags tokens.
+    head_drop: f32,
 }
 
 fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
@@ -49,6 +51,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
             kv_heads: heads,
             head_dim: hidden / heads,
             max_positions: size(config, "n_positions", Some(1024))?,
+            bounded: true,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
             prefix: "transformer",
             ..Facts::default()
@@ -60,8 +63,9 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         tied: on("tie_word_embeddings"),
         scale_by_dim: on("scale_attn_weights"),
         scale_by_layer: flag(config, "scale_attn_by_inverse_layer_idx"),
-        embed_drop: rate(config, "embd_pdrop")?,
-        residual_drop: rate(config, "resid_pdrop")?,
+        embed_drop: rate(config, "embd_pdrop", 0.1)?,
+        head_drop: rate(config, "classifier_dropout", rate(config, "hidden_dropout", 0.1)?)?,
+        residual_drop: rate(config, "resid_pdrop", 0.1)?,
     }))
 }
 
@@ -96,6 +100,7 @@ impl Model for Gpt2 {
     }
 
     fn tag(&self, nn: &mut Nn, x: Val, labels: usize) -> Result<Val> {
+        let x = nn.dropout(x, self.head_drop)?;
         nn.head_linear("classifier", x, labels, true, self.facts.init_std)
     }
 }

@@ -28,6 +28,8 @@ pub struct Facts {
     pub head_dim: usize,
     /// Longest sequence that the positions of the base model were made for.
     pub max_positions: usize,
+    /// Positions are rows of a table: there are none beyond.
+    pub bounded: bool,
     /// Standard deviation with which a fresh weight is drawn.
     pub init_std: f32,
     /// The sliding window, where there is one: generation needs it to choose the keys that a token sees.

@@ -69,6 +69,15 @@ impl Nn<'_> {
         self.next().linear(self, &site, Linear { x, w, bias, low_rank: Vec::new() })
     }
 
+    /// A layer with a bias between the last block and a task's head, which starts so too where the base model has none.
+    pub fn fresh_linear(&mut self, path: &str, role: Role, x: Val, out: usize, std: f32) -> Result<Val> {
+        let features = self.g.ty(x).cols();
+        let w = self.fresh_weight(&format!("{path}.weight"), &[out, features], role, Init::Normal { std });
+        let bias = Some(self.fresh_weight(&format!("{path}.bias"), &[out], role, Init::Zeros));
+        let site = self.enter(path, role);
+        self.next().linear(self, &site, Linear { x, w, bias, low_rank: Vec::new() })
+    }
+
     fn linear_of(&mut self, path: &str, role: Role, x: Val, w: Val, bias: bool) -> Result<Val> {
         let out = self.g.shape(w)[0];
         let bias = bias.then(|| self.weight(&format!("{path}.bias"), &[out], role));
@@ -111,6 +120,15 @@ impl Nn<'_> {
         let dim = self.g.ty(x).cols();
         let w = self.weight(&format!("{path}.weight"), &[dim], Role::Norm);
         let b = self.weight(&format!("{path}.bias"), &[dim], Role::Norm);
+        self.enter(path, Role::Norm);
+        self.g.layer_norm(x, w, b, eps)
+    }
+
+    /// The same, of ones and zeros where the base model has none.
+    pub fn fresh_layer_norm(&mut self, path: &str, x: Val, eps: f32) -> Result<Val> {
+        let dim = self.g.ty(x).cols();
+        let w = self.fresh_weight(&format!("{path}.weight"), &[dim], Role::Norm, Init::Ones);
+        let b = self.fresh_weight(&format!("{path}.bias"), &[dim], Role::Norm, Init::Zeros);
         self.enter(path, Role::Norm);
         self.g.layer_norm(x, w, b, eps)
     }

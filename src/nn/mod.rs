@@ -166,7 +166,13 @@ impl<'a> Nn<'a> {
 
     /// A weight of a task's head, which starts as `fresh` says where the base model has none.
     pub fn head_weight(&mut self, name: &str, shape: &[usize], fresh: Init) -> Val {
-        self.weight_as(name, shape, Role::Classifier, false, Some(fresh))
+        self.fresh_weight(name, shape, Role::Classifier, fresh)
+    }
+
+    /// A weight that starts as `fresh` says where the base model has none: of what comes after the last block, which
+    /// checkpoints made for another task lack.
+    pub fn fresh_weight(&mut self, name: &str, shape: &[usize], role: Role, fresh: Init) -> Val {
+        self.weight_as(name, shape, role, false, Some(fresh))
     }
 
     /// A weight `[out, in]` that the base model's file has as `[in, out]` (GPT-2's Conv1D).

@@ -10,7 +10,7 @@ use crate::base::Base;
 use crate::config::{Init, RunConfig};
 use crate::data::row::{Codec, Row};
 use crate::data::tokenizer::Tokenizer;
-use crate::data::{Dataset, reader};
+use crate::data::{Dataset, INPUT_IDS, reader};
 use crate::error::{Error, Result};
 use crate::models::{self, Facts};
 use crate::peft;
@@ -103,6 +103,7 @@ impl Job {
         self.with_codec(config, how, |codec| {
             let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
             let (data, report) = reader::read(path, codec, &make, config.columns())?;
+            self.fits(&data)?;
             Ok((data, report.warnings(config.max_seq_len)))
         })
     }
@@ -115,7 +116,7 @@ impl Job {
             reader::rows(path, config.columns(), &mut |row| self.add(&mut rows, row, codec).map(|()| true))?;
             match rows.rows.is_empty() {
                 true => Err(Error::file(path, "no rows", "at least one")),
-                false => Ok(rows),
+                false => self.fits(&rows.data).map(|()| rows),
             }
         })
     }
@@ -126,8 +127,19 @@ impl Job {
             let mut rows = Rows::new(Path::new("--text"));
             let path = rows.path.clone();
             self.add(&mut rows, &Row { path: &path, line: 1, fields }, codec)?;
+            self.fits(&rows.data)?;
             Ok(rows)
         })
+    }
+
+    /// Whether the model has positions for all of `data`.
+    fn fits(&self, data: &Dataset) -> Result<()> {
+        let (longest, most) = (data.longest(INPUT_IDS), self.facts.max_positions);
+        if !self.facts.bounded || longest <= most {
+            return Ok(());
+        }
+        let expected = format!("at most {most}, for which the model has positions: --max-seq-len {most} cuts them");
+        Err(Error::config("data", format!("a sequence of {longest} tokens"), expected))
     }
 
     fn add(&self, rows: &mut Rows, row: &Row, codec: &Codec) -> Result<()> {
