@@ -4,6 +4,9 @@
 //! tokens. With `qa_padding`, over the tokens of the longest sequence of the batch, as transformers has it: there padding
 //! joins the softmax, so the loss depends on what a sequence is batched with.
 //!
+//! Token types are given to the model. PEFT's PeftModelForQuestionAnswering (0.21.2) drops them, so an adapter that was trained
+//! there, or is to be used there, wants rows without `token_type_ids`.
+//!
 //! Rows: `{"question", "context", "answers"}` as in SQuAD, or `{"input_ids", "start_position", "end_position"}` (and
 //! `token_type_ids`). A context that is too long is cut in windows that overlap; where the answer is not in a window, or there
 //! is none, the first token is to be chosen. The rules are those of transformers' run_qa.py.
