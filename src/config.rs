@@ -54,7 +54,7 @@ impl fmt::Display for Origin {
 pub struct Field {
     /// With underscores. The flag and the key in the file have hyphens: [`Field::key`].
     pub name: &'static str,
-    /// Heading it stands under in help and files.
+    /// Heading it is under in help and files.
     pub group: &'static str,
     /// What `--help` says, without the default.
     pub help: &'static str,
@@ -259,7 +259,7 @@ settings! {
         recompute: Recompute = "LEVEL", { Recompute::Auto };
         #[doc = "Frozen weights lie in files and are fetched a block ahead of use; results do not change"]
         stream: Toggle = "WHEN", { Toggle::Auto };
-        #[doc = "The optimizer's state lies in a file and is updated in pages; results do not change"]
+        #[doc = "The optimizer's state is in a file and is updated in pages; results do not change"]
         page_optimizer: Toggle = "WHEN", { Toggle::Auto };
         #[doc = "What enters a layer waits in a file for the backward pass; results do not change"]
         offload: Toggle = "WHEN", { Toggle::Auto };

@@ -85,7 +85,7 @@ impl Exec {
         let store = self.offload.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
         let (to, _) = self.host_side(&m)?;
         // SAFETY: the plan gives the fetched value's bytes, or its staging, to nothing else from here until the
-        // value's first reader, before which `wait` stands. Both outlive `away`, which is dropped first.
+        // value's first reader, before which there is a `wait`. Both outlive `offload`, which is dropped first.
         self.requests[index] = unsafe { self.offload.start(store, m.offset, to)? };
         Ok(())
     }
@@ -127,12 +127,12 @@ impl Exec {
         Ok(self.at(self.plan.place(&self.graph, v)?))
     }
 
-    /// Whether `v` lies off the device.
+    /// Whether `v` is off the device.
     pub fn is_away(&self, v: Val) -> bool {
         self.graph.offloaded(v).is_some()
     }
 
-    /// Says where the value of the leaf `v`, which lies off the device, is to be read.
+    /// Says where the value of the leaf `v`, which is off the device, is to be read.
     pub fn bind(&mut self, v: Val, store: Store) {
         self.offload.bind(v, store);
     }

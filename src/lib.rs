@@ -50,7 +50,7 @@
 //!
 //! # What always holds
 //!
-//! 1. **A fact about an op stands in one place**, its row of the table in [`ops`]: types, float64 definition, gradient,
+//! 1. **A fact about an op is in one place**, its row of the table in [`ops`]: types, float64 definition, gradient,
 //!    cost, kernels. Builder, autograd, planner, executor, tests and benches read it there.
 //! 2. **The account is what is allocated**, to the byte, and nothing is allocated after the first step.
 //! 3. **Two values that are alive at once never share bytes**, unless the row lets an output take over a dead input.
@@ -74,7 +74,7 @@
 //! | [`peft`] | methods (LoRA, full), and PEFT's files |
 //! | [`graph`], [`ops`], [`autograd`] | the step as data: nodes, the op table, backward |
 //! | [`memory`] | what makes a step fit a budget: recompute, streaming, paging, offload, and who chooses |
-//! | [`plan`], [`exec`], [`offload`], [`backend`] | addresses and the account; a plan on a device; what lies off it; the devices |
+//! | [`plan`], [`exec`], [`offload`], [`backend`] | addresses and the account; a plan on a device; what is off it; the devices |
 //! | [`cpu`], [`quant`], [`dtype`] | what CPU kernels are built from; storage formats |
 //! | [`weights`], [`data`] | checkpoints; tokens, packing, sampling |
 

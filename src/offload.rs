@@ -1,4 +1,4 @@
-//! What lies off the device: files that are read and written by position, not mapped, so that their bytes are in the
+//! What is off the device: files that are read and written by position, not mapped, so that their bytes are in the
 //! system's cache and not in this process. A thread reads ahead while launches run.
 
 use std::collections::HashMap;
@@ -80,7 +80,7 @@ pub struct Moved {
     pub stalled: Duration,
 }
 
-/// All that lies off the device, and the thread that reads it.
+/// All that is off the device, and the thread that reads it.
 pub struct Offload {
     stores: HashMap<Val, Arc<Store>>,
     /// Where the file for what is in no file yet is made.
@@ -107,7 +107,7 @@ impl Offload {
         self.dir = dir.into();
     }
 
-    /// Says where the value of a leaf lies.
+    /// Says where the value of a leaf is.
     pub fn bind(&mut self, leaf: Val, store: Store) {
         self.stores.insert(leaf, Arc::new(store));
     }

@@ -53,7 +53,7 @@ pub struct Options {
     pub seed: u64,
     /// The memory there is, and what to do about it.
     pub memory: Request,
-    /// Folder for a file with what lies off the device and is in no other file; else the system's for temporary files.
+    /// Folder for a file with what is off the device and is in no other file; else the system's for temporary files.
     pub spill: Option<PathBuf>,
 }
 
@@ -254,7 +254,7 @@ impl Session {
             }
             let Source::Base { tensor, role, .. } = &weight.source else { continue };
             let w = WeightRef { name: tensor, role: *role };
-            let held = self.methods.iter().map(|m| m.keeps(w)).find_map(Result::transpose).transpose()?;
+            let held = self.methods.iter().find_map(|m| m.keeps(w));
             if let Some(name) = held {
                 kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
             }

@@ -46,7 +46,7 @@ impl Cpu {
         let block = self.blocks.get(slice.buffer.0 as usize).and_then(|b| b.as_ref());
         match block {
             Some(b) if slice.offset + slice.bytes <= b.bytes() => Ok(HostSlice {
-                // SAFETY: the range lies within the block, checked on the line above.
+                // SAFETY: the range is within the block, checked on the line above.
                 ptr: unsafe { b.start().add(slice.offset as usize) },
                 bytes: slice.bytes as usize,
             }),
@@ -92,7 +92,7 @@ impl Backend for Cpu {
 
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
         let to = self.resolve(Slice { bytes: src.len() as u64, ..dst })?;
-        // SAFETY: `to` lies in an allocation of ours and `src` is borrowed elsewhere, so they cannot overlap.
+        // SAFETY: `to` is in an allocation of ours and `src` is borrowed elsewhere, so they cannot overlap.
         unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.ptr, src.len()) };
         Ok(())
     }

@@ -79,14 +79,14 @@ pub trait Backend: Send {
     /// Waits for the work that writes `src`.
     fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()>;
     fn copy(&mut self, dst: Slice, src: Slice) -> Result<()>;
-    /// Where `slice` lies in this process's memory, if the device's memory is that.
+    /// Where `slice` is in this process's memory, if the device's memory is that.
     fn host(&mut self, slice: Slice) -> Result<Option<HostSlice>> {
         let _ = slice;
         Ok(None)
     }
     /// Compiles and binds a list of launches once, so that replaying it allocates nothing.
     fn record(&mut self, launches: &[Launch]) -> Result<Recording>;
-    /// Runs a recorded list in order, behind everything submitted before.
+    /// Runs a recorded list in order, after everything submitted before.
     fn replay(&mut self, recording: Recording) -> Result<()>;
     fn forget(&mut self, recording: Recording);
     /// Waits for all submitted work; an error of the device surfaces here at the latest.

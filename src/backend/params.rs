@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::Launch;
 use crate::dtype::ALIGN;
 
-/// Where each launch's parameter block lies in the recording's one uniform buffer, and the blocks of that
+/// Where each launch's parameter block is in the recording's one uniform buffer, and the blocks of that
 /// buffer. Equal blocks are stored once.
 pub fn place(launches: &[Launch]) -> (Vec<Option<u64>>, Vec<&[u32]>) {
     let mut blocks: Vec<&[u32]> = Vec::new();

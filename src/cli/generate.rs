@@ -1,10 +1,10 @@
 //! `trimtab generate`: text from a model, with or without an adapter.
 
-use clap::{ArgMatches, Command, FromArgMatches};
-use trimtab::config::{Flags, RunConfig};
-use trimtab::generate::{sample::Sampling, text};
+use trimtab::config::RunConfig;
+use trimtab::generate::sample::Sampling;
+use trimtab::run::text;
 
-use super::settings::{augment, typed};
+use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that a text depends on too.
@@ -32,27 +32,7 @@ pub struct Args {
     model: ModelFlags,
 }
 
-/// The settings, as flags.
-struct ModelFlags(Flags);
-
-impl FromArgMatches for ModelFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<ModelFlags, clap::Error> {
-        Ok(ModelFlags(typed(matches)))
-    }
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0 = typed(matches);
-        Ok(())
-    }
-}
-
-impl clap::Args for ModelFlags {
-    fn augment_args(command: Command) -> Command {
-        augment(command, Some(&SETTINGS))
-    }
-    fn augment_args_for_update(command: Command) -> Command {
-        augment(command, Some(&SETTINGS))
-    }
-}
+setting_flags!(ModelFlags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
     let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;

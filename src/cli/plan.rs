@@ -17,7 +17,7 @@ pub struct Args {
     /// Print one JSON object: device, rows (class to bytes), total, peak_site, host, host_total, files, choices
     #[arg(long)]
     json: bool,
-    /// Draw where everything lies over one step
+    /// Draw where everything is over one step
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
     #[command(flatten)]

@@ -1,12 +1,11 @@
 //! `trimtab predict`: labels, tags and answers of a model, with or without an adapter.
 
-use clap::{ArgMatches, Command, FromArgMatches};
 use serde_json::{Map, Value};
-use trimtab::config::{Flags, RunConfig};
+use trimtab::config::RunConfig;
 use trimtab::run::predict::{Input, predict};
 use trimtab::{Error, Result};
 
-use super::settings::{augment, typed};
+use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that predictions depend on too.
@@ -47,27 +46,7 @@ pub struct Args {
     model: ModelFlags,
 }
 
-/// The settings, as flags.
-struct ModelFlags(Flags);
-
-impl FromArgMatches for ModelFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<ModelFlags, clap::Error> {
-        Ok(ModelFlags(typed(matches)))
-    }
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0 = typed(matches);
-        Ok(())
-    }
-}
-
-impl clap::Args for ModelFlags {
-    fn augment_args(command: Command) -> Command {
-        augment(command, Some(&SETTINGS))
-    }
-    fn augment_args_for_update(command: Command) -> Command {
-        augment(command, Some(&SETTINGS))
-    }
-}
+setting_flags!(ModelFlags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
     let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;

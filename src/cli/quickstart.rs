@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use trimtab::Error;
 use trimtab::config::RunConfig;
-use trimtab::generate::{sample::Sampling, text};
+use trimtab::generate::sample::Sampling;
 use trimtab::run::metrics::{Event, METRICS_FILE};
 use trimtab::run::progress::Progress;
+use trimtab::run::text;
 
 use super::settings::Settings;
 use super::{Outcome, Stop, print, train};

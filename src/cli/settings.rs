@@ -121,3 +121,30 @@ impl clap::Args for Settings {
         Self::augment_args(command)
     }
 }
+
+/// A group of flags for the settings that `$names` lists: a command flattens it into its own.
+macro_rules! setting_flags {
+    ($group:ident, $names:expr) => {
+        struct $group(trimtab::config::Flags);
+
+        impl clap::FromArgMatches for $group {
+            fn from_arg_matches(matches: &clap::ArgMatches) -> Result<$group, clap::Error> {
+                Ok($group($crate::cli::settings::typed(matches)))
+            }
+            fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+                self.0 = $crate::cli::settings::typed(matches);
+                Ok(())
+            }
+        }
+
+        impl clap::Args for $group {
+            fn augment_args(command: clap::Command) -> clap::Command {
+                $crate::cli::settings::augment(command, Some($names))
+            }
+            fn augment_args_for_update(command: clap::Command) -> clap::Command {
+                $crate::cli::settings::augment(command, Some($names))
+            }
+        }
+    };
+}
+pub(super) use setting_flags;

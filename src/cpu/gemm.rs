@@ -94,14 +94,14 @@ impl Buffers {
             // Afresh: growing would copy what nobody reads.
             lines = vec![Line([0.0; 16]); floats.div_ceil(16)];
         }
-        // SAFETY: a Line is 16 f32 without padding, and `floats` lies within the lines.
+        // SAFETY: a Line is 16 f32 without padding, and `floats` is within the lines.
         let result = f(unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), floats) });
         self.lock().push(lines);
         result
     }
 }
 
-/// Frees the buffers that products left behind.
+/// Frees the buffers that products left.
 pub fn free_buffers() {
     for buffers in [&B_PANELS, &TURNED, &A_PANELS] {
         buffers.lock().clear();
@@ -279,7 +279,7 @@ struct Epilogue<'a> {
 
 impl Epilogue<'_> {
     /// # Safety
-    /// `(i, j..j + sums.len())` lies inside C, and the caller's task alone has that range.
+    /// `(i, j..j + sums.len())` is inside C, and the caller's task alone has that range.
     unsafe fn write(&self, i: usize, j: usize, beta: f32, bias: Option<&[f32]>, sums: &[f32]) {
         for (l, &s) in sums.iter().enumerate() {
             let c = self.c.at(i * self.ldc + j + l);

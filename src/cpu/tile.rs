@@ -1,7 +1,7 @@
 //! Products of small matrices in cache, from which attention is built.
 //!
 //! One side is a *panel*: 16 columns wide, each row one [`Lane`]. The other is read element by element where it
-//! lies, by two strides, so nothing is transposed or packed but the panels.
+//! is, by two strides, so nothing is transposed or packed but the panels.
 
 use super::simd::{Lane, Simd};
 

@@ -2,7 +2,6 @@
 //! weights. One graph, two phases over the same weights: many tokens of a prompt at once, then one at a time.
 
 pub mod sample;
-pub mod text;
 
 use crate::backend::Backend;
 use crate::data::INPUT_IDS;

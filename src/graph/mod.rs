@@ -80,13 +80,13 @@ pub struct Value {
     pub def: Def,
     /// A trainable tensor reaches it.
     pub needs_grad: bool,
-    /// A leaf that lies off the device: only transfers (`memory::transfer`) touch it.
+    /// A leaf that is off the device: only transfers (`memory::transfer`) touch it.
     pub offloaded: bool,
-    /// A leaf of which nothing is needed before a node writes it or behind the last that reads it: it lies in the arena.
+    /// A leaf of which nothing is needed before a node writes it or after the last that reads it: it is in the arena.
     pub transient: bool,
 }
 
-/// A part of a graph that runs as a whole. Phases stand one behind the other in the list of nodes and share leaves.
+/// A part of a graph that runs as a whole. Phases stand one after the other in the list of nodes and share leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Phase(pub usize);
 
@@ -111,7 +111,7 @@ pub struct Node {
     /// Which part of the model it belongs to, for printing and errors: `layers.3.mlp.up_proj`.
     pub site: String,
     /// Which block of the model it belongs to; a backward node, that of what it differentiates. Blocks are the units
-    /// of recompute and streaming: 0 before the first, one a layer, the last behind all layers.
+    /// of recompute and streaming: 0 before the first, one a layer, the last after all layers.
     pub block: usize,
 }
 
@@ -176,7 +176,7 @@ impl Graph {
         self.push(name, ty, Def::View { of, start }, needs_grad)
     }
 
-    /// Lays `members` (leaves of one class, all f32) out one behind the other, each on a multiple of `boundary`
+    /// Lays `members` (leaves of one class, all f32) out one after the other, each on a multiple of `boundary`
     /// elements, and returns the whole as one flat leaf: optimizers and norms then need one launch for all of them.
     /// Every backend can bind a member if `boundary` is a multiple of `ALIGN / 4`. The gaps stay zero.
     pub fn flatten(&mut self, kind: LeafKind, name: &str, members: &[Val], boundary: usize) -> Val {
@@ -191,7 +191,7 @@ impl Graph {
         flat
     }
 
-    /// The leaf or node output whose storage `v` lies in, and how many elements into it.
+    /// The leaf or node output whose storage `v` is in, and how many elements into it.
     pub fn root(&self, mut v: Val) -> (Val, usize) {
         let mut offset = 0;
         while let Def::View { of, start } = self.value(v).def {
@@ -201,7 +201,7 @@ impl Graph {
         (v, offset)
     }
 
-    /// The leaf off the device that `v` lies in, and how many bytes into it: `v` is (a view of) such a leaf, or
+    /// The leaf off the device that `v` is in, and how many bytes into it: `v` is (a view of) such a leaf, or
     /// what a transfer wrote there.
     pub fn offloaded(&self, v: Val) -> Option<(Val, u64)> {
         let (root, start) = self.root(v);

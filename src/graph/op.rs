@@ -50,7 +50,7 @@ pub struct OpDef {
 pub enum OpRole {
     /// It computes its outputs from its inputs, by launches.
     Compute,
-    /// It brings its input, which lies off the device, onto it.
+    /// It brings its input, which is off the device, onto it.
     Fetch,
     /// It moves its input off the device.
     Store,
@@ -82,7 +82,7 @@ pub type GradRule = fn(&mut Graph, &Node, &[Option<Val>], &[bool]) -> Result<Vec
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     pub flops: u64,
-    /// Terms of the longest sum behind one element of the output: rounding errors grow with it.
+    /// Terms of the longest sum that gives one element of the output: rounding errors grow with it.
     pub terms: usize,
 }
 
@@ -154,7 +154,7 @@ pub struct Lower<'a> {
     pub attr: &'a Attr,
     pub ins: &'a [Ty],
     pub outs: &'a [Ty],
-    /// For each output: the input in whose storage it lies, if any. WebGPU forbids binding a range twice,
+    /// For each output: the input in whose storage it is, if any. WebGPU forbids binding a range twice,
     /// so such a pair is bound once there.
     pub shared: &'a [Option<usize>],
     pub caps: &'a Caps,
@@ -173,7 +173,7 @@ pub struct WgslDispatch {
     pub grid: [u32; 3],
     /// What is bound to @group(0) @binding(0..).
     pub args: Vec<Arg>,
-    /// The parameter block, bound as a uniform behind the last argument; at most 16 words.
+    /// The parameter block, bound as a uniform after the last argument; at most 16 words.
     pub params: Vec<u32>,
     pub flops: u64,
 }

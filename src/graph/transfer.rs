@@ -8,7 +8,7 @@ use super::op::{Grad, OpDef, OpRole};
 use super::{Graph, Val};
 use crate::error::Result;
 
-/// `fetch` [x off the device] → x, on the device. Its output is reserved from here on, so a fetch that stands well
+/// `fetch` [x off the device] → x, on the device. Its output is reserved from here on, so a fetch that is well
 /// before its first reader is a prefetch.
 pub static FETCH: OpDef = row("fetch", OpRole::Fetch);
 
@@ -30,12 +30,12 @@ const fn row(name: &'static str, role: OpRole) -> OpDef {
 }
 
 impl Graph {
-    /// `of`, which lies off the device, on it.
+    /// `of`, which is off the device, on it.
     pub fn fetch(&mut self, of: Val) -> Result<Val> {
         Ok(self.node(&FETCH, Attr::None, &[of])?[0])
     }
 
-    /// Moves `x` into the leaf `away` (or a view of it); the result lies there.
+    /// Moves `x` into the leaf `away` (or a view of it); the result is there.
     pub fn store(&mut self, x: Val, away: Val) -> Result<Val> {
         Ok(self.node_into(&STORE, Attr::None, &[x], &[Some(away)])?[0])
     }

@@ -31,7 +31,7 @@ pub fn verify(g: &Graph) -> Result<()> {
     for node in &g.nodes {
         let error = |found: String| Error::Graph { op: node.op.name, site: node.site.clone(), found };
         if node.phase < phase {
-            return Err(error("a node of an earlier phase stands behind one of a later".into()));
+            return Err(error("a node of an earlier phase is after one of a later".into()));
         }
         if node.phase > phase {
             // What the earlier phase wrote is state that this one reads.
@@ -44,7 +44,7 @@ pub fn verify(g: &Graph) -> Result<()> {
                 return Err(error(format!("{} is used before it is defined", g.value(v).name)));
             }
             if g.offloaded(v).is_some() && node.op.role != OpRole::Fetch {
-                return Err(error(format!("{} lies off the device", g.value(v).name)));
+                return Err(error(format!("{} is off the device", g.value(v).name)));
             }
             let range = start..start + g.ty(v).len();
             if g.value(root).transient && node.op.role != OpRole::Clear && !covers(&filled, root, &range) {

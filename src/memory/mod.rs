@@ -31,7 +31,7 @@ pub struct Choices {
     pub ahead: Ahead,
     /// Blocks' inputs wait off the device.
     pub offload: bool,
-    /// Elements of a page of optimizer state that lies off the device; 0: it lies on it.
+    /// Elements of a page of optimizer state that is off the device; 0: it is on it.
     pub page: usize,
 }
 
@@ -41,7 +41,7 @@ impl Default for Choices {
     }
 }
 
-/// Number of blocks of a step: the embedding, the layers, and what stands behind them.
+/// Number of blocks of a step: the embedding, the layers, and what is after them.
 pub fn blocks(step: &Program) -> usize {
     step.graph.nodes.iter().map(|n| n.block + 1).max().unwrap_or(0)
 }

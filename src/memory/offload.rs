@@ -21,8 +21,8 @@ pub fn candidates(g: &Graph, forward: usize) -> HashSet<Val> {
     crossing.intersection(&again).copied().collect()
 }
 
-/// Moves `values` off the device behind their last reader in the forward part, and back a block ahead of their first
-/// reader behind it.
+/// Moves `values` off the device after their last reader in the forward part, and back a block ahead of their first
+/// reader after it.
 pub fn offload(g: &mut Graph, forward: usize, values: &HashSet<Val>) -> Result<()> {
     let nodes = std::mem::take(&mut g.nodes);
     let mut last: HashMap<Val, usize> = HashMap::new();
@@ -36,7 +36,7 @@ pub fn offload(g: &mut Graph, forward: usize, values: &HashSet<Val>) -> Result<(
             }
         }
     }
-    // Where the fetch stands: at the start of the run of nodes of one block before the reader's.
+    // Where the fetch is: at the start of the run of nodes of one block before the reader's.
     let start = |i: usize| (forward..=i).rev().find(|&j| j == forward || nodes[j - 1].block != nodes[i].block);
     let ahead = |i: usize| {
         let own = start(i).unwrap_or(i);

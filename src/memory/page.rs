@@ -1,4 +1,4 @@
-//! Paging: the optimizer's state lies off the device and is updated a page at a time. While a page is updated, the
+//! Paging: the optimizer's state is off the device and is updated a page at a time. While a page is updated, the
 //! next one is on its way in; what was updated goes back. The update is elementwise, so pages change no bit.
 
 use crate::dtype::{DType, Ty};

@@ -64,7 +64,7 @@ fn read_behind(g: &Graph, forward: usize) -> HashSet<Val> {
     g.nodes[forward..].iter().flat_map(|n| &n.ins).map(|&v| g.root(v).0).collect()
 }
 
-/// Computes the values in `dropped` again where nodes behind the first `forward` read them.
+/// Computes the values in `dropped` again where nodes after the first `forward` read them.
 pub fn recompute(g: &mut Graph, forward: usize, dropped: &HashSet<Val>) -> Result<()> {
     if dropped.is_empty() {
         return Ok(());

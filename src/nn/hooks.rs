@@ -100,8 +100,8 @@ pub trait Hooks: Send + Sync {
     }
 
     /// Under which name the method's file has a weight of the base model that it does not train, if it has.
-    fn keeps(&self, _w: WeightRef) -> Result<Option<String>> {
-        Ok(None)
+    fn keeps(&self, _w: WeightRef) -> Option<String> {
+        None
     }
 
     /// The linear layer at `at`.

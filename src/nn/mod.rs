@@ -186,7 +186,7 @@ impl<'a> Nn<'a> {
         }
         let w = WeightRef { name, role };
         let trained = self.build.stack.iter().find_map(|m| m.trains(w));
-        let held = self.build.stack.iter().find_map(|m| m.keeps(w).ok().flatten());
+        let held = self.build.stack.iter().find_map(|m| m.keeps(w));
         let source = Source::Base { tensor: name.to_string(), role, held, transposed, fresh };
         let val = match trained {
             Some(key) => {

@@ -46,11 +46,11 @@ pub fn dropout(d: &Dropout) -> Result<(), String> {
     }
 }
 
-/// The operand behind the last one that is added to the result, there if `with` says so.
+/// The operand after the last one that is added to the result, there if `with` says so.
 pub fn acc(with: bool, rest: &[Ty], expected: &Ty) -> Result<(), String> {
     match (with, rest) {
         (false, []) => Ok(()),
         (true, [acc]) => is("acc", acc, expected),
-        _ => Err(format!("it was given {} operands behind the last, expected {}", rest.len(), with as usize)),
+        _ => Err(format!("it was given {} operands after the last, expected {}", rest.len(), with as usize)),
     }
 }

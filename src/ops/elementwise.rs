@@ -286,7 +286,7 @@ fn host_dropout(call: &HostCall) {
             let f = &mut factors[..(range.end - start).min(256)];
             mask.fill(start, f);
             for (i, f) in f.iter().enumerate() {
-                // SAFETY: start + i lies in both operands; this thread alone writes it, after reading it.
+                // SAFETY: start + i is in both operands; this thread alone writes it, after reading it.
                 unsafe { *y.add(start + i) = *x.add(start + i) * f };
             }
         }
@@ -299,7 +299,7 @@ fn host_add_row(call: &HostCall) {
     par::ranges(call.ins[0].rows(), (1usize << 14).div_ceil(n.max(1)), |rows| {
         for t in rows {
             for (i, v) in v.iter().enumerate() {
-                // SAFETY: t·n + i lies in both operands; this thread alone writes it, after reading it.
+                // SAFETY: t·n + i is in both operands; this thread alone writes it, after reading it.
                 unsafe { *y.add(t * n + i) = *x.add(t * n + i) + f * v };
             }
         }
@@ -319,7 +319,7 @@ fn host_add_row_dv(call: &HostCall) {
             }
         }
         for (i, s) in columns.zip(sums) {
-            // SAFETY: i lies in both operands; this thread alone writes it, after reading it.
+            // SAFETY: i is in both operands; this thread alone writes it, after reading it.
             unsafe { *y.add(i) = f * *s + before.map_or(0.0, |b| *b.add(i)) };
         }
     });

@@ -234,7 +234,7 @@ fn host_embed_dw(call: &HostCall) {
         for (n, &id) in ids.iter().enumerate() {
             let Some(id) = usize::try_from(id).ok().filter(|&id| id < rows) else { continue };
             for c in columns.clone() {
-                // SAFETY: (id, c) lies in dw; no other thread has these columns.
+                // SAFETY: (id, c) is in dw; no other thread has these columns.
                 unsafe { *dw.add(id * d + c) += scale * dy[n * d + c] };
             }
         }
@@ -261,7 +261,7 @@ fn host_cache_write(call: &HostCall) {
     }
     for (x, &p) in x.chunks_exact(d.max(1)).zip(positions) {
         if let Some(p) = usize::try_from(p).ok().filter(|&p| p < rows) {
-            // SAFETY: row p lies in the cache; x is another operand.
+            // SAFETY: row p is in the cache; x is another operand.
             unsafe { std::ptr::copy_nonoverlapping(x.as_ptr(), new.add(p * d), d) };
         }
     }
@@ -404,7 +404,7 @@ const IDS: &[(&str, &[i32], usize, usize, f32)] = &[
     ("many tokens", &[1; 65], 33, 3, 1.0),
     ("rows of fours", &[4, 0, 2], 5, 12, 1.5),
     ("a large table", &[1023, 3, 500, 3, 1200], 1024, 34, 0.25),
-    ("an id far behind its first", &FAR, 5, 36, -2.0),
+    ("an id far after its first", &FAR, 5, 36, -2.0),
     ("rows of several strips", &[1, 0, 1], 3, 1029, 1.0),
 ];
 

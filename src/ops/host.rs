@@ -63,7 +63,7 @@ impl<'a> HostCall<'a> {
         unsafe { std::slice::from_raw_parts_mut(s.ptr.cast(), s.bytes / size_of::<T>()) }
     }
 
-    /// Output `out` holding the values of input `acc`, to be added to: copied there, unless it lies there already.
+    /// Output `out` holding the values of input `acc`, to be added to: copied there, unless it is there already.
     pub fn accumulator(&self, acc: usize, out: usize) -> &'a mut [f32] {
         let (from, to) = (self.input_ptr::<f32>(acc), self.output_ptr::<f32>(out));
         if from.0 != to.0 {
@@ -112,7 +112,7 @@ impl<'a> HostCall<'a> {
                     unsafe { piece(range, ys, xs, f) }
                 }
                 if has_avx2() {
-                    // SAFETY: the processor has the features; the range lies in the operands, and those of different
+                    // SAFETY: the processor has the features; the range is in the operands, and those of different
                     // threads are disjoint.
                     return unsafe { avx2(range, ys, xs, &f) };
                 }

@@ -71,7 +71,7 @@ pub fn weight(input: usize, w: &Ty) -> ((&'static str, i64), [Arg; 4]) {
 }
 
 /// The launch of an entry that is `kernels/common/row.cuh`: output 0 from input 0 and a row, input 1, that meets each of
-/// its rows. `more`: parameters behind the number of rows, of columns, and of rows a thread.
+/// its rows. `more`: parameters after the number of rows, of columns, and of rows a thread.
 pub fn with_row(l: &Lower, file: &'static str, entry: &'static str, more: &[u32], flops: usize) -> CudaLaunch {
     const BLOCK: usize = 256;
     let (x, lanes) = (&l.ins[0], lanes(&l.ins[0]));
@@ -114,7 +114,7 @@ impl Columns {
         4 * (self.blocks * self.x.cols()) as u64
     }
 
-    /// `first`: the operands of the first launch behind the partial sums; `acc`: what is added to the sums of output
+    /// `first`: the operands of the first launch after the partial sums; `acc`: what is added to the sums of output
     /// 0; `more`: parameters of the second.
     pub fn launches(
         &self,

@@ -220,7 +220,7 @@ fn host_dx(call: &HostCall) {
         // dx may lie on dy or acc, so a row's gradient is made apart.
         let mut g = vec![0f32; d];
         let mut sum = vec![0f32; d];
-        // Lengths that the compiler sees, so that no check stands in the loops.
+        // Lengths that the compiler sees, so that no check is in the loops.
         let (g, sum, w) = (&mut g[..d], &mut sum[..d], &w[..d]);
         math::vectorized(|| {
             for r in rows {

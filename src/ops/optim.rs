@@ -153,7 +153,7 @@ pub static ZERO: OpDef = OpDef {
     host: |call| {
         let y = call.output_ptr::<f32>(0);
         par::ranges(call.outs[0].len(), 1 << 16, |range| {
-            // SAFETY: the range lies in the output and is this thread's alone; all bits zero are the number zero.
+            // SAFETY: the range is in the output and is this thread's alone; all bits zero are the number zero.
             unsafe { std::ptr::write_bytes(y.add(range.start), 0, range.len()) };
         });
     },
@@ -232,14 +232,14 @@ fn clip_f64(sumsq: &Tensor, largest: f64) -> Option<f64> {
     sumsq.is_finite().then_some(clip)
 }
 
-/// Checks the operands behind the flat ones: sumsq F32[1], hyper F32[8].
+/// Checks the operands after the flat ones: sumsq F32[1], hyper F32[8].
 fn scalars(ins: &[Ty]) -> Result<(), String> {
     match ins {
         [sumsq, hyper] => {
             check::is("sumsq", sumsq, &Ty::f32(&[1]))?;
             check::is("hyper", hyper, &Ty::f32(&[8]))
         }
-        _ => Err(format!("{} operands behind the state, expected sumsq and hyper", ins.len())),
+        _ => Err(format!("{} operands after the state, expected sumsq and hyper", ins.len())),
     }
 }
 

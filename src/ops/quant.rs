@@ -176,7 +176,7 @@ fn wgsl_quantize(l: &Lower) -> Result<Vec<WgslDispatch>> {
         let args = vec![part(&layout.offset), scales()];
         all.push(dispatch(vec!["MEAN"], "mean", [1, 1, 1], args, [blocks, 0, 0], blocks));
         let groups = blocks.div_ceil(Nf4Layout::NESTED_BLOCK);
-        // The gap behind the indices is bound up to a whole word.
+        // The gap after the indices is bound up to a whole word.
         let args = vec![part(&layout.absmax), part(&layout.nested), part(&layout.offset), scales()];
         all.push(dispatch(vec!["NESTED"], "nested_blocks", grid(groups, l.caps), args, [blocks, 0, 0], 20 * blocks));
     }
@@ -211,7 +211,7 @@ fn wgsl_dequantize(l: &Lower) -> Result<Vec<WgslDispatch>> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightPart {
     pub rows: Range<usize>,
-    /// What to bind: `w`, and for NF4 `w_scales` behind it.
+    /// What to bind: `w`, and for NF4 `w_scales` after it.
     pub args: Vec<Arg>,
     /// The fields `w_first`, `w_nested` and `w_offset` of the shader's parameters.
     pub params: [u32; 3],

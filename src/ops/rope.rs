@@ -1,7 +1,7 @@
 //! Rotary position embeddings (Su et al. 2021).
 //!
 //! Each head's first `2h` features are rotated in pairs (i, i + h), by the convention of transformers'
-//! `rotate_half`: `y₁ = x₁·cos − x₂·sin`, `y₂ = x₂·cos + x₁·sin`. Features behind them pass (partial rotary).
+//! `rotate_half`: `y₁ = x₁·cos − x₂·sin`, `y₂ = x₂·cos + x₁·sin`. Features after them pass (partial rotary).
 
 mod cuda;
 mod table;

@@ -94,7 +94,7 @@ pub static DIV_ROW: OpDef = OpDef {
     host: |call| host(call, |x, v| x / v),
     wgsl: |l| Ok(wgsl(l, &DIV_ROW, "DIV")),
     cuda: cuda::div_row,
-    // It stands between weights, which are f32.
+    // It is between weights, which are f32.
     samples: || samples(|ty| SampleIn::uniform(ty, 0.5, 4.0)),
     ..OpDef::COMPUTE
 };
@@ -144,7 +144,7 @@ fn host(call: &HostCall, f: impl Fn(f32, f32) -> f32 + Sync) {
     par::ranges(call.ins[0].rows(), (1usize << 14).div_ceil(n.max(1)), |rows| {
         for t in rows {
             for (i, v) in v[..n].iter().enumerate() {
-                // SAFETY: t·n + i lies in both operands; this thread alone writes it, after reading it.
+                // SAFETY: t·n + i is in both operands; this thread alone writes it, after reading it.
                 unsafe { *y.add(t * n + i) = f(*x.add(t * n + i), *v) };
             }
         }
@@ -164,7 +164,7 @@ fn host_dv(call: &HostCall) {
             }
         }
         for (i, sum) in columns.zip(sums) {
-            // SAFETY: i lies in both operands; this thread alone writes it, after reading it.
+            // SAFETY: i is in both operands; this thread alone writes it, after reading it.
             unsafe { *dv.add(i) = *sum + before.map_or(0.0, |b| *b.add(i)) };
         }
     });

@@ -94,7 +94,7 @@ pub struct AdapterConfig {
     /// Regular expression on the end of a module path, and the rank or alpha there; the first that matches counts.
     pub rank_pattern: Vec<(String, usize)>,
     pub alpha_pattern: Vec<(String, f64)>,
-    /// B has a bias (`lora_B.bias`, `[out]`), added behind the product and scaled like it.
+    /// B has a bias (`lora_B.bias`, `[out]`), added after the product and scaled like it.
     pub lora_bias: bool,
     /// Modules of the base model that are trained whole, and kept in the adapter's file.
     pub modules_to_save: Vec<String>,
@@ -446,7 +446,7 @@ impl AdapterConfig {
         let wanted = !excluded
             && match &self.targets {
                 Targets::AllLinear => module.rsplit('.').next() != Some("lm_head"),
-                // As in PEFT, a whole path in the list stands whatever `layers_to_transform` says.
+                // As in PEFT, a whole path in the list counts whatever `layers_to_transform` says.
                 Targets::List(names) if names.iter().any(|n| n == module) => true,
                 Targets::List(names) => listed(names, module) && self.wants_layer(compiled, module),
                 Targets::Regex(_) => compiled.targets.as_ref().is_some_and(|r| r.is_match(module)),

@@ -49,7 +49,7 @@ pub fn embedding_b(module: &str) -> String {
     format!("{PREFIX}{module}.lora_embedding_B")
 }
 
-/// Name in the file of the weight that LoRA stands on. PEFT writes it along if `module` is the embedding or the head,
+/// Name in the file of the weight that LoRA is added to. PEFT writes it along if `module` is the embedding or the head,
 /// and loads it as the base's.
 pub fn base_layer(module: &str) -> String {
     format!("{PREFIX}{module}.base_layer.weight")
@@ -142,7 +142,7 @@ impl Adapter {
 
 /// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
 /// missing, left over, or of another shape: an adapter that fits only in part is never applied. The weight that
-/// an adapted module stands on (PEFT writes it for the embedding and the head) may be there.
+/// an adapted module adds to (PEFT writes it for the embedding and the head) may be there.
 pub fn check(dir: &Path, tensors: &BTreeMap<String, HostTensor>, expected: &[(String, Vec<usize>)]) -> Result<()> {
     let path = dir.join(WEIGHTS_FILE);
     let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();

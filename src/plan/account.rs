@@ -18,7 +18,7 @@ pub struct Account {
     /// Host memory that transfers go through.
     pub host: Vec<(String, u64)>,
     pub host_total: u64,
-    /// What lies in files, off the device.
+    /// What is in files, off the device.
     pub files: Vec<(String, u64)>,
 }
 

@@ -87,7 +87,7 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
 pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
     let mut storages: Vec<Storage> = Vec::new();
     for &(leaf, base) in bases {
-        // A node's output lies in the leaf that it overwrites.
+        // A node's output is in the leaf that it overwrites.
         let lies = |v: Val| match g.value(g.root(v).0).def {
             Def::Node { node, out } => g.nodes[node].into[out].is_some_and(|t| g.root(t).0 == leaf),
             _ => g.root(v).0 == leaf,

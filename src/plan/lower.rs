@@ -17,7 +17,7 @@ pub struct Operands {
 }
 
 impl Operands {
-    /// For each output: the input that lies in exactly the same place.
+    /// For each output: the input that is in exactly the same place.
     fn shared(&self) -> Vec<Option<usize>> {
         self.outs.iter().map(|o| self.ins.iter().position(|i| i == o)).collect()
     }

@@ -1,9 +1,9 @@
-//! The plan: where every value of a graph lies, and the account of it, before anything is allocated.
+//! The plan: where every value of a graph is, and the account of it, before anything is allocated.
 //!
-//! Leaves lie class by class, one behind the other. Everything else lies in one arena: liveness gives each value an
+//! Leaves lie class by class, one after the other. Everything else is in one arena: liveness gives each value an
 //! interval of nodes, a value that the op's row lets take over a dead input's storage does so, and intervals get
 //! offsets such that two that overlap in time never overlap in space. Shapes are fixed, so one plan serves every step.
-//! What lies off the device has no place here; the nodes that move it become transfers, each with its place on this side.
+//! What is off the device has no place here; the nodes that move it become transfers, each with its place on this side.
 
 mod account;
 mod arena;
@@ -41,14 +41,14 @@ pub struct Allocation {
 
 pub struct Plan {
     pub buffers: Vec<Allocation>,
-    /// By value index: where a root (leaf or node output) lies.
+    /// By value index: where a root (leaf or node output) is.
     places: Vec<Option<Place>>,
     /// By node index: its scratch memory.
     work: Vec<Option<Place>>,
     pub storages: Vec<Storage>,
     /// What runs, phase by phase; a launch's buffers are indices into `buffers`.
     pub launches: [Vec<Launch>; Phase::COUNT],
-    /// Transfers between the device and what lies off it, and where among the launches they stand.
+    /// Transfers between the device and what is off it, and where among the launches they stand.
     pub schedule: Schedule,
     pub account: Account,
 }
@@ -132,12 +132,12 @@ impl Plan {
         lower(node.op, &node.site, &node.attr, &tys(&node.ins), &tys(&node.outs), &at, caps)
     }
 
-    /// Where `v` lies.
+    /// Where `v` is.
     pub fn place(&self, g: &Graph, v: Val) -> Result<Place> {
         view(g, &self.places, v)
     }
 
-    /// Where node `node`'s scratch memory lies.
+    /// Where node `node`'s scratch memory is.
     pub fn work(&self, node: usize) -> Option<Place> {
         self.work[node]
     }
@@ -148,7 +148,7 @@ fn segment(caps: &Caps) -> u64 {
     (caps.max_buffer / crate::dtype::ALIGN as u64 * crate::dtype::ALIGN as u64).max(crate::dtype::ALIGN as u64)
 }
 
-/// A view lies within what it views.
+/// A view is within what it views.
 fn view(g: &Graph, places: &[Option<Place>], v: Val) -> Result<Place> {
     let (root, start) = g.root(v);
     let place = places[root.index()].ok_or_else(|| g.refuse("plan", format!("{} has no place", g.value(v).name)))?;
@@ -162,7 +162,7 @@ fn view(g: &Graph, places: &[Option<Place>], v: Val) -> Result<Place> {
     Ok(Place { offset: place.offset + offset, bytes: ty.bytes() as u64, ..place })
 }
 
-/// The transient leaves, at the start of the arena, one behind the other: each with its offset.
+/// The transient leaves, at the start of the arena, one after the other: each with its offset.
 fn transient_leaves(g: &Graph, caps: &Caps) -> Result<Vec<(Val, u64)>> {
     let mut bases = Vec::new();
     let mut end = 0;

@@ -1,4 +1,4 @@
-//! A picture of the device's memory over one step, as SVG: nodes from left to right, bytes upwards. What lies there all
+//! A picture of the device's memory over one step, as SVG: nodes from left to right, bytes upwards. What is there all
 //! the time is a band; each stretch of the arena is a rectangle, as wide as it lives and as high as it is large.
 
 use std::fmt::Write;
@@ -96,7 +96,7 @@ pub fn picture(g: &Graph, plan: &Plan) -> String {
     svg + "</svg>\n"
 }
 
-/// How far into the arena `storage` lies.
+/// How far into the arena `storage` is.
 fn offset(g: &Graph, plan: &Plan, storage: &Storage) -> Option<u64> {
     let place = match (storage.values.first(), storage.work_of) {
         (Some(&v), _) => plan.place(g, v).ok()?,

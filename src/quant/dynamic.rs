@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-/// A map of 256 values, ascending, and what lies between them.
+/// A map of 256 values, ascending, and what is between them.
 pub struct DynamicMap {
     pub values: [f32; 256],
     /// `(values[i] + values[i + 1]) / 2`: a code `i` is right for what is above the one before and not above its own.

@@ -26,7 +26,7 @@ pub const CODE: [f32; 16] = [
     0.079_580_3, 0.160_930_2, 0.246_112_3, 0.337_915_24, 0.440_709_83, 0.562_617, 0.722_956_84, 1.0,
 ];
 
-/// What lies between them: `(CODE[i] + CODE[i + 1]) / 2` in f32.
+/// What is between them: `(CODE[i] + CODE[i + 1]) / 2` in f32.
 pub const THRESHOLDS: [f32; 15] = {
     let mut t = [0.0; 15];
     let mut i = 0;

@@ -8,4 +8,5 @@ pub mod predict;
 pub mod profile;
 pub mod progress;
 pub mod svg;
+pub mod text;
 pub mod training;

@@ -105,7 +105,7 @@ fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     (0..=(last - first).clamp(0.0, 4.0 * count as f64) as usize).map(|i| (first + i as f64) * step + 0.0).collect()
 }
 
-/// As short as can be: the ticks are round, so what lies beyond ten digits is rounding.
+/// As short as can be: the ticks are round, so what is beyond ten digits is rounding.
 fn number(v: f64) -> String {
     match v.abs() {
         a if a != 0.0 && !(1e-4..1e7).contains(&a) => format!("{v:.1e}"),

@@ -1,7 +1,6 @@
 //! A training run from its config to its files: what `trimtab train` does.
 
 use std::path::Path;
-use std::time::Instant;
 
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
@@ -22,6 +21,7 @@ use crate::run::profile::Report;
 use crate::run::progress::grouped;
 use crate::run::svg;
 use crate::session::{Options, Planned, Session};
+use crate::system::Instant;
 use crate::tasks::{Shape, causal_lm};
 use crate::train::eval::Evaluator;
 use crate::train::schedule;

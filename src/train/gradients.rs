@@ -42,7 +42,7 @@ fn redirect(g: &mut Graph, v: Val, to: Val) -> bool {
 /// tensors that do not fill their boundary are cleared, each just before its tensor is written. Returns how many nodes
 /// that puts before node `forward`.
 pub fn make_transient(g: &mut Graph, gradients: &[Val], forward: usize) -> Result<usize> {
-    // Where each lies in its flat leaf.
+    // Where each is in its flat leaf.
     let mut parts: Vec<(Val, usize, usize, Val)> = Vec::with_capacity(gradients.len());
     for &gradient in gradients {
         let (flat, start) = g.root(gradient);

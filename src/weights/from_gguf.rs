@@ -72,7 +72,7 @@ fn hugging_face_name(name: &str) -> String {
     }
 }
 
-/// Where Hugging Face's row `r` of a permuted matrix of `rows` lies. In each head of `d` rows,
+/// Where Hugging Face's row `r` of a permuted matrix of `rows` is. In each head of `d` rows,
 /// Hugging Face pairs row `i` with `i + d/2` for the rotary embedding and GGUF `2i` with `2i + 1`:
 /// row `j d/2 + i` is GGUF's row `2i + j`.
 pub(super) fn permuted_row(r: usize, rows: usize, heads: usize) -> usize {
@@ -298,7 +298,7 @@ fn llama3_factor(frequency: f64, factor: f64, low: f64, high: f64, length: f64) 
 }
 
 /// The llama3 scaling that gives these factors. A GGUF holds the factors only; of the parameters
-/// behind them the greatest is one, and Meta has only published the others as below, of which we
+/// after them the greatest is one, and Meta has only published the others as below, of which we
 /// also try other lengths.
 fn llama3_scaling(factors: &[f32], theta: f64) -> Option<Value> {
     const LOW: f64 = 1.0;

@@ -34,7 +34,7 @@ pub enum Value {
     Array(Array),
 }
 
-/// Where an array lies in the file; its lengths are checked.
+/// Where an array is in the file; its lengths are checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     kind: u32,

@@ -100,7 +100,7 @@ impl File<'_> {
     }
 }
 
-/// Fills `val` from a file's tensor, or says where it is if `val` lies off the device and needs no conversion.
+/// Fills `val` from a file's tensor, or says where it is if `val` is off the device and needs no conversion.
 fn from_file(exec: &mut Exec, val: Val, file: &File, ty: &Ty, unreleased: &mut usize) -> Result<()> {
     let File { checkpoint, name, .. } = *file;
     if file.turned() && ty.shape.len() == 2 {

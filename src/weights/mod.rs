@@ -1,5 +1,5 @@
 //! Model files: a Hugging Face folder (safetensors, whole or sharded, bitsandbytes 4-bit and 8-bit
-//! included) or a GGUF file, behind one set of names. Files are mapped; opening one reads its
+//! included) or a GGUF file, under one set of names. Files are mapped; opening one reads its
 //! headers, and a row is decoded when it is asked for.
 
 mod bnb;

@@ -132,7 +132,7 @@ impl Recorded {
 impl Drop for Recorded {
     fn drop(&mut self) {
         if let Some(graph) = self.0.take() {
-            // SAFETY: made by `capture` and destroyed only here; a graph that still runs is freed behind its run.
+            // SAFETY: made by `capture` and destroyed only here; a graph that still runs is freed after its run.
             let _ = unsafe { result::graph::exec_destroy(graph) };
         }
     }

@@ -236,7 +236,7 @@ impl Wgpu {
         })
     }
 
-    /// The buffer behind `slice`, which must lie within it.
+    /// The buffer of `slice`, which must be within it.
     fn buffer(&self, slice: Slice) -> Result<&wgpu::Buffer> {
         match self.buffers.get(slice.buffer.0 as usize) {
             Some(Some((b, _))) if slice.offset.checked_add(slice.bytes).is_some_and(|end| end <= b.size()) => Ok(b),

@@ -53,7 +53,7 @@ pub(super) fn pays(terms: &[Term]) -> bool {
     m * n >= 40 * (m + n)
 }
 
-/// Where a term lies on the k axis, in steps, and how many pieces its B has.
+/// Where a term is on the k axis, in steps, and how many pieces its B has.
 #[derive(Clone, Copy, Default)]
 struct Share {
     first: usize,
@@ -251,7 +251,7 @@ impl Part<'_> {
         let bias = if b1 == axis.steps { end.bias } else { None };
         let (c, ldc) = (end.c.at(i * end.ldc + j), end.ldc);
         if h == SIDE && w == SIDE && bias.is_none() && (beta == 0.0 || beta == 1.0) && b0 < b1 {
-            // SAFETY: the whole square lies inside C and is this task's alone.
+            // SAFETY: the whole square is inside C and is this task's alone.
             unsafe { sums(axis, (b0, b1), from, c, ldc, beta == 0.0) };
             return;
         }
@@ -259,7 +259,7 @@ impl Part<'_> {
         let mut square = [0f32; SIDE * SIDE];
         for (x, row) in square.chunks_exact_mut(SIDE).take(h).enumerate() {
             for (y, s) in row[..w].iter_mut().enumerate() {
-                // SAFETY: (i + x, j + y) lies inside C, in this task's tile. C is not read with beta 0.
+                // SAFETY: (i + x, j + y) is inside C, in this task's tile. C is not read with beta 0.
                 *s = if beta == 0.0 { 0.0 } else { unsafe { beta * *c.add(x * ldc + y) } };
             }
         }
@@ -432,7 +432,7 @@ unsafe fn pack<const PLANES: usize>(src: &Panels, side: Side, dst: *mut u8, pane
                         if along_k { (l * pitch + p, 16, 2 * STEP) } else { (p * pitch + l, 16 * pitch, STEP * pitch) };
                     let runs = Runs { first: from.wrapping_add(first), pitch, half, next, transpose, scale: src.scale };
                     // SAFETY: sixteen runs of 16 floats, and sixteen more `half` on, lie in the store or the scratch;
-                    // the tile lies in its panel.
+                    // the tile is in its panel.
                     unsafe { tile::<PLANES>(&runs, dst.add(at)) };
                 }
             }

@@ -138,7 +138,7 @@ pub struct Mat<'a> {
 }
 
 impl<'a> Mat<'a> {
-    /// Checks once that every element of the view lies inside `store`.
+    /// Checks once that every element of the view is inside `store`.
     pub fn new(store: Store<'a>, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
         if rows > 0 && cols > 0 {
             let last = (rows - 1)

@@ -30,7 +30,7 @@ pub(super) type Sums = [[f32; WIDTH]; THIN_ROWS];
 pub(super) struct Thin<'a> {
     terms: &'a [Term<'a>],
     rows: usize,
-    /// A_i as f32 rows of [`padded`] k_i elements, term after term; zeros behind the k_i. In the order of the decoded
+    /// A_i as f32 rows of [`padded`] k_i elements, term after term; zeros after the k_i. In the order of the decoded
     /// codes where B is [`Path::Nf4`].
     a: &'a [f32],
 }
@@ -107,7 +107,7 @@ pub(super) fn thin_product<I: IsaKernel>(
     });
 }
 
-/// Row `i` of `a` as f32, zeros behind it; each block of 64 in the order of decoded NF4 codes if `spread`.
+/// Row `i` of `a` as f32, zeros after it; each block of 64 in the order of decoded NF4 codes if `spread`.
 fn read_row<I: IsaKernel>(a: &Mat, i: usize, row: &mut [f32], spread: bool) {
     let (row, zeros) = row.split_at_mut(a.cols);
     zeros.fill(0.0);

@@ -24,7 +24,7 @@ pub(super) trait Vector {
     /// Vector `v` of the values, not yet scaled, of the block of NF4 codes at `codes`, in the order of
     /// [`nf4_place`](Self::nf4_place).
     unsafe fn nf4(codes: *const u8, v: usize) -> Self::V;
-    /// Where element `i` of a block stands among the values that [`nf4`](Self::nf4) gives.
+    /// Where element `i` of a block is among the values that [`nf4`](Self::nf4) gives.
     fn nf4_place(i: usize) -> usize;
     /// The sum of the lanes, by halves.
     unsafe fn sum(v: Self::V) -> f32;

@@ -114,7 +114,7 @@ impl<'a> Problem<'a> {
         self.a.kv_heads * self.a.head_dim
     }
 
-    /// Copies rows `first..end` of head `head` of `x` (rows of `cols` elements) into `to`, one behind the other:
+    /// Copies rows `first..end` of head `head` of `x` (rows of `cols` elements) into `to`, one after the other:
     /// where they lie, many may be a power of two apart and evict each other from the cache.
     #[inline(always)]
     fn pack(&self, to: &mut [f32], x: &[f32], cols: usize, head: usize, (first, end): (usize, usize)) {
@@ -304,7 +304,7 @@ impl Kernel for Forward<'_> {
             block.gather(panel, p.q, p.q_cols(), p.a.scale);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
-        // A single block, as when one token is decoded, reads each key once: where it lies.
+        // A single block, as when one token is decoded, reads each key once: where it is.
         let packs = blocks.len() > 1;
         let room = if packs { CHUNK * d } else { 0 };
         let (mut keys, mut values) = (vec![0f32; room], vec![0f32; room]);

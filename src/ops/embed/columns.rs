@@ -1,4 +1,4 @@
-//! Columns of a table by index: the low-rank factor A of an embedding, which lies as [rank, vocabulary].
+//! Columns of a table by index: the low-rank factor A of an embedding, which is stored as [rank, vocabulary].
 
 use super::{WG, grad, host_start_sum, ids_in, scale, start_sum};
 use crate::cpu::par;

@@ -58,7 +58,7 @@ pub fn start(l: &Lower, out: usize, from: Arg) -> CudaLaunch {
     rows("start", grid, BLOCK, vec![Arg::Out(out), from], launch::words(words).to_vec(), words)
 }
 
-/// What a table's gradient starts from in output 0, unless that lies there already.
+/// What a table's gradient starts from in output 0, unless that is there already.
 fn start_sums(l: &Lower) -> Vec<CudaLaunch> {
     match (grad(l.attr).acc, l.shared[0]) {
         (true, Some(_)) => Vec::new(),

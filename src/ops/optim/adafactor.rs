@@ -103,7 +103,7 @@ fn host(call: &HostCall) {
     let Some(clip) = clip(call.input::<f32>(5)[0], h[7]) else {
         return ADAFACTOR.in_place.iter().for_each(|&(from, out)| call.map(out, [from], |[x]| x));
     };
-    // What lies between the tensors stays as it is.
+    // What is between the tensors stays as it is.
     let p = call.accumulator(0, 0);
     let (r, c) = (call.accumulator(2, 1), call.accumulator(3, 2));
     let g = call.input::<f32>(1);
@@ -286,7 +286,7 @@ fn samples() -> Vec<Sample> {
     let mut all = Vec::new();
     for ((name, sumsq, largest), shapes) in NORMS.into_iter().zip(shapes) {
         let (table, [n, rows, cols]) = table(shapes);
-        // Nothing but zeros lies between tensors.
+        // Nothing but zeros is between tensors.
         let mut g = vec![0.0; n];
         for (k, entry) in table.chunks(ENTRY).enumerate() {
             for i in 0..(entry[1] * entry[2]) as usize {

@@ -75,7 +75,7 @@ pub fn host<const S: usize>(
     par::ranges(n / BLOCK, 16, |blocks| {
         vectorized(|| {
             for b in blocks {
-                // SAFETY: block b lies in operands of n elements and is this thread's alone; all of it is read before
+                // SAFETY: block b is in operands of n elements and is this thread's alone; all of it is read before
                 // any is written, as the outputs may be the inputs.
                 let (mut p, stored): ([f32; BLOCK], [([u8; BLOCK], f32); S]) = unsafe {
                     let stored = |s: usize| (codes[s].0.add(b).read(), scales[s].0.add(b).read());

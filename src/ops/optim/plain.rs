@@ -142,7 +142,7 @@ pub(super) fn lion_f32(p: f32, g: f32, m: f32, [lr, rate1, rate2, decay]: [f32; 
     [p * (1.0 - lr * decay) - lr * sign as f32, m + rate2 * (g - m)]
 }
 
-/// Checks `flats` (parameters first) and what stands behind them, sumsq and hyper; `outs` of their type come out.
+/// Checks `flats` (parameters first) and what is after them, sumsq and hyper; `outs` of their type come out.
 fn infer(flats: &[&Ty], rest: &[Ty], outs: usize) -> Result<Vec<Ty>, String> {
     let p = flats[0];
     check::float("p", p)?;
@@ -153,7 +153,7 @@ fn infer(flats: &[&Ty], rest: &[Ty], outs: usize) -> Result<Vec<Ty>, String> {
     Ok(vec![p.clone(); outs])
 }
 
-/// Dispatches of `entry`: outputs, then the gradient, sumsq and hyper, which stand behind the state.
+/// Dispatches of `entry`: outputs, then the gradient, sumsq and hyper, which stand after the state.
 fn wgsl(l: &Lower, op: &OpDef, defines: Vec<&'static str>, entry: &'static str) -> Vec<WgslDispatch> {
     let mut all = copies(l, op.in_place);
     let n = l.ins.len();

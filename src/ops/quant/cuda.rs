@@ -28,7 +28,7 @@ impl Mean {
     }
 }
 
-/// The scales, and behind them the sums of the units: their ranges in the scratch memory.
+/// The scales, and after them the sums of the units: their ranges in the scratch memory.
 fn scratch(blocks: usize) -> [Range<u64>; 2] {
     let start = align(4 * blocks) as u64;
     [0..4 * blocks as u64, start..start + Mean::new(blocks).bytes()]

@@ -1,16 +1,14 @@
 //! Text for a prompt: what `trimtab generate` does.
 
-use std::time::Instant;
-
-use super::sample::Sampling;
-use super::{Generation, Generator};
-
 use crate::backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::generate::sample::Sampling;
+use crate::generate::{Generation, Generator};
 use crate::nn::{Build, Hooks};
 use crate::peft::{self, Frozen, Method};
 use crate::session::{Base, activations};
+use crate::system::Instant;
 use crate::weights::load;
 
 /// Tokens of a prompt that are read at once.
@@ -21,7 +19,7 @@ const CHUNK: usize = 256;
 pub struct Timing {
     /// Tokens of the prompt, and the seconds until all were read.
     pub read: (usize, f64),
-    /// Tokens that were written behind the first, which the prompt gave, and their seconds.
+    /// Tokens that were written after the first, which the prompt gave, and their seconds.
     pub written: (usize, f64),
 }
 
