@@ -14,7 +14,8 @@ pub struct Exec {
     pub graph: Graph,
     pub plan: Plan,
     buffers: Vec<Buffer>,
-    phases: [Vec<Stage>; Phase::COUNT],
+    /// By phase.
+    phases: Vec<Vec<Stage>>,
     /// Host memory that transfers go through, where the device's memory is not the process's own.
     staging: Vec<u8>,
     /// By move: the number of its request under way.
@@ -37,13 +38,13 @@ impl Exec {
         for allocation in &plan.buffers {
             buffers.push(backend.alloc(allocation.bytes)?);
         }
-        let mut phases: [Vec<Stage>; Phase::COUNT] = Default::default();
-        for (phase, stages) in phases.iter_mut().enumerate() {
-            let mut launches = std::mem::take(&mut plan.launches[phase]);
+        let mut phases = Vec::with_capacity(plan.launches.len());
+        for (mut launches, steps) in std::mem::take(&mut plan.launches).into_iter().zip(&plan.schedule.phases) {
             for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
                 arg.buffer = buffers[arg.buffer.0 as usize];
             }
-            for step in &plan.schedule.phases[phase] {
+            let mut stages = Vec::with_capacity(steps.len());
+            for step in steps {
                 stages.push(match step {
                     Step::Run(range) => Stage::Run(backend.record(&launches[range.clone()])?),
                     Step::Start(m) => Stage::Start(*m),
@@ -51,6 +52,7 @@ impl Exec {
                     Step::Store(m) => Stage::Store(*m),
                 });
             }
+            phases.push(stages);
         }
         let staging = vec![0; plan.schedule.staging as usize];
         let requests = vec![0; plan.schedule.moves.len()];
@@ -58,8 +60,9 @@ impl Exec {
         Ok(Exec { offload, backend, graph, plan, buffers, phases, staging, requests })
     }
 
+    /// Runs the nodes of `phase`, if the graph has any.
     pub fn run(&mut self, phase: Phase) -> Result<()> {
-        for i in 0..self.phases[phase.0].len() {
+        for i in 0..self.phases.get(phase.0).map_or(0, Vec::len) {
             match self.phases[phase.0][i] {
                 Stage::Run(recording) => self.backend.replay(recording)?,
                 Stage::Start(m) => self.start(m)?,

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,11 +14,13 @@ use trimtab::backend::cpu::Cpu;
 use trimtab::backend::{Backend, Target};
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::{Dataset, Example};
-use trimtab::dtype::DType;
+use trimtab::dtype::{ALIGN, DType, Ty, align};
+use trimtab::graph::{LeafKind, Phase, Val};
 use trimtab::memory::budget::{PROCESS, counted};
 use trimtab::memory::{self, Ahead, Choices, Request};
 use trimtab::models;
 use trimtab::nn::Role;
+use trimtab::ops::{Attr, OpRole, elementwise, optim};
 use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::{Plan, kind_of};
@@ -300,6 +303,103 @@ fn gradients_of_one_micro_batch_are_the_same_on_every_device() {
             let (got, total) = run_ones(&setup, device.open(), &base, step);
             assert!(got == want, "{}: {:?} not {:?}", device.name, got.0, want.0);
             assert!(total < whole, "{}: {total} bytes, {whole} before", device.name);
+        }
+    }
+}
+
+/// Appends to `step` an update that reads a value of the micro-batch, and an evaluation: the forward pass once more.
+/// Returns the leaves with what the two find (a sum of squares, the loss), and that value.
+fn extend(step: &mut Step) -> ([Val; 2], Val) {
+    let (forward, g) = (step.program.forward, &mut step.program.graph);
+    let nodes = g.nodes[..forward].to_vec();
+    let [seen, loss] = ["seen", "eval.loss"].map(|name| g.leaf(LeafKind::Io, name, Ty::f32(&[1])));
+    // A layer's last product, which is added to the layer's input: recompute would drop it, and no backward node has it
+    // computed again.
+    let inner = nodes.iter().rfind(|n| n.block == 2 && n.op.name == "linear").unwrap().outs[0];
+    g.phase = Phase::UPDATE;
+    g.node_into(&optim::SUM_SQUARES, Attr::Acc(false), &[inner], &[Some(seen)]).unwrap();
+    g.phase = Phase::EVAL;
+    let mut copies: HashMap<Val, Val> = HashMap::new();
+    for node in nodes.iter().filter(|n| n.op.role == OpRole::Compute) {
+        let mut ins = node.ins.clone();
+        for v in &mut ins {
+            let (root, start) = g.root(*v);
+            if let Some(&copy) = copies.get(&root) {
+                let ty = g.ty(*v).clone();
+                *v = g.view(copy, start, ty);
+            }
+        }
+        (g.site, g.block) = (format!("eval.{}", node.site), node.block);
+        let outs = g.node(node.op, node.attr.clone(), &ins).unwrap();
+        copies.extend(node.outs.iter().copied().zip(outs));
+    }
+    let found = copies[&nodes.last().unwrap().outs[0]];
+    let one = g.one.unwrap();
+    g.node_into(&elementwise::SCALE, Attr::None, &[found, one], &[Some(loss)]).unwrap();
+    ([seen, loss], inner)
+}
+
+#[test]
+fn phases_after_the_update_change_no_bit_of_training() {
+    for setup in setups() {
+        for single in [false, true] {
+            let (base, plain) = setup.build(single);
+            let mut step = plain.clone();
+            let (leaves, inner) = extend(&mut step);
+            let (layers, blocks) = (memory::layers(&step.program), memory::blocks(&step.program));
+            assert_eq!(blocks, memory::blocks(&plain.program));
+            let mut steps = setup.steps();
+            if single {
+                // Each micro-batch twice.
+                steps = steps.concat().into_iter().flat_map(|m| [vec![m.clone()], vec![m]]).collect();
+            }
+            let run = |step: Step, evaluates: bool| {
+                let plan = Plan::new(&step.program.graph, Cpu::new().caps()).unwrap();
+                let total = plan.account.total;
+                let mut trainer = Trainer::new(Box::new(Cpu::new()), step, plan, 7).unwrap();
+                let weights = trainer.weights().to_vec();
+                let from = load::Sources { base: Some(&base), std: 0.0, adapter: None, seed: 7 };
+                load::load(&mut trainer.exec, &weights, &from, &mut |_, _| Ok(())).unwrap();
+                let (mut reports, mut found) = (Vec::new(), Vec::new());
+                for micro in &steps {
+                    reports.push(trainer.step(micro, 1e-2).unwrap());
+                    for _ in 0..2 * evaluates as usize {
+                        trainer.exec.run(Phase::EVAL).unwrap();
+                        found.push(leaves.map(|v| trainer.exec.download_f32(v).unwrap()[0]));
+                    }
+                }
+                assert_eq!(trainer.exec.backend.memory(), total, "the account is not what was allocated");
+                let trained = trainer.trained().unwrap();
+                let bits: Vec<u32> = trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect();
+                (reports, bits, found, total)
+            };
+            let (reports, bits, _, whole) = run(plain, false);
+            let none = Choices::default();
+            let table = [
+                none,
+                Choices { selective: layers, ..none },
+                Choices { all: layers, page: 1024, ..none },
+                Choices { offload: true, stream: blocks, ..none },
+                Choices { all: layers, offload: true, stream: blocks, ahead: Ahead::Nothing, page: 256, ..none },
+            ];
+            let mut all = Vec::new();
+            for choices in table {
+                let (got, trained, found, total) = run(chosen(step.clone(), &choices), true);
+                assert!(got == reports && trained == bits, "{choices:?} on {setup:?}: {got:?} not {reports:?}");
+                // Beside the two scalars, and the value that waits for the update, the memory of the training is enough.
+                let more = (2 * ALIGN + align(step.program.graph.ty(inner).bytes())) as u64;
+                assert!(choices != none || total <= whole + more, "{total} bytes, {whole} without: {setup:?}");
+                assert!(found.chunks(2).all(|f| f[0] == f[1]), "evaluated again, it is another loss: {found:?}");
+                all.push(found);
+            }
+            assert!(all.iter().all(|found| found == &all[0]), "{setup:?}: {all:?}");
+            // An evaluation after a step finds what the next step on the same tokens finds; the control: not what the
+            // step itself found. (Dropout is drawn anew in every step.)
+            for (i, at) in (0..steps.len()).step_by(2).enumerate().filter(|_| single && setup.dropout == 0.0) {
+                let (own, next, eval) = (reports[at].loss, reports[at + 1].loss, all[0][2 * at][1]);
+                assert!(eval == next && eval != own, "{setup:?}, micro-batch {i}: {eval}, {next} and before {own}");
+            }
+            assert!(all[0].iter().all(|f| f[0] > 0.0));
         }
     }
 }

@@ -13,11 +13,12 @@ use trimtab::Error;
 use trimtab::backend::cpu::Cpu;
 use trimtab::backend::null::Null;
 use trimtab::backend::{Backend, Caps, recording_bytes};
-use trimtab::dtype::{ALIGN, DType};
+use trimtab::dtype::{ALIGN, DType, Ty};
 use trimtab::exec::Exec;
-use trimtab::graph::{Def, Graph, Phase, Val};
+use trimtab::graph::{Def, Graph, LeafKind, Phase, Val};
 use trimtab::models;
 use trimtab::nn::Role;
+use trimtab::ops::{Attr, elementwise, optim};
 use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::{Place, Plan};
@@ -262,6 +263,65 @@ fn a_transient_leaf_is_not_read_where_nothing_was_written() {
         match Plan::new(&g, device.caps()) {
             Err(Error::Graph { found, .. }) => assert!(found.contains("was written before"), "{found}"),
             other => panic!("a gradient without node {writer} passes: {}", other.is_ok()),
+        }
+    }
+}
+
+#[test]
+fn only_leaves_outlive_a_phase() {
+    let caps = Null::new().caps().clone();
+    let plan = |from: Phase, to: Phase, through_a_leaf: bool| {
+        let mut g = Graph::new();
+        let [x, y] = ["x", "y"].map(|name| g.leaf(LeafKind::Io, name, Ty::f32(&[5])));
+        g.phase = from;
+        let into = through_a_leaf.then_some(y);
+        let sum = g.node_into(&elementwise::ADD, Attr::None, &[x, x], &[into]).unwrap()[0];
+        g.phase = to;
+        g.add(sum, x).unwrap();
+        Plan::new(&g, &caps).map(drop)
+    };
+    let phases = [Phase::MICRO, Phase::UPDATE, Phase::EVAL, Phase::ENCODE, Phase::PREFILL, Phase::DECODE];
+    for (i, &from) in phases.iter().enumerate() {
+        for &to in &phases[i..] {
+            assert!(plan(from, to, true).is_ok(), "{from:?} {to:?}");
+            match plan(from, to, false) {
+                Ok(()) => assert!(from == to || (from, to) == (Phase::MICRO, Phase::UPDATE), "{from:?} {to:?}"),
+                Err(e) => assert!(from != to && e.to_string().contains("of an earlier phase"), "{e}"),
+            }
+        }
+    }
+    assert!(plan(Phase::UPDATE, Phase::MICRO, true).is_err(), "phases in the wrong order");
+    // A gradient that is no sum is there for the update only.
+    let mut step = build(&fixture("golden/base"), &Full, Micro { tokens: 32, single: true }, &caps);
+    let g = &mut step.program.graph;
+    let gradient = (0..g.values.len() as u32).map(Val).find(|&v| g.value(v).transient).unwrap();
+    for (phase, fits) in [(Phase::UPDATE, true), (Phase::EVAL, false)] {
+        g.phase = phase;
+        g.node(&optim::SUM_SQUARES, Attr::Acc(false), &[gradient]).unwrap();
+        match Plan::new(g, &caps) {
+            Ok(_) => assert!(fits),
+            Err(e) => assert!(!fits && e.to_string().contains("was written before"), "{e}"),
+        }
+    }
+}
+
+#[test]
+fn phases_without_nodes_cost_nothing() {
+    for device in devices() {
+        let backend = device.open();
+        let step = step(&fixture("golden/base"), &lora(), 32, backend.caps());
+        let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
+        let mut later = step.program.graph.clone();
+        later.nodes.iter_mut().for_each(|n| n.phase = Phase(n.phase.0 + Phase::PREFILL.0));
+        let moved = Plan::new(&later, backend.caps()).unwrap();
+        assert_eq!((&moved.account, &moved.buffers), (&plan.account, &plan.buffers), "{}", device.name);
+        let counts = |plan: &Plan| plan.launches.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(counts(&moved), [vec![0; Phase::PREFILL.0], counts(&plan)].concat());
+        let mut exec = Exec::new(backend, later, moved).unwrap();
+        assert_eq!(exec.backend.memory(), plan.account.total, "{}", device.name);
+        // Nothing to do is done, in phases before and after those that have nodes.
+        for phase in [Phase::MICRO, Phase::EVAL, Phase(Phase::DECODE.0 + 1)] {
+            exec.run(phase).unwrap();
         }
     }
 }

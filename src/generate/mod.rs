@@ -21,6 +21,7 @@ use crate::tasks::{Shape, Task};
 /// The leaves that a phase reads.
 #[derive(Clone)]
 struct Reads {
+    phase: Phase,
     tokens: usize,
     inputs: Inputs,
     slots: Val,
@@ -32,7 +33,8 @@ struct Reads {
 pub struct Generation {
     pub program: Program,
     pub sites: Vec<Site>,
-    phases: [Reads; 2],
+    prefill: Reads,
+    decode: Reads,
     logits: Val,
     capacity: usize,
     window: Option<usize>,
@@ -53,19 +55,20 @@ impl Generation {
         };
         let mut nn = Nn::new(build, layout(chunk))?;
         nn.training = false;
+        nn.g.phase = Phase::PREFILL;
         let vocab = model.facts().vocab;
         let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[1, vocab]));
         let stream = nn.layout.stream(MAIN)?;
         let rows = capacity + stream.lead + stream.prefix;
         let (slots, row) = phase(&mut nn, model, chunk, rows, logits)?;
         let inputs = nn.begin(Phase::DECODE, layout(1));
-        let prefill = Reads { tokens: chunk, inputs, slots, row };
+        let prefill = Reads { phase: Phase::PREFILL, tokens: chunk, inputs, slots, row };
         let (slots, row) = phase(&mut nn, model, 1, rows, logits)?;
         let sites = std::mem::take(&mut nn.sites);
         let (graph, weights, inputs) = nn.finish();
-        let decode = Reads { tokens: 1, inputs, slots, row };
+        let decode = Reads { phase: Phase::DECODE, tokens: 1, inputs, slots, row };
         let program = Program { forward: graph.nodes.len(), graph, weights };
-        Ok(Generation { program, sites, phases: [prefill, decode], logits, capacity, window: model.facts().window })
+        Ok(Generation { program, sites, prefill, decode, logits, capacity, window: model.facts().window })
     }
 }
 
@@ -85,7 +88,8 @@ fn phase(nn: &mut Nn, model: &dyn Model, tokens: usize, capacity: usize, logits:
 /// A model with a cache on a device.
 pub struct Generator {
     pub exec: Exec,
-    phases: [Reads; 2],
+    prefill: Reads,
+    decode: Reads,
     logits: Val,
     capacity: usize,
     window: Option<usize>,
@@ -101,13 +105,13 @@ pub struct Generator {
 impl Generator {
     /// Allocates and compiles. Weights are then to be loaded.
     pub fn new(mut backend: Box<dyn Backend>, generation: Generation) -> Result<Generator> {
-        let Generation { program, phases, logits, capacity, window, .. } = generation;
+        let Generation { program, prefill, decode, logits, capacity, window, .. } = generation;
         backend.sync()?;
         let plan = Plan::new(&program.graph, backend.caps())?;
         let exec = Exec::new(backend, program.graph, plan)?;
-        let stream = phases[0].inputs.layout.stream(MAIN)?;
+        let stream = prefill.inputs.layout.stream(MAIN)?;
         let (lead, prefix) = (stream.lead, stream.prefix);
-        Ok(Generator { exec, phases, logits, capacity, window, ids: Vec::new(), lead, prefix, led: 0 })
+        Ok(Generator { exec, prefill, decode, logits, capacity, window, ids: Vec::new(), lead, prefix, led: 0 })
     }
 
     /// Forgets all tokens.
@@ -135,17 +139,16 @@ impl Generator {
         self.led = self.lead;
         let end = self.lead + self.ids.len();
         while first < end {
-            let phase = if end - first == 1 { Phase::DECODE } else { Phase::PREFILL };
-            let n = (end - first).min(self.phases[phase.0].tokens);
-            self.run(phase, first, first + n)?;
+            let at = if end - first == 1 { self.decode.clone() } else { self.prefill.clone() };
+            let n = (end - first).min(at.tokens);
+            self.run(&at, first, first + n)?;
             first += n;
         }
         self.exec.download_f32(self.logits)
     }
 
     /// Runs rows `first..end` of the sequence, virtual tokens first.
-    fn run(&mut self, phase: Phase, first: usize, end: usize) -> Result<()> {
-        let at = self.phases[phase.0].clone();
+    fn run(&mut self, at: &Reads, first: usize, end: usize) -> Result<()> {
         // What comes after the tokens in a chunk that is not full sees nothing and is kept nowhere.
         let fill = |f: &dyn Fn(usize) -> i32, empty: i32| -> Vec<i32> {
             (0..at.tokens).map(|i| if first + i < end { f(first + i) } else { empty }).collect()
@@ -173,6 +176,6 @@ impl Generator {
         }
         self.exec.upload(at.slots, bytemuck::cast_slice(&slots))?;
         self.exec.upload(at.row, bytemuck::bytes_of(&((end - first) as i32 - 1)))?;
-        self.exec.run(phase)
+        self.exec.run(at.phase)
     }
 }

@@ -1,8 +1,8 @@
 //! The graph: a flat list of typed nodes in the order they run; a value is an index.
 //!
-//! One graph is one training step, in two phases. [`Phase::MICRO`] runs once for each micro-batch (forward,
-//! backward, gradients added up); [`Phase::UPDATE`] runs once at the end (norm, clipping, optimizer). Generation has
-//! two phases as well, over the same weights and cache: many tokens at once, then one at a time.
+//! A graph has one or more phases over the same leaves. A training step has two: [`Phase::MICRO`] runs once for each
+//! micro-batch (forward, backward, gradients added up), [`Phase::UPDATE`] once at the end (norm, clipping, optimizer).
+//! Evaluation is one; generation has one for many tokens at once and one for a single token.
 //! A graph knows shapes and dependencies. It knows no addresses, no devices and no models.
 
 pub mod attr;
@@ -86,17 +86,31 @@ pub struct Value {
     pub transient: bool,
 }
 
-/// A part of a graph that runs as a whole. Phases stand one after the other in the list of nodes and share leaves.
+/// A part of a graph that runs as a whole, by number. Phases come in this order in the list of nodes and share leaves and
+/// the arena; a graph has those that its nodes name. Any may run any number of times after any other, so what outlives a
+/// phase is a leaf: values are read only where [`Phase::hands_to`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Phase(pub usize);
 
 impl Phase {
+    /// Forward and backward pass of a micro-batch.
     pub const MICRO: Phase = Phase(0);
+    /// The optimizer's update, right after the last micro-batch of a step.
     pub const UPDATE: Phase = Phase(1);
-    pub const ENCODE: Phase = Phase(2);
-    pub const PREFILL: Phase = Phase(0);
-    pub const DECODE: Phase = Phase(1);
-    pub const COUNT: usize = 2;
+    /// A forward pass for its loss and metrics.
+    pub const EVAL: Phase = Phase(2);
+    /// The encoder, before anything is generated from its output.
+    pub const ENCODE: Phase = Phase(3);
+    /// Many tokens of a prompt.
+    pub const PREFILL: Phase = Phase(4);
+    /// One token.
+    pub const DECODE: Phase = Phase(5);
+
+    /// Whether `reader` may read what this phase left in the arena: the phase itself, and an update what the micro-batch
+    /// right before it left.
+    pub fn hands_to(self, reader: Phase) -> bool {
+        self == reader || (self, reader) == (Phase::MICRO, Phase::UPDATE)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -149,6 +163,11 @@ impl Graph {
     }
     pub fn needs_grad(&self, v: Val) -> bool {
         self.value(v).needs_grad
+    }
+
+    /// The number of its last phase, and one: how long a list by phase is.
+    pub fn phases(&self) -> usize {
+        self.nodes.iter().map(|n| n.phase.0 + 1).max().unwrap_or(0)
     }
 
     fn push(&mut self, name: String, ty: Ty, def: Def, needs_grad: bool) -> Val {

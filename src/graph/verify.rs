@@ -1,10 +1,12 @@
 //! What must hold of every graph, whoever made it.
 
+use std::ops::Range;
+
 use super::op::OpRole;
-use super::{Def, Graph, Val};
+use super::{Def, Graph, Phase, Val};
 use crate::error::{Error, Result};
 
-/// Checks that every operand is defined before it is used, that phases are in order, that types are what the op's
+/// Checks that every operand is defined before it is used, that phases are in order and read no value of another, that types are what the op's
 /// row says, and that state is not read after it was overwritten.
 pub fn verify(g: &Graph) -> Result<()> {
     let mut defined = vec![false; g.values.len()];
@@ -24,10 +26,10 @@ pub fn verify(g: &Graph) -> Result<()> {
         }
     }
     // Element ranges of leaves that were overwritten so far, with the value that now lives there.
-    let mut written: Vec<(Val, std::ops::Range<usize>, Val)> = Vec::new();
+    let mut written: Vec<(Val, Range<usize>, Val)> = Vec::new();
     // The same of transient leaves, through all phases.
-    let mut filled: Vec<(Val, std::ops::Range<usize>)> = Vec::new();
-    let mut phase = super::Phase::MICRO;
+    let mut filled: Vec<Filled> = Vec::new();
+    let mut phase = Phase::MICRO;
     for node in &g.nodes {
         let error = |found: String| Error::Graph { op: node.op.name, site: node.site.clone(), found };
         if node.phase < phase {
@@ -43,11 +45,17 @@ pub fn verify(g: &Graph) -> Result<()> {
             if !defined[root.index()] {
                 return Err(error(format!("{} is used before it is defined", g.value(v).name)));
             }
+            if let Def::Node { node: by, out } = g.value(root).def
+                && !g.nodes[by].phase.hands_to(node.phase)
+                && g.nodes[by].into[out].is_none()
+            {
+                return Err(error(format!("{} is of an earlier phase, and no leaf", g.value(v).name)));
+            }
             if g.offloaded(v).is_some() && node.op.role != OpRole::Fetch {
                 return Err(error(format!("{} is off the device", g.value(v).name)));
             }
             let range = start..start + g.ty(v).len();
-            if g.value(root).transient && node.op.role != OpRole::Clear && !covers(&filled, root, &range) {
+            if g.value(root).transient && node.op.role != OpRole::Clear && !covers(&filled, node.phase, root, &range) {
                 return Err(error(format!("not all of {} was written before", g.value(v).name)));
             }
             if let Some((.., by)) =
@@ -72,7 +80,7 @@ pub fn verify(g: &Graph) -> Result<()> {
                     return Err(error(format!("{} is written by an op of the other side", g.value(t).name)));
                 }
                 if g.value(root).transient {
-                    filled.push((root, start..start + g.ty(t).len()));
+                    filled.push((node.phase, root, start..start + g.ty(t).len()));
                 }
                 written.push((root, start..start + g.ty(t).len(), out));
             }
@@ -81,9 +89,13 @@ pub fn verify(g: &Graph) -> Result<()> {
     Ok(())
 }
 
-/// Whether the ranges of `root` among `filled` cover `range`.
-fn covers(filled: &[(Val, std::ops::Range<usize>)], root: Val, range: &std::ops::Range<usize>) -> bool {
-    let mut parts: Vec<_> = filled.iter().filter(|f| f.0 == root).map(|f| (f.1.start, f.1.end)).collect();
+/// In which phase which elements of which transient leaf were written.
+type Filled = (Phase, Val, Range<usize>);
+
+/// Whether what was written of `root` covers `range` for a reader in `phase`.
+fn covers(filled: &[Filled], phase: Phase, root: Val, range: &Range<usize>) -> bool {
+    let theirs = filled.iter().filter(|f| f.1 == root && f.0.hands_to(phase));
+    let mut parts: Vec<_> = theirs.map(|f| (f.2.start, f.2.end)).collect();
     parts.sort();
     let end = parts.into_iter().fold(range.start, |end, (from, to)| if from <= end { end.max(to) } else { end });
     end >= range.end

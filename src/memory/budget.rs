@@ -11,7 +11,7 @@ use crate::backend::{Caps, Target};
 use crate::error::{Error, Result};
 use crate::graph::op::OpRole;
 use crate::graph::program::Program;
-use crate::graph::{Graph, Val};
+use crate::graph::{Graph, Phase, Val};
 use crate::plan::Plan;
 
 /// Whether an option is used: if the budget needs it, never, or always.
@@ -94,12 +94,14 @@ fn rates(caps: &Caps) -> Rates {
     }
 }
 
-/// Seconds that one micro-batch and one update are estimated to take, transfers beside launches where they overlap.
+/// Seconds that one run of each phase is estimated to take, transfers beside launches where they overlap. Where there is
+/// training, only its phases count: the others run seldom beside them.
 pub fn seconds(g: &Graph, caps: &Caps) -> f64 {
     let rates = rates(caps);
     let (mut now, mut link) = (0f64, 0f64);
     let mut ready: HashMap<Val, f64> = HashMap::new();
-    for node in &g.nodes {
+    let trains = g.nodes.first().is_some_and(|n| n.phase == Phase::MICRO);
+    for node in g.nodes.iter().filter(|n| !trains || n.phase <= Phase::UPDATE) {
         let bytes = |vals: &[Val]| vals.iter().map(|&v| g.ty(v).bytes() as f64).sum::<f64>();
         if node.op.role == OpRole::Fetch {
             link = link.max(now) + bytes(&node.ins) / rates.link;

@@ -15,6 +15,7 @@ use std::collections::HashSet;
 
 use crate::error::Result;
 use crate::graph::program::Program;
+use crate::graph::{Def, Graph, Val};
 
 pub use budget::{Chosen, Request, Toggle, fit};
 pub use recompute::Level;
@@ -49,6 +50,15 @@ pub fn blocks(step: &Program) -> usize {
 /// Number of blocks that are layers.
 pub fn layers(step: &Program) -> usize {
     blocks(step).saturating_sub(2)
+}
+
+/// Values that a phase after their own reads. They stay as they are: passes move values within a phase only.
+fn handed_on(g: &Graph) -> HashSet<Val> {
+    let reads = g.nodes.iter().flat_map(|n| n.ins.iter().map(|&v| (n.phase, g.root(v).0)));
+    reads
+        .filter(|&(phase, v)| matches!(g.value(v).def, Def::Node { node, .. } if g.nodes[node].phase != phase))
+        .map(|(_, v)| v)
+        .collect()
 }
 
 /// `step` with `choices` made.

@@ -18,7 +18,8 @@ pub fn candidates(g: &Graph, forward: usize) -> HashSet<Val> {
         crossing.extend(roots.filter(|&v| block_of(v).is_some_and(|b| b != node.block)));
     }
     let again: HashSet<Val> = g.nodes[forward..].iter().flat_map(|n| &n.ins).map(|&v| g.root(v).0).collect();
-    crossing.intersection(&again).copied().collect()
+    let stays = super::handed_on(g);
+    crossing.intersection(&again).copied().filter(|v| !stays.contains(v)).collect()
 }
 
 /// Moves `values` off the device after their last reader in the forward part, and back a block ahead of their first

@@ -25,8 +25,8 @@ const CHEAP: f64 = 16.0;
 /// The forward values that `level(block)` drops. `forward` is the number of the graph's forward nodes.
 pub fn dropped(g: &Graph, forward: usize, level: impl Fn(usize) -> Level) -> HashSet<Val> {
     let read = read_behind(g, forward);
-    // What another block's forward nodes read is that block's input, and kept.
-    let mut inputs = HashSet::new();
+    // What another phase reads, and what another block's forward nodes read, which is that block's input, is kept.
+    let mut inputs = super::handed_on(g);
     for node in &g.nodes[..forward] {
         let roots = node.ins.iter().map(|&v| g.root(v).0);
         inputs.extend(

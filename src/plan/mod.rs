@@ -21,7 +21,7 @@ use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
 use crate::error::{Error, Result};
 use crate::graph::op::OpRole;
-use crate::graph::{Def, Graph, LeafKind, Phase, Val};
+use crate::graph::{Def, Graph, LeafKind, Val};
 
 /// A place in one of the plan's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct Plan {
     work: Vec<Option<Place>>,
     pub storages: Vec<Storage>,
     /// What runs, phase by phase; a launch's buffers are indices into `buffers`.
-    pub launches: [Vec<Launch>; Phase::COUNT],
+    pub launches: Vec<Vec<Launch>>,
     /// Transfers between the device and what is off it, and where among the launches they stand.
     pub schedule: Schedule,
     pub account: Account,
@@ -101,7 +101,7 @@ impl Plan {
             }
         }
         let account = Account::new(g, &buffers, &storages, end);
-        let (launches, schedule) = Default::default();
+        let (launches, schedule) = (vec![Vec::new(); g.phases()], Schedule::default());
         let mut plan = Plan { buffers, places, work, storages, launches, schedule, account };
         let mut counts = Vec::with_capacity(g.nodes.len());
         for (index, node) in g.nodes.iter().enumerate() {
@@ -117,7 +117,7 @@ impl Plan {
             let runs = plan.schedule.runs(phase);
             runs.map(|r| recording_bytes(&plan.launches[phase][r], caps)).sum::<u64>()
         };
-        let bytes = (0..Phase::COUNT).map(recorded).sum();
+        let bytes = (0..plan.launches.len()).map(recorded).sum();
         plan.account.add("launch parameters", bytes);
         plan.account.add_host("staging", plan.schedule.staging);
         Ok(plan)

@@ -12,7 +12,7 @@ use crate::backend::{Caps, Target};
 use crate::dtype::align;
 use crate::error::Result;
 use crate::graph::op::OpRole;
-use crate::graph::{Graph, Phase, Val};
+use crate::graph::{Graph, Val};
 
 /// One transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,8 @@ pub enum Step {
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
     pub moves: Vec<Move>,
-    pub phases: [Vec<Step>; Phase::COUNT],
+    /// By phase.
+    pub phases: Vec<Vec<Step>>,
     /// Bytes of staging memory.
     pub staging: u64,
 }
@@ -47,11 +48,12 @@ pub struct Schedule {
 impl Schedule {
     /// `counts`: the number of launches of each node.
     pub(super) fn new(g: &Graph, plan: &Plan, counts: &[usize], caps: &Caps) -> Result<Schedule> {
-        let mut schedule = Schedule::default();
+        let phases = g.phases();
+        let mut schedule = Schedule { phases: vec![Vec::new(); phases], ..Schedule::default() };
         let mut used: Vec<Storage> = Vec::new();
         // By fetched value: its move, while it is under way.
         let mut pending: HashMap<Val, usize> = HashMap::new();
-        let (mut open, mut next) = ([0; Phase::COUNT], [0; Phase::COUNT]);
+        let (mut open, mut next) = (vec![0; phases], vec![0; phases]);
         for (index, node) in g.nodes.iter().enumerate() {
             let phase = node.phase.0;
             let mut steps = Vec::new();

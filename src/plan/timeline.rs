@@ -107,6 +107,18 @@ fn offset(g: &Graph, plan: &Plan, storage: &Storage) -> Option<u64> {
     Some(before.map(|b| b.bytes).sum::<u64>() + place.offset)
 }
 
+fn label_of(phase: Phase) -> &'static str {
+    match phase {
+        Phase::MICRO => "micro-batch: forward, then backward",
+        Phase::UPDATE => "update",
+        Phase::EVAL => "evaluation",
+        Phase::ENCODE => "encoder",
+        Phase::PREFILL => "prompt",
+        Phase::DECODE => "one token",
+        _ => "",
+    }
+}
+
 fn axes(svg: &mut String, g: &Graph, total: f64, x: &dyn Fn(usize) -> f64, y: &dyn Fn(u64) -> f64) {
     for quarter in 0..=4 {
         let bytes = (total * quarter as f64 / 4.0) as u64;
@@ -119,7 +131,6 @@ fn axes(svg: &mut String, g: &Graph, total: f64, x: &dyn Fn(usize) -> f64, y: &d
         );
     }
     let bottom = HEIGHT - BOTTOM;
-    let update = g.nodes.iter().position(|n| n.phase == Phase::UPDATE).unwrap_or(g.nodes.len());
     let label = |svg: &mut String, from: usize, to: usize, text: &str| {
         // A short phase at the end has its name to its left.
         let (middle, anchor) = match x(to) - x(from) {
@@ -134,9 +145,10 @@ fn axes(svg: &mut String, g: &Graph, total: f64, x: &dyn Fn(usize) -> f64, y: &d
             x(to)
         );
     };
-    label(svg, 0, update, "micro-batch: forward, then backward");
-    if update < g.nodes.len() {
-        label(svg, update, g.nodes.len(), "update");
+    let mut from = 0;
+    for nodes in g.nodes.chunk_by(|a, b| a.phase == b.phase) {
+        label(svg, from, from + nodes.len(), label_of(nodes[0].phase));
+        from += nodes.len();
     }
 }
 
