@@ -461,9 +461,6 @@ impl RunConfig {
         if self.eval_every.is_some() && self.eval_data.is_none() {
             return clash("eval-every", "a number without eval-data", "eval-data, or no eval-every");
         }
-        if self.eval_data.is_some() && self.memory.is_some() {
-            return clash("memory", "bytes with eval-data", "no eval-data: evaluation is not in the account yet");
-        }
         if self.double_quant && self.quantize != Quantize::Nf4 {
             return clash("double-quant", "true with quantize none", "quantize = \"nf4\"");
         }

@@ -30,6 +30,9 @@ pub enum Error {
     /// A device refused work.
     #[error("device {device}: {found}; {hint}")]
     Device { device: String, found: String, hint: String },
+    /// A callback returned it to end the work. Steps that were finished are kept; one that was not leaves no trace.
+    #[error("stopped: a callback asked for it; what was done before is kept")]
+    Cancelled,
     /// Understood, but not offered.
     #[error("{what} is not supported: {hint}")]
     Unsupported { what: String, hint: String },

@@ -34,10 +34,15 @@
 //! // A step is a list of micro-batches: tokens packed without padding between them.
 //! let mut data = Dataset::default();
 //! data.push(&Example::whole(tokens))?;
-//! let micro = pack(&data, &[0], session.layout(), true)?;
+//! let micro = pack(&data, &[0], session.layout()?, true)?;
 //! let first = session.step(&micro, 1e-3)?;
 //! let second = session.step(&micro, 1e-3)?;
 //! assert!(second.loss < first.loss);
+//!
+//! // The same weights evaluate and generate if the options `evaluate` and `generate` say so before it is planned; the
+//! // state (adapter, optimizer, steps) is bytes that another session goes on from.
+//! let state = session.state()?;
+//! session.set_state(&state)?;
 //!
 //! // adapter_config.json and adapter_model.safetensors, as PEFT reads them.
 //! let out = std::env::temp_dir().join(format!("trimtab-doc-{}", std::process::id()));

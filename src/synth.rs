@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::dtype::{DType, Nf4Layout};
 use crate::error::{Error, Result};
+use crate::graph::Phase;
 use crate::models;
 use crate::nn::{Build, Nn, Role, Source};
 use crate::peft::full::Full;
@@ -192,7 +193,8 @@ fn weights(config: &Value) -> Result<Vec<(String, Vec<usize>, Role)>> {
     let model = models::read(config, 2)?;
     let storage = |_: &str, _: Role| DType::F32;
     let build = Build { stack: &[&Full], storage: &storage, act: DType::F32 };
-    let mut nn = Nn::new(build, CausalLm.layout(Shape::of(2)))?;
+    let mut nn = Nn::new(build);
+    nn.begin(Phase::EVAL, CausalLm.layout(Shape::of(2)))?;
     let hidden = model.hidden(&mut nn)?;
     model.lm_head(&mut nn, hidden)?;
     let base = nn.weights.iter().filter_map(|w| match &w.source {

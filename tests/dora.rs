@@ -6,7 +6,6 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use trimtab::nn::{Build, Hooks};
 
 use common::data::Random;
 use common::devices::{Device, devices};
@@ -15,12 +14,14 @@ use trimtab::cpu::philox::Mask;
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::{Dataset, Example};
 use trimtab::dtype::{DType, Ty};
-use trimtab::generate::{Generation, Generator};
-use trimtab::graph::LeafKind;
-use trimtab::nn::{Nn, Role};
+use trimtab::exec::Exec;
+use trimtab::generate::{Generation, Room};
+use trimtab::graph::{LeafKind, Phase};
+use trimtab::nn::{Build, Hooks, Nn, Role};
 use trimtab::ops::{Dropout, Tensor};
 use trimtab::peft::files::{HostTensor, read_adapter};
 use trimtab::peft::{AdapterConfig, Frozen, Method, Targets, lora::Lora};
+use trimtab::plan::Plan;
 use trimtab::session::{Base, Options, Planned, Session};
 use trimtab::tasks::causal_lm::layout;
 use trimtab::weights::load;
@@ -47,7 +48,8 @@ fn the_layer_is_that_of_peft() {
         let storage = |_: &str, _: Role| DType::F32;
         let stack: &[&dyn Hooks] = &[&method];
         let build = Build { stack, storage: &storage, act: DType::F32 };
-        let mut nn = Nn::new(build, layout(t)).unwrap();
+        let mut nn = Nn::new(build);
+        nn.begin(Phase::MICRO, layout(t)).unwrap();
         let x = nn.g.leaf(LeafKind::Io, "x", Ty::f32(&[t, k]));
         let y = nn.linear("layer", Role::Q, x, n, true).unwrap();
 
@@ -60,7 +62,7 @@ fn the_layer_is_that_of_peft() {
             given.insert(val.1, (val.0, Tensor::new(&shape, data)));
         }
         let key = [9.0, 8.0, 7.0, 6.0];
-        let leaves = given.values().cloned().chain([(nn.rng, Tensor::new(&[4], key.to_vec()))]);
+        let leaves = given.values().cloned().chain([(nn.rng(), Tensor::new(&[4], key.to_vec()))]);
         let got = Values::of(&nn.g, leaves).get(y);
 
         let get = |name: &str| &given[name].1;
@@ -129,12 +131,16 @@ fn logits(
     let storage = base.storage(quantize, DType::F32);
     let stack: &[&dyn Hooks] = &[method];
     let build = Build { stack, storage: &storage, act: DType::F32 };
-    let generation = Generation::new(&*model, build, 5, 16).unwrap();
-    let weights = generation.program.weights.clone();
-    let mut generator = Generator::new(device.open(), generation).unwrap();
+    let mut nn = Nn::new(build);
+    let room = Room { tokens: 16, source: 0, chunk: 5 };
+    let mut generation = Generation::build(&mut nn, &*model, room).unwrap();
+    let Nn { g: graph, weights, .. } = nn;
+    let backend = device.open();
+    let plan = Plan::new(&graph, backend.caps()).unwrap();
+    let mut exec = Exec::new(backend, graph, plan).unwrap();
     let sources = load::Sources { base: base.checkpoint.as_ref(), std: 0.0, adapter: from, seed: 42 };
-    load::load(&mut generator.exec, &weights, &sources, &mut |_, _| Ok(())).unwrap();
-    generator.feed(&IDS[..IDS.len() - 1]).unwrap()
+    load::load(&mut exec, &weights, &sources, &mut |_, _| Ok(())).unwrap();
+    generation.begin(&mut exec, &IDS[..IDS.len() - 1]).unwrap()
 }
 
 /// Cross entropy of the last token.

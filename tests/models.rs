@@ -105,18 +105,19 @@ fn logits(
     let model = models::read(base.config(), longest).unwrap();
     let tokens = packed.ids.len();
     let stack: &[&dyn Hooks] = &[method];
-    let mut nn = Nn::new(Build { stack, storage, act: DType::F32 }, CausalLm.layout(Shape::of(tokens))).unwrap();
-    nn.training = false;
+    let mut nn = Nn::new(Build { stack, storage, act: DType::F32 });
+    nn.begin(Phase::EVAL, CausalLm.layout(Shape::of(tokens))).unwrap();
     let logits = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(&[tokens, model.facts().vocab]));
     let hidden = model.hidden(&mut nn).unwrap();
     let head = model.lm_head(&mut nn, hidden).unwrap().w;
     nn.g.node_into(&linear::LINEAR, Attr::Linear(Linear::default()), &[hidden, head], &[Some(logits)]).unwrap();
     let plan = Plan::new(&nn.g, backend.caps()).unwrap();
-    let (graph, weights, inputs) = nn.finish();
+    let inputs = nn.inputs();
+    let Nn { g: graph, weights, .. } = nn;
     let mut exec = Exec::new(backend, graph, plan).unwrap();
     fill(&mut exec, &weights, base, given);
     packed.upload(&mut exec, &inputs);
-    exec.run(Phase::MICRO).unwrap();
+    exec.run(Phase::EVAL).unwrap();
     exec.download_f32(logits).unwrap()
 }
 
@@ -139,11 +140,11 @@ fn gradients(
         .collect();
     let mut exec = Exec::new(backend, step.program.graph, plan).unwrap();
     fill(&mut exec, &step.program.weights, base, given);
-    packed.upload(&mut exec, &step.inputs);
+    packed.upload(&mut exec, &step.leaves.inputs);
     let count = packed.labels.iter().filter(|&&t| t != -100).count();
-    exec.upload(step.inv_count, bytemuck::bytes_of(&(1.0 / count as f32))).unwrap();
+    exec.upload(step.leaves.inv_count, bytemuck::bytes_of(&(1.0 / count as f32))).unwrap();
     exec.run(Phase::MICRO).unwrap();
-    let loss = exec.download_f32(step.loss).unwrap()[0];
+    let loss = exec.download_f32(step.leaves.loss).unwrap()[0];
     let grads = names.into_iter().map(|(n, v)| (n, exec.download_f32(v).unwrap())).collect();
     (loss, grads)
 }

@@ -202,14 +202,14 @@ fn state_bytes(step: &Step) -> u64 {
     let shapes: Vec<Vec<usize>> =
         step.program.weights.iter().filter(|w| w.trainable).map(|w| step.program.graph.shape(w.val).to_vec()).collect();
     let len = |s: &Vec<usize>| s.iter().product::<usize>();
-    let in_8 = |s: &Vec<usize>| step.optimizer.rule.in_8_bits(len(s));
+    let in_8 = |s: &Vec<usize>| step.leaves.optimizer.rule.in_8_bits(len(s));
     let total = |small: bool, boundary: usize| -> usize {
         shapes.iter().filter(|s| in_8(s) != small).map(|s| len(s).next_multiple_of(boundary)).sum()
     };
     let (n8, n32) = (total(false, 256), total(true, 64));
     let leaf = |bytes: usize| bytes.next_multiple_of(256);
     let moment = leaf(n8) + leaf(4 * n8 / 256) + leaf(4 * n32);
-    let all = match step.optimizer.rule {
+    let all = match step.leaves.optimizer.rule {
         Rule::AdamW { .. } => 2 * moment,
         Rule::Lion { .. } => moment,
         Rule::Sgd { momentum: 0.0, .. } => 0,

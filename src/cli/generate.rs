@@ -8,12 +8,13 @@ use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that a text depends on too.
-const SETTINGS: [&str; 7] = ["model", "adapter", "quantize", "double_quant", "seed", "dtype", "device"];
+const SETTINGS: [&str; 9] =
+    ["model", "adapter", "quantize", "double_quant", "seed", "dtype", "device", "memory", "stream"];
 
-/// Continue a text
+/// Continue a text, or answer it with an encoder-decoder
 #[derive(clap::Args)]
 pub struct Args {
-    /// Text to continue
+    /// Text to continue; in encoder-decoders, to answer
     #[arg(long, value_name = "TEXT")]
     prompt: String,
     /// Most tokens to add
@@ -40,16 +41,15 @@ pub fn run(args: Args) -> Outcome {
     let Args { temperature, top_p, top_k, .. } = args;
     let sampling = Sampling { temperature, top_p, top_k, seed: config.seed };
     sampling.check().map_err(Stop::Usage)?;
-    // The text is printed as it comes, the prompt once the model is there. If nobody reads it any more, it ends.
-    let mut prompt = Some(args.prompt.as_str());
+    // The text is printed as it comes. If nobody reads it any more, it ends.
     let mut stop = None;
     let timing = text::generate(&config, &args.prompt, args.max_tokens, &sampling, &mut |piece| {
-        stop = print(prompt.take().unwrap_or_default()).and_then(|()| print(piece)).err();
+        stop = print(piece).err();
         stop.is_none()
     })?;
     match stop {
         Some(stop) => return Err(stop),
-        None => print(&format!("{}\n", prompt.unwrap_or_default()))?,
+        None => print("\n")?,
     }
     if timing.read.1 > 0.0 {
         eprintln!("{timing}");

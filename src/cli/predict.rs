@@ -9,7 +9,7 @@ use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that predictions depend on too.
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 17] = [
     "model",
     "adapter",
     "task",
@@ -25,6 +25,8 @@ const SETTINGS: [&str; 15] = [
     "seed",
     "dtype",
     "device",
+    "memory",
+    "stream",
 ];
 
 /// Classify texts, tag words or find answers: one JSON object a row

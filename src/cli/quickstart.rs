@@ -82,7 +82,7 @@ fn sample(config: &RunConfig, when: &str) -> Result<Event, Error> {
         written.push_str(piece);
         true
     })?;
-    Ok(Event::Sample { when: when.into(), prompt: PROMPT.into(), text: written })
+    Ok(Event::Sample { when: when.into(), prompt: PROMPT.into(), text: written.split_off(PROMPT.len()) })
 }
 
 /// The folder of the shipped files: in the working directory, or where the program was built.

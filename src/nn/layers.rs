@@ -88,13 +88,15 @@ impl Nn<'_> {
     /// The linear layer itself with its low-rank parts; the first is one launch with it.
     pub fn base_linear(&mut self, layer: Linear) -> Result<Val> {
         let Linear { x, w, bias, low_rank } = layer;
-        let rng = self.rng;
         let mut parts = low_rank.into_iter();
-        let fused = parts.next().map(|l| (l.spec, l.a, l.b, l.spec.dropout.map(|_| rng)));
+        let fused = parts.next().map(|l| (l.spec, l.a, l.b, l.spec.dropout.map(|_| self.rng())));
         let mut y = self.g.linear(x, w, bias, fused)?;
         for part in parts {
             let x = match part.spec.dropout {
-                Some(dropout) => self.g.dropout(x, rng, dropout)?,
+                Some(dropout) => {
+                    let rng = self.rng();
+                    self.g.dropout(x, rng, dropout)?
+                }
                 None => x,
             };
             let down = self.g.linear(x, part.a, None, None)?;
@@ -171,7 +173,8 @@ impl Nn<'_> {
             return Ok(x);
         }
         let spec = Dropout { p, site: self.next_dropout() };
-        self.g.dropout(x, self.rng, spec)
+        let rng = self.rng();
+        self.g.dropout(x, rng, spec)
     }
 
     /// One row of `x` for each sequence, [sequences, features]; zeros where there is no sequence.

@@ -12,7 +12,8 @@ use std::collections::HashMap;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 pub use crate::graph::weight::{Init, Role, RowNorms, Source, Weight};
-use crate::graph::{Graph, LeafKind, Val};
+use crate::graph::{Graph, LeafKind, Phase, Val};
+use crate::ops::{Attr, elementwise};
 
 pub use hooks::{Hooks, Linear, LowRank, Next, Qkv, Residual, Site, Table, WeightRef};
 pub use inputs::{Axis, Field, IGNORE, Item, Layout, MAIN, SOURCE, Stream, StreamId};
@@ -68,13 +69,14 @@ pub struct Nn<'a> {
     pub weights: Vec<Weight>,
     /// Set when generating: attention then sees the cache.
     pub cached: Option<Cached>,
-    /// Methods and models drop out only in training.
+    /// Methods and models drop out only in the phase that trains.
     pub training: bool,
-    /// Random-number key: seed (2 words), step, micro-batch; U32[4].
-    pub rng: Val,
+    /// A phase trains, so that what depends on trained tensors cannot be computed once and for all.
+    pub live: bool,
     /// Every place that was visited, each once.
     pub sites: Vec<Site>,
     build: Build<'a>,
+    rng: Option<Val>,
     inputs: Vec<Input>,
     streams: HashMap<StreamId, StreamVals>,
     named: HashMap<String, Val>,
@@ -84,56 +86,56 @@ pub struct Nn<'a> {
 }
 
 impl<'a> Nn<'a> {
-    /// A graph for micro-batches of `layout`, whose streams get the virtual tokens and prefixes of the methods.
-    pub fn new(build: Build<'a>, layout: Layout) -> Result<Nn<'a>> {
-        let mut g = Graph::new();
-        let mut layout = shaped(build.stack, layout);
-        let declared = std::mem::take(&mut layout.fields);
-        let fields = stream_fields(&layout, MAIN)?;
-        let mut inputs = Vec::new();
-        let mut vals = Vec::new();
-        for field in fields {
-            let val = g.leaf(LeafKind::Io, field.name.clone(), layout.ty(&field)?);
-            vals.push(val);
-            inputs.push(Input { field, val });
-        }
-        let rng = g.leaf(LeafKind::Io, "rng", Ty::u32(&[4]));
-        let mut nn = Nn {
-            g,
-            layout,
+    /// An empty graph; [`Nn::begin`] comes next.
+    pub fn new(build: Build<'a>) -> Nn<'a> {
+        Nn {
+            g: Graph::new(),
+            layout: Layout::new(Vec::new(), 0),
             weights: Vec::new(),
             cached: None,
-            training: true,
-            rng,
+            training: false,
+            live: false,
             sites: Vec::new(),
             build,
-            inputs,
+            rng: None,
+            inputs: Vec::new(),
             streams: HashMap::new(),
             named: HashMap::new(),
             written: HashMap::new(),
             drops: 0,
-        };
-        nn.layout.fields = nn.inputs.iter().map(|i| i.field.clone()).collect();
-        nn.streams.insert(MAIN, StreamVals { ids: vals[0], positions: vals[1], key_range: vals[2] });
-        for field in declared {
-            nn.input(field)?;
         }
-        Ok(nn)
     }
 
-    /// Begins another phase of the same model over other inputs; returns the inputs of the phase before.
-    pub fn begin(&mut self, phase: crate::graph::Phase, layout: Layout) -> Inputs {
+    /// Begins a phase over micro-batches of `layout`, whose streams get the virtual tokens and prefixes of the methods. Its
+    /// weights are those of the phases before.
+    pub fn begin(&mut self, phase: Phase, layout: Layout) -> Result<()> {
         self.g.phase = phase;
         self.g.block = 0;
+        self.training = phase == Phase::MICRO;
+        self.live |= self.training;
         self.streams.clear();
         self.written.clear();
-        let layout = std::mem::replace(&mut self.layout, shaped(self.build.stack, layout));
-        Inputs { layout, leaves: std::mem::take(&mut self.inputs) }
+        self.inputs.clear();
+        self.layout = shaped(self.build.stack, layout, phase);
+        let declared = std::mem::take(&mut self.layout.fields);
+        // An encoder has no tokens but those of the source.
+        if phase != Phase::ENCODE {
+            self.stream(MAIN)?;
+        }
+        if self.training {
+            self.rng();
+        }
+        declared.into_iter().try_for_each(|field| self.input(field).map(drop))
     }
 
-    /// The finished graph, its weights, and the inputs of its last phase.
-    pub fn finish(self) -> (Graph, Vec<Weight>, Inputs) {
-        (self.g, self.weights, Inputs { layout: self.layout, leaves: self.inputs })
+    /// The inputs of the phase.
+    pub fn inputs(&self) -> Inputs {
+        Inputs { layout: self.layout.clone(), leaves: self.inputs.clone() }
+    }
+
+    /// Random-number key: seed (2 words), step, micro-batch; U32[4].
+    pub fn rng(&mut self) -> Val {
+        *self.rng.get_or_insert_with(|| self.g.leaf(LeafKind::Io, "rng", Ty::u32(&[4])))
     }
 
     /// The leaves of a stream.
@@ -232,6 +234,21 @@ impl<'a> Nn<'a> {
         self.keep(val, name, Source::Data(bytemuck::cast_slice(&data()).to_vec()), false)
     }
 
+    /// The number 1.
+    pub fn one(&mut self) -> Val {
+        let one = self.constant("one", &[1], || vec![1.0]);
+        self.g.one = Some(one);
+        one
+    }
+
+    /// A leaf of this phase in which the host finds `x`.
+    pub fn output(&mut self, name: &str, x: Val) -> Result<Val> {
+        let one = self.one();
+        let leaf = self.g.leaf(LeafKind::Io, name, self.g.ty(x).clone());
+        self.g.node_into(&elementwise::SCALE, Attr::None, &[x, one], &[Some(leaf)])?;
+        Ok(leaf)
+    }
+
     /// A constant list of whole numbers.
     pub fn constant_i32(&mut self, name: &str, data: &[i32]) -> Val {
         if let Some(&val) = self.named.get(name) {
@@ -253,7 +270,7 @@ impl<'a> Nn<'a> {
 
     /// What a trainable tensor is: where nothing is trained, no gradient is wanted.
     fn trained(&self) -> LeafKind {
-        if self.training { LeafKind::Param } else { LeafKind::Frozen }
+        if self.live { LeafKind::Param } else { LeafKind::Frozen }
     }
 
     fn keep(&mut self, val: Val, name: &str, source: Source, trainable: bool) -> Val {
@@ -329,13 +346,16 @@ impl Inputs {
 }
 
 /// `layout` with what the methods put before each sequence.
-fn shaped(stack: &[&dyn Hooks], mut layout: Layout) -> Layout {
+fn shaped(stack: &[&dyn Hooks], mut layout: Layout, phase: Phase) -> Layout {
     let streams = layout.streams.len();
     for (i, stream) in layout.streams.iter_mut().enumerate() {
         stream.lead = stack.iter().map(|m| m.lead(StreamId(i), streams)).sum();
         stream.prefix = stack.iter().map(|m| m.prefix(StreamId(i), streams)).sum();
-        // A sequence that fills the stream has room for its virtual tokens.
-        stream.tokens += stream.lead;
+        // A sequence that fills the stream has room for its virtual tokens. A phase that generates reads as many tokens at
+        // a time as it says, virtual or not.
+        if phase < Phase::PREFILL || StreamId(i) != MAIN {
+            stream.tokens += stream.lead;
+        }
     }
     layout
 }

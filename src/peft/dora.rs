@@ -20,7 +20,7 @@ pub(super) fn linear(nn: &mut Nn, site: &Site, layer: Linear, low_rank: LowRank,
     let norms = RowNorms { w, a, b, scale };
     let magnitude = nn.adapter(&files::magnitude(path), &[nn.g.shape(w)[0]], Init::RowNorms(norms));
     // Where nothing is trained the norms are the same for every token: they are computed once, when weights are loaded.
-    let norm = match nn.training {
+    let norm = match nn.live {
         true => nn.g.dora_norm(w, a, b, scale)?,
         false => nn.row_norms(&format!("{path}.dora_norm"), norms),
     };
@@ -28,7 +28,8 @@ pub(super) fn linear(nn: &mut Nn, site: &Site, layer: Linear, low_rank: LowRank,
     let (x, rest) = match dropout {
         None => (x, None),
         Some(drop) => {
-            let kept = nn.g.dropout(x, nn.rng, drop)?;
+            let rng = nn.rng();
+            let kept = nn.g.dropout(x, rng, drop)?;
             let minus_one = nn.constant("minus_one", &[1], || vec![-1.0]);
             let minus_kept = nn.g.scale(kept, minus_one)?;
             let dropped = nn.g.add(x, minus_kept)?;

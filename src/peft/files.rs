@@ -109,8 +109,12 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
 
 /// Reads the tensors of a safetensors file, widened to f32.
 pub fn read_file(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let file = SafeTensors::deserialize(&bytes)
+    read_bytes(path, &std::fs::read(path).map_err(|e| Error::io(path, e))?)
+}
+
+/// The same of its bytes; errors name `path`.
+pub fn read_bytes(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, HostTensor>> {
+    let file = SafeTensors::deserialize(bytes)
         .map_err(|e| Error::file(path, format!("a damaged header ({e})"), "a safetensors file"))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {

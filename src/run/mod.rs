@@ -2,8 +2,10 @@
 
 mod bar;
 pub mod evaluate;
+mod inference;
 pub mod job;
 pub mod metrics;
+mod options;
 pub mod predict;
 pub mod profile;
 pub mod progress;

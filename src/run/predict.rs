@@ -4,12 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::backend;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::peft::{self, Frozen, Method};
-use crate::run::evaluate;
 use crate::run::job::Job;
+use crate::run::{evaluate, inference};
+use crate::session::Options;
 
 /// What is asked about.
 #[derive(Clone, Debug)]
@@ -45,14 +44,8 @@ pub fn predict(config: &RunConfig, input: &Input, on: &mut dyn FnMut(&Value) -> 
         Input::File(path) => job.rows(config, path, true)?,
         Input::Row(fields) => job.row(config, fields.clone())?,
     };
-    let adapter = config.adapter.as_deref().map(peft::open).transpose()?;
-    let method: &dyn Method = match &adapter {
-        Some(adapter) => &*adapter.method,
-        None => &Frozen,
-    };
-    let backend = backend::open(&config.device)?;
-    let mut evaluator = evaluate::open(config, &job, method, adapter.as_ref(), backend, true)?;
-    evaluate::over(&mut evaluator, &rows, config.batch_size, &mut |row, computed| {
+    let mut session = inference::open(config, &job.base, &*job.task, |options| Options { evaluate: true, ..options })?;
+    evaluate::over(&mut session, &rows, config.batch_size, &mut |row, computed| {
         on(&job.task.predict(row, computed)?)
     })?;
     Ok(Report { about: job.about(), cut: rows.cut })

@@ -1,18 +1,16 @@
 //! Text for a prompt: what `trimtab generate` does.
 
-use crate::backend;
+use std::sync::Arc;
+
+use crate::base::Base;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::generate::sample::Sampling;
-use crate::generate::{Generation, Generator};
-use crate::nn::{Build, Hooks};
-use crate::peft::{self, Frozen, Method};
-use crate::session::{Base, activations};
+use crate::generate::{Ask, Room};
+use crate::run::inference;
+use crate::session::Options;
 use crate::system::Instant;
-use crate::weights::load;
-
-/// Tokens of a prompt that are read at once.
-const CHUNK: usize = 256;
+use crate::tasks::causal_lm::CausalLm;
 
 /// How long a text took, loading not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,9 +32,10 @@ impl std::fmt::Display for Timing {
     }
 }
 
-/// Continues `prompt` by at most `max_tokens` tokens, or until the model ends the text. `on` is given each piece as it
-/// comes, never half a character, and ends the text by returning false. Of the settings, those about the model, the
-/// adapter, storage and device count.
+/// Continues `prompt` by at most `max_tokens` tokens, or until the model ends the text; encoder-decoders answer it. `on` is
+/// given the text as it comes, never half a character, and ends it by returning false. The prompt is its first piece, given
+/// when the model is loaded, unless the text is an answer. Of the settings, those about the model, the adapter, storage,
+/// memory and device count.
 pub fn generate(
     config: &RunConfig,
     prompt: &str,
@@ -45,7 +44,7 @@ pub fn generate(
     on: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Timing> {
     sampling.check()?;
-    let base = Base::open(config.need("model")?)?;
+    let base = Arc::new(Base::open(config.need("model")?)?);
     let tokenizer = base.tokenizer()?;
     let mut ids = tokenizer.encode(prompt, true)?;
     if ids.is_empty() {
@@ -58,68 +57,47 @@ pub fn generate(
             "a text to continue: the model has no token that begins one",
         ));
     }
+    let facts = base.model(1)?.facts().clone();
+    let answers = facts.decoder_start.is_some();
     if max_tokens == 0 {
+        if !answers {
+            on(prompt);
+        }
         return Ok(Timing::default());
     }
-    let capacity = ids.len().saturating_add(max_tokens);
-    let model = base.model(capacity)?;
-    if capacity > model.facts().max_positions {
+    let tokens = if answers { max_tokens.saturating_add(1) } else { ids.len().saturating_add(max_tokens) };
+    if tokens.max(ids.len()) > facts.max_positions {
         return Err(Error::config(
             "--max-tokens",
             format!("{max_tokens} after a prompt of {} tokens", ids.len()),
-            format!("{} together, for which the model was made", model.facts().max_positions),
+            format!("{} together, for which the model was made", facts.max_positions),
         ));
     }
-    let adapter = config.adapter.as_deref().map(peft::open).transpose()?;
-    let method: &dyn Method = match &adapter {
-        Some(adapter) => &*adapter.method,
-        None => &Frozen,
-    };
-    let storage = base.storage(config.quantized(), config.dtype.into());
-    let backend = backend::open(&config.device)?;
-    let act = activations(config.dtype.into(), backend.caps());
-    let stack: &[&dyn Hooks] = &[method];
-    let generation = Generation::new(&*model, Build { stack, storage: &storage, act }, CHUNK.min(capacity), capacity)?;
-    method.check(&generation.sites)?;
-    let weights = generation.program.weights.clone();
-    if let (Some(adapter), Some(dir)) = (&adapter, &config.adapter) {
-        let trained = weights.iter().filter(|w| w.trainable);
-        let expected: Vec<_> =
-            trained.map(|w| (w.name.clone(), w.stored(generation.program.graph.shape(w.val)))).collect();
-        adapter.check(dir, &expected)?;
+    // A decoder that answers begins with one token.
+    let chunk = if answers { 1 } else { tokens.min(Room::CHUNK) };
+    let room = Room { tokens, source: ids.len(), chunk };
+    let wanted = |options| Options { max_seq_len: tokens.max(ids.len()), generate: Some(room), ..options };
+    let mut session = inference::open(config, &base, &CausalLm, wanted)?;
+    if !answers && !on(prompt) {
+        return Ok(Timing::default());
     }
-    let mut generator = Generator::new(backend, generation)?;
-    let tensors = adapter.as_ref().map(|a| &a.tensors);
-    let from = load::Sources {
-        base: base.checkpoint.as_ref(),
-        std: model.facts().init_std,
-        adapter: tensors,
-        seed: config.seed,
-    };
-    load::load(&mut generator.exec, &weights, &from, &mut |_, _| Ok(()))?;
 
+    let ask = Ask { max_tokens, sampling: *sampling, stop: tokenizer.eos_ids() };
     let mut text = tokenizer.decode_stream(true);
-    let mut next = ids;
-    let mut timing = Timing { read: (next.len(), 0.0), ..Timing::default() };
-    for index in 0..max_tokens {
-        let start = Instant::now();
-        let logits = generator.feed(&next)?;
-        match index {
-            0 => timing.read.1 = start.elapsed().as_secs_f64(),
+    let mut timing = Timing { read: (ids.len(), 0.0), ..Timing::default() };
+    let (mut start, mut stopped) = (Instant::now(), false);
+    session.generate(&ids, &ask, &mut |id| {
+        match timing.read.1 {
+            0.0 => timing.read.1 = start.elapsed().as_secs_f64(),
             _ => timing.written = (timing.written.0 + 1, timing.written.1 + start.elapsed().as_secs_f64()),
         }
-        let id = sampling.next(&logits, index as u64)?;
-        if tokenizer.eos_ids().contains(&id) {
-            break;
-        }
         let piece = text.push(id)?;
-        if !piece.is_empty() && !on(&piece) {
-            return Ok(timing);
-        }
-        next = vec![id];
-    }
+        stopped = !piece.is_empty() && !on(&piece);
+        start = Instant::now();
+        Ok(!stopped)
+    })?;
     let rest = text.finish()?;
-    if !rest.is_empty() {
+    if !rest.is_empty() && !stopped {
         on(&rest);
     }
     Ok(timing)

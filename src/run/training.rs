@@ -4,26 +4,25 @@ use std::path::Path;
 
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
-use crate::config::{Method as MethodName, Recompute, RunConfig};
+use crate::config::{Method as MethodName, RunConfig};
 use crate::cpu::gemm;
 use crate::data::INPUT_IDS;
 use crate::data::pack::pack;
 use crate::data::sampler::Sampler;
 use crate::error::{Error, Result};
-use crate::memory::{Chosen, Level, Request};
+use crate::memory::Chosen;
 use crate::memory::{budget, resident};
-use crate::peft::{self, AdapterConfig, Method, Opened, Settings};
+use crate::peft::{self, AdapterConfig, Method, Settings};
 use crate::plan::{Account, timeline};
-use crate::run::evaluate::{self, Evaluated};
-use crate::run::job::{Job, Rows};
+use crate::run::evaluate;
+use crate::run::job::Job;
 use crate::run::metrics::{Event, StepEvent};
+use crate::run::options::options;
 use crate::run::profile::Report;
-use crate::run::progress::grouped;
 use crate::run::svg;
-use crate::session::{Options, Planned, Session};
+use crate::session::Planned;
 use crate::system::Instant;
-use crate::tasks::{Shape, causal_lm};
-use crate::train::eval::Evaluator;
+use crate::tasks::causal_lm;
 use crate::train::schedule;
 
 /// What a finished run leaves behind.
@@ -111,39 +110,6 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
     })
 }
 
-/// The part of the settings that the engine itself acts on.
-fn options(config: &RunConfig) -> Options {
-    let Shape { targets, sequences, .. } = evaluate::shape(config);
-    Options {
-        quantize: config.quantized(),
-        dtype: config.dtype.into(),
-        max_seq_len: config.max_seq_len,
-        micro_tokens: config.micro_tokens,
-        micro_targets: Some(targets),
-        micro_sequences: Some(sequences),
-        step_tokens: config.batch_size.checked_mul(config.max_seq_len),
-        optimizer: config.optimizer(),
-        seed: config.seed,
-        memory: request(config),
-        spill: config.out.clone(),
-    }
-}
-
-fn request(config: &RunConfig) -> Request {
-    Request {
-        budget: config.memory.map(|b| b.0),
-        recompute: match config.recompute {
-            Recompute::Auto => None,
-            Recompute::None => Some(Level::None),
-            Recompute::Selective => Some(Level::Selective),
-            Recompute::All => Some(Level::All),
-        },
-        stream: config.stream,
-        page_optimizer: config.page_optimizer,
-        offload: config.offload,
-    }
-}
-
 /// Plans, loads, trains and saves, telling `on` what happens.
 pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
     let out = config.need("out")?;
@@ -160,7 +126,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     if !planned.chosen().is_empty() {
         on(Event::Note(format!("to save memory:\n{}", budget::text(planned.chosen()).trim_end())))?;
     }
-    let layout = planned.layout().clone();
+    let layout = planned.layout()?.clone();
     let account = planned.account().total + planned.account().host_total;
 
     let (data, warnings) = job.examples(config, data)?;
@@ -191,7 +157,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     };
     let tensors = adapter.as_ref().map(|a| &a.tensors);
     let mut session = planned.start(tensors, &mut |done, total| on(Event::Loading { done, total }))?;
-    let mut evaluation = Evaluation::open(config, &job, adapter.as_ref(), on)?;
+    let rows = config.eval_data.as_deref().map(|path| job.rows(config, path, false)).transpose()?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     write(&out.join("config.toml"), &config.to_toml())?;
 
@@ -222,12 +188,11 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             trained_tokens: report.trained as u64,
             tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
         }))?;
-        if let Some(evaluation) = &mut evaluation {
-            let done = step + 1;
-            if done == steps || config.eval_every.is_some_and(|every| done.is_multiple_of(every)) {
-                let evaluated = evaluation.run(&job, &mut session, config.batch_size)?;
-                on(Event::Eval { step: done, evaluated })?;
-            }
+        let done = step + 1;
+        let due = done == steps || config.eval_every.is_some_and(|every| done.is_multiple_of(every));
+        if let Some(rows) = rows.as_ref().filter(|_| due) {
+            let evaluated = evaluate::evaluate(&mut session, &job, rows, config.batch_size)?;
+            on(Event::Eval { step: done, evaluated })?;
         }
     }
     if let Some(profile) = profile {
@@ -246,35 +211,6 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     on(Event::Saved { path: out.into() })?;
     let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
     Ok(Summary { steps, first_loss: loss(losses.first()), last_loss: loss(losses.last()) })
-}
-
-/// The evaluation data, and a model of its own to compute it with.
-struct Evaluation {
-    evaluator: Evaluator,
-    rows: Rows,
-}
-
-impl Evaluation {
-    /// None if the settings name no data.
-    fn open(
-        config: &RunConfig,
-        job: &Job,
-        adapter: Option<&Opened>,
-        on: &mut dyn FnMut(Event) -> Result<()>,
-    ) -> Result<Option<Evaluation>> {
-        let Some(path) = &config.eval_data else { return Ok(None) };
-        let rows = job.rows(config, path, false)?;
-        let backend = backend::open(&config.device)?;
-        let evaluator = evaluate::open(config, job, &*method(config, job)?, adapter, backend, false)?;
-        let bytes = grouped(evaluator.exec.plan.account.total);
-        on(Event::Note(format!("evaluation has the model a second time: {bytes} bytes beside the account's")))?;
-        Ok(Some(Evaluation { evaluator, rows }))
-    }
-
-    fn run(&mut self, job: &Job, session: &mut Session, batch: usize) -> Result<Evaluated> {
-        self.evaluator.take(&session.trainer.trained()?)?;
-        evaluate::evaluate(&mut self.evaluator, job, &self.rows, batch)
-    }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

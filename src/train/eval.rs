@@ -1,71 +1,22 @@
-//! Evaluation: forward, loss and output of a task, without gradients or dropout.
+//! Evaluation: forward, loss and output of a task, without gradients or dropout. It is a phase of its own, beside those
+//! that train on the same weights or alone.
 
-use crate::backend::Backend;
 use crate::data::pack::MicroBatch;
-use crate::dtype::Ty;
 use crate::error::Result;
 use crate::exec::Exec;
-use crate::graph::program::Program;
-use crate::graph::{Graph, LeafKind, Phase, Val};
+use crate::graph::{Phase, Val};
 use crate::models::Model;
-use crate::nn::{Axis, Build, Inputs, Layout, Nn, Site, Weight};
-use crate::ops::{Attr, elementwise};
-use crate::peft::Trained;
-use crate::plan::Plan;
+use crate::nn::{Axis, Inputs, Nn};
 use crate::tasks::{Shape, Task};
 
-/// The graph of an evaluation, before it is planned.
+/// The leaves of an evaluation that the host writes and reads.
+#[derive(Clone)]
 pub struct Evaluation {
-    pub program: Program,
     /// What a micro-batch holds.
     pub inputs: Inputs,
-    /// The places of the model, for methods to check their targets against.
-    pub sites: Vec<Site>,
-    reads: Reads,
-}
-
-/// The leaves that the host writes and reads.
-#[derive(Clone, Copy)]
-struct Reads {
-    inv: Val,
+    /// The loss, summed over its units.
     loss: Val,
     output: Option<(Axis, Val)>,
-}
-
-impl Evaluation {
-    /// For micro-batches of `shape`.
-    pub fn new(model: &dyn Model, task: &dyn Task, build: Build, shape: Shape) -> Result<Evaluation> {
-        let mut nn = Nn::new(build, task.layout(shape))?;
-        nn.training = false;
-        let [inv, loss] = ["inv_count", "loss"].map(|name| nn.g.leaf(LeafKind::Io, name, Ty::f32(&[1])));
-        let one = nn.constant("one", &[1], || vec![1.0]);
-        nn.g.one = Some(one);
-        let outcome = task.forward(&mut nn, model, inv)?;
-        copy(&mut nn.g, outcome.loss, one, loss)?;
-        let output = match outcome.output {
-            Some((axis, val)) => {
-                let leaf = nn.g.leaf(LeafKind::Io, "output", nn.g.ty(val).clone());
-                copy(&mut nn.g, val, one, leaf)?;
-                Some((axis, leaf))
-            }
-            None => None,
-        };
-        let sites = std::mem::take(&mut nn.sites);
-        let (graph, weights, inputs) = nn.finish();
-        let program = Program { forward: graph.nodes.len(), graph, weights };
-        Ok(Evaluation { program, inputs, sites, reads: Reads { inv, loss, output } })
-    }
-
-    /// Names and shapes of what the methods trained.
-    pub fn trained(&self) -> Vec<(String, Vec<usize>)> {
-        let trained = self.program.weights.iter().filter(|w| w.trainable);
-        trained.map(|w| (w.name.clone(), w.stored(self.program.graph.shape(w.val)))).collect()
-    }
-}
-
-/// Keeps `x` in a leaf, where the host finds it.
-fn copy(g: &mut Graph, x: Val, one: Val, leaf: Val) -> Result<()> {
-    g.node_into(&elementwise::SCALE, Attr::None, &[x, one], &[Some(leaf)]).map(drop)
 }
 
 /// What was computed of a micro-batch.
@@ -79,54 +30,31 @@ pub struct Evaluated {
     pub outputs: Vec<(usize, Vec<f32>)>,
 }
 
-/// An evaluation on a device.
-pub struct Evaluator {
-    pub exec: Exec,
-    inputs: Inputs,
-    weights: Vec<Weight>,
-    reads: Reads,
-}
-
-impl Evaluator {
-    /// Allocates and compiles. Weights are then to be loaded (`weights::load`).
-    pub fn new(backend: Box<dyn Backend>, evaluation: Evaluation) -> Result<Evaluator> {
-        let Evaluation { program: Program { graph, weights, .. }, inputs, reads, .. } = evaluation;
-        let plan = Plan::new(&graph, backend.caps())?;
-        Ok(Evaluator { exec: Exec::new(backend, graph, plan)?, inputs, weights, reads })
+impl Evaluation {
+    /// Appends the phase EVAL, for micro-batches of `shape`.
+    pub fn build(nn: &mut Nn, model: &dyn Model, task: &dyn Task, shape: Shape) -> Result<Evaluation> {
+        nn.begin(Phase::EVAL, task.layout(shape))?;
+        let one = nn.one();
+        let outcome = task.forward(nn, model, one)?;
+        let loss = nn.output("eval.loss", outcome.loss)?;
+        let output = match outcome.output {
+            Some((axis, val)) => Some((axis, nn.output("eval.output", val)?)),
+            None => None,
+        };
+        Ok(Evaluation { inputs: nn.inputs(), loss, output })
     }
 
-    /// What a micro-batch holds: what the packer needs.
-    pub fn layout(&self) -> &Layout {
-        &self.inputs.layout
-    }
-
-    /// The leaves to be loaded.
-    pub fn weights(&self) -> &[Weight] {
-        &self.weights
-    }
-
-    /// Takes the values of trained tensors, by name.
-    pub fn take(&mut self, trained: &[Trained]) -> Result<()> {
-        for (name, _, data) in trained {
-            if let Some(weight) = self.weights.iter().find(|w| w.name == *name) {
-                self.exec.upload(weight.val, bytemuck::cast_slice(data))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Computes a micro-batch that was packed for [`Evaluator::layout`].
-    pub fn run(&mut self, batch: &MicroBatch) -> Result<Evaluated> {
-        self.exec.upload(self.reads.inv, bytemuck::bytes_of(&1f32))?;
+    /// Computes a micro-batch that was packed for the layout of `inputs`.
+    pub fn run(&self, exec: &mut Exec, batch: &MicroBatch) -> Result<Evaluated> {
         for input in &self.inputs.leaves {
-            self.exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
+            exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
         }
-        self.exec.run(Phase::MICRO)?;
-        let loss = f64::from(self.exec.download_f32(self.reads.loss)?[0]);
+        exec.run(Phase::EVAL)?;
+        let loss = f64::from(exec.download_f32(self.loss)?[0]);
         let mut outputs = Vec::with_capacity(batch.examples.len());
-        if let Some((axis, val)) = self.reads.output {
-            let width = self.exec.graph.ty(val).cols();
-            let all = self.exec.download_f32(val)?;
+        if let Some((axis, val)) = self.output {
+            let width = exec.graph.ty(val).cols();
+            let all = exec.download_f32(val)?;
             for (index, (&example, placed)) in batch.examples.iter().zip(&batch.placed).enumerate() {
                 let rows = match axis {
                     Axis::Sequence => index..index + 1,

@@ -5,7 +5,7 @@ use crate::backend::Caps;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::graph::program::Program;
-use crate::graph::{Graph, LeafKind, Val};
+use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::models::Model;
 use crate::nn::{Build, Hooks, Inputs, Nn, Site, StorageOf};
 use crate::peft::Method;
@@ -19,6 +19,14 @@ use crate::train::update::{Table, update};
 #[derive(Clone)]
 pub struct Step {
     pub program: Program,
+    pub leaves: Leaves,
+    /// The places of the model, for methods to check their targets against.
+    pub sites: Vec<Site>,
+}
+
+/// The leaves of a step that the host writes and reads, and how.
+#[derive(Clone)]
+pub struct Leaves {
     /// What a micro-batch holds.
     pub inputs: Inputs,
     /// Random-number key, U32[4].
@@ -34,8 +42,8 @@ pub struct Step {
     pub optimizer: Optimizer,
     /// Leaves that the host writes once, before the first step.
     pub tables: Vec<Table>,
-    /// The places of the model, for methods to check their targets against.
-    pub sites: Vec<Site>,
+    /// The number of the graph's nodes that are of the forward pass.
+    pub forward: usize,
 }
 
 /// What a step is built from.
@@ -96,14 +104,28 @@ impl Step {
 
     /// The step of any task.
     pub fn of(parts: &Parts, caps: &Caps) -> Result<Step> {
+        let mut nn = Nn::new(parts.build);
+        let leaves = Leaves::build(&mut nn, parts, caps)?;
+        Ok(Step::finish(nn, leaves))
+    }
+
+    /// The step whose graph is that of `nn`.
+    pub fn finish(nn: Nn, leaves: Leaves) -> Step {
+        let Nn { g: graph, weights, sites, .. } = nn;
+        Step { program: Program { graph, weights, forward: leaves.forward }, leaves, sites }
+    }
+}
+
+impl Leaves {
+    /// Appends the phases MICRO and UPDATE of the step to an empty graph.
+    pub fn build(nn: &mut Nn, parts: &Parts, caps: &Caps) -> Result<Leaves> {
         let Parts { model, task, build, shape, single, optimizer } = *parts;
         let act = build.act;
-        let mut nn = Nn::new(build, task.layout(shape))?;
+        nn.begin(Phase::MICRO, task.layout(shape))?;
         let [inv_count, loss, sum_squares] =
             ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(LeafKind::Io, name, Ty::f32(&[1])));
         let hyper = nn.g.leaf(LeafKind::Io, "hyper", Ty::f32(&[8]));
-        let one = nn.constant("one", &[1], || vec![1.0]);
-        nn.g.one = Some(one);
+        let one = nn.one();
 
         // Gradients of activations in f16 are kept where f16 is fine-grained; a power of two changes no other bit.
         let lift = match act {
@@ -114,21 +136,20 @@ impl Step {
             _ => None,
         };
         let inv = lift.map_or(Ok(inv_count), |(up, _)| nn.g.scale(inv_count, up))?;
-        let micro_loss = task.forward(&mut nn, model, inv)?.loss;
-        let (rng, sites) = (nn.rng, std::mem::take(&mut nn.sites));
-        let (mut g, weights, inputs) = nn.finish();
-
-        let params: Vec<Val> = weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
+        let micro_loss = task.forward(nn, model, inv)?.loss;
+        let (rng, inputs) = (nn.rng(), nn.inputs());
+        let params: Vec<Val> = nn.weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
+        let g = &mut nn.g;
         if params.is_empty() {
             return Err(Error::config("method", "nothing to train", "targets that match layers of the model"));
         }
         let mut forward = g.nodes.len();
-        let gradients = autograd::backward(&mut g, &[(micro_loss, one)], &params)?;
+        let gradients = autograd::backward(g, &[(micro_loss, one)], &params)?;
         g.block = 0;
         g.site = "loss".into();
         let lower = |g: &mut Graph, x: Val| lift.map_or(Ok(x), |(_, down)| g.scale(x, down));
-        let shown = lower(&mut g, micro_loss)?;
-        autograd::accumulate(&mut g, loss, shown)?;
+        let shown = lower(g, micro_loss)?;
+        autograd::accumulate(g, loss, shown)?;
         let mut leaves = Vec::with_capacity(params.len());
         for (&param, gradient) in params.iter().zip(gradients) {
             let name = g.value(param).name.clone();
@@ -141,19 +162,18 @@ impl Step {
             };
             let leaf = g.leaf(LeafKind::Grad, format!("grad.{name}"), g.ty(param).clone());
             g.site = format!("grad.{name}");
-            let gradient = lower(&mut g, gradient)?;
+            let gradient = lower(g, gradient)?;
             if single {
-                gradients::write(&mut g, leaf, gradient)?;
+                gradients::write(g, leaf, gradient)?;
             } else {
-                autograd::accumulate(&mut g, leaf, gradient)?;
+                autograd::accumulate(g, leaf, gradient)?;
             }
             leaves.push(leaf);
         }
-        let tables = update(&mut g, (&params, &leaves), (sum_squares, hyper), !single, &optimizer, caps)?;
+        let tables = update(g, (&params, &leaves), (sum_squares, hyper), !single, &optimizer, caps)?;
         if single {
-            forward += gradients::make_transient(&mut g, &leaves, forward)?;
+            forward += gradients::make_transient(g, &leaves, forward)?;
         }
-        let program = Program { graph: g, weights, forward };
-        Ok(Step { program, inputs, rng, inv_count, loss, sum_squares, hyper, optimizer, tables, sites })
+        Ok(Leaves { inputs, rng, inv_count, loss, sum_squares, hyper, optimizer, tables, forward })
     }
 }

@@ -4,13 +4,12 @@ use crate::backend::Backend;
 use crate::data::pack::MicroBatch;
 use crate::error::{Error, Result};
 use crate::exec::Exec;
-use crate::graph::Phase;
 use crate::graph::program::Program;
-use crate::nn::{Inputs, Layout, Weight};
+use crate::graph::{Def, LeafKind, Phase, Val};
+use crate::nn::Weight;
 use crate::peft::Trained;
 use crate::plan::Plan;
-use crate::train::optimizer::Optimizer;
-use crate::train::step::Step;
+use crate::train::step::{Leaves, Step};
 
 /// What a step reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,10 +23,11 @@ pub struct StepReport {
     pub trained: usize,
 }
 
+/// A program on a device, which trains if it has a step.
 pub struct Trainer {
     pub exec: Exec,
-    leaves: Leaves,
-    optimizer: Optimizer,
+    leaves: Option<Leaves>,
+    weights: Vec<Weight>,
     seed: u64,
     /// Every step is one micro-batch.
     once: bool,
@@ -35,73 +35,108 @@ pub struct Trainer {
     pub steps: u64,
 }
 
-/// The leaves of a [`Step`] once its graph has gone into the executor.
-struct Leaves {
-    inputs: Inputs,
-    rng: crate::graph::Val,
-    inv_count: crate::graph::Val,
-    loss: crate::graph::Val,
-    sum_squares: crate::graph::Val,
-    hyper: crate::graph::Val,
-    weights: Vec<Weight>,
-}
-
 impl Trainer {
     /// Allocates what `plan` says and compiles the step. Weights are then to be loaded (`weights::load`).
     pub fn new(backend: Box<dyn Backend>, step: Step, plan: Plan, seed: u64) -> Result<Trainer> {
-        let Step { program, inputs, rng, inv_count, loss, sum_squares, hyper, optimizer, tables, .. } = step;
+        Trainer::of(backend, step.program, Some(step.leaves), plan, seed)
+    }
+
+    /// The same for any program; `leaves` are those of its step, if it has one.
+    pub fn of(
+        backend: Box<dyn Backend>,
+        program: Program,
+        leaves: Option<Leaves>,
+        plan: Plan,
+        seed: u64,
+    ) -> Result<Trainer> {
         let Program { graph, weights, .. } = program;
         let once = graph.values.iter().any(|v| v.transient);
         let mut exec = Exec::new(backend, graph, plan)?;
-        for (leaf, words) in tables {
-            exec.upload(leaf, bytemuck::cast_slice(&words))?;
+        for (leaf, words) in leaves.iter().flat_map(|leaves| &leaves.tables) {
+            exec.upload(*leaf, bytemuck::cast_slice(words))?;
         }
-        let leaves = Leaves { inputs, rng, inv_count, loss, sum_squares, hyper, weights };
-        Ok(Trainer { exec, leaves, optimizer, seed, once, steps: 0 })
+        Ok(Trainer { exec, leaves, weights, seed, once, steps: 0 })
     }
 
-    /// What a micro-batch holds: what the packer needs.
-    pub fn layout(&self) -> &Layout {
-        &self.leaves.inputs.layout
+    /// The leaves of the step, if there is one.
+    pub fn leaves(&self) -> Option<&Leaves> {
+        self.leaves.as_ref()
     }
 
+    /// The leaves that are loaded.
     pub fn weights(&self) -> &[Weight] {
-        &self.leaves.weights
+        &self.weights
     }
 
     /// One optimizer step at rate `lr` over micro-batches that were packed for this plan.
     pub fn step(&mut self, micro: &[MicroBatch], lr: f64) -> Result<StepReport> {
+        self.step_with(micro, lr, &mut |_| Ok(()))
+    }
+
+    /// The same; `on` is told after each micro-batch how many are done. Its error ends the step and leaves everything as it
+    /// was before.
+    pub fn step_with(
+        &mut self,
+        micro: &[MicroBatch],
+        lr: f64,
+        on: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<StepReport> {
         if self.once && micro.len() != 1 {
             let found = format!("{} micro-batches in a step", micro.len());
             return Err(Error::config("step_tokens", found, "one: gradients were not planned to be added up"));
         }
+        let Trainer { exec, leaves: Some(leaves), seed, steps, .. } = self else {
+            return Err(Error::unsupported("a step of a program that does not train", "plan it with the option train"));
+        };
         let trained: usize = micro.iter().map(|m| m.trained).sum();
         let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
-        self.exec.upload(self.leaves.inv_count, bytemuck::bytes_of(&inv))?;
-        self.exec.upload(self.leaves.loss, bytemuck::bytes_of(&0f32))?;
+        exec.upload(leaves.inv_count, bytemuck::bytes_of(&inv))?;
+        exec.upload(leaves.loss, bytemuck::bytes_of(&0f32))?;
         for (index, batch) in micro.iter().enumerate() {
-            let rng = [self.seed as u32, (self.seed >> 32) as u32, self.steps as u32, index as u32];
-            self.exec.upload(self.leaves.rng, bytemuck::cast_slice(&rng))?;
-            for input in &self.leaves.inputs.leaves {
-                self.exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
+            let rng = [*seed as u32, (*seed >> 32) as u32, *steps as u32, index as u32];
+            exec.upload(leaves.rng, bytemuck::cast_slice(&rng))?;
+            for input in &leaves.inputs.leaves {
+                exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
             }
-            self.exec.run(Phase::MICRO)?;
+            exec.run(Phase::MICRO)?;
+            if let Err(stop) = on(index + 1) {
+                forget(exec)?;
+                return Err(stop);
+            }
         }
-        let hyper = self.optimizer.hyper(lr, self.steps + 1);
-        self.exec.upload(self.leaves.hyper, bytemuck::cast_slice(&hyper))?;
-        self.exec.run(Phase::UPDATE)?;
-        self.steps += 1;
-        let loss = self.exec.download_f32(self.leaves.loss)?[0];
-        let grad_norm = self.exec.download_f32(self.leaves.sum_squares)?[0].sqrt();
+        let hyper = leaves.optimizer.hyper(lr, *steps + 1);
+        exec.upload(leaves.hyper, bytemuck::cast_slice(&hyper))?;
+        exec.run(Phase::UPDATE)?;
+        *steps += 1;
+        let loss = exec.download_f32(leaves.loss)?[0];
+        let grad_norm = exec.download_f32(leaves.sum_squares)?[0].sqrt();
         Ok(StepReport { loss, grad_norm, tokens: micro.iter().map(|m| m.tokens).sum(), trained })
     }
 
     /// Every trainable tensor by name: shape and values.
     pub fn trained(&mut self) -> Result<Vec<Trained>> {
-        let vals: Vec<_> =
-            self.leaves.weights.iter().filter(|w| w.trainable).map(|w| (w.val, w.name.clone())).collect();
+        let vals: Vec<_> = self.weights.iter().filter(|w| w.trainable).map(|w| (w.val, w.name.clone())).collect();
         vals.into_iter()
             .map(|(val, name)| Ok((name, self.exec.graph.shape(val).to_vec(), self.exec.download_f32(val)?)))
             .collect()
     }
+}
+
+/// Sets the sums of gradients to zero, as an update leaves them.
+fn forget(exec: &mut Exec) -> Result<()> {
+    const PIECE: usize = 1 << 16;
+    let sums = (0..exec.graph.values.len() as u32).map(Val);
+    let sums: Vec<Val> = sums
+        .filter(|&v| {
+            let value = exec.graph.value(v);
+            value.def == Def::Leaf(LeafKind::Grad) && !value.transient
+        })
+        .collect();
+    for sum in sums {
+        let bytes = exec.graph.ty(sum).bytes();
+        for from in (0..bytes).step_by(PIECE) {
+            exec.upload_at(sum, from as u64, &vec![0; PIECE.min(bytes - from)])?;
+        }
+    }
+    Ok(())
 }

@@ -14,18 +14,18 @@ use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::reader;
 use trimtab::data::row::{Codec, Row};
 use trimtab::data::{Dataset, TOKEN_TYPE_IDS};
-use trimtab::dtype::{DType, Ty};
+use trimtab::dtype::DType;
 use trimtab::error::Error;
 use trimtab::exec::Exec;
-use trimtab::generate::{Generation, Generator};
-use trimtab::graph::{LeafKind, Phase, Val};
+use trimtab::generate::sample::Sampling;
+use trimtab::generate::{Ask, Generation, Room};
+use trimtab::graph::{Graph, Phase, Val};
 use trimtab::models::{self, Model};
-use trimtab::nn::{Build, Hooks, Inputs, MAIN, Nn, Role, Weight};
-use trimtab::ops::{Attr, elementwise};
+use trimtab::nn::{Build, Hooks, Inputs, MAIN, Nn, Role, Site, Weight};
 use trimtab::peft::{self, Frozen, Method, full::Full};
 use trimtab::plan::Plan;
 use trimtab::tasks::{self, Setup, Shape, Task, labels};
-use trimtab::train::eval::{Evaluation, Evaluator};
+use trimtab::train::eval::Evaluation;
 use trimtab::train::optimizer::Optimizer;
 use trimtab::train::step::{Parts, Step};
 use trimtab::weights::{HostTensor, load};
@@ -64,6 +64,19 @@ pub struct Case {
     pub method: Box<dyn Method>,
     pub adapter: Option<BTreeMap<String, HostTensor>>,
     pub data: Dataset,
+}
+
+/// A graph that was built.
+struct Built {
+    graph: Graph,
+    weights: Vec<Weight>,
+    sites: Vec<Site>,
+}
+
+impl Built {
+    fn of(nn: Nn) -> Built {
+        Built { graph: nn.g, weights: nn.weights, sites: nn.sites }
+    }
 }
 
 /// The folders of all cases, in order.
@@ -160,6 +173,15 @@ impl Case {
         Ok(f(Build { stack, storage: &as_f32, act: DType::F32 })?)
     }
 
+    /// A graph on a device, with its weights.
+    fn loaded(&self, device: &Device, nn: Built) -> Result<Exec> {
+        let backend = device.open();
+        let plan = Plan::new(&nn.graph, backend.caps())?;
+        let mut exec = Exec::new(backend, nn.graph, plan)?;
+        self.load(&mut exec, &nn.weights)?;
+        Ok(exec)
+    }
+
     fn load(&self, exec: &mut Exec, weights: &[Weight]) -> Result<()> {
         let (base, adapter) = (self.base.checkpoint.as_ref(), self.adapter.as_ref());
         let from = load::Sources { base, std: 0.0, adapter, seed: 0 };
@@ -181,13 +203,15 @@ impl Case {
 
     /// The loss, and the outputs of each row: the task's, or the logits of a head over the vocabulary.
     pub fn evaluated(&self, device: &Device) -> Result<(f32, Vec<Vec<f32>>)> {
-        let evaluation = self.build(|build| Evaluation::new(&*self.model, &*self.task, build, self.shape()))?;
+        let (nn, evaluation) = self.build(|build| {
+            let mut nn = Nn::new(build);
+            let evaluation = Evaluation::build(&mut nn, &*self.model, &*self.task, self.shape())?;
+            Ok((Built::of(nn), evaluation))
+        })?;
         let batch = self.batch(&evaluation.inputs)?;
-        self.method.check(&evaluation.sites)?;
-        let mut evaluator = Evaluator::new(device.open(), evaluation)?;
-        let weights = evaluator.weights().to_vec();
-        self.load(&mut evaluator.exec, &weights)?;
-        let got = evaluator.run(&batch)?;
+        self.method.check(&nn.sites)?;
+        let mut exec = self.loaded(device, nn)?;
+        let got = evaluation.run(&mut exec, &batch)?;
         let mut outputs: Vec<Vec<f32>> = got.outputs.into_iter().map(|o| o.1).collect();
         if outputs.is_empty() {
             outputs = self.logits(device)?;
@@ -197,26 +221,21 @@ impl Case {
 
     /// The logits of each row's tokens.
     fn logits(&self, device: &Device) -> Result<Vec<Vec<f32>>> {
-        let backend = device.open();
-        let (graph, weights, inputs, logits) = self.build(|build| {
-            let mut nn = Nn::new(build, self.task.layout(self.shape()))?;
-            nn.training = false;
-            let one = nn.constant("one", &[1], || vec![1.0]);
+        let (nn, inputs, logits) = self.build(|build| {
+            let mut nn = Nn::new(build);
+            nn.begin(Phase::EVAL, self.task.layout(self.shape()))?;
             let hidden = self.model.hidden(&mut nn)?;
             let head = self.model.lm_head(&mut nn, hidden)?;
             let y = nn.g.linear(head.x, head.w, head.bias, None)?;
-            let leaf = nn.g.leaf(LeafKind::Io, "logits", Ty::f32(nn.g.shape(y)));
-            nn.g.node_into(&elementwise::SCALE, Attr::None, &[y, one], &[Some(leaf)])?;
-            let (graph, weights, inputs) = nn.finish();
-            Ok((graph, weights, inputs, leaf))
+            let leaf = nn.output("logits", y)?;
+            let inputs = nn.inputs();
+            Ok((Built::of(nn), inputs, leaf))
         })?;
-        let plan = Plan::new(&graph, backend.caps())?;
         let batch = self.batch(&inputs)?;
-        let width = graph.ty(logits).cols();
-        let mut exec = Exec::new(backend, graph, plan)?;
-        self.load(&mut exec, &weights)?;
+        let width = nn.graph.ty(logits).cols();
+        let mut exec = self.loaded(device, nn)?;
         upload(&mut exec, &inputs, &batch)?;
-        exec.run(Phase::MICRO)?;
+        exec.run(Phase::EVAL)?;
         let all = exec.download_f32(logits)?;
         let own = batch.placed.iter().map(|placed| {
             let at = placed[MAIN.0];
@@ -243,13 +262,13 @@ impl Case {
             Some((name.to_string(), v, graph.shape(v).to_vec()))
         });
         let sums: Vec<(String, Val, Vec<usize>)> = sums.collect();
-        let batch = self.batch(&step.inputs)?;
+        let batch = self.batch(&step.leaves.inputs)?;
         let mut exec = Exec::new(backend, step.program.graph, plan)?;
         self.load(&mut exec, &step.program.weights)?;
-        upload(&mut exec, &step.inputs, &batch)?;
-        exec.upload(step.inv_count, bytemuck::bytes_of(&(1.0 / batch.trained as f32)))?;
+        upload(&mut exec, &step.leaves.inputs, &batch)?;
+        exec.upload(step.leaves.inv_count, bytemuck::bytes_of(&(1.0 / batch.trained as f32)))?;
         exec.run(Phase::MICRO)?;
-        let loss = exec.download_f32(step.loss)?[0];
+        let loss = exec.download_f32(step.leaves.loss)?[0];
         let mut grads = BTreeMap::new();
         for (name, val, shape) in sums {
             let mut grad = exec.download_f32(val)?;
@@ -261,23 +280,24 @@ impl Case {
         Ok((loss, grads))
     }
 
-    /// The most likely `count` tokens after `prompt`, which is read in pieces.
+    /// The most likely `count` tokens after `prompt`, which is read in pieces; in encoder-decoders, the answer to it.
     pub fn continued(&self, device: &Device, prompt: &[u32], count: usize) -> Result<Vec<u32>> {
-        const CHUNK: usize = 5;
-        let generation = self.build(|build| Generation::new(&*self.model, build, CHUNK, prompt.len() + count))?;
-        let weights = generation.program.weights.clone();
-        let mut generator = Generator::new(device.open(), generation)?;
-        self.load(&mut generator.exec, &weights)?;
-        let mut logits = generator.feed(prompt)?;
-        let mut ids = Vec::with_capacity(count);
-        loop {
-            let best = (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-            ids.push(best as u32);
-            if ids.len() == count {
-                return Ok(ids);
-            }
-            logits = generator.feed(&[best as u32])?;
-        }
+        let (nn, mut generation) = self.build(|build| {
+            let mut nn = Nn::new(build);
+            let room = Room { tokens: prompt.len() + count + 1, source: prompt.len() + 3, chunk: 5 };
+            let generation = Generation::build(&mut nn, &*self.model, room)?;
+            Ok((Built::of(nn), generation))
+        })?;
+        let mut exec = self.loaded(device, nn)?;
+        let ask = Ask { max_tokens: count, sampling: Sampling::default(), stop: &[] };
+        // A text before it leaves no trace.
+        generation.generate(&mut exec, &[1, 2, 3], &ask, &mut |_| Ok(false))?;
+        Ok(generation.generate(&mut exec, prompt, &ask, &mut |_| Ok(true))?)
+    }
+
+    /// The tokens of row `i`.
+    pub fn source(&self, i: usize) -> Vec<u32> {
+        self.data.ids(i).iter().map(|&id| id as u32).collect()
     }
 
     /// What the golden says of each row's outputs, without padding.

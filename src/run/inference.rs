@@ -1,0 +1,40 @@
+//! A model that does not train, on a device, with an adapter or without.
+
+use std::sync::Arc;
+
+use crate::backend;
+use crate::base::Base;
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::peft::{self, Frozen, Method};
+use crate::run::options::options;
+use crate::session::{Options, Planned, Session};
+use crate::tasks::Task;
+
+/// The model with the adapter of the settings, loaded; `wanted` says what for. A head of random weights is an error.
+pub fn open(
+    config: &RunConfig,
+    base: &Arc<Base>,
+    task: &dyn Task,
+    wanted: impl FnOnce(Options) -> Options,
+) -> Result<Session> {
+    let (method, tensors): (Box<dyn Method>, _) = match &config.adapter {
+        Some(dir) => {
+            let opened = peft::open(dir)?;
+            (opened.method, Some((dir, opened.tensors)))
+        }
+        None => (Box::new(Frozen), None),
+    };
+    let options = wanted(Options { train: false, evaluate: false, step_tokens: None, ..options(config) });
+    let planned = Planned::of(base, vec![method], task, options, backend::open(&config.device)?)?;
+    if let Some((dir, tensors)) = &tensors {
+        peft::files::check(dir, tensors, &planned.trained())?;
+    }
+    let tensors = tensors.map(|(_, tensors)| tensors);
+    if let Some(name) = planned.drawn(tensors.as_ref()) {
+        let found = format!("no {name} in the model, nor in an adapter");
+        let expected = format!("a model that was trained for task {}", task.def().name);
+        return Err(Error::file(&base.path, found, expected));
+    }
+    planned.start(tensors.as_ref(), &mut |_, _| Ok(()))
+}

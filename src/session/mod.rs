@@ -1,0 +1,78 @@
+//! The engine as other programs use it: open a model, choose a method, plan, then step, evaluate, generate and save, all
+//! on the same weights and in the memory that was planned.
+
+mod options;
+mod phases;
+mod planned;
+mod save;
+mod state;
+
+use std::sync::Arc;
+
+pub use crate::base::Base;
+use crate::data::pack::MicroBatch;
+use crate::error::Result;
+use crate::generate::{Ask, Generation};
+use crate::models::Facts;
+use crate::nn::Layout;
+use crate::peft::Method;
+use crate::train::eval::{Evaluated, Evaluation};
+use crate::train::trainer::{StepReport, Trainer};
+pub use options::{Options, activations};
+use phases::lacks;
+pub use planned::Planned;
+
+/// A session under way. It may go from thread to thread.
+pub struct Session {
+    base: Arc<Base>,
+    methods: Vec<Box<dyn Method>>,
+    facts: Facts,
+    pub trainer: Trainer,
+    evaluation: Option<Evaluation>,
+    generation: Option<Generation>,
+}
+
+impl Session {
+    /// The base model.
+    pub fn base(&self) -> &Arc<Base> {
+        &self.base
+    }
+
+    /// What a micro-batch holds: what the packer needs, for steps and evaluations.
+    pub fn layout(&self) -> Result<&Layout> {
+        phases::layout(self.trainer.leaves(), self.evaluation.as_ref())
+    }
+
+    /// One optimizer step at rate `lr` over packed micro-batches (`data::pack`).
+    pub fn step(&mut self, micro: &[MicroBatch], lr: f64) -> Result<StepReport> {
+        self.trainer.step(micro, lr)
+    }
+
+    /// The same; `on` is told after each micro-batch how many are done. An error of it, [`crate::Error::Cancelled`] for one,
+    /// ends the step, and everything is as it was before.
+    pub fn step_with(
+        &mut self,
+        micro: &[MicroBatch],
+        lr: f64,
+        on: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<StepReport> {
+        self.trainer.step_with(micro, lr, on)
+    }
+
+    /// Loss and outputs of a packed micro-batch, without dropout, on the weights as they are.
+    pub fn eval(&mut self, micro: &MicroBatch) -> Result<Evaluated> {
+        match &self.evaluation {
+            Some(evaluation) => evaluation.run(&mut self.trainer.exec, micro),
+            None => Err(lacks("evaluation", "evaluate")),
+        }
+    }
+
+    /// Continues `prompt` (in encoder-decoders: answers it) on the weights as they are, and returns the new tokens. `on` is
+    /// given each as it comes, and ends the text by returning false; an error of it is this function's.
+    pub fn generate(&mut self, prompt: &[u32], ask: &Ask, on: &mut dyn FnMut(u32) -> Result<bool>) -> Result<Vec<u32>> {
+        match &mut self.generation {
+            Some(generation) => generation.generate(&mut self.trainer.exec, prompt, ask, on),
+            None => Err(lacks("generation", "generate")),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What a session is asked to do.
+
+use std::path::PathBuf;
+
+use crate::backend::Caps;
+use crate::dtype::DType;
+use crate::generate::Room;
+use crate::memory::Request;
+use crate::tasks::Shape;
+use crate::train::optimizer::Optimizer;
+
+/// What activations are kept in when `dtype` is asked for: 16 bits where the device can, else f32.
+pub fn activations(dtype: DType, caps: &Caps) -> DType {
+    match dtype {
+        DType::BF16 | DType::F16 => caps.compute_dtype.unwrap_or(DType::F32),
+        _ => DType::F32,
+    }
+}
+
+/// What a session is, apart from the model and the method.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether it trains.
+    pub train: bool,
+    /// Whether it evaluates: the task's loss and outputs without dropout, on the weights as they are.
+    pub evaluate: bool,
+    /// Whether it generates, and how much, on the weights as they are.
+    pub generate: Option<Room>,
+    /// Format of the linear layers' frozen weights, if they are to be quantized.
+    pub quantize: Option<DType>,
+    /// Format of the other frozen weights, and of activations where the device keeps them in 16 bits.
+    pub dtype: DType,
+    /// Longest sequence.
+    pub max_seq_len: usize,
+    /// Tokens of a micro-batch.
+    pub micro_tokens: usize,
+    /// Target tokens of a micro-batch in encoder-decoders; else as many as `micro_tokens`.
+    pub micro_targets: Option<usize>,
+    /// The most sequences of a micro-batch; else as many as it has tokens.
+    pub micro_sequences: Option<usize>,
+    /// The most tokens that a step will have, if that is known. Where they fit one micro-batch, gradients take the place
+    /// of activations, and a step of two micro-batches is an error.
+    pub step_tokens: Option<usize>,
+    pub optimizer: Optimizer,
+    pub seed: u64,
+    /// The memory there is, and what to do about it.
+    pub memory: Request,
+    /// Folder for a file with what is off the device and is in no other file; else the system's for temporary files.
+    pub spill: Option<PathBuf>,
+}
+
+impl Options {
+    /// The sizes of a micro-batch.
+    pub(super) fn shape(&self) -> Shape {
+        let tokens = self.micro_tokens;
+        let sequences = self.micro_sequences.unwrap_or(tokens).clamp(1, tokens.max(1));
+        Shape { tokens, targets: self.micro_targets.unwrap_or(tokens), sequences }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            train: true,
+            evaluate: false,
+            generate: None,
+            quantize: None,
+            dtype: DType::F32,
+            max_seq_len: 1024,
+            micro_tokens: 1024,
+            micro_targets: None,
+            micro_sequences: None,
+            step_tokens: None,
+            optimizer: Optimizer::default(),
+            seed: 42,
+            memory: Request::default(),
+            spill: None,
+        }
+    }
+}

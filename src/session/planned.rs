@@ -1,0 +1,160 @@
+//! A session before it starts: its graph, its plan, and nothing allocated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::options::{Options, activations};
+use super::{Session, phases::Phases};
+use crate::backend::Backend;
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::graph::program::Program;
+use crate::memory::{self, Chosen};
+use crate::models::Facts;
+use crate::nn::{Build, Hooks, Layout, Source, Weight};
+use crate::peft::Method;
+use crate::plan::{Account, Plan};
+use crate::tasks::Task;
+use crate::tasks::causal_lm::CausalLm;
+use crate::train::trainer::Trainer;
+use crate::weights::{HostTensor, load};
+
+/// A session that is planned to the byte, with nothing allocated and nothing loaded.
+pub struct Planned {
+    base: Arc<Base>,
+    methods: Vec<Box<dyn Method>>,
+    backend: Box<dyn Backend>,
+    program: Program,
+    phases: Phases,
+    plan: Plan,
+    options: Options,
+    facts: Facts,
+    chosen: Vec<Chosen>,
+}
+
+impl Planned {
+    /// Causal language modelling with one method.
+    pub fn new(base: &Arc<Base>, method: Box<dyn Method>, options: Options, backend: Box<dyn Backend>) -> Result<Self> {
+        Planned::of(base, vec![method], &CausalLm, options, backend)
+    }
+
+    /// Any task, with a stack of methods, the first one outermost.
+    pub fn of(
+        base: &Arc<Base>,
+        methods: Vec<Box<dyn Method>>,
+        task: &dyn Task,
+        options: Options,
+        backend: Box<dyn Backend>,
+    ) -> Result<Self> {
+        let model = base.model(options.max_seq_len)?;
+        let storage = base.storage(options.quantize, options.dtype);
+        let act = activations(options.dtype, backend.caps());
+        let stack: Vec<&dyn Hooks> = methods.iter().map(|m| &**m as &dyn Hooks).collect();
+        let mut options = options;
+        let wanted = options.micro_tokens;
+        let (program, phases, plan, mut chosen) = loop {
+            let build = Build { stack: &stack, storage: &storage, act };
+            let (program, sites, phases) = Phases::build(&*model, task, build, &options, backend.caps())?;
+            methods.iter().try_for_each(|m| m.check(&sites))?;
+            match memory::fit(&program, backend.caps(), &options.memory) {
+                // The last resort, since it changes rounding.
+                Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {
+                    options.micro_tokens = (options.micro_tokens / 2).max(options.max_seq_len);
+                }
+                other => {
+                    let (program, plan, chosen) = other?;
+                    break (program, phases, plan, chosen);
+                }
+            }
+        };
+        if options.micro_tokens < wanted {
+            let what = format!(
+                "micro-batches of {} tokens, not {wanted}: gradients are summed in another order, so results differ \
+                 by rounding",
+                options.micro_tokens
+            );
+            chosen.insert(0, Chosen { what, saves: 0, seconds: 0.0 });
+        }
+        drop(storage);
+        let facts = model.facts().clone();
+        Ok(Planned { base: base.clone(), methods, backend, program, phases, plan, options, facts, chosen })
+    }
+
+    /// What was chosen to make it fit.
+    pub fn chosen(&self) -> &[Chosen] {
+        &self.chosen
+    }
+
+    /// Tokens of a micro-batch: those of the options, or fewer if the budget wanted it.
+    pub fn micro_tokens(&self) -> usize {
+        self.options.micro_tokens
+    }
+
+    /// What a micro-batch holds: what the packer needs.
+    pub fn layout(&self) -> Result<&Layout> {
+        self.phases.layout()
+    }
+
+    /// The step's graph and where its values lie, for pictures of them.
+    pub fn plan(&self) -> (&Graph, &Plan) {
+        (&self.program.graph, &self.plan)
+    }
+
+    /// What will be allocated.
+    pub fn account(&self) -> &Account {
+        &self.plan.account
+    }
+
+    /// The device it is planned for.
+    pub fn device(&self) -> &str {
+        &self.backend.caps().device
+    }
+
+    /// Number of trained values, and of all.
+    pub fn parameters(&self) -> (usize, usize) {
+        let count = |trained: bool| -> usize {
+            let weights = self.program.weights.iter().filter(|w| w.trainable || !trained);
+            weights.filter(|w| !matches!(w.source, Source::Data(_))).map(|w| self.program.graph.ty(w.val).len()).sum()
+        };
+        (count(true), count(false))
+    }
+
+    /// Names and shapes of what is trained.
+    pub fn trained(&self) -> Vec<(String, Vec<usize>)> {
+        let trained = self.program.weights.iter().filter(|w| w.trainable);
+        trained.map(|w| (w.name.clone(), w.stored(self.program.graph.shape(w.val)))).collect()
+    }
+
+    /// A tensor of a task's head that neither the base model nor an adapter of these tensors has, and that would be drawn.
+    pub fn drawn(&self, adapter: Option<&BTreeMap<String, HostTensor>>) -> Option<&str> {
+        let base = self.base.checkpoint.as_ref();
+        let missing = |w: &&Weight| match &w.source {
+            Source::Base { tensor, fresh: Some(_), .. } => {
+                base.is_none_or(|base| base.info(tensor).is_none())
+                    && adapter.is_none_or(|tensors| !tensors.contains_key(&w.name))
+            }
+            _ => false,
+        };
+        self.program.weights.iter().find(missing).map(|w| w.name.as_str())
+    }
+
+    /// Allocates, compiles and loads. `adapter` holds the tensors of an adapter to start from;
+    /// `progress(bytes loaded, of)` is called along the way, and an error of it ends the loading.
+    pub fn start(
+        self,
+        adapter: Option<&BTreeMap<String, HostTensor>>,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Session> {
+        let Planned { base, methods, backend, program, phases, plan, options, facts, .. } = self;
+        let Phases { train, evaluation, generation } = phases;
+        let mut trainer = Trainer::of(backend, program, train, plan, options.seed)?;
+        if let Some(dir) = &options.spill {
+            trainer.exec.offload.set_dir(dir);
+        }
+        let weights = trainer.weights().to_vec();
+        let from = load::Sources { base: base.checkpoint.as_ref(), std: facts.init_std, adapter, seed: options.seed };
+        load::load(&mut trainer.exec, &weights, &from, progress)?;
+        Ok(Session { base, methods, facts, trainer, evaluation, generation })
+    }
+}
