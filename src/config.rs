@@ -214,6 +214,8 @@ settings! {
         mask_share: f64 = "X", { 0.15 }, if |v| *v > 0.0 && *v <= 1.0 => "above 0, at most 1";
         #[doc = "Question answering: pad sequences to the longest of their batch and let padding into the softmax, as transformers does"]
         qa_padding: bool = "BOOL", { false };
+        #[doc = "Question answering: give token types to a model with an adapter, which PEFT's class does not do"]
+        qa_token_types: bool = "BOOL", { false };
         #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change; at least --max-seq-len"]
         micro_tokens: usize = "T", { |c| c.max_seq_len } as "--max-seq-len", if |v| *v >= 2 => "2 or more";
     }

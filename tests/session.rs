@@ -41,7 +41,9 @@ impl Subject {
         let model = base.model(64).unwrap();
         let def = tasks::TASKS.iter().find(|t| t.name == task).unwrap();
         let (config, facts) = (&base.config, model.facts());
-        let task = (def.make)(&Setup { config, facts, qa_padding: false, stride: 0, mask_share: 0.15 }).unwrap();
+        let task =
+            (def.make)(&Setup { config, facts, qa_padding: false, qa_token_types: true, stride: 0, mask_share: 0.15 })
+                .unwrap();
         Subject { base: Arc::new(base), task, method }
     }
 

@@ -29,7 +29,8 @@ fn texts_become_transformers_features() {
         let encode = |text: &str| tokenizer.encode(text, false);
         let max_len = case["max_len"].as_u64().unwrap() as usize;
         let stride = case["stride"].as_u64().unwrap_or(0) as usize;
-        let setup = Setup { config: &config, facts: &facts, qa_padding: false, stride, mask_share: 0.15 };
+        let setup =
+            Setup { config: &config, facts: &facts, qa_padding: false, qa_token_types: true, stride, mask_share: 0.15 };
         let task = (tasks::named(name).unwrap().make)(&setup).unwrap();
         let fields = case["row"].as_object().unwrap().clone();
         let max_target_len = case["max_target_len"].as_u64().unwrap_or(64) as usize;

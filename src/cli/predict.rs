@@ -9,7 +9,7 @@ use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that predictions depend on too.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 18] = [
     "model",
     "adapter",
     "task",
@@ -22,6 +22,7 @@ const SETTINGS: [&str; 17] = [
     "doc_stride",
     "micro_tokens",
     "qa_padding",
+    "qa_token_types",
     "seed",
     "dtype",
     "device",

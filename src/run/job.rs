@@ -27,8 +27,9 @@ pub struct Job {
 }
 
 impl Job {
-    /// The model of the settings with its task. Names of labels may come from `data`.
-    pub fn open(config: &RunConfig, data: Option<&Path>) -> Result<Job> {
+    /// The model of the settings with its task, `adapted` by a method that has files of PEFT's. Names of labels may come
+    /// from `data`.
+    pub fn open(config: &RunConfig, adapted: bool, data: Option<&Path>) -> Result<Job> {
         let path = config.need("model")?;
         let mut base = match config.init {
             Init::Pretrained => Base::open(path)?,
@@ -50,6 +51,7 @@ impl Job {
             config: &base.config,
             facts: &facts,
             qa_padding: config.qa_padding,
+            qa_token_types: config.qa_token_types || !adapted,
             stride: config.doc_stride,
             mask_share: config.mask_share,
         };

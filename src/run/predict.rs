@@ -35,7 +35,7 @@ pub fn predict(config: &RunConfig, input: &Input, on: &mut dyn FnMut(&Value) -> 
         Input::File(path) => Some(*path),
         Input::Row(_) => None,
     };
-    let job = Job::open(config, data)?;
+    let job = Job::open(config, config.adapter.is_some(), data)?;
     if job.task.score()?.is_none() {
         let expected = "a task with labels, or `trimtab generate` for text";
         return Err(Error::config("--task", job.task.def().name, expected));

@@ -44,7 +44,7 @@ pub struct Preview {
 
 /// What is known of the run that `config` describes.
 pub fn preview(config: &RunConfig) -> Result<Preview> {
-    let job = Job::open(config, config.data.as_deref())?;
+    let job = Job::open(config, adapts(config)?, config.data.as_deref())?;
     let planned = plan(config, &job, backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
     Ok(Preview {
@@ -57,6 +57,11 @@ pub fn preview(config: &RunConfig) -> Result<Preview> {
 
 fn plan(config: &RunConfig, job: &Job, backend: Box<dyn Backend>) -> Result<Planned> {
     Planned::of(&job.base, vec![method(config, job)?], &*job.task, options(config), backend)
+}
+
+/// Whether what is trained is an adapter that PEFT reads.
+fn adapts(config: &RunConfig) -> Result<bool> {
+    Ok(config.adapter.is_some() || peft::named(config.method.name())?.peft_type.is_some())
 }
 
 /// The method of the adapter that training starts from, or a new one.
@@ -114,7 +119,7 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
 pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
     let out = config.need("out")?;
     let data = config.need("data")?;
-    let job = Job::open(config, Some(data))?;
+    let job = Job::open(config, adapts(config)?, Some(data))?;
     if job.task.def().name != causal_lm::DEF.name {
         on(Event::Note(job.about()))?;
     }

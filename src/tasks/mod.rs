@@ -63,6 +63,8 @@ pub struct Setup<'a> {
     pub facts: &'a Facts,
     /// Question answering: rows are padded to the longest of the batch, and padding joins the softmax over positions.
     pub qa_padding: bool,
+    /// Question answering: the model is given token types.
+    pub qa_token_types: bool,
     /// Question answering: tokens that a window of a long text shares with the one before.
     pub stride: usize,
     /// Masked LM: share of a text's tokens that are to be predicted.

@@ -4,8 +4,8 @@
 //! tokens. With `qa_padding`, over the tokens of the longest sequence of the batch, as transformers has it: there padding
 //! joins the softmax, so the loss depends on what a sequence is batched with.
 //!
-//! Token types are given to the model. PEFT's PeftModelForQuestionAnswering (0.21.2) drops them, so an adapter that was trained
-//! there, or is to be used there, wants rows without `token_type_ids`.
+//! PEFT's PeftModelForQuestionAnswering (0.21.2) gives no token types to the model, so neither do we where an adapter is
+//! trained or used, unless `qa_token_types` says so; transformers' own classes do, and whole models get them.
 //!
 //! Rows: `{"question", "context", "answers"}` as in SQuAD, or `{"input_ids", "start_position", "end_position"}` (and
 //! `token_type_ids`). A context that is too long is cut in windows that overlap; where the answer is not in a window, or there
@@ -52,6 +52,7 @@ const LONGEST: usize = 30;
 pub struct QuestionAnswering {
     /// What rows are padded with, if they are.
     pad: Option<i32>,
+    token_types: bool,
     /// Tokens that a window shares with the one before.
     stride: usize,
 }
@@ -68,7 +69,8 @@ struct Answers {
 impl QuestionAnswering {
     fn new(setup: &Setup) -> QuestionAnswering {
         let pad = setup.config.get("pad_token_id").and_then(Value::as_i64).unwrap_or(0) as i32;
-        QuestionAnswering { pad: setup.qa_padding.then_some(pad), stride: setup.stride }
+        let (pad, token_types) = (setup.qa_padding.then_some(pad), setup.qa_token_types);
+        QuestionAnswering { pad, token_types, stride: setup.stride }
     }
 }
 
@@ -92,7 +94,7 @@ impl Task for QuestionAnswering {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
-        let (examples, cut) = match [INPUT_IDS, QUESTION, CONTEXT].map(|name| row.has(name)) {
+        let (mut examples, cut) = match [INPUT_IDS, QUESTION, CONTEXT].map(|name| row.has(name)) {
             [true, false, false] => {
                 let (example, cut) = tokenized(row, codec)?;
                 (vec![example], cut)
@@ -100,6 +102,9 @@ impl Task for QuestionAnswering {
             [false, true, true] => (self.windows(row, codec)?, false),
             _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
         };
+        if !self.token_types {
+            examples.iter_mut().for_each(|e| e.columns.retain(|(name, _)| *name != TOKEN_TYPE_IDS));
+        }
         let trains = |e: &Example| codec.unlabelled || e.ints(SPAN).iter().any(|&at| at >= 0);
         Ok(Made { examples: examples.into_iter().filter(trains).collect(), cut })
     }
@@ -338,7 +343,7 @@ mod tests {
             // The token before the context scores most, and may not be in an answer.
             window(&[-1, -1, 24, 29, 30, 32], &[1.0, 1.5, 4.0, 1.0, 9.0, 0.5]),
         ];
-        let task = QuestionAnswering { pad: None, stride: 0 };
+        let task = QuestionAnswering { pad: None, token_types: true, stride: 0 };
         let last = json!({"answer": "is", "start": 27, "end": 29, "score": 9.5, "no_answer_score": 2.5});
         assert_eq!(task.predict(&row, &computed).unwrap(), last);
         let mut score = task.score().unwrap().unwrap();
@@ -353,6 +358,29 @@ mod tests {
         assert!(values[0].0 == "exact" && (values[0].1 - 200.0 / 3.0).abs() < 1e-9, "{values:?}");
         assert_eq!(values.last(), Some(&("NoAns_f1", 100.0)));
         assert!(Answers { text: vec!["Paris".into()], answer_start: vec![90] }.bytes(&row, context).is_err());
+    }
+
+    #[test]
+    fn token_types_are_given_or_left_out() {
+        let fields =
+            json!({"input_ids": [1, 2, 3], "token_type_ids": [0, 1, 1], "start_position": 1, "end_position": 2});
+        let row = Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone() };
+        let encode = |_: &str| -> Result<Vec<u32>> { Ok(Vec::new()) };
+        let codec = Codec {
+            encode: &encode,
+            tokenizer: None,
+            bos: None,
+            eos: None,
+            vocab: 9,
+            max_len: 8,
+            max_target_len: 8,
+            unlabelled: false,
+            traced: false,
+        };
+        for (token_types, want) in [(true, &[0, 1, 1][..]), (false, &[])] {
+            let task = QuestionAnswering { pad: None, token_types, stride: 0 };
+            assert_eq!(task.examples(&row, &codec).unwrap().examples[0].ints(TOKEN_TYPE_IDS), want);
+        }
     }
 
     #[test]

@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::devices::Device;
 use super::golden::Golden;
 use trimtab::base::Base;
+use trimtab::data::Dataset;
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::reader;
 use trimtab::data::row::{Codec, Row};
-use trimtab::data::{Dataset, TOKEN_TYPE_IDS};
 use trimtab::dtype::DType;
 use trimtab::error::Error;
 use trimtab::exec::Exec;
@@ -139,24 +139,17 @@ impl Case {
         let mut each = |on: &mut dyn FnMut(&Row) -> trimtab::Result<bool>| reader::rows(&rows, &[], on);
         labels::settle(def, &mut config, true, Some(&mut each))?;
         let model = models::read(&config, LONGEST)?;
+        let folder = Some(dir.join("adapter")).filter(|folder| adapted && folder.is_dir());
+        let opened = folder.map(|folder| peft::open(&folder)).transpose()?;
         let task = (def.make)(&Setup {
             config: &config,
             facts: model.facts(),
             qa_padding: true,
+            qa_token_types: opened.is_none(),
             stride: 0,
             mask_share: 0.15,
         })?;
-        // PEFT's class for question answering takes token types and passes none on (0.21.2, `peft_model.py`); transformers'
-        // own classes do, so the base has them.
-        let folder = Some(dir.join("adapter")).filter(|folder| adapted && folder.is_dir());
-        let opened = folder.map(|folder| peft::open(&folder)).transpose()?;
-        let dropped = opened.as_ref().is_some_and(|a| a.config.get("task_type") == Some(&"QUESTION_ANS".into()));
-        let make = |row: &Row, codec: &Codec| {
-            let mut made = task.examples(row, codec)?;
-            let examples = made.examples.iter_mut().filter(|_| dropped);
-            examples.for_each(|example| example.columns.retain(|(name, _)| *name != TOKEN_TYPE_IDS));
-            Ok((made.examples, made.cut))
-        };
+        let make = |row: &Row, codec: &Codec| task.examples(row, codec).map(|made| (made.examples, made.cut));
         let data = reader::read(&rows, &codec(model.facts().vocab), &make, &[])?.0;
         let golden = Golden::open(dir.join("golden.safetensors"));
         let mut case = Case { name, facts, base, golden, model, task, method: Box::new(Full), adapter: None, data };
