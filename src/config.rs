@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::Toggle;
 use crate::nearest::nearest;
-use crate::peft::{AdapterConfig, Targets, Tokens, files, tokens::distinct};
+use crate::peft::{AdapterConfig, Bias, Targets, Tokens, files, tokens::distinct};
 use crate::train::optimizer::{Bits, Rule};
 
 mod value;
@@ -182,6 +182,8 @@ settings! {
         rslora: bool = "BOOL", { false };
         #[doc = "LoRA: train the norms of the weights' rows apart from their directions (DoRA)"]
         dora: bool = "BOOL", { false };
+        #[doc = "LoRA: biases of the model that are trained too: none, all, or those of adapted layers (lora_only)"]
+        bias: Bias = "WHICH", { Bias::None };
         #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,embed_tokens), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
         #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
@@ -318,7 +320,7 @@ impl Default for RunConfig {
 
 impl RunConfig {
     /// Puts defaults, the file and the flags together, and checks the result. If an adapter is given, its
-    /// `adapter_config.json` is read and sets rank, alpha, rslora, dora and targets.
+    /// `adapter_config.json` is read and sets rank, alpha, rslora, dora, bias and targets.
     pub fn resolve(file: Option<&Path>, flags: &Flags) -> Result<RunConfig> {
         let (text, path) = match file {
             Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
@@ -407,6 +409,7 @@ impl RunConfig {
         theirs.alpha = adapter.alpha;
         theirs.rslora = adapter.rslora;
         theirs.dora = adapter.dora;
+        theirs.bias = adapter.bias;
         theirs.targets = adapter.targets.clone();
         theirs.trainable_tokens = match &adapter.tokens {
             Some(Tokens::Embedding(ids)) => Some(ids.clone()),
@@ -414,7 +417,7 @@ impl RunConfig {
             Some(Tokens::Modules(_)) | None => None,
         };
         theirs.dropout = adapter.dropout;
-        for name in ["rank", "alpha", "rslora", "dora", "targets", "trainable_tokens", "dropout"] {
+        for name in ["rank", "alpha", "rslora", "dora", "bias", "targets", "trainable_tokens", "dropout"] {
             let (i, field) = (Self::index(name), find(name)?);
             let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
             match self.origins[i].given() {
@@ -542,6 +545,7 @@ impl RunConfig {
         };
         adapter.rslora = self.rslora;
         adapter.dora = self.dora;
+        adapter.bias = self.bias;
         adapter.dropout = self.dropout;
         adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
         Ok(Some(adapter))

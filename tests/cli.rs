@@ -290,8 +290,8 @@ fn an_adapter_is_followed() {
     assert!(rank.2.ends_with("adapter_config.json"), "{}", rank.2);
     let error = scratch.run(&["train", "--show-config", "--adapter", &adapter, "--rank", "8"]).fails(2);
     assert!(error.contains("rank") && error.contains("hint: expected 4"), "{error}");
-    let error = scratch.run(&["train", "--show-config", "--adapter", &fixture("peft/lora_bias_all")]).fails(2);
-    assert!(error.contains("bias") && error.contains("hint: "), "{error}");
+    let error = scratch.run(&["train", "--show-config", "--adapter", &fixture("peft/lora_target_parameters")]).fails(2);
+    assert!(error.contains("target_parameters") && error.contains("hint: "), "{error}");
 }
 
 #[test]

@@ -120,6 +120,7 @@ fn the_saved_file_repeats_the_run() {
         ("dropout", "0.05"),
         ("rslora", "true"),
         ("dora", "true"),
+        ("bias", "lora_only"),
         ("targets", r".*\.(q|v)_proj"),
         ("trainable_tokens", "5, 17"),
         ("task", "masked_lm"),

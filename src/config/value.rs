@@ -8,7 +8,7 @@ use toml::Value;
 pub use crate::device::Device;
 use crate::dtype::DType;
 use crate::memory::Toggle;
-use crate::peft::Targets;
+use crate::peft::{Bias, Targets};
 use crate::tasks::{self, TaskDef};
 pub use crate::train::schedule::Schedule;
 
@@ -371,6 +371,7 @@ words! {
     SaveDtype { F32 = "f32", Bf16 = "bf16", F16 = "f16" }
 }
 
+word_setting!(Bias { "none", "all", "lora_only" });
 word_setting!(Toggle { "auto", "on", "off" });
 word_setting!(Schedule { "constant", "linear", "cosine" });
 

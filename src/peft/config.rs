@@ -9,9 +9,11 @@ use std::sync::OnceLock;
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use super::bias::Bias;
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
+use crate::nn::Role;
 
 /// Larger ranks are taken for a damaged file.
 const MAX_RANK: usize = 65_536;
@@ -94,6 +96,8 @@ pub struct AdapterConfig {
     /// Regular expression on the end of a module path, and the rank or alpha there; the first that matches counts.
     pub rank_pattern: Vec<(String, usize)>,
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Which biases of the base model are trained.
+    pub bias: Bias,
     /// B has a bias (`lora_B.bias`, `[out]`), added after the product and scaled like it.
     pub lora_bias: bool,
     /// Modules of the base model that are trained whole, and kept in the adapter's file.
@@ -125,6 +129,7 @@ impl AdapterConfig {
             layers_pattern: Vec::new(),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            bias: Bias::None,
             lora_bias: false,
             modules_to_save: Vec::new(),
             tokens: None,
@@ -169,7 +174,6 @@ fn keeps_base(v: &Value) -> bool {
 
 #[rustfmt::skip]
 static REFUSED: &[Refused] = &[
-    Refused { key: "bias", harmless: |v| v.is_null() || v == "none", hint: MERGE },
     Refused { key: "target_parameters", harmless: idle, hint: MERGE },
     Refused { key: "ensure_weight_tying", harmless: idle, hint: "tokens are trained in a tied head too without it; LoRA goes with the embedding alone" },
     Refused { key: "init_lora_weights", harmless: keeps_base, hint: CONVERT },
@@ -299,6 +303,7 @@ impl AdapterConfig {
             alpha_pattern: get(map, "alpha_pattern", "an object of numbers", Vec::new(), |v| {
                 pattern_of(v, Value::as_f64)
             })?,
+            bias: get(map, "bias", Bias::EXPECTED, Bias::None, |v| Bias::named(v.as_str()?))?,
             lora_bias: get(map, "lora_bias", "true or false", false, Value::as_bool)?,
             modules_to_save: get(map, "modules_to_save", "a list of names", Vec::new(), strings_of)?,
             tokens: get(map, "trainable_token_indices", Tokens::EXPECTED, None, Tokens::read)?,
@@ -333,7 +338,7 @@ impl AdapterConfig {
             ("alpha_pattern", self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect()),
             ("auto_mapping", Value::Null),
             ("base_model_name_or_path", Value::from(self.base_model.clone())),
-            ("bias", "none".into()),
+            ("bias", self.bias.name().into()),
         ];
         pairs.extend(self.exclude.as_ref().map(|e| ("exclude_modules", names(e))));
         pairs.extend([
@@ -461,6 +466,14 @@ impl AdapterConfig {
         let alpha = first(&compiled.alpha, &self.alpha_pattern, module, self.alpha);
         let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
         Ok(Some(LoraSpec { rank, alpha, scale: (alpha / divisor) as f32, dropout: self.dropout as f32 }))
+    }
+
+    /// The same at a module of a role: `all-linear` leaves heads out.
+    pub(super) fn adapts(&self, role: Role, module: &str) -> Result<Option<LoraSpec>> {
+        match self.targets {
+            Targets::AllLinear if !role.is_block_linear() => Ok(None),
+            _ => self.resolve(module),
+        }
     }
 
     /// The same for the embedding or the output head, which `all-linear` does not mean.

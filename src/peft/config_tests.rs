@@ -141,7 +141,6 @@ fn the_first_pattern_that_matches_counts() {
 #[test]
 fn says_no_to_what_it_cannot_do_and_names_the_key() {
     let table = [
-        ("lora_bias_all", "bias"),
         ("lora_target_parameters", "target_parameters"),
         ("pissa", "init_lora_weights"),
         ("olora", "init_lora_weights"),

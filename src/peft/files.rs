@@ -55,6 +55,11 @@ pub fn base_layer(module: &str) -> String {
     format!("{PREFIX}{module}.base_layer.weight")
 }
 
+/// Name in the file of a trained bias of the base model, `[out]`, of the adapted layer `module`.
+pub fn base_bias(module: &str) -> String {
+    format!("{PREFIX}{module}.base_layer.bias")
+}
+
 /// Name in the file of the trained rows, `[tokens, hidden]`, of the table `module`.
 pub fn tokens(module: &str) -> String {
     format!("{PREFIX}{module}.token_adapter.trainable_tokens_delta")

@@ -37,7 +37,7 @@ fn shapes(adapter: &Adapter) -> Vec<(String, Vec<usize>)> {
 #[test]
 fn what_peft_wrote_is_written_again_byte_for_byte() {
     let plain = ["lora", "rslora", "dora", "lora_rankpattern", "multi_adapter", "multi_adapter/second"];
-    for name in plain.into_iter().chain(["lora_embed", "lora_lmhead", "lora_trainable_tokens"]) {
+    for name in plain.into_iter().chain(["lora_embed", "lora_lmhead", "lora_trainable_tokens", "lora_bias_all"]) {
         let scratch = Scratch::new(&name.replace('/', "-"));
         let adapter = read_adapter(&fixture(name)).unwrap();
         let mut reversed = outs(&adapter);

@@ -3,12 +3,15 @@
 //! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows. With `use_dora` it is DoRA:
 //! see `dora.rs`.
 
+use std::collections::BTreeMap;
+
 use super::config::{AdapterConfig, LoraSpec, Targets};
 use super::{Method, MethodDef, Save, dora, embedding, files};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, Linear, LowRank, Next, Nn, Role, Site, Table, WeightRef};
 use crate::ops::{Dropout, Lora as Spec};
+use crate::weights::HostTensor;
 
 /// The method's row.
 pub static DEF: MethodDef = MethodDef {
@@ -40,11 +43,14 @@ impl Hooks for Lora {
     }
 
     fn trains(&self, w: WeightRef) -> Option<String> {
-        (w.role == Role::Classifier || self.config.saves(w.module())).then(|| files::saved(w.name))
+        if w.role == Role::Classifier || self.config.saves(w.module()) {
+            return Some(files::saved(w.name));
+        }
+        self.config.trains_bias(w)
     }
 
     fn linear(&self, nn: &mut Nn, site: &Site, mut layer: Linear, next: Next) -> Result<Val> {
-        let Some(LoraSpec { rank, scale, dropout, .. }) = self.resolve(site)? else {
+        let Some(LoraSpec { rank, scale, dropout, .. }) = self.config.adapts(site.role, &site.path)? else {
             return next.linear(nn, site, layer);
         };
         let (out, features) = (nn.g.shape(layer.w)[0], nn.g.shape(layer.w)[1]);
@@ -75,16 +81,6 @@ impl Hooks for Lora {
     }
 }
 
-impl Lora {
-    /// What is done at a linear layer, if anything. `all-linear` leaves heads out.
-    fn resolve(&self, site: &Site) -> Result<Option<LoraSpec>> {
-        match self.config.targets {
-            Targets::AllLinear if !site.role.is_block_linear() => Ok(None),
-            _ => self.config.resolve(&site.path),
-        }
-    }
-}
-
 impl Method for Lora {
     fn def(&self) -> &'static MethodDef {
         &DEF
@@ -100,6 +96,10 @@ impl Method for Lora {
             modules.extend(of(|r| r == Role::Classifier));
         }
         self.config.resolve_all(&modules).map(drop)
+    }
+
+    fn drop_copies(&self, tensors: &mut BTreeMap<String, HostTensor>) {
+        self.config.drop_copies_of_biases(tensors);
     }
 
     fn save(&self, save: &mut Save) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Methods: what is trained, and what is added to the model for it. One file a method, hooks at sites.
 
+mod bias;
 pub mod bitfit;
 pub mod config;
 mod dora;
@@ -24,6 +25,7 @@ use crate::models::Facts;
 use crate::nn::{Hooks, Site};
 use crate::weights::HostTensor;
 
+pub use bias::Bias;
 pub use config::{AdapterConfig, LoraSpec, Targets};
 pub use tokens::Tokens;
 
@@ -36,6 +38,9 @@ pub trait Method: Hooks {
     fn check(&self, _sites: &[Site]) -> Result<()> {
         Ok(())
     }
+
+    /// Takes out of the tensors of an adapter's folder what is there twice.
+    fn drop_copies(&self, _tensors: &mut BTreeMap<String, HostTensor>) {}
 
     /// Writes what was trained in the method's own format.
     fn save(&self, _save: &mut Save) -> Result<()> {
@@ -141,7 +146,9 @@ pub fn open(dir: &Path) -> Result<Opened> {
         tensors.extend(encoder);
         config.insert("trimtab_encoder".into(), Value::Bool(true));
     }
-    Ok(Opened { method: (def.read)(&config)?, config, tensors })
+    let method = (def.read)(&config)?;
+    method.drop_copies(&mut tensors);
+    Ok(Opened { method, config, tensors })
 }
 
 /// What there is to save.
