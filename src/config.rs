@@ -186,6 +186,8 @@ settings! {
         bias: Bias = "WHICH", { Bias::None };
         #[doc = "LoRA: adapted layers: all-linear, names divided by commas (q_proj,embed_tokens), or a regular expression"]
         targets: Targets = "LIST", { Targets::AllLinear };
+        #[doc = "LoRA: an output head that is tied to the embedding gets what the embedding gets, as one"]
+        ensure_weight_tying: bool = "BOOL", { false };
         #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
         trainable_tokens: Option<Vec<usize>> = "IDS", { None },
             if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
@@ -320,7 +322,7 @@ impl Default for RunConfig {
 
 impl RunConfig {
     /// Puts defaults, the file and the flags together, and checks the result. If an adapter is given, its
-    /// `adapter_config.json` is read and sets rank, alpha, rslora, dora, bias and targets.
+    /// `adapter_config.json` is read and sets what is LoRA's own.
     pub fn resolve(file: Option<&Path>, flags: &Flags) -> Result<RunConfig> {
         let (text, path) = match file {
             Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
@@ -410,6 +412,7 @@ impl RunConfig {
         theirs.rslora = adapter.rslora;
         theirs.dora = adapter.dora;
         theirs.bias = adapter.bias;
+        theirs.ensure_weight_tying = adapter.ensure_weight_tying;
         theirs.targets = adapter.targets.clone();
         theirs.trainable_tokens = match &adapter.tokens {
             Some(Tokens::Embedding(ids)) => Some(ids.clone()),
@@ -417,7 +420,9 @@ impl RunConfig {
             Some(Tokens::Modules(_)) | None => None,
         };
         theirs.dropout = adapter.dropout;
-        for name in ["rank", "alpha", "rslora", "dora", "bias", "targets", "trainable_tokens", "dropout"] {
+        for name in
+            ["rank", "alpha", "rslora", "dora", "bias", "targets", "ensure_weight_tying", "trainable_tokens", "dropout"]
+        {
             let (i, field) = (Self::index(name), find(name)?);
             let (ours, fixed) = ((field.get)(self), (field.get)(&theirs));
             match self.origins[i].given() {
@@ -546,6 +551,7 @@ impl RunConfig {
         adapter.rslora = self.rslora;
         adapter.dora = self.dora;
         adapter.bias = self.bias;
+        adapter.ensure_weight_tying = self.ensure_weight_tying;
         adapter.dropout = self.dropout;
         adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
         Ok(Some(adapter))

@@ -11,8 +11,8 @@ use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::{Dataset, Example};
 use trimtab::dtype::DType;
 use trimtab::peft::config::{AdapterConfig, Targets};
-use trimtab::peft::files::{Adapter, base_layer, embedding_a, embedding_b, read_adapter, tokens};
-use trimtab::peft::{Tokens, lora::Lora};
+use trimtab::peft::files::{Adapter, base_layer, embedding_a, embedding_b, read_adapter, read_config, tokens};
+use trimtab::peft::{self, Tokens, lora::Lora};
 use trimtab::session::{Base, Options, Planned, Session};
 use trimtab::tasks::causal_lm::layout;
 
@@ -38,6 +38,16 @@ fn on_the_embedding() -> AdapterConfig {
 
 fn on_the_head() -> AdapterConfig {
     lora_on(&["lm_head"])
+}
+
+fn tying(mut config: AdapterConfig) -> AdapterConfig {
+    config.ensure_weight_tying = true;
+    config
+}
+
+/// On the embedding and the head that it is, as one.
+fn on_both() -> AdapterConfig {
+    tying(on_the_embedding())
 }
 
 fn on_tokens() -> AdapterConfig {
@@ -78,6 +88,11 @@ fn losses(session: &mut Session, steps: usize, lr: f64) -> Vec<f32> {
     (0..steps).map(|_| session.step(&text(), lr).unwrap().loss).collect()
 }
 
+/// An adapter without what PEFT writes twice.
+fn opened(dir: &Path) -> Adapter {
+    Adapter { config: read_config(dir).unwrap(), tensors: peft::open(dir).unwrap().tensors }
+}
+
 /// A folder that is removed when the test is done.
 struct Scratch(PathBuf);
 
@@ -96,13 +111,12 @@ impl Drop for Scratch {
 #[test]
 fn what_is_trained_on_the_embedding_learns_and_is_kept() {
     type Config = fn() -> AdapterConfig;
-    let (all, untied) = (&BASES[..], &BASES[..1]);
-    let table: [(&str, Config, &[&str]); 3] =
-        [("lora", on_the_embedding, all), ("tokens", on_tokens, all), ("head", on_the_head, untied)];
+    let table: [(&str, Config); 4] =
+        [("lora", on_the_embedding), ("tokens", on_tokens), ("head", on_the_head), ("both", on_both)];
     let lr = 1e-2;
     for device in devices() {
-        for (name, config, folders) in table {
-            for (folder, dtype) in folders.iter().zip([DType::BF16, DType::F32]) {
+        for (name, config) in table {
+            for (folder, dtype) in BASES.iter().zip([DType::BF16, DType::F32]) {
                 let base = Arc::new(Base::open(fixture(folder)).unwrap());
                 let what = format!("{name} on {folder} on {}", device.name);
                 let mut run = session(&base, config(), &device, dtype, None);
@@ -115,13 +129,13 @@ fn what_is_trained_on_the_embedding_learns_and_is_kept() {
 
                 let scratch = Scratch::new(&what.replace([' ', '/'], "-"));
                 run.save(&scratch.0, DType::F32).unwrap();
-                let saved = read_adapter(&scratch.0).unwrap();
+                let saved = opened(&scratch.0);
                 assert_eq!(saved.config.tokens, config().tokens, "{what}");
                 let mut again = session(&base, saved.config.clone(), &device, dtype, Some(&saved));
                 assert_eq!(losses(&mut again, 1, 0.0), losses(&mut run, 1, 0.0), "{what}: not what was saved");
                 let second = Scratch::new(&format!("{}-again", what.replace([' ', '/'], "-")));
                 again.save(&second.0, DType::F32).unwrap();
-                assert_eq!(read_adapter(&second.0).unwrap().tensors, saved.tensors, "{what}");
+                assert_eq!(opened(&second.0).tensors, saved.tensors, "{what}");
             }
         }
     }
@@ -210,6 +224,23 @@ fn what_does_not_go_together_is_refused() {
         plan(config).unwrap();
     }
     let tied = Arc::new(Base::open(fixture(BASES[1])).unwrap());
-    let error = planned(&tied, on_the_head(), &Device::cpu(), DType::F32).map(drop).unwrap_err().to_string();
-    assert!(error.contains("lm_head"), "{error}");
+    let plan = |config| planned(&tied, config, &Device::cpu(), DType::F32).map(drop);
+    let saving = |names: &[&str]| {
+        let mut config = lora_on(&["q_proj"]);
+        config.modules_to_save = names.iter().map(|n| n.to_string()).collect();
+        config
+    };
+    // What is named by the head alone is not found at the embedding.
+    for (config, key) in [(on_the_head(), "target_modules"), (saving(&["lm_head"]), "modules_to_save")] {
+        plan(config.clone()).unwrap();
+        let error = plan(tying(config)).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("model.embed_tokens"), "{error}");
+    }
+    plan(tying(lora_on(&["embed_tokens", "lm_head"]))).unwrap();
+    plan(tying(saving(&["embed_tokens", "lm_head"]))).unwrap();
+    // Tokens of the head's own, where they are to be those of the embedding.
+    let mut config = on_tokens();
+    config.tokens = Some(Tokens::Modules(vec![("embed_tokens".into(), vec![7]), ("lm_head".into(), vec![8])]));
+    plan(config.clone()).unwrap();
+    assert!(plan(tying(config)).unwrap_err().to_string().contains("the same tokens"));
 }

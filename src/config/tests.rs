@@ -121,6 +121,7 @@ fn the_saved_file_repeats_the_run() {
         ("rslora", "true"),
         ("dora", "true"),
         ("bias", "lora_only"),
+        ("ensure_weight_tying", "true"),
         ("targets", r".*\.(q|v)_proj"),
         ("trainable_tokens", "5, 17"),
         ("task", "masked_lm"),

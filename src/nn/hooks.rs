@@ -104,6 +104,11 @@ pub trait Hooks: Send + Sync {
         None
     }
 
+    /// Whether a head that is tied to the embedding stays so where one of them is trained; else each has its own weight.
+    fn keeps_ties(&self) -> bool {
+        true
+    }
+
     /// The linear layer at `at`.
     fn linear(&self, nn: &mut Nn, at: &Site, layer: Linear, next: Next) -> Result<Val> {
         next.linear(nn, at, layer)

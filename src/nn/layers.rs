@@ -40,8 +40,10 @@ impl Nn<'_> {
     /// The weight [vocabulary, hidden] of the output head `path`, that of the embedding `tied` where they are one, as
     /// the methods change it.
     pub fn head(&mut self, path: &str, tied: Option<&str>, vocab: usize, dim: usize) -> Result<Val> {
-        let role = if tied.is_some() { Role::Embed } else { Role::Head };
-        let w = self.weight(&format!("{}.weight", tied.unwrap_or(path)), &[vocab, dim], role);
+        let (w, role) = match tied {
+            Some(embedding) => (self.tied_weight(path, embedding, &[vocab, dim]), Role::Embed),
+            None => (self.weight(&format!("{path}.weight"), &[vocab, dim], Role::Head), Role::Head),
+        };
         let site = self.enter(path, role);
         self.next().head(self, &site, tied, w)
     }

@@ -73,6 +73,8 @@ pub struct Nn<'a> {
     pub training: bool,
     /// A phase trains, so that what depends on trained tensors cannot be computed once and for all.
     pub live: bool,
+    /// Output heads, each with the embedding that it is tied to.
+    pub ties: Vec<(String, String)>,
     /// Every place that was visited, each once.
     pub sites: Vec<Site>,
     build: Build<'a>,
@@ -95,6 +97,7 @@ impl<'a> Nn<'a> {
             cached: None,
             training: false,
             live: false,
+            ties: Vec::new(),
             sites: Vec::new(),
             build,
             rng: None,
@@ -163,7 +166,31 @@ impl<'a> Nn<'a> {
 
     /// A weight of the base model, the same one if asked for again (tied weights).
     pub fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Val {
-        self.weight_as(name, shape, role, false, None)
+        self.weight_as(name, name, shape, role, false, None)
+    }
+
+    /// The weight of the head `path`, which is the table of the module `embedding`: the same one, unless a method trains
+    /// one of the two and unties them.
+    fn tied_weight(&mut self, path: &str, embedding: &str, shape: &[usize]) -> Val {
+        let (own, table) = (format!("{path}.weight"), format!("{embedding}.weight"));
+        let tie = (path.to_string(), embedding.to_string());
+        if !self.ties.contains(&tie) {
+            self.ties.push(tie);
+        }
+        let stack = self.build.stack;
+        let [head, shared] = [&own, &table].map(|name| WeightRef { name, role: Role::Embed });
+        let parts = |m: &&dyn Hooks| !m.keeps_ties() && [head, shared].into_iter().any(|w| m.trains(w).is_some());
+        if stack.iter().any(parts) {
+            return self.weight_as(&own, &table, shape, Role::Embed, false, None);
+        }
+        let val = self.weight(&table, shape, Role::Embed);
+        // An adapter of the head alone keeps the table under the head's name.
+        let kept = stack.iter().find_map(|m| m.keeps(head));
+        let shared = self.weights.iter_mut().find(|w| w.val == val);
+        if let Some(Weight { source: Source::Base { held: held @ None, .. }, .. }) = shared {
+            *held = kept;
+        }
+        val
     }
 
     /// A weight of a task's head, which starts as `fresh` says where the base model has none.
@@ -174,22 +201,31 @@ impl<'a> Nn<'a> {
     /// A weight that starts as `fresh` says where the base model has none: of what comes after the last block, which
     /// checkpoints made for another task lack.
     pub fn fresh_weight(&mut self, name: &str, shape: &[usize], role: Role, fresh: Init) -> Val {
-        self.weight_as(name, shape, role, false, Some(fresh))
+        self.weight_as(name, name, shape, role, false, Some(fresh))
     }
 
     /// A weight `[out, in]` that the base model's file has as `[in, out]` (GPT-2's Conv1D).
     pub fn transposed_weight(&mut self, name: &str, shape: &[usize], role: Role) -> Val {
-        self.weight_as(name, shape, role, true, None)
+        self.weight_as(name, name, shape, role, true, None)
     }
 
-    fn weight_as(&mut self, name: &str, shape: &[usize], role: Role, transposed: bool, fresh: Option<Init>) -> Val {
+    /// The weight `name`, which the base model's files have as `tensor`.
+    fn weight_as(
+        &mut self,
+        name: &str,
+        tensor: &str,
+        shape: &[usize],
+        role: Role,
+        transposed: bool,
+        fresh: Option<Init>,
+    ) -> Val {
         if let Some(&val) = self.named.get(name) {
             return val;
         }
         let w = WeightRef { name, role };
         let trained = self.build.stack.iter().find_map(|m| m.trains(w));
         let held = self.build.stack.iter().find_map(|m| m.keeps(w));
-        let source = Source::Base { tensor: name.to_string(), role, held, transposed, fresh };
+        let source = Source::Base { tensor: tensor.to_string(), role, held, transposed, fresh };
         let val = match trained {
             Some(key) => {
                 let val = self.g.leaf(self.trained(), &key, Ty::f32(shape));

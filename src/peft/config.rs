@@ -102,6 +102,8 @@ pub struct AdapterConfig {
     pub lora_bias: bool,
     /// Modules of the base model that are trained whole, and kept in the adapter's file.
     pub modules_to_save: Vec<String>,
+    /// What is put on the embedding is put on a head that is tied to it: see `tied.rs`.
+    pub ensure_weight_tying: bool,
     /// Tokens whose rows of a table are trained while the rest of it stays frozen.
     pub tokens: Option<Tokens>,
     /// The adapted weights are stored as `[in, out]` (GPT-2). The model knows; it is written for PEFT.
@@ -132,6 +134,7 @@ impl AdapterConfig {
             bias: Bias::None,
             lora_bias: false,
             modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
             tokens: None,
             fan_in_fan_out: false,
             init: Value::Bool(true),
@@ -175,7 +178,6 @@ fn keeps_base(v: &Value) -> bool {
 #[rustfmt::skip]
 static REFUSED: &[Refused] = &[
     Refused { key: "target_parameters", harmless: idle, hint: MERGE },
-    Refused { key: "ensure_weight_tying", harmless: idle, hint: "tokens are trained in a tied head too without it; LoRA goes with the embedding alone" },
     Refused { key: "init_lora_weights", harmless: keeps_base, hint: CONVERT },
     Refused { key: "loftq_config", harmless: idle, hint: CONVERT },
     Refused { key: "layer_replication", harmless: idle, hint: MERGE },
@@ -306,6 +308,7 @@ impl AdapterConfig {
             bias: get(map, "bias", Bias::EXPECTED, Bias::None, |v| Bias::named(v.as_str()?))?,
             lora_bias: get(map, "lora_bias", "true or false", false, Value::as_bool)?,
             modules_to_save: get(map, "modules_to_save", "a list of names", Vec::new(), strings_of)?,
+            ensure_weight_tying: get(map, "ensure_weight_tying", "true or false", false, Value::as_bool)?,
             tokens: get(map, "trainable_token_indices", Tokens::EXPECTED, None, Tokens::read)?,
             fan_in_fan_out: get(map, "fan_in_fan_out", "true or false", false, Value::as_bool)?,
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
@@ -323,7 +326,7 @@ impl AdapterConfig {
     ///
     /// Of PEFT 0.21.2's 44 keys only those are written that PEFT 0.9 and its other readers (vLLM, mistral.rs,
     /// llama.cpp's converter) know too: an older PEFT stops at a key it does not know, and every PEFT fills in the
-    /// default of a key that is missing. `exclude_modules` and `lora_bias` are written only if they are set.
+    /// default of a key that is missing. Keys that are younger are written only if they are set.
     pub fn to_json(&self) -> String {
         let number = |x: f64| match x.fract() == 0.0 && x.abs() < 9e15 {
             true => Value::from(x as i64),
@@ -340,6 +343,7 @@ impl AdapterConfig {
             ("base_model_name_or_path", Value::from(self.base_model.clone())),
             ("bias", self.bias.name().into()),
         ];
+        pairs.extend(self.ensure_weight_tying.then(|| ("ensure_weight_tying", Value::Bool(true))));
         pairs.extend(self.exclude.as_ref().map(|e| ("exclude_modules", names(e))));
         pairs.extend([
             ("fan_in_fan_out", self.fan_in_fan_out.into()),
@@ -456,16 +460,19 @@ impl AdapterConfig {
                 Targets::List(names) => listed(names, module) && self.wants_layer(compiled, module),
                 Targets::Regex(_) => compiled.targets.as_ref().is_some_and(|r| r.is_match(module)),
             };
-        if !wanted {
-            return Ok(None);
-        }
+        if wanted { self.spec(module).map(Some) } else { Ok(None) }
+    }
+
+    /// Rank, alpha and scale of a module, whether LoRA adapts it or not.
+    pub(super) fn spec(&self, module: &str) -> Result<LoraSpec> {
+        let compiled = self.compiled()?;
         fn first<T: Copy>(patterns: &[Regex], values: &[(String, T)], module: &str, default: T) -> T {
             patterns.iter().zip(values).find(|(r, _)| r.is_match(module)).map_or(default, |(_, (_, v))| *v)
         }
         let rank = first(&compiled.rank, &self.rank_pattern, module, self.rank);
         let alpha = first(&compiled.alpha, &self.alpha_pattern, module, self.alpha);
         let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
-        Ok(Some(LoraSpec { rank, alpha, scale: (alpha / divisor) as f32, dropout: self.dropout as f32 }))
+        Ok(LoraSpec { rank, alpha, scale: (alpha / divisor) as f32, dropout: self.dropout as f32 })
     }
 
     /// The same at a module of a role: `all-linear` leaves heads out.

@@ -2,9 +2,11 @@
 //! Face PEFT has them inside LoRA adapters.
 //!
 //! * LoRA: `y = e·(W[id] + s·B A[:, id])`, A `[rank, vocabulary]` starting at zero, B `[hidden, rank]` normal (0, 1), `e`
-//!   the model's own factor, `s = α/r`. There is no dropout. An output head that is tied to W stays as it was.
+//!   the model's own factor, `s = α/r`. There is no dropout. An output head that is tied to W stays as
+//!   it was.
 //! * LoRA on the head: the weight of the loss is `W + s·B A`, A `[rank, hidden]`, B `[vocabulary, rank]`, a copy of W in
-//!   f32, because the loss wants its weight as one tensor; so there is no dropout before A.
+//!   f32, because the loss wants its weight as one tensor; so there is no dropout before A. A head that is tied to the
+//!   embedding has factors of its own, or those of the embedding: see `tied.rs`.
 //! * Trained tokens: their rows of W are replaced by those of a tensor `[tokens, hidden]`, which starts as them. Of a
 //!   head that is tied to the embedding the same rows are replaced, in such a copy.
 
@@ -64,8 +66,7 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Tab
         }
         (Some(spec), None) => {
             let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
-            let a = nn.adapter(&files::embedding_a(path), &[spec.rank, vocab], Init::Zeros);
-            let b = nn.adapter(&files::embedding_b(path), &[dim, spec.rank], Init::Normal { std: 1.0 });
+            let (a, b) = factors_of(config, nn, path, vocab, dim)?;
             let y = next.embed(nn, site, table)?;
             let columns = nn.g.embed_cols(ids, a, 1.0)?;
             let update = nn.g.matmul(columns, false, b, true, spec.scale * scale)?;
@@ -82,7 +83,13 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Tab
 }
 
 pub(super) fn head(config: &AdapterConfig, nn: &mut Nn, site: &Site, tied: Option<&str>, w: Val) -> Result<Val> {
-    let lora = config.resolve_embedding(&site.path)?;
+    if let Some(embedding) = tied {
+        config.check_tied(&site.path, embedding)?;
+    }
+    let lora = match tied {
+        Some(embedding) if config.ties_factors()? => Some(Factors::Of(embedding)),
+        _ => config.resolve_embedding(&site.path)?.map(|_| Factors::Own),
+    };
     let own = config.tokens_of(&site.path, false)?;
     let shared = match tied {
         Some(embedding) => config.tokens_of(embedding, true)?.map(|ids| (embedding, ids)),
@@ -91,10 +98,14 @@ pub(super) fn head(config: &AdapterConfig, nn: &mut Nn, site: &Site, tied: Optio
     // A tied head goes with the embedding, unless the adapter gives it tokens of its own.
     let (module, ids) = match (shared, own) {
         (Some((embedding, ids)), own) if own.is_none_or(|own| own == ids) => (embedding, ids),
+        (Some(_), Some(_)) if config.ensure_weight_tying => {
+            let found = format!("{} with other tokens than its embedding, and ensure_weight_tying", site.path);
+            return Err(Error::config(TOKENS, found, "the same tokens for both"));
+        }
         (_, Some(ids)) => (site.path.as_str(), ids),
         (_, None) => {
             return match lora {
-                Some(spec) => adapted_head(config, spec, nn, &site.path, tied.is_some(), w),
+                Some(factors) => adapted_head(config, nn, &site.path, factors, w),
                 None => Ok(w),
             };
         }
@@ -106,22 +117,26 @@ pub(super) fn head(config: &AdapterConfig, nn: &mut Nn, site: &Site, tied: Optio
     nn.g.replace_rows(w, x, tokens)
 }
 
+/// Whose factors a head has.
+enum Factors<'a> {
+    Own,
+    /// Those of the embedding of this name, transposed.
+    Of(&'a str),
+}
+
 /// W + s·B A.
-fn adapted_head(config: &AdapterConfig, spec: LoraSpec, nn: &mut Nn, path: &str, tied: bool, w: Val) -> Result<Val> {
+fn adapted_head(config: &AdapterConfig, nn: &mut Nn, path: &str, factors: Factors, w: Val) -> Result<Val> {
+    let LoraSpec { rank, scale, dropout, .. } = config.spec(path)?;
     let refuse = |what: &str, hint: &str| Err(Error::unsupported(format!("{what} on {path}"), hint));
     match () {
-        _ if tied => return refuse("LoRA", "leave the head out of the targets: here it is the embedding itself"),
         _ if config.dora => return refuse("DoRA", "leave the head out of the targets"),
         _ if config.lora_bias => return refuse("lora_bias", "leave the head out of the targets"),
-        _ if nn.training && spec.dropout > 0.0 => {
+        _ if nn.training && dropout > 0.0 => {
             return refuse("dropout", "set it to 0, or leave the head out of the targets");
         }
         _ => {}
     }
     let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
-    let bound = 1.0 / (dim as f32).sqrt();
-    let a = nn.adapter(&files::lora_a(path), &[spec.rank, dim], Init::Uniform { bound });
-    let b = nn.adapter(&files::lora_b(path), &[vocab, spec.rank], Init::Zeros);
     let wide = match nn.g.ty(w).dtype {
         DType::F32 => w,
         dtype if dtype.is_quantized() => nn.g.nf4_dequantize(w)?,
@@ -131,8 +146,27 @@ fn adapted_head(config: &AdapterConfig, spec: LoraSpec, nn: &mut Nn, path: &str,
             nn.g.embed(rows, w, 1.0)?
         }
     };
-    let update = nn.g.matmul(b, false, a, false, spec.scale)?;
+    let update = match factors {
+        Factors::Own => {
+            let bound = 1.0 / (dim as f32).sqrt();
+            let a = nn.adapter(&files::lora_a(path), &[rank, dim], Init::Uniform { bound });
+            let b = nn.adapter(&files::lora_b(path), &[vocab, rank], Init::Zeros);
+            nn.g.matmul(b, false, a, false, scale)?
+        }
+        Factors::Of(embedding) => {
+            let (a, b) = factors_of(config, nn, embedding, vocab, dim)?;
+            nn.g.matmul(a, true, b, true, scale)?
+        }
+    };
     nn.g.add(wide, update)
+}
+
+/// A `[rank, vocabulary]` and B `[hidden, rank]` of the embedding `path`.
+fn factors_of(config: &AdapterConfig, nn: &mut Nn, path: &str, vocab: usize, dim: usize) -> Result<(Val, Val)> {
+    let rank = config.spec(path)?.rank;
+    let a = nn.adapter(&files::embedding_a(path), &[rank, vocab], Init::Zeros);
+    let b = nn.adapter(&files::embedding_b(path), &[dim, rank], Init::Normal { std: 1.0 });
+    Ok((a, b))
 }
 
 /// The trained rows `ids` of the table `w` of module `owner`, kept under the name of `module`; and the ids as a value.

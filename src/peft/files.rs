@@ -70,6 +70,12 @@ pub fn saved(tensor: &str) -> String {
     format!("{PREFIX}{tensor}")
 }
 
+/// The module of a tensor of the base model under its name in the file.
+pub fn module(name: &str) -> &str {
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    name.rsplit_once('.').map_or(name, |(module, _)| module)
+}
+
 /// A tensor to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Out<'a> {

@@ -69,6 +69,10 @@ impl Hooks for Ia3 {
         self.heads.trains(w, "base_model.model.")
     }
 
+    fn keeps_ties(&self) -> bool {
+        false
+    }
+
     fn linear(&self, nn: &mut Nn, at: &Site, mut layer: Linear, next: Next) -> Result<Val> {
         let Some(input) = self.at(at) else { return next.linear(nn, at, layer) };
         let (out, features) = (nn.g.shape(layer.w)[0], nn.g.shape(layer.w)[1]);

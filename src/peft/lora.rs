@@ -49,6 +49,10 @@ impl Hooks for Lora {
         self.config.trains_bias(w)
     }
 
+    fn keeps_ties(&self) -> bool {
+        self.config.ties_saved()
+    }
+
     fn linear(&self, nn: &mut Nn, site: &Site, mut layer: Linear, next: Next) -> Result<Val> {
         let Some(LoraSpec { rank, scale, dropout, .. }) = self.config.adapts(site.role, &site.path)? else {
             return next.linear(nn, site, layer);
@@ -100,12 +104,18 @@ impl Method for Lora {
 
     fn drop_copies(&self, tensors: &mut BTreeMap<String, HostTensor>) {
         self.config.drop_copies_of_biases(tensors);
+        self.config.drop_tied_copies(tensors);
     }
 
     fn save(&self, save: &mut Save) -> Result<()> {
         let trained = save.tensors()?;
-        let tensors: Vec<files::Out> =
-            trained.iter().chain(save.kept).map(|(name, shape, data)| files::Out { name, shape, data }).collect();
+        let copies = self.config.tied_copies(save.ties, &trained, save.kept)?;
+        let tensors: Vec<files::Out> = trained
+            .iter()
+            .chain(save.kept)
+            .chain(&copies)
+            .map(|(name, shape, data)| files::Out { name, shape, data })
+            .collect();
         let adapted = || tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
         let mut config = self.config.spelled_out(adapted());
         config.fan_in_fan_out = adapted().any(|name| save.transposed.iter().any(|m| *name == files::saved(m)));

@@ -12,6 +12,7 @@ pub mod ia3;
 pub mod lora;
 pub mod prefix;
 pub mod prompt;
+mod tied;
 pub mod tokens;
 
 use std::collections::BTreeMap;
@@ -169,6 +170,8 @@ pub struct Save<'a> {
     pub read: &'a mut Read<'a>,
     /// What [`Hooks::keeps`] named.
     pub kept: &'a [Trained],
+    /// Output heads, each with the embedding that it is tied to.
+    pub ties: &'a [(String, String)],
     pub facts: &'a Facts,
 }
 

@@ -123,6 +123,10 @@ impl Hooks for Prefix {
         self.heads.trains(w, "base_model.")
     }
 
+    fn keeps_ties(&self) -> bool {
+        false
+    }
+
     fn prefix(&self, stream: StreamId, _: usize) -> usize {
         if stream == MAIN { self.tokens } else { 0 }
     }

@@ -59,6 +59,10 @@ impl Hooks for Prompt {
         self.heads.trains(w, "base_model.")
     }
 
+    fn keeps_ties(&self) -> bool {
+        false
+    }
+
     fn lead(&self, stream: StreamId, streams: usize) -> usize {
         if stream == target(streams) { self.tokens } else { 0 }
     }

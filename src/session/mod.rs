@@ -27,6 +27,8 @@ pub struct Session {
     base: Arc<Base>,
     methods: Vec<Box<dyn Method>>,
     facts: Facts,
+    /// Output heads, each with the embedding that it is tied to.
+    ties: Vec<(String, String)>,
     pub trainer: Trainer,
     evaluation: Option<Evaluation>,
     generation: Option<Generation>,

@@ -16,6 +16,8 @@ pub(super) struct Phases {
     pub train: Option<Leaves>,
     pub evaluation: Option<Evaluation>,
     pub generation: Option<Generation>,
+    /// Output heads, each with the embedding that it is tied to.
+    pub ties: Vec<(String, String)>,
 }
 
 impl Phases {
@@ -45,9 +47,9 @@ impl Phases {
             Some(room) => Some(Generation::build(&mut nn, model, room)?),
             None => None,
         };
-        let Nn { g: graph, weights, sites, .. } = nn;
+        let Nn { g: graph, weights, sites, ties, .. } = nn;
         let forward = train.as_ref().map_or(graph.nodes.len(), |leaves| leaves.forward);
-        Ok((Program { graph, weights, forward }, sites, Phases { train, evaluation, generation }))
+        Ok((Program { graph, weights, forward }, sites, Phases { train, evaluation, generation, ties }))
     }
 
     /// What a micro-batch holds.

@@ -147,7 +147,7 @@ impl Planned {
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session> {
         let Planned { base, methods, backend, program, phases, plan, options, facts, .. } = self;
-        let Phases { train, evaluation, generation } = phases;
+        let Phases { train, evaluation, generation, ties } = phases;
         let mut trainer = Trainer::of(backend, program, train, plan, options.seed)?;
         if let Some(dir) = &options.spill {
             trainer.exec.offload.set_dir(dir);
@@ -155,6 +155,6 @@ impl Planned {
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: facts.init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
-        Ok(Session { base, methods, facts, trainer, evaluation, generation })
+        Ok(Session { base, methods, facts, ties, trainer, evaluation, generation })
     }
 }

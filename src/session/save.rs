@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Session;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::nn::{Source, WeightRef};
+use crate::nn::Source;
 use crate::peft::Save;
 use crate::weights::load;
 
@@ -29,11 +29,8 @@ impl Session {
                 leaves.push((weight.val, turned));
                 continue;
             }
-            let Source::Base { tensor, role, .. } = &weight.source else { continue };
-            let w = WeightRef { name: tensor, role: *role };
-            let held = self.methods.iter().find_map(|m| m.keeps(w));
-            if let Some(name) = held {
-                kept.push((name, ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
+            if let Source::Base { held: Some(name), .. } = &weight.source {
+                kept.push((name.clone(), ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
             }
         }
         // A tensor that files have transposed is read whole, once, since its rows there are columns here.
@@ -53,9 +50,9 @@ impl Session {
         let base = &self.base;
         let tokenizer = &|path: &Path| base.tokenizer()?.save(path);
         let (config, base) = (&base.config, base.path.as_path());
-        let (trained, transposed, kept) = (&trained[..], &transposed[..], &kept[..]);
+        let (trained, transposed, kept, ties) = (&trained[..], &transposed[..], &kept[..], &self.ties[..]);
         let mut save =
-            Save { dir, base, config, tokenizer, dtype, trained, transposed, read, kept, facts: &self.facts };
+            Save { dir, base, config, tokenizer, dtype, trained, transposed, read, kept, ties, facts: &self.facts };
         self.methods.iter().try_for_each(|m| m.save(&mut save))
     }
 }
