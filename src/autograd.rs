@@ -13,7 +13,7 @@ use crate::ops::{Grad, elementwise};
 pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<Option<Val>>> {
     let mut grads: Vec<Option<Val>> = vec![None; g.values.len()];
     for &(v, dv) in seeds {
-        add(g, &mut grads, wrt, v, dv)?;
+        add(g, &mut grads, wrt, v, dv, true)?;
     }
     let outer = g.block;
     for index in (0..g.nodes.len()).rev() {
@@ -29,7 +29,10 @@ pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<
         let gradients = g.at(node.site.clone(), |g| rule(g, &node, &dys, &wants))?;
         for (i, &v) in node.ins.iter().enumerate() {
             match gradients.get(i).copied().flatten() {
-                Some(dv) if wants[i] => g.at(node.site.clone(), |g| add(g, &mut grads, wrt, v, dv))?,
+                Some(dv) if wants[i] => {
+                    let own = gradients.iter().zip(&wants).filter(|(other, w)| **w && **other == Some(dv)).count() == 1;
+                    g.at(node.site.clone(), |g| add(g, &mut grads, wrt, v, dv, own))?;
+                }
                 None if wants[i] => return Err(missing(g, &node, i)),
                 _ => {}
             }
@@ -49,8 +52,8 @@ pub fn accumulate(g: &mut Graph, sum: Val, grad: Val) -> Result<()> {
 }
 
 /// Adds `dv` to the gradient of `v`, or of what `v` views as a whole. What is in `wrt` keeps its own: it may be a view of
-/// a flat leaf.
-fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, wrt: &[Val], v: Val, dv: Val) -> Result<()> {
+/// a flat leaf. `own`: no other operand of the node has `dv` for its gradient.
+fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, wrt: &[Val], v: Val, dv: Val, own: bool) -> Result<()> {
     let value = g.value(v);
     if let Def::View { of, start: 0 } = value.def
         && g.ty(of).len() == value.ty.len()
@@ -58,12 +61,14 @@ fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, wrt: &[Val], v: Val, dv: Val
     {
         let shape = g.shape(of).to_vec();
         let dv = g.reshape(dv, &shape)?;
-        return add(g, grads, wrt, of, dv);
+        return add(g, grads, wrt, of, dv, own);
     }
     grads.resize(g.values.len().max(grads.len()), None);
+    // A sum that is folded into `dv` would be in every gradient that `dv` is.
+    let own = own && grads.iter().flatten().all(|&other| g.root(other).0 != dv);
     grads[v.index()] = Some(match grads[v.index()] {
         None => dv,
-        Some(sum) if fold(g, sum, dv).is_some() => dv,
+        Some(sum) if own && fold(g, sum, dv).is_some() => dv,
         Some(sum) => g.add(sum, dv)?,
     });
     Ok(())

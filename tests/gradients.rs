@@ -244,6 +244,34 @@ fn residual_gradients_are_added_by_the_norm() {
     }
 }
 
+/// A gradient that two operands share takes in no sum of one of them: `norm(a + b) + a + b` is the same in a and in b.
+#[test]
+fn a_shared_gradient_takes_in_no_sum() {
+    use trimtab::ops::{Attr, elementwise};
+    for name in ["rms_norm", "layer_norm"] {
+        let op = ops::table().find(|op| op.name == name).unwrap();
+        let sample = (op.samples)().into_iter().find(|s| s.name == "odd").unwrap();
+        let (_, x) = operands(op.name, &sample);
+        let mut random = Random::named(name);
+        let mut g = Graph::new();
+        let ins: Vec<Val> = sample.ins.iter().map(|i| g.leaf(LeafKind::Param, "in", i.ty.clone())).collect();
+        let (a, b) = (ins[0], g.leaf(LeafKind::Param, "b", sample.ins[0].ty.clone()));
+        let add = |g: &mut Graph, x: Val, y: Val| g.node(&elementwise::ADD, Attr::None, &[x, y]).unwrap()[0];
+        let sum = add(&mut g, a, b);
+        let normed = g.node(op, sample.attr.clone(), &[&[sum], &ins[1..]].concat()).unwrap()[0];
+        let y = add(&mut g, normed, a);
+        let y = add(&mut g, y, b);
+        let dy = g.leaf(LeafKind::Io, "dy", g.ty(y).clone());
+        let grads = backward(&mut g, &[(y, dy)], &[a, b]).unwrap();
+        let leaves = ins.iter().copied().zip(x.iter().cloned());
+        let other = normal(&x[0].shape, &mut random);
+        let values = Values::of(&g, leaves.chain([(b, other), (dy, normal(&x[0].shape, &mut random))]));
+        let [of_a, of_b] = [grads[0], grads[1]].map(|grad| values.get(grad.unwrap()));
+        assert!(of_a.data.iter().any(|x| *x != 0.0));
+        assert_eq!(of_a.data, of_b.data, "{name}");
+    }
+}
+
 /// Of a layer norm only what trains has a gradient: nothing is computed for what is frozen.
 #[test]
 fn a_frozen_layer_norm_costs_one_node() {
