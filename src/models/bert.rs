@@ -13,7 +13,7 @@ use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::layers::Pool;
-use crate::nn::{Axis, Field, Init, MAIN, Nn, Role};
+use crate::nn::{Axis, Field, Init, MAIN, Nn, Part, Role};
 use crate::ops::{Activation, Attention};
 
 pub const FAMILY: Family = Family { types: &["bert", "roberta", "distilbert"], read };
@@ -271,8 +271,8 @@ impl Bert {
         let mixed = nn.attention(&format!("{path}.attention"), q, k, v, spec)?;
         let out = nn.linear(&format!("{path}.{}", n.o), Role::O, mixed, hidden, true)?;
         let out = nn.dropout(out, self.dropout)?;
-        let sum = nn.residual(path, Role::O, h, out)?;
-        nn.layer_norm(&format!("{path}.{}", n.attention_norm), sum, self.eps)
+        let norm = format!("{path}.{}", n.attention_norm);
+        nn.residual_norm(adder(&norm), Part::Attention, h, out, (&norm, self.eps))
     }
 
     fn feed_forward(&self, nn: &mut Nn, path: &str, h: Val) -> Result<Val> {
@@ -282,9 +282,14 @@ impl Bert {
         let wide = nn.activation(&up, wide, self.act)?;
         let out = nn.linear(&format!("{path}.{}", n.down), Role::Down, wide, self.facts.hidden, true)?;
         let out = nn.dropout(out, self.dropout)?;
-        let sum = nn.residual(path, Role::Down, h, out)?;
-        nn.layer_norm(&format!("{path}.{}", n.norm), sum, self.eps)
+        let norm = format!("{path}.{}", n.norm);
+        nn.residual_norm(adder(&norm), Part::FeedForward, h, out, (&norm, self.eps))
     }
+}
+
+/// The module that adds a part's output to its input: that which holds the norm of the sum.
+fn adder(norm: &str) -> &str {
+    norm.rsplit_once('.').map_or(norm, |(module, _)| module)
 }
 
 /// RoBERTa's positions: the padding id plus the number of tokens so far that are not padding; padding's is its id. Virtual

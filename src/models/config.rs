@@ -33,14 +33,23 @@ pub fn text<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
 
 /// An activation by transformers' name for it.
 pub fn activation(config: &Value, key: &str, default: &str) -> Result<Activation> {
-    match text(config, key).unwrap_or(default) {
-        "gelu" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
-        "quick_gelu" => Ok(Activation::QuickGelu),
-        "relu" => Ok(Activation::Relu),
-        "silu" | "swish" => Ok(Activation::Silu),
-        "tanh" => Ok(Activation::Tanh),
-        other => Err(bad(key, other, "gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu or tanh")),
+    let name = text(config, key).unwrap_or(default);
+    activation_named(name).ok_or_else(|| bad(key, name, ACTIVATIONS))
+}
+
+/// The names of activations.
+pub const ACTIVATIONS: &str = "gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu, swish or tanh";
+
+/// The activation that transformers calls so.
+pub fn activation_named(name: &str) -> Option<Activation> {
+    match name {
+        "gelu" => Some(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Activation::GeluTanh),
+        "quick_gelu" => Some(Activation::QuickGelu),
+        "relu" => Some(Activation::Relu),
+        "silu" | "swish" => Some(Activation::Silu),
+        "tanh" => Some(Activation::Tanh),
+        _ => None,
     }
 }
 

@@ -11,7 +11,7 @@ use super::config::{activation, bad, flag, number, rate, size};
 use super::{Facts, Family, LmHead, Model};
 use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{MAIN, Nn, Role};
+use crate::nn::{MAIN, Nn, Part, Role};
 use crate::ops::{Activation, Attention};
 
 pub const FAMILY: Family = Family { types: &["gpt2"], read };
@@ -124,7 +124,7 @@ impl Gpt2 {
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.conv1d(&format!("{at}.c_proj"), Role::O, mixed, hidden, true)?;
         let out = nn.dropout(out, self.residual_drop)?;
-        nn.residual(path, Role::O, h, out)
+        nn.residual(path, Part::Attention, h, out)
     }
 
     fn mlp(&self, nn: &mut Nn, path: &str, h: Val) -> Result<Val> {
@@ -134,6 +134,6 @@ impl Gpt2 {
         let wide = nn.activation(&at, wide, self.act)?;
         let out = nn.conv1d(&format!("{at}.c_proj"), Role::Down, wide, self.facts.hidden, true)?;
         let out = nn.dropout(out, self.residual_drop)?;
-        nn.residual(path, Role::Down, h, out)
+        nn.residual(path, Part::FeedForward, h, out)
     }
 }

@@ -10,7 +10,7 @@ use super::config::{bad, flag, number, size, text};
 use super::{Facts, Family, LmHead, Model};
 use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{MAIN, Nn, Role};
+use crate::nn::{MAIN, Nn, Part, Role};
 use crate::ops::rope::{RopeSpec, rope_table};
 use crate::ops::{Activation, Attention};
 
@@ -146,13 +146,13 @@ impl Llama {
         let spec = Attention { heads, kv_heads, head_dim: dim, scale, causal: true, window: self.window, bias: false };
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.linear(&format!("{at}.o_proj"), Role::O, mixed, self.hidden, self.o_bias)?;
-        nn.residual(path, Role::O, h, out)
+        nn.residual(path, Part::Attention, h, out)
     }
 
     fn mlp(&self, nn: &mut Nn, path: &str, h: Val) -> Result<Val> {
         let x = nn.rms_norm(&format!("{path}.post_attention_layernorm"), h, self.eps, self.norm_offset)?;
         let out = nn.gated_mlp(&format!("{path}.mlp"), x, self.inter, self.act, self.mlp_bias)?;
-        nn.residual(path, Role::Down, h, out)
+        nn.residual(path, Part::FeedForward, h, out)
     }
 }
 

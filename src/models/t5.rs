@@ -11,7 +11,7 @@ use super::config::{bad, flag, number, size, text};
 use super::{Facts, Family, LmHead, Model};
 use crate::error::Result;
 use crate::graph::Val;
-use crate::nn::{MAIN, Nn, Qkv, Role, SOURCE, StreamId};
+use crate::nn::{MAIN, Nn, Part, Qkv, Role, SOURCE, StreamId};
 use crate::ops::{Activation, Attention};
 
 pub const FAMILY: Family = Family { types: &["t5"], read };
@@ -208,7 +208,7 @@ impl T5 {
         let mixed = nn.attention_of(&at, qkv)?;
         let out = nn.linear(&format!("{at}.o"), Role::O, mixed, self.facts.hidden, false)?;
         let out = nn.dropout(out, self.dropout)?;
-        nn.residual(&path, Role::O, h, out)
+        nn.residual(&path, Part::Attention, h, out)
     }
 
     fn memory(&self, nn: &mut Nn, at: &str, encoded: Option<Val>) -> Result<[Val; 2]> {
@@ -231,7 +231,7 @@ impl T5 {
         let mixed = nn.attention_of(&at, qkv)?;
         let out = nn.linear(&format!("{at}.o"), Role::O, mixed, self.facts.hidden, false)?;
         let out = nn.dropout(out, self.dropout)?;
-        nn.residual(&path, Role::O, h, out)
+        nn.residual(&path, Part::CrossAttention, h, out)
     }
 
     fn feed_forward(&self, nn: &mut Nn, path: &str, h: Val) -> Result<Val> {
@@ -252,7 +252,7 @@ impl T5 {
         let wide = nn.dropout(wide, self.dropout)?;
         let out = nn.linear(&format!("{at}.wo"), Role::Down, wide, self.facts.hidden, false)?;
         let out = nn.dropout(out, self.dropout)?;
-        nn.residual(path, Role::Down, h, out)
+        nn.residual(path, Part::FeedForward, h, out)
     }
 }
 

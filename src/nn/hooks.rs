@@ -83,13 +83,36 @@ pub struct Qkv {
     pub prefixed: bool,
 }
 
-/// A block's output and what it is added to.
-#[derive(Clone, Copy, Debug)]
+/// A part of a layer whose output is added to its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Attention,
+    /// Attention of a decoder to its encoder.
+    CrossAttention,
+    FeedForward,
+}
+
+/// A layer norm, `(x − mean(x)) / √(var(x) + eps) · w + b`.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    /// Its module.
+    pub path: String,
+    /// `[features]` each.
+    pub w: Val,
+    pub b: Val,
+    pub eps: f32,
+}
+
+/// The output of a part of a layer and what it is added to.
+#[derive(Clone, Debug)]
 pub struct Residual {
-    /// What the attention or the feed-forward layers computed.
+    pub part: Part,
+    /// What the part computed, `[T, hidden]`.
     pub x: Val,
-    /// What it is added to.
+    /// What it is added to: the input of the part, before the part's own norm if it has one.
     pub h: Val,
+    /// The norm of the sum, in models that normalize after it.
+    pub norm: Option<LayerNorm>,
 }
 
 /// What a method may change in a model as it is built. Every default leaves the model as it is.
@@ -129,8 +152,8 @@ pub trait Hooks: Send + Sync {
         next.attention(nn, at, qkv)
     }
 
-    /// The sum of a block's output and its residual, `x + h`. The site is the block: [`Role::O`] after attention,
-    /// [`Role::Down`] after the feed-forward layers.
+    /// The sum of a part's output and its residual, `x + h`, or its norm where the model normalizes after the sum. The
+    /// site is the module that adds: the layer, or a module of its own for each part.
     fn residual(&self, nn: &mut Nn, at: &Site, sum: Residual, next: Next) -> Result<Val> {
         next.residual(nn, at, sum)
     }
@@ -198,7 +221,7 @@ impl<'s> Next<'s> {
     pub fn residual(self, nn: &mut Nn, at: &Site, sum: Residual) -> Result<Val> {
         match self.split() {
             Some((first, next)) => first.residual(nn, at, sum, next),
-            None => nn.g.add(sum.h, sum.x),
+            None => nn.base_residual(at, sum),
         }
     }
 }

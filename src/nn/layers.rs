@@ -1,6 +1,6 @@
 //! Layers at sites.
 
-use super::hooks::{Linear, Residual, Site, Table};
+use super::hooks::{LayerNorm, Linear, Part, Residual, Site, Table};
 use super::inputs::{Axis, Field, Item, MAIN, StreamId};
 use super::{Init, Nn, Role};
 use crate::error::Result;
@@ -121,11 +121,21 @@ impl Nn<'_> {
 
     /// `(x − mean(x)) / √(var(x) + eps) · w + b`
     pub fn layer_norm(&mut self, path: &str, x: Val, eps: f32) -> Result<Val> {
-        let dim = self.g.ty(x).cols();
+        let norm = self.norm_at(path, self.g.ty(x).cols(), eps);
+        self.normalize(&norm, x)
+    }
+
+    /// The layer norm of a module.
+    fn norm_at(&mut self, path: &str, dim: usize, eps: f32) -> LayerNorm {
         let w = self.weight(&format!("{path}.weight"), &[dim], Role::Norm);
         let b = self.weight(&format!("{path}.bias"), &[dim], Role::Norm);
-        self.enter(path, Role::Norm);
-        self.g.layer_norm(x, w, b, eps)
+        LayerNorm { path: path.to_string(), w, b, eps }
+    }
+
+    /// `x` normalized by a layer norm.
+    pub fn normalize(&mut self, norm: &LayerNorm, x: Val) -> Result<Val> {
+        self.enter(&norm.path, Role::Norm);
+        self.g.layer_norm(x, norm.w, norm.b, norm.eps)
     }
 
     /// The same, of ones and zeros where the base model has none.
@@ -161,12 +171,30 @@ impl Nn<'_> {
         self.linear(&format!("{path}.down_proj"), Role::Down, h, dim, bias)
     }
 
-    /// `h + x`, the sum of a block's output and its residual, as the methods change it. `role` is [`Role::O`] after
-    /// attention, [`Role::Down`] after the feed-forward layers.
-    pub fn residual(&mut self, path: &str, role: Role, h: Val, x: Val) -> Result<Val> {
-        self.g.site = path.to_string();
-        let site = Site { path: path.to_string(), role };
-        self.next().residual(self, &site, Residual { x, h })
+    /// `h + x`, the sum of a part's output and its residual, as the methods change it. `path` is the module that adds.
+    pub fn residual(&mut self, path: &str, part: Part, h: Val, x: Val) -> Result<Val> {
+        self.residual_of(path, Residual { part, x, h, norm: None })
+    }
+
+    /// The same with the layer norm `norm` after it, of this module and this eps.
+    pub fn residual_norm(&mut self, path: &str, part: Part, h: Val, x: Val, norm: (&str, f32)) -> Result<Val> {
+        let norm = Some(self.norm_at(norm.0, self.g.ty(x).cols(), norm.1));
+        self.residual_of(path, Residual { part, x, h, norm })
+    }
+
+    fn residual_of(&mut self, path: &str, sum: Residual) -> Result<Val> {
+        let role = if sum.part == Part::FeedForward { Role::Down } else { Role::O };
+        self.next().residual(self, &Site { path: path.to_string(), role }, sum)
+    }
+
+    /// The sum itself, and its norm.
+    pub fn base_residual(&mut self, at: &Site, sum: Residual) -> Result<Val> {
+        self.g.site = at.path.clone();
+        let y = self.g.add(sum.h, sum.x)?;
+        match &sum.norm {
+            Some(norm) => self.normalize(norm, y),
+            None => Ok(y),
+        }
     }
 
     /// `dropout(x)` with the model's own rate, in training only.

@@ -15,7 +15,7 @@ pub use crate::graph::weight::{Init, Role, RowNorms, Source, Weight};
 use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::ops::{Attr, elementwise};
 
-pub use hooks::{Hooks, Linear, LowRank, Next, Qkv, Residual, Site, Table, WeightRef};
+pub use hooks::{Hooks, LayerNorm, Linear, LowRank, Next, Part, Qkv, Residual, Site, Table, WeightRef};
 pub use inputs::{Axis, Field, IGNORE, Item, Layout, MAIN, SOURCE, Stream, StreamId};
 
 /// In which format a frozen weight of a name and role is kept.
