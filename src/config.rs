@@ -12,14 +12,16 @@ use toml::Value;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::Toggle;
+use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
-use crate::peft::{AdapterConfig, Bias, Targets, Tokens, files, tokens::distinct};
+use crate::peft::{AdapterConfig, Bias, Bottleneck, Targets, Tokens, files, tokens::distinct};
 use crate::train::optimizer::{Bits, Rule};
 
 mod value;
 
 pub use value::{
-    Bytes, Columns, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule, Setting, Task,
+    AdapterKind, Bytes, Columns, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule,
+    Setting, Task,
 };
 
 /// Where a value came from.
@@ -104,7 +106,7 @@ macro_rules! settings {
     ($( $group:literal { $(
         #[doc = $help:literal]
         $name:ident : $ty:ty = $value_name:literal, { $($default:tt)+ } $(as $note:literal)?
-        $(, if |$v:ident| $test:expr => $expected:literal)?;
+        $(, if |$v:ident| $test:expr => $expected:expr)?;
     )+ } )+) => {
         /// The settings of a run, as they are meant. Paths are relative to the working directory.
         #[derive(Clone, Debug)]
@@ -166,7 +168,7 @@ settings! {
         init: Init = "INIT", { Init::Pretrained };
     }
     "Method" {
-        #[doc = "What is trained: low-rank factors, every weight, scales, biases, or keys or tokens before each sequence"]
+        #[doc = "What is trained: low-rank factors, every weight, scales, biases, keys or tokens before sequences, or bottlenecks"]
         method: Method = "METHOD", { Method::Lora };
         #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
         quantize: Quantize = "FORMAT", { Quantize::None };
@@ -176,7 +178,7 @@ settings! {
         rank: usize = "N", { 16 }, if |v| (1..=65536).contains(v) => "1 to 65536";
         #[doc = "LoRA: the update is scaled by alpha / rank"]
         alpha: f64 = "X", { |c| 2.0 * c.rank as f64 } as "twice the rank", if |v| v.is_finite() => "a finite number";
-        #[doc = "LoRA: share of input elements dropped while training"]
+        #[doc = "LoRA, adapters: share of input (adapters: output) elements dropped while training"]
         dropout: f64 = "X", { 0.0 }, if |v| (0.0..1.0).contains(v) => "0 to below 1";
         #[doc = "LoRA: scale by alpha / sqrt(rank) (rsLoRA)"]
         rslora: bool = "BOOL", { false };
@@ -197,6 +199,15 @@ settings! {
         prompt_init: Option<String> = "TEXT", { None };
         #[doc = "Prefix tuning: an encoder of two layers computes the prefixes"]
         prefix_projection: bool = "BOOL", { false };
+        #[doc = "Bottleneck adapters: after each part of a layer, after its feed-forward part, or beside that (method adapter)"]
+        adapter_kind: AdapterKind = "KIND", { AdapterKind::Pfeiffer };
+        #[doc = "Bottleneck adapters: features of a layer to one of the bottleneck"]
+        reduction_factor: f64 = "X", { |c| if c.adapter_kind == AdapterKind::Parallel { 2.0 } else { 16.0 } }
+            as "16, for parallel 2", if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+        #[doc = "Bottleneck adapters: the function between the projections: relu, gelu, gelu_new, silu, swish or tanh"]
+        non_linearity: String = "NAME",
+            { |c| if c.adapter_kind == AdapterKind::Houlsby { "swish".into() } else { "relu".into() } }
+            as "relu, for houlsby swish", if |v| activation_named(v).is_some() => ACTIVATIONS;
         #[doc = "Adapter to start from; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
@@ -555,6 +566,12 @@ impl RunConfig {
         adapter.dropout = self.dropout;
         adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
         Ok(Some(adapter))
+    }
+
+    /// The bottleneck adapters of the settings.
+    pub fn bottleneck(&self) -> Result<Bottleneck> {
+        let (reduction, activation) = (Some(self.reduction_factor), Some(self.non_linearity.as_str()));
+        Bottleneck::new(self.adapter_kind.into(), reduction, activation, self.dropout)
     }
 
     /// The settings as TOML, each with its origin; [`RunConfig::resolve`] reads it back to the same settings.

@@ -8,6 +8,7 @@ use toml::Value;
 pub use crate::device::Device;
 use crate::dtype::DType;
 use crate::memory::Toggle;
+use crate::peft::bottleneck::Kind;
 use crate::peft::{Bias, Targets};
 use crate::tasks::{self, TaskDef};
 pub use crate::train::schedule::Schedule;
@@ -352,8 +353,11 @@ words! {
         Ia3 = "ia3",
         Bitfit = "bitfit",
         Prefix = "prefix",
-        Prompt = "prompt"
+        Prompt = "prompt",
+        Adapter = "adapter"
     }
+    #[doc = "Where bottleneck adapters are."]
+    AdapterKind { Houlsby = "houlsby", Pfeiffer = "pfeiffer", Parallel = "parallel" }
     #[doc = "How frozen weights are stored."]
     Quantize { None = "none", Nf4 = "nf4" }
     #[doc = "The update rule."]
@@ -374,6 +378,16 @@ words! {
 word_setting!(Bias { "none", "all", "lora_only" });
 word_setting!(Toggle { "auto", "on", "off" });
 word_setting!(Schedule { "constant", "linear", "cosine" });
+
+impl From<AdapterKind> for Kind {
+    fn from(kind: AdapterKind) -> Kind {
+        match kind {
+            AdapterKind::Houlsby => Kind::Houlsby,
+            AdapterKind::Pfeiffer => Kind::Pfeiffer,
+            AdapterKind::Parallel => Kind::Parallel,
+        }
+    }
+}
 
 impl From<Dtype> for DType {
     fn from(dtype: Dtype) -> DType {

@@ -151,15 +151,14 @@ fn widen(view: &TensorView) -> Option<Vec<f32>> {
 impl Adapter {
     /// See [`check`].
     pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        check(dir, &self.tensors, expected)
+        check(&dir.join(WEIGHTS_FILE), &self.tensors, expected)
     }
 }
 
 /// Checks that the file holds exactly the tensors `expected` (name and shape), and names every one that is
 /// missing, left over, or of another shape: an adapter that fits only in part is never applied. The weight that
 /// an adapted module adds to (PEFT writes it for the embedding and the head) may be there.
-pub fn check(dir: &Path, tensors: &BTreeMap<String, HostTensor>, expected: &[(String, Vec<usize>)]) -> Result<()> {
-    let path = dir.join(WEIGHTS_FILE);
+pub fn check(path: &Path, tensors: &BTreeMap<String, HostTensor>, expected: &[(String, Vec<usize>)]) -> Result<()> {
     let wanted: HashMap<&str, &[usize]> = expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
     let missing: Vec<&str> = expected.iter().map(|(n, _)| n.as_str()).filter(|n| !tensors.contains_key(*n)).collect();
     let adapted = |m: &str| ["lora_embedding_A", "lora_A.weight"].map(|a| wanted.contains_key(&*format!("{m}.{a}")));

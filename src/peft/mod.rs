@@ -1,12 +1,15 @@
 //! Methods: what is trained, and what is added to the model for it. One file a method, hooks at sites.
 
+pub mod adapter;
+pub mod adapterhub;
 mod bias;
 pub mod bitfit;
+pub mod bottleneck;
 pub mod config;
 mod dora;
 mod embedding;
 pub mod files;
-mod folder;
+pub mod folder;
 pub mod full;
 pub mod ia3;
 pub mod lora;
@@ -27,6 +30,7 @@ use crate::nn::{Hooks, Site};
 use crate::weights::HostTensor;
 
 pub use bias::Bias;
+pub use bottleneck::Bottleneck;
 pub use config::{AdapterConfig, LoraSpec, Targets};
 pub use tokens::Tokens;
 
@@ -62,6 +66,8 @@ pub struct Settings {
     /// Prefix tuning: an encoder computes the prefixes, of so many features between its layers.
     pub prefix_projection: bool,
     pub encoder_hidden: Option<usize>,
+    /// Bottleneck adapters' own settings.
+    pub bottleneck: Bottleneck,
     /// The model has an encoder and a decoder.
     pub encoder_decoder: bool,
     /// The task's PEFT name, and the modules of its head.
@@ -78,7 +84,7 @@ pub type ReadConfig = fn(&Map<String, Value>) -> Result<Box<dyn Method>>;
 pub struct MethodDef {
     /// Its name on the command line.
     pub name: &'static str,
-    /// PEFT's `peft_type`, in whose folders it is saved.
+    /// PEFT's `peft_type`, in whose folders it is saved; or [`adapterhub::TYPE`].
     pub peft_type: Option<&'static str>,
     pub new: fn(&Settings) -> Result<Box<dyn Method>>,
     /// The method of an adapter_config.json.
@@ -86,7 +92,8 @@ pub struct MethodDef {
 }
 
 /// Every method.
-pub static METHODS: &[&MethodDef] = &[&lora::DEF, &full::DEF, &ia3::DEF, &bitfit::DEF, &prompt::DEF, &prefix::DEF];
+pub static METHODS: &[&MethodDef] =
+    &[&lora::DEF, &full::DEF, &ia3::DEF, &bitfit::DEF, &prompt::DEF, &prefix::DEF, &adapter::DEF];
 
 /// The method of a name.
 pub fn named(name: &str) -> Result<&'static MethodDef> {
@@ -112,8 +119,8 @@ fn read_config(dir: &Path) -> Result<(Map<String, Value>, &'static MethodDef)> {
     let path = dir.join(files::CONFIG_FILE);
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     let config: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|e| Error::file(&path, e.to_string(), "a JSON object as PEFT writes it"))?;
-    let found = config.get("peft_type").and_then(Value::as_str).unwrap_or("nothing");
+        .map_err(|e| Error::file(&path, e.to_string(), "a JSON object as PEFT or AdapterHub writes it"))?;
+    let found = config.get("peft_type").and_then(Value::as_str).or(adapterhub::kind(&config)).unwrap_or("nothing");
     let Some(def) = METHODS.iter().copied().find(|m| m.peft_type == Some(found)) else {
         let known: Vec<&str> = METHODS.iter().filter_map(|m| m.peft_type).collect();
         return Err(Error::unsupported(
@@ -138,10 +145,25 @@ pub fn task_type(dir: &Path) -> Result<Option<String>> {
     Ok(config.get("task_type").and_then(Value::as_str).map(str::to_owned))
 }
 
+/// The class of the model that an adapter's folder was trained on, if it says.
+pub fn model_class(dir: &Path) -> Result<Option<String>> {
+    let (config, _) = read_config(dir)?;
+    Ok(config.get("model_class").and_then(Value::as_str).map(str::to_owned))
+}
+
+/// The tensors of an adapter's folder, by their names in the files.
+pub fn tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
+    if adapterhub::is_folder(dir) { adapterhub::read_tensors(dir) } else { files::read_tensors(dir) }
+}
+
 /// Opens an adapter's folder of any method.
 pub fn open(dir: &Path) -> Result<Opened> {
     let (mut config, def) = read_config(dir)?;
-    let mut tensors = files::read_tensors(dir)?;
+    let mut tensors = tensors(dir)?;
+    if adapterhub::is_folder(dir) {
+        let head = tensors.keys().filter(|name| !adapterhub::is_adapter(name)).cloned().map(Value::String);
+        config.insert(adapterhub::HEAD_KEY.into(), Value::Array(head.collect()));
+    }
     if let Some(encoder) = prefix::encoder(dir)? {
         tensors.remove(prompt::KEY);
         tensors.extend(encoder);
@@ -178,7 +200,8 @@ pub struct Save<'a> {
 impl Opened {
     /// Checks that the folder holds exactly the tensors `expected`: see [`files::check`].
     pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        files::check(dir, &self.tensors, expected)
+        let file = if adapterhub::is_folder(dir) { adapterhub::WEIGHTS_FILE } else { files::WEIGHTS_FILE };
+        files::check(&dir.join(file), &self.tensors, expected)
     }
 }
 

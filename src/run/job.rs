@@ -199,6 +199,10 @@ fn task(config: &RunConfig, model: &Value) -> Result<&'static TaskDef> {
     if let Some(task) = adapted.as_deref().and_then(tasks::of_peft) {
         return Ok(task);
     }
+    let class = config.adapter.as_deref().map(peft::model_class).transpose()?.flatten();
+    if let Some(task) = class.as_deref().and_then(tasks::of_architecture) {
+        return Ok(task);
+    }
     let classes = model.get("architectures").and_then(Value::as_array);
     let mut classes = classes.into_iter().flatten().filter_map(Value::as_str);
     if let Some(task) = classes.clone().find_map(tasks::of_architecture) {
@@ -215,7 +219,7 @@ fn task(config: &RunConfig, model: &Value) -> Result<&'static TaskDef> {
     }
 }
 
-/// Takes over the labels of an adapter: those of the config.json beside it, else as many as its head has rows. Whether it
+/// Takes over the labels of an adapter: those of the config.json or head_config.json beside it, else as many as its head has rows. Whether it
 /// had any.
 fn follow_labels(dir: &Path, task: &TaskDef, config: &mut Value) -> Result<bool> {
     let Some(config) = config.as_object_mut().filter(|_| !task.label.is_empty()) else { return Ok(false) };
@@ -226,10 +230,15 @@ fn follow_labels(dir: &Path, task: &TaskDef, config: &mut Value) -> Result<bool>
         });
         return Ok(true);
     }
-    let tensors = peft::files::read_tensors(dir)?;
+    if let Some(names) = peft::adapterhub::id2label(dir)? {
+        config.insert("id2label".into(), Value::Object(names));
+        config.shift_remove("label2id");
+        return Ok(true);
+    }
+    let tensors = peft::tensors(dir)?;
     let head = |name: &str| {
         let module = name.strip_suffix(".weight").unwrap_or_default();
-        task.heads.iter().any(|head| module.ends_with(&format!(".{head}")))
+        task.heads.iter().any(|head| module == *head || module.ends_with(&format!(".{head}")))
     };
     let rows = tensors.iter().find(|(name, _)| head(name)).and_then(|(_, t)| t.shape.first().copied());
     let Some(rows) = rows else { return Ok(false) };

@@ -94,6 +94,7 @@ fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
         virtual_tokens: config.virtual_tokens,
         prompt_ids,
         prefix_projection: config.prefix_projection,
+        bottleneck: config.bottleneck()?,
         encoder_hidden: None,
         encoder_decoder: job.facts.decoder_start.is_some(),
         task_type: def.peft.map(str::to_owned),

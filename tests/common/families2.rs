@@ -1,6 +1,6 @@
-//! Cases of small models: a base, an adapter (or none: every weight trains), a batch, and what transformers and PEFT
-//! computed of it. A case is built as a run is: the model by its `model_type`, the task by its model class, the method by
-//! the adapter's `peft_type`, the batch by the reader and the packer.
+//! Cases of small models: a base, an adapter (or none: every weight trains), a batch, and what transformers, PEFT and
+//! AdapterHub computed of it. A case is built as a run is: the model by its `model_type`, the task by its model class, the method by
+//! the adapter's config, the batch by the reader and the packer. A case may name another, whose base and batch it takes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,8 +81,8 @@ impl Built {
 
 /// The folders of all cases, in order.
 pub fn folders() -> Vec<PathBuf> {
-    let root = super::root("tests/fixtures/families2");
-    let entries = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path());
+    let roots = [super::root("tests/fixtures/families2"), super::root("tests/fixtures/adapterhub")];
+    let entries = roots.iter().flat_map(|root| std::fs::read_dir(root).unwrap()).map(|e| e.unwrap().path());
     let mut folders: Vec<PathBuf> = entries.filter(|p| p.join("case.json").is_file()).collect();
     folders.sort();
     folders
@@ -127,7 +127,9 @@ impl Case {
     fn with(dir: &Path, adapted: bool) -> Result<Case> {
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
         let facts: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("case.json")).unwrap()).unwrap();
-        let base = Base::open(dir.join("model"))?;
+        let of = facts["of"].as_str().map(|of| super::root("tests/fixtures/families2").join(of));
+        let of = of.as_deref().unwrap_or(dir);
+        let base = Base::open(of.join("model"))?;
         let mut config = base.config.clone();
         let kind = config["model_type"].as_str().unwrap_or_default();
         if !models::FAMILIES.iter().any(|f| f.types.contains(&kind)) {
@@ -135,7 +137,7 @@ impl Case {
         }
         let class = facts["model_class"].as_str().unwrap_or_default();
         let def = tasks::of_architecture(class).ok_or_else(|| Why::Missing(format!("no task of {class}")))?;
-        let rows = dir.join("batch.jsonl");
+        let rows = of.join("batch.jsonl");
         let mut each = |on: &mut dyn FnMut(&Row) -> trimtab::Result<bool>| reader::rows(&rows, &[], on);
         labels::settle(def, &mut config, true, Some(&mut each))?;
         let model = models::read(&config, LONGEST)?;
