@@ -25,6 +25,7 @@ use crate::ops::Dropout;
 pub static DEF: MethodDef = MethodDef {
     name: "adapter",
     peft_type: Some(adapterhub::TYPE),
+    same_at_start: false,
     new: |settings| Ok(Box::new(Adapter::new(settings.bottleneck.clone(), Heads::new(settings)))),
     read: |config| {
         let own = config.get("config").and_then(Value::as_object).cloned().unwrap_or_default();

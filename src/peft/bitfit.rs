@@ -13,6 +13,7 @@ const PREFIX: &str = "base_model.model.";
 pub static DEF: MethodDef = MethodDef {
     name: "bitfit",
     peft_type: Some("BITFIT"),
+    same_at_start: true,
     new: |settings| Ok(Box::new(Bitfit { heads: Heads::new(settings) })),
     read: |config| Ok(Box::new(Bitfit { heads: Heads::read(config)? })),
 };

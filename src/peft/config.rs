@@ -443,6 +443,12 @@ impl AdapterConfig {
         listed(&self.modules_to_save, module)
     }
 
+    /// Whether the module, or one that it is in, is trained whole: no adapter goes there.
+    fn saves_around(&self, module: &str) -> bool {
+        let path = format!(".{module}.");
+        self.modules_to_save.iter().any(|name| path.contains(&format!(".{name}.")))
+    }
+
     /// What LoRA does at the linear layer `module` (its path in the Hugging Face model:
     /// `model.layers.0.self_attn.q_proj`), if anything.
     pub fn resolve(&self, module: &str) -> Result<Option<LoraSpec>> {
@@ -453,6 +459,7 @@ impl AdapterConfig {
             None => false,
         };
         let wanted = !excluded
+            && !self.saves_around(module)
             && match &self.targets {
                 Targets::AllLinear => module.rsplit('.').next() != Some("lm_head"),
                 // As in PEFT, a whole path in the list counts whatever `layers_to_transform` says.

@@ -30,6 +30,7 @@ const PIECE: usize = 1 << 20;
 pub static DEF: MethodDef = MethodDef {
     name: "full",
     peft_type: None,
+    same_at_start: true,
     new: |_| Ok(Box::new(Full)),
     read: |_| Err(Error::unsupported("an adapter of full training", "open its folder as a model")),
 };

@@ -15,6 +15,7 @@ use crate::nn::{Hooks, Init, Linear, Next, Nn, Role, Site, WeightRef};
 pub static DEF: MethodDef = MethodDef {
     name: "ia3",
     peft_type: Some("IA3"),
+    same_at_start: true,
     new: |settings| {
         let layers = match &settings.targets {
             Targets::AllLinear => Layers::Roles,

@@ -17,6 +17,7 @@ use crate::weights::HostTensor;
 pub static DEF: MethodDef = MethodDef {
     name: "lora",
     peft_type: Some("LORA"),
+    same_at_start: true,
     new: |settings| {
         let mut config = settings.lora.clone();
         if config.modules_to_save.is_empty() {

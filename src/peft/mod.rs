@@ -86,6 +86,8 @@ pub struct MethodDef {
     pub name: &'static str,
     /// PEFT's `peft_type`, in whose folders it is saved; or [`adapterhub::TYPE`].
     pub peft_type: Option<&'static str>,
+    /// Whether a new one leaves what the model computes as it is.
+    pub same_at_start: bool,
     pub new: fn(&Settings) -> Result<Box<dyn Method>>,
     /// The method of an adapter_config.json.
     pub read: ReadConfig,
@@ -224,8 +226,13 @@ pub type Read<'a> = dyn FnMut(usize, usize, &mut [f32]) -> Result<()> + 'a;
 /// A trained (or kept) tensor: name, shape and values.
 pub type Trained = (String, Vec<usize>, Vec<f32>);
 
-static NONE: MethodDef =
-    MethodDef { name: "none", peft_type: None, new: |_| Ok(Box::new(Frozen)), read: |_| Ok(Box::new(Frozen)) };
+static NONE: MethodDef = MethodDef {
+    name: "none",
+    peft_type: None,
+    same_at_start: true,
+    new: |_| Ok(Box::new(Frozen)),
+    read: |_| Ok(Box::new(Frozen)),
+};
 
 /// Nothing is trained: the base model as it is.
 pub struct Frozen;

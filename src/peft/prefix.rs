@@ -28,6 +28,7 @@ const LAYERS: [&str; 2] = ["prompt_encoder.transform.0", "prompt_encoder.transfo
 pub static DEF: MethodDef = MethodDef {
     name: "prefix",
     peft_type: Some("PREFIX_TUNING"),
+    same_at_start: false,
     new: |settings: &Settings| {
         let facts = &settings.facts;
         let width = facts.kv_heads * facts.head_dim;

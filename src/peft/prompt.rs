@@ -17,6 +17,7 @@ pub const KEY: &str = "prompt_embeddings";
 pub static DEF: MethodDef = MethodDef {
     name: "prompt",
     peft_type: Some("PROMPT_TUNING"),
+    same_at_start: false,
     new: |settings: &Settings| {
         let start = match &settings.prompt_ids {
             Some(ids) => Start::Rows(ids.clone()),

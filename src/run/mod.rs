@@ -5,7 +5,7 @@ pub mod evaluate;
 mod inference;
 pub mod job;
 pub mod metrics;
-mod options;
+pub mod options;
 pub mod predict;
 pub mod profile;
 pub mod progress;

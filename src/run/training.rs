@@ -65,7 +65,7 @@ fn adapts(config: &RunConfig) -> Result<bool> {
 }
 
 /// The method of the adapter that training starts from, or a new one.
-fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
+pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
     if let (Some(dir), true) = (&config.adapter, config.method != MethodName::Lora) {
         return peft::open(dir).map(|opened| opened.method);
     }
