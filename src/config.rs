@@ -168,7 +168,7 @@ settings! {
         init: Init = "INIT", { Init::Pretrained };
     }
     "Method" {
-        #[doc = "What is trained: low-rank factors, every weight, scales, biases, keys or tokens before sequences, or bottlenecks"]
+        #[doc = "What is trained: low-rank factors, every weight, scales, biases, keys or tokens before sequences, bottlenecks, or some tokens"]
         method: Method = "METHOD", { Method::Lora };
         #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
         quantize: Quantize = "FORMAT", { Quantize::None };
@@ -190,7 +190,7 @@ settings! {
         targets: Targets = "LIST", { Targets::AllLinear };
         #[doc = "LoRA: an output head that is tied to the embedding gets what the embedding gets, as one"]
         ensure_weight_tying: bool = "BOOL", { false };
-        #[doc = "LoRA: token ids divided by commas whose rows of the embedding are trained too, the others staying frozen"]
+        #[doc = "LoRA and trainable-tokens: ids, divided by commas, of tokens whose rows of the embedding are trained"]
         trainable_tokens: Option<Vec<usize>> = "IDS", { None },
             if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
         #[doc = "Prompt and prefix tuning: virtual tokens, or keys and values, before each sequence"]

@@ -376,6 +376,26 @@ fn a_run_leaves_its_folder_and_can_be_repeated() {
 }
 
 #[test]
+fn some_tokens_are_trained() {
+    let scratch = Scratch::new("tokens");
+    scratch.write("data.jsonl", DATA);
+    let model = fixture("golden/base");
+    let rest = ["--data", "data.jsonl", "--device", "cpu", "--steps", "2", "--max-seq-len", "16", "--lr", "0.01"];
+    let train = |more: &[&str]| scratch.run(&[&["train", "--model", &model][..], more, &rest].concat());
+    let method = ["--method", "trainable-tokens", "--out", "a"];
+    assert!(train(&method).fails(1).contains("trainable-tokens"));
+    train(&[&method[..], &["--trainable-tokens", "7,90,3"]].concat()).ok();
+    let config: Value = serde_json::from_slice(&scratch.read("a/adapter_config.json")).unwrap();
+    let found = ["peft_type", "token_indices", "target_modules"].map(|key| config[key].to_string());
+    assert_eq!(found, ["\"TRAINABLE_TOKENS\"", "[7,90,3]", "\"model.embed_tokens\""]);
+    // Training goes on from there.
+    train(&["--adapter", "a", "--out", "b"]).ok();
+    assert!(scratch.read("a/adapter_model.safetensors") != scratch.read("b/adapter_model.safetensors"));
+    let head = ["--trainable-tokens", "7", "--targets", "embed_tokens,lm_heat"];
+    assert!(train(&[&method[..], &head].concat()).fails(1).contains("model.embed_tokens or lm_head"));
+}
+
+#[test]
 fn a_profile_tells_the_time_of_each_op_and_changes_nothing() {
     let scratch = Scratch::new("profile");
     scratch.write("data.jsonl", DATA);

@@ -16,7 +16,7 @@ use trimtab::weights::safetensors::{Dtype, Tensor, write_safetensors};
 use trimtab::weights::{Checkpoint, load};
 
 /// At least so many cases are checked: fewer means that something that was there is not found any more.
-const FLOOR: usize = 63;
+const FLOOR: usize = 65;
 
 /// What is wrong with a case on a device: with its base, then with what was put on it.
 fn verdict(folder: &Path, device: &Device) -> Result<(), Why> {
@@ -203,7 +203,7 @@ fn started(model: &Path, method: Box<dyn Method>, adapter: Option<&Path>, quanti
 /// Adapters that are opened and saved again hold what PEFT wrote, but for what it writes twice.
 #[test]
 fn adapters_are_saved_as_peft_saves_them() {
-    const CASES: [(&str, usize); 12] = [
+    const CASES: [(&str, usize); 14] = [
         ("bert-lora-bias-all", 2), // The classifier's bias: as the wrapper holds it, and before training.
         ("bert-dora-bias-lora_only", 0),
         ("bert-mlm-lora-bias-all", 1), // The head's bias, which is its layer's too.
@@ -216,6 +216,8 @@ fn adapters_are_saved_as_peft_saves_them() {
         ("llama-tied-lora-save-head", 0),
         ("llama-tied-lora-save-embed-head", 0),
         ("llama-tied-lora-save-embed-ensure-tying", 0),
+        ("llama-trainable-tokens", 0),
+        ("llama-tied-trainable-tokens", 0),
     ];
     for (name, twice) in CASES {
         let (case, adapter) = (Case::open(&fixture(name)).unwrap(), fixture(name).join("adapter"));
@@ -234,7 +236,7 @@ fn adapters_are_saved_as_peft_saves_them() {
         if twice == 0 {
             assert_eq!(raw(&out), raw(&adapter), "{name}");
         }
-        for key in ["bias", "ensure_weight_tying", "use_dora", "modules_to_save", "task_type", "r"] {
+        for key in ["bias", "ensure_weight_tying", "use_dora", "modules_to_save", "task_type", "r", "token_indices"] {
             let of = |config: &serde_json::Map<_, _>| config.get(key).cloned().unwrap_or(false.into());
             assert_eq!(of(&again.config), of(&opened.config), "{name}: {key}");
         }

@@ -354,7 +354,8 @@ words! {
         Bitfit = "bitfit",
         Prefix = "prefix",
         Prompt = "prompt",
-        Adapter = "adapter"
+        Adapter = "adapter",
+        TrainableTokens = "trainable-tokens"
     }
     #[doc = "Where bottleneck adapters are."]
     AdapterKind { Houlsby = "houlsby", Pfeiffer = "pfeiffer", Parallel = "parallel" }

@@ -394,7 +394,7 @@ struct Compiled {
     alpha: Vec<Regex>,
 }
 
-fn regex_of(text: &str, wrap: impl Fn(&str) -> String) -> Result<Regex, String> {
+pub(super) fn regex_of(text: &str, wrap: impl Fn(&str) -> String) -> Result<Regex, String> {
     Regex::new(&wrap(text)).map_err(|e| {
         let reason = e.to_string().lines().last().unwrap_or_default().trim().to_owned();
         format!("a regular expression without look-around and back-references ({reason})")

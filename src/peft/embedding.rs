@@ -7,16 +7,15 @@
 //! * LoRA on the head: the weight of the loss is `W + s·B A`, A `[rank, hidden]`, B `[vocabulary, rank]`, a copy of W in
 //!   f32, because the loss wants its weight as one tensor; so there is no dropout before A. A head that is tied to the
 //!   embedding has factors of its own, or those of the embedding: see `tied.rs`.
-//! * Trained tokens: their rows of W are replaced by those of a tensor `[tokens, hidden]`, which starts as them. Of a
-//!   head that is tied to the embedding the same rows are replaced, in such a copy.
+//! * Trained tokens: see `tokens.rs`.
 
 use super::config::{AdapterConfig, LoraSpec};
 use super::files;
-use super::tokens::Tokens;
+use super::tokens::{self, Rows, Tokens};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{Init, Next, Nn, Role, Site, Table};
+use crate::nn::{Init, Next, Nn, Site, Table};
 
 const TOKENS: &str = "trainable_token_indices";
 const ONE: &str = "one of the two: LoRA on the table, or trained tokens of it";
@@ -73,11 +72,8 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Tab
             nn.g.add(y, update)
         }
         (None, Some(tokens)) => {
-            let (x, tokens) = trained(nn, path, path, w, tokens)?;
-            let (rows, rest) = nn.g.token_rows(ids, tokens)?;
-            let frozen = next.embed(nn, site, Table { ids: rest, ..table })?;
-            let own = nn.g.embed(rows, x, scale)?;
-            nn.g.add(frozen, own)
+            let rows = Rows { ids: tokens, module: path, owner: path, key: files::tokens(path) };
+            tokens::embed(&rows, nn, site, table, next)
         }
     }
 }
@@ -113,8 +109,8 @@ pub(super) fn head(config: &AdapterConfig, nn: &mut Nn, site: &Site, tied: Optio
     if lora.is_some() {
         return Err(Error::config(TOKENS, format!("{}, which is a target too", site.path), ONE));
     }
-    let (x, tokens) = trained(nn, module, tied.unwrap_or(&site.path), w, ids)?;
-    nn.g.replace_rows(w, x, tokens)
+    let rows = Rows { ids, module, owner: tied.unwrap_or(&site.path), key: files::tokens(module) };
+    tokens::head(&rows, nn, w)
 }
 
 /// Whose factors a head has.
@@ -167,15 +163,4 @@ fn factors_of(config: &AdapterConfig, nn: &mut Nn, path: &str, vocab: usize, dim
     let a = nn.adapter(&files::embedding_a(path), &[rank, vocab], Init::Zeros);
     let b = nn.adapter(&files::embedding_b(path), &[dim, rank], Init::Normal { std: 1.0 });
     Ok((a, b))
-}
-
-/// The trained rows `ids` of the table `w` of module `owner`, kept under the name of `module`; and the ids as a value.
-fn trained(nn: &mut Nn, module: &str, owner: &str, w: Val, ids: &[usize]) -> Result<(Val, Val)> {
-    let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
-    if let Some(id) = ids.iter().find(|&&id| id >= vocab) {
-        return Err(Error::config(TOKENS, id.to_string(), format!("ids below {vocab}, the size of the vocabulary")));
-    }
-    let x = nn.adapter_rows(&files::tokens(module), &format!("{owner}.weight"), Role::Embed, dim, ids);
-    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-    Ok((x, nn.constant_i32(&format!("{module}.trained_tokens"), &ids)))
 }

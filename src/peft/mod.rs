@@ -17,6 +17,7 @@ pub mod prefix;
 pub mod prompt;
 mod tied;
 pub mod tokens;
+pub mod trainable_tokens;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,6 +60,8 @@ pub struct Settings {
     /// LoRA's own settings.
     pub lora: AdapterConfig,
     pub targets: Targets,
+    /// Trainable tokens: which.
+    pub trainable_tokens: Option<Vec<usize>>,
     /// Prompt and prefix tuning: virtual tokens, or keys, before each sequence.
     pub virtual_tokens: usize,
     /// Prompt tuning: the tokens whose embeddings the virtual ones start as; else they are drawn.
@@ -94,8 +97,16 @@ pub struct MethodDef {
 }
 
 /// Every method.
-pub static METHODS: &[&MethodDef] =
-    &[&lora::DEF, &full::DEF, &ia3::DEF, &bitfit::DEF, &prompt::DEF, &prefix::DEF, &adapter::DEF];
+pub static METHODS: &[&MethodDef] = &[
+    &lora::DEF,
+    &full::DEF,
+    &ia3::DEF,
+    &bitfit::DEF,
+    &prompt::DEF,
+    &prefix::DEF,
+    &adapter::DEF,
+    &trainable_tokens::DEF,
+];
 
 /// The method of a name.
 pub fn named(name: &str) -> Result<&'static MethodDef> {

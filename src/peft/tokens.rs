@@ -1,6 +1,55 @@
-//! `trainable_token_indices` of an adapter: tokens whose rows are trained while the rest of the table stays frozen.
+//! Tokens whose rows of a table are trained while the rest of it stays frozen: `trainable_token_indices` of a LoRA adapter,
+//! and the method of its own (`trainable_tokens.rs`).
+//!
+//! Their rows of W `[vocabulary, hidden]` are replaced by those of a tensor `[tokens, hidden]`, which starts as them: for
+//! an embedding only where a token is there, for a head in a copy of W in f32, because the loss wants its weight as one
+//! tensor. Of a head that is tied to the embedding the same rows are replaced.
 
 use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::graph::Val;
+use crate::nn::{Next, Nn, Role, Site, Table};
+
+/// Trained rows of a table.
+pub(super) struct Rows<'a> {
+    pub ids: &'a [usize],
+    /// The module that they are of, and the one whose weight they start as.
+    pub module: &'a str,
+    pub owner: &'a str,
+    /// Their name in the file.
+    pub key: String,
+}
+
+impl Rows<'_> {
+    /// The rows, as those of `w` have them at first, and the ids as a value.
+    fn declare(&self, nn: &mut Nn, w: Val) -> Result<(Val, Val)> {
+        let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+        if let Some(id) = self.ids.iter().find(|&&id| id >= vocab) {
+            let expected = format!("ids below {vocab}, the size of the vocabulary");
+            return Err(Error::config("trainable tokens", id.to_string(), expected));
+        }
+        let x = nn.adapter_rows(&self.key, &format!("{}.weight", self.owner), Role::Embed, dim, self.ids);
+        let ids: Vec<i32> = self.ids.iter().map(|&id| id as i32).collect();
+        Ok((x, nn.constant_i32(&format!("{}.trained_tokens", self.module), &ids)))
+    }
+}
+
+/// The embedding at `at` with its trained rows.
+pub(super) fn embed(rows: &Rows, nn: &mut Nn, at: &Site, table: Table, next: Next) -> Result<Val> {
+    let Table { w, ids, scale, .. } = table;
+    let (x, tokens) = rows.declare(nn, w)?;
+    let (rows, rest) = nn.g.token_rows(ids, tokens)?;
+    let frozen = next.embed(nn, at, Table { ids: rest, ..table })?;
+    let own = nn.g.embed(rows, x, scale)?;
+    nn.g.add(frozen, own)
+}
+
+/// The weight of a head with its trained rows.
+pub(super) fn head(rows: &Rows, nn: &mut Nn, w: Val) -> Result<Val> {
+    let (x, tokens) = rows.declare(nn, w)?;
+    nn.g.replace_rows(w, x, tokens)
+}
 
 /// Which tokens, of which tables.
 #[derive(Clone, Debug, PartialEq)]

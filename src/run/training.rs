@@ -91,6 +91,7 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
         targets: config.targets.clone(),
         base_model: lora.base_model.clone(),
         lora,
+        trainable_tokens: config.trainable_tokens.clone(),
         virtual_tokens: config.virtual_tokens,
         prompt_ids,
         prefix_projection: config.prefix_projection,
