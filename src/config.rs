@@ -15,6 +15,7 @@ use crate::memory::Toggle;
 use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
 use crate::peft::{AdapterConfig, Bias, Bottleneck, Targets, Tokens, files, tokens::distinct};
+use crate::train::loraplus::LoraPlus;
 use crate::train::optimizer::{Bits, Rule};
 
 mod value;
@@ -247,6 +248,11 @@ settings! {
         optimizer: Optimizer = "NAME", { Optimizer::Adamw };
         #[doc = "Decay of the trained tensors, apart from the gradient (SGD: added to it)"]
         weight_decay: f64 = "X", { 0.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
+        #[doc = "LoRA+: the rate of B (and of biases and other vectors) over that of A; PEFT's loraplus_lr_ratio"]
+        loraplus_lr_ratio: Option<f64> = "X", { None },
+            if |v| v.is_none_or(|v| v.is_finite() && v > 0.0) => "a finite number above 0";
+        #[doc = "LoRA+: highest learning rate of the factors of an embedding"]
+        loraplus_lr_embedding: f64 = "X", { 1e-6 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
         #[doc = "Gradients are scaled down to this norm; 0 is off"]
         max_grad_norm: f64 = "X", { 1.0 }, if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
         #[doc = "AdamW: decay of the first moment; Lion: share of the momentum in a step"]
@@ -479,6 +485,12 @@ impl RunConfig {
         if self.nesterov && (self.momentum <= 0.0 || self.dampening != 0.0) {
             return clash("nesterov", "true without momentum, or with dampening", "a momentum, and dampening 0");
         }
+        if self.loraplus_lr_ratio.is_some() && self.method != Method::Lora {
+            return clash("loraplus-lr-ratio", "a number with another method than lora", "method lora");
+        }
+        if self.loraplus_lr_ratio.is_some() && self.lr == 0.0 {
+            return clash("loraplus-lr-ratio", "a number with lr 0", "a rate above 0, which others are relative to");
+        }
         if self.eval_every.is_some() && self.eval_data.is_none() {
             return clash("eval-every", "a number without eval-data", "eval-data, or no eval-every");
         }
@@ -534,7 +546,9 @@ impl RunConfig {
             },
         };
         let (weight_decay, max_grad_norm) = (self.weight_decay, self.max_grad_norm);
-        crate::train::optimizer::Optimizer { rule, weight_decay, max_grad_norm }
+        let embedding = self.loraplus_lr_embedding / self.lr;
+        let loraplus = self.loraplus_lr_ratio.map(|ratio| LoraPlus { ratio, embedding });
+        crate::train::optimizer::Optimizer { rule, weight_decay, max_grad_norm, loraplus }
     }
 
     /// The format that frozen weights of linear layers are quantized to, if any.

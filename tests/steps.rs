@@ -16,7 +16,6 @@ use trimtab::peft::{self, full::Full};
 use trimtab::run::job::Job;
 use trimtab::run::options::options;
 use trimtab::session::{Options, Planned};
-use trimtab::train::optimizer::{Optimizer, Rule};
 
 /// How far losses, norms and trained tensors end from PyTorch's, relative; of tensors, relative to how far training moved
 /// them. Rounding of f32 grows with the steps, most of all through AdamW's first ones, whose size is 1 whatever the gradient.
@@ -32,14 +31,22 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// The run of a folder at `rate` times its learning rate: what is wrong.
-fn run(dir: &Path, device: &Device, rate: f64) -> Result<Result<(), String>> {
+/// The run of a folder at `times` its learning rate: what is wrong.
+fn run(dir: &Path, device: &Device, times: f64) -> Result<Result<(), String>> {
     let known: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("steps.json")).unwrap()).unwrap();
     let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
     let (model, data, adapter) = (path("model"), path("data.jsonl"), path("adapter"));
     let whole = !dir.join("adapter").is_dir();
     let mut flags = vec![("model", &*model), ("data", &data), ("qa_padding", "true")];
     flags.extend([("max_seq_len", "64"), ("micro_tokens", "192")]);
+    let number = |value: &Value| value.as_f64().unwrap_or(0.0).to_string();
+    let (rate, decay) = (number(&known["lr"]), number(&known["weight_decay"]));
+    flags.extend([("lr", &*rate), ("weight_decay", &decay), ("max_grad_norm", "0")]);
+    let plus = &known["loraplus"];
+    let (ratio, embedding) = (number(&plus["loraplus_lr_ratio"]), number(&plus["loraplus_lr_embedding"]));
+    if plus.is_object() {
+        flags.extend([("loraplus_lr_ratio", &*ratio), ("loraplus_lr_embedding", &embedding)]);
+    }
     flags.push(if whole { ("method", "full") } else { ("adapter", &adapter) });
     let config = RunConfig::resolve(None, &Flags::of(&flags)?)?;
     let job = Job::open(&config, !whole, config.data.as_deref())?;
@@ -51,9 +58,7 @@ fn run(dir: &Path, device: &Device, rate: f64) -> Result<Result<(), String>> {
             (opened.method, Some(opened.tensors))
         }
     };
-    let decay = known["weight_decay"].as_f64().unwrap();
-    let optimizer = Optimizer { weight_decay: decay, max_grad_norm: 0.0, rule: Rule::ADAMW };
-    let options = Options { optimizer, step_tokens: None, ..options(&config) };
+    let options = Options { step_tokens: None, ..options(&config) };
     let planned = Planned::of(&job.base, vec![method], &*job.task, options, device.open())?;
     if let Some(tensors) = &start {
         peft::files::check(Path::new(&adapter), tensors, &planned.trained())?;
@@ -68,7 +73,7 @@ fn run(dir: &Path, device: &Device, rate: f64) -> Result<Result<(), String>> {
         known["losses"].as_array().unwrap().iter().zip(known["norms"].as_array().unwrap()).enumerate()
     {
         let step: Vec<usize> = (i * size..(i + 1) * size).collect();
-        let report = session.step(&pack(&rows, &step, &layout, true)?, known["lr"].as_f64().unwrap() * rate)?;
+        let report = session.step(&pack(&rows, &step, &layout, true)?, known["lr"].as_f64().unwrap() * times)?;
         let off = |got: f32, want: &Value| {
             let (got, want) = (f64::from(got), want.as_f64().unwrap());
             if got.is_nan() { f64::INFINITY } else { (got - want).abs() / want.abs() }

@@ -92,6 +92,9 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("method", "full"), ("quantize", "nf4")], "quantize"),
         ("", &[("optimizer", "adam")], "adamw or adamw8bit"),
         ("", &[("momentum", "-1")], "momentum"),
+        ("", &[("loraplus_lr_ratio", "0")], "loraplus-lr-ratio"),
+        ("method = 'full'", &[("loraplus_lr_ratio", "16")], "method lora"),
+        ("lr = 0", &[("loraplus_lr_ratio", "16")], "loraplus-lr-ratio"),
         ("nesterov = true", &[("optimizer", "sgd")], "nesterov"),
         ("nesterov = true", &[("momentum", "0.9"), ("dampening", "0.1")], "nesterov"),
         ("", &[("adafactor_decay_rate", "0.8")], "adafactor-decay-rate"),
@@ -147,6 +150,8 @@ fn the_saved_file_repeats_the_run() {
         ("non_linearity", "gelu"),
         ("warmup", "4"),
         ("weight_decay", "1e-3"),
+        ("loraplus_lr_ratio", "16"),
+        ("loraplus_lr_embedding", "1e-5"),
         ("max_grad_norm", "0"),
         ("adam_beta1", "0.8"),
         ("adam_beta2", "0.95"),
@@ -283,6 +288,15 @@ fn every_optimizer_has_its_rule() {
         of(&[("optimizer", "lion"), ("adam_beta2", "0.98")]).rule,
         Rule::Lion { beta1: 0.9, beta2: 0.98, bits: Bits::B32 }
     );
+}
+
+#[test]
+fn loraplus_is_relative_to_the_rate() {
+    let of = |flags: &[(&str, &str)]| resolve("", flags).unwrap().optimizer().loraplus;
+    assert_eq!(of(&[]), None);
+    assert_eq!(of(&[("loraplus_lr_embedding", "1e-3")]), None);
+    let flags = [("loraplus_lr_ratio", "16"), ("loraplus_lr_embedding", "1e-3"), ("lr", "2e-3")];
+    assert_eq!(of(&flags), Some(LoraPlus { ratio: 16.0, embedding: 0.5 }));
 }
 
 #[test]

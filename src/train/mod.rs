@@ -2,6 +2,7 @@
 
 pub mod eval;
 mod gradients;
+pub mod loraplus;
 pub mod optimizer;
 pub mod schedule;
 pub mod step;

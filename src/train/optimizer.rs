@@ -1,5 +1,8 @@
 //! The optimizers as a run names them: rules, their constants, and what of them a step's kernels are told.
 
+use crate::graph::weight::Weight;
+use crate::train::loraplus::{Group, LoraPlus};
+
 /// An update rule with what all rules have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Optimizer {
@@ -9,6 +12,8 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// Norm that gradients are scaled down to; 0: no clipping.
     pub max_grad_norm: f64,
+    /// Tensors have rates of their own.
+    pub loraplus: Option<LoraPlus>,
 }
 
 /// The rules. Each has an equation in its row of the op table; the defaults are those of the reference libraries.
@@ -66,7 +71,7 @@ impl Rule {
 impl From<Rule> for Optimizer {
     /// No weight decay; gradients are clipped to a norm of 1.
     fn from(rule: Rule) -> Optimizer {
-        Optimizer { rule, weight_decay: 0.0, max_grad_norm: 1.0 }
+        Optimizer { rule, weight_decay: 0.0, max_grad_norm: 1.0, loraplus: None }
     }
 }
 
@@ -77,9 +82,16 @@ impl Default for Optimizer {
 }
 
 impl Optimizer {
-    /// What the kernels are told in step `t`, counted from 1, at rate `lr`: `hyper` of the rule's row.
-    pub fn hyper(&self, lr: f64, t: u64) -> [f32; 8] {
-        let Optimizer { rule, weight_decay: decay, max_grad_norm: largest } = *self;
+    /// The group of `of`, a trained tensor of so many axes and one of a model's weights `all`.
+    pub fn group(&self, of: &Weight, axes: usize, all: &[Weight]) -> Group {
+        self.loraplus.map_or(Group::PLAIN, |plus| plus.group(of, axes, all))
+    }
+
+    /// What the kernels are told of a group in step `t`, counted from 1, of a run at rate `lr`: `hyper` of the rule's row.
+    /// In every row the rate comes first, and the decay fifth.
+    pub fn hyper(&self, group: Group, lr: f64, t: u64) -> [f32; 8] {
+        let Optimizer { rule, max_grad_norm: largest, .. } = *self;
+        let (lr, decay) = (group.rate * lr, if group.decays { self.weight_decay } else { 0.0 });
         let t_i = t.min(i32::MAX as u64) as i32;
         let hyper = match rule {
             Rule::AdamW { beta1, beta2, eps, .. } => {

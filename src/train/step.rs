@@ -12,8 +12,9 @@ use crate::peft::Method;
 use crate::tasks::causal_lm::CausalLm;
 use crate::tasks::{Shape, Task};
 use crate::train::gradients;
+use crate::train::loraplus::Group;
 use crate::train::optimizer::Optimizer;
-use crate::train::update::{Table, update};
+use crate::train::update::{Table, Updated, Updates, update};
 
 /// A step's graph and the leaves that the host writes and reads.
 #[derive(Clone)]
@@ -37,8 +38,8 @@ pub struct Leaves {
     pub loss: Val,
     /// Sum of squares of the gradient before clipping, F32[1].
     pub sum_squares: Val,
-    /// [`Optimizer::hyper`] of the step, F32[8].
-    pub hyper: Val,
+    /// [`Optimizer::hyper`] of the step for each group of tensors, F32[8].
+    pub hypers: Vec<(Val, Group)>,
     pub optimizer: Optimizer,
     /// Leaves that the host writes once, before the first step.
     pub tables: Vec<Table>,
@@ -170,10 +171,14 @@ impl Leaves {
             }
             leaves.push(leaf);
         }
-        let tables = update(g, (&params, &leaves), (sum_squares, hyper), !single, &optimizer, caps)?;
+        let groups = nn.weights.iter().filter(|w| w.trainable);
+        let groups = groups.map(|w| optimizer.group(w, g.shape(w.val).len(), &nn.weights));
+        let pairs = params.iter().zip(&leaves);
+        let trained: Vec<Updated> = pairs.zip(groups).map(|((&p, &leaf), group)| (p, leaf, group)).collect();
+        let Updates { tables, hypers } = update(g, &trained, (sum_squares, hyper), !single, &optimizer, caps)?;
         if single {
             forward += gradients::make_transient(g, &leaves, forward)?;
         }
-        Ok(Leaves { inputs, rng, inv_count, loss, sum_squares, hyper, optimizer, tables, forward })
+        Ok(Leaves { inputs, rng, inv_count, loss, sum_squares, hypers, optimizer, tables, forward })
     }
 }

@@ -104,8 +104,10 @@ impl Trainer {
                 return Err(stop);
             }
         }
-        let hyper = leaves.optimizer.hyper(lr, *steps + 1);
-        exec.upload(leaves.hyper, bytemuck::cast_slice(&hyper))?;
+        for &(leaf, group) in &leaves.hypers {
+            let hyper = leaves.optimizer.hyper(group, lr, *steps + 1);
+            exec.upload(leaf, bytemuck::cast_slice(&hyper))?;
+        }
         exec.run(Phase::UPDATE)?;
         *steps += 1;
         let loss = exec.download_f32(leaves.loss)?[0];

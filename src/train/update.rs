@@ -6,10 +6,22 @@ use crate::dtype::{ALIGN, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::ops::{Attr, OpDef, optim};
+use crate::train::loraplus::Group;
 use crate::train::optimizer::{Optimizer, Rule};
 
 /// A leaf that the host writes once, and what.
 pub type Table = (Val, Vec<u32>);
+
+/// A trained tensor, its gradient, and what it is updated like.
+pub type Updated = (Val, Val, Group);
+
+/// What the host writes for the updates.
+pub struct Updates {
+    /// Once, before the first step.
+    pub tables: Vec<Table>,
+    /// In each step: [`Optimizer::hyper`] of each group.
+    pub hypers: Vec<(Val, Group)>,
+}
 
 /// Tensors that one node updates.
 struct Flat {
@@ -18,21 +30,40 @@ struct Flat {
     /// Rows and columns of each tensor.
     tensors: Vec<(usize, usize)>,
     in_8_bits: bool,
+    hyper: Val,
 }
 
-/// Appends the gradient's norm, the update of `params` by `grads`, and the clearing of these if they are `sums`. Returns
-/// the tables to write before the first step.
+/// Appends the gradient's norm, the updates of `trained`, and the clearing of their gradients if these are `sums`. `hyper`
+/// is the leaf of the first group.
 pub fn update(
     g: &mut Graph,
-    (params, grads): (&[Val], &[Val]),
+    trained: &[Updated],
     (sum_squares, hyper): (Val, Val),
     sums: bool,
     optimizer: &Optimizer,
     caps: &Caps,
-) -> Result<Vec<Table>> {
+) -> Result<Updates> {
     g.phase = Phase::UPDATE;
     g.site = "optimizer".into();
-    let flats = flats(g, params, grads, &optimizer.rule, caps);
+    let mut hypers: Vec<(Val, Group)> = Vec::new();
+    for &(_, _, group) in trained {
+        if !hypers.iter().any(|h| h.1 == group) {
+            let leaf = match hypers.len() {
+                0 => hyper,
+                i => g.leaf(LeafKind::Io, format!("hyper.{i}"), g.ty(hyper).clone()),
+            };
+            hypers.push((leaf, group));
+        }
+    }
+    let mut flats = Vec::new();
+    for in_8_bits in [true, false] {
+        for &(hyper, group) in &hypers {
+            let narrow = |p: Val| !group.wide && optimizer.rule.in_8_bits(g.ty(p).len());
+            let members = trained.iter().filter(|t| t.2 == group && narrow(t.0) == in_8_bits);
+            let members: Vec<(Val, Val)> = members.map(|t| (t.0, t.1)).collect();
+            flatten(g, &members, (in_8_bits, hyper), caps, &mut flats);
+        }
+    }
     let mut sum = None;
     for (i, flat) in flats.iter().enumerate() {
         let into = (i + 1 == flats.len()).then_some(sum_squares);
@@ -52,7 +83,7 @@ pub fn update(
                 ins.push(table);
                 tables.push((table, words));
             }
-            ins.extend([sum, hyper]);
+            ins.extend([sum, flat.hyper]);
             let into: Vec<Option<Val>> = std::iter::once(flat.p).chain(state).map(Some).collect();
             g.node_into(op, Attr::None, &ins, &into)?;
         }
@@ -60,38 +91,32 @@ pub fn update(
             g.zero(flat.grad)?;
         }
     }
-    Ok(tables)
+    Ok(Updates { tables, hypers })
 }
 
-/// Lays the tensors flat: those with 8-bit state apart from the others; one stretch for all of a kind, or several where
-/// a device's largest buffer, or what a 32-bit word can count, is smaller than that.
-fn flats(g: &mut Graph, params: &[Val], grads: &[Val], rule: &Rule, caps: &Caps) -> Vec<Flat> {
+/// Lays tensors (and their gradients) of a kind flat: one stretch for all, or several where a device's largest buffer, or
+/// what a 32-bit word can count, is smaller than that.
+fn flatten(g: &mut Graph, members: &[(Val, Val)], (in_8_bits, hyper): (bool, Val), caps: &Caps, flats: &mut Vec<Flat>) {
     let most = caps.max_buffer.min(4 << 31);
-    let mut flats: Vec<Flat> = Vec::new();
-    for in_8_bits in [true, false] {
-        // Where a tensor may begin: a block of 8-bit state belongs to one tensor.
-        let boundary = if in_8_bits { optim::BLOCK } else { ALIGN / 4 };
-        let pairs = params.iter().copied().zip(grads.iter().copied());
-        let members: Vec<(Val, Val)> = pairs.filter(|&(p, _)| rule.in_8_bits(g.ty(p).len()) == in_8_bits).collect();
-        let mut start = 0;
-        while start < members.len() {
-            let room = |(p, _): (Val, Val)| 4 * g.ty(p).len().next_multiple_of(boundary) as u64;
-            let mut bytes = room(members[start]);
-            let mut end = start + 1;
-            while end < members.len() && bytes + room(members[end]) <= most {
-                bytes += room(members[end]);
-                end += 1;
-            }
-            let i = flats.len();
-            let (ps, ds): (Vec<Val>, Vec<Val>) = members[start..end].iter().copied().unzip();
-            let tensors = ps.iter().map(|&p| (g.ty(p).rows(), g.ty(p).cols())).collect();
-            let p = g.flatten(LeafKind::Param, &format!("params.{i}"), &ps, boundary);
-            let grad = g.flatten(LeafKind::Grad, &format!("grads.{i}"), &ds, boundary);
-            flats.push(Flat { p, grad, tensors, in_8_bits });
-            start = end;
+    // Where a tensor may begin: a block of 8-bit state belongs to one tensor.
+    let boundary = if in_8_bits { optim::BLOCK } else { ALIGN / 4 };
+    let mut start = 0;
+    while start < members.len() {
+        let room = |(p, _): (Val, Val)| 4 * g.ty(p).len().next_multiple_of(boundary) as u64;
+        let mut bytes = room(members[start]);
+        let mut end = start + 1;
+        while end < members.len() && bytes + room(members[end]) <= most {
+            bytes += room(members[end]);
+            end += 1;
         }
+        let i = flats.len();
+        let (ps, ds): (Vec<Val>, Vec<Val>) = members[start..end].iter().copied().unzip();
+        let tensors = ps.iter().map(|&p| (g.ty(p).rows(), g.ty(p).cols())).collect();
+        let p = g.flatten(LeafKind::Param, &format!("params.{i}"), &ps, boundary);
+        let grad = g.flatten(LeafKind::Grad, &format!("grads.{i}"), &ds, boundary);
+        flats.push(Flat { p, grad, tensors, in_8_bits, hyper });
+        start = end;
     }
-    flats
 }
 
 /// The row that updates a stretch, and its state.
