@@ -84,7 +84,9 @@ impl Default for Optimizer {
 impl Optimizer {
     /// The group of `of`, a trained tensor of so many axes and one of a model's weights `all`.
     pub fn group(&self, of: &Weight, axes: usize, all: &[Weight]) -> Group {
-        self.loraplus.map_or(Group::PLAIN, |plus| plus.group(of, axes, all))
+        let group = self.loraplus.map_or(Group::PLAIN, |plus| plus.group(of, axes, all));
+        // PEFT asks it of AdamW alone.
+        Group { wide: group.wide && matches!(self.rule, Rule::AdamW { bits: Bits::B8, .. }), ..group }
     }
 
     /// What the kernels are told of a group in step `t`, counted from 1, of a run at rate `lr`: `hyper` of the rule's row.
