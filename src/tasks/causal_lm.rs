@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Made, Outcome, Shape, Task, TaskDef, one_stream, vocabulary_loss};
 use crate::data::row::{Codec, Row};
 use crate::data::{Example, INPUT_IDS, LABELS};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
 use crate::nn::{Axis, Field, IGNORE, Item, Layout, MAIN, Nn, inputs};
@@ -21,7 +21,11 @@ pub static DEF: TaskDef = TaskDef {
     heads: &[],
     label: &[],
     of_tokens: false,
-    make: |_| Ok(Box::new(CausalLm)),
+    make: |setup| match (setup.facts.encoder, setup.facts.decoder_start) {
+        (true, _) => Err(Error::unsupported("causal-lm with an encoder, whose tokens see what follows them", "masked-lm")),
+        (_, Some(_)) => Err(Error::unsupported("causal-lm with an encoder-decoder", "seq2seq")),
+        _ => Ok(Box::new(CausalLm)),
+    },
 };
 
 /// See the module.
