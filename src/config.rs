@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::memory::Toggle;
 use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
-use crate::peft::{AdapterConfig, Bias, Bottleneck, Targets, Tokens, files, tokens::distinct};
+use crate::peft::{AdapterConfig, Bias, Bottleneck, Selection, Targets, Tokens, files, tokens::distinct};
 use crate::train::loraplus::LoraPlus;
 use crate::train::optimizer::{Bits, Rule};
 
@@ -200,6 +200,8 @@ settings! {
         prompt_init: Option<String> = "TEXT", { None };
         #[doc = "Prefix tuning: an encoder of two layers computes the prefixes"]
         prefix_projection: bool = "BOOL", { false };
+        #[doc = "Full training: only these parts: layers.3-5, attention, mlp, norm, embed, head, weight, bias, names; / is and"]
+        train: Option<Selection> = "LIST", { None };
         #[doc = "Bottleneck adapters: after each part of a layer, after its feed-forward part, or beside that (method adapter)"]
         adapter_kind: AdapterKind = "KIND", { AdapterKind::Pfeiffer };
         #[doc = "Bottleneck adapters: features of a layer to one of the bottleneck"]
@@ -478,6 +480,9 @@ impl RunConfig {
         }
         if self.method == Method::Full && self.quantize != Quantize::None {
             return clash("quantize", "nf4 with method full", "none: weights that are trained are kept as floats");
+        }
+        if self.method != Method::Full && self.train.is_some() {
+            return clash("train", "a list without method full", "method full, or no list (methods have targets)");
         }
         if self.method == Method::Full && self.adapter.is_some() {
             return clash("adapter", "an adapter with method full", "method lora, or no adapter");

@@ -85,6 +85,9 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("columns", "text")], "text=review"),
         ("", &[("adapter_kind", "prefix")], "houlsby or pfeiffer or parallel"),
         ("", &[("reduction_factor", "0")], "reduction-factor"),
+        ("train = ['norm']", &[], "method full"),
+        ("train = []", &[("method", "full")], "layers.3-5"),
+        ("", &[("method", "full"), ("train", "norm//bias")], "--train"),
         ("", &[("non_linearity", "sin")], "gelu_new"),
         ("eval-every = 5", &[], "eval-every"),
         ("", &[("eval_data", "e.jsonl"), ("memory", "1GiB")], "memory"),
@@ -178,7 +181,7 @@ fn the_saved_file_repeats_the_run() {
     let text = config.to_toml();
     let again = resolve(&text, &[]).unwrap();
     assert_eq!(again.to_json(), config.to_json(), "{text}");
-    let unset = ["method", "adapter", "epochs", "nesterov", "eval_data", "eval_every"]; // each excludes some of the rest
+    let unset = ["method", "adapter", "epochs", "nesterov", "eval_data", "eval_every", "train"]; // each excludes some of the rest
     for field in FIELDS {
         let typed = flags.iter().any(|(name, _)| *name == field.name);
         assert!(typed != unset.contains(&field.name), "{}: not in this test", field.name);
@@ -190,7 +193,11 @@ fn the_saved_file_repeats_the_run() {
     // Lists too, and full training.
     let config = resolve("targets = ['q_proj', 'v_proj']", &[]).unwrap();
     assert_eq!(resolve(&config.to_toml(), &[]).unwrap().targets, config.targets);
-    let full = resolve("method = 'full'\nepochs = 3\neval-data = 'e.jsonl'\neval-every = 5", &[]).unwrap();
+    let full = resolve(
+        "method = 'full'\ntrain = ['layers.0-1/bias', 'head']\nepochs = 3\neval-data = 'e.jsonl'\neval-every = 5",
+        &[],
+    )
+    .unwrap();
     assert_eq!(resolve(&full.to_toml(), &[]).unwrap().to_json(), full.to_json());
 }
 

@@ -9,7 +9,7 @@ pub use crate::device::Device;
 use crate::dtype::DType;
 use crate::memory::Toggle;
 use crate::peft::bottleneck::Kind;
-use crate::peft::{Bias, Targets};
+use crate::peft::{Bias, Selection, Targets};
 use crate::tasks::{self, TaskDef};
 pub use crate::train::schedule::Schedule;
 
@@ -169,6 +169,24 @@ impl Setting for Targets {
             Targets::List(names) => Value::Array(names.iter().cloned().map(Value::String).collect()),
             other => Value::String(other.to_string()),
         })
+    }
+}
+
+impl Setting for Selection {
+    fn blank() -> Self {
+        Selection::default()
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        Selection::parse(text.split(','))
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Array(items) => Selection::parse(items.iter().map(|i| i.as_str().unwrap_or_default())),
+            other => Self::from_text(other.as_str().unwrap_or_default()),
+        }
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::Array(self.texts().map(|text| Value::String(text.into())).collect()))
     }
 }
 

@@ -1,11 +1,11 @@
-//! Full training: every weight of the base model.
+//! Full training: every weight of the base model, or the parts of it that a [`Selection`] names. The whole model is saved.
 
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::{Method, MethodDef, Save};
+use super::{Method, MethodDef, Save, Selection};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
@@ -31,12 +31,22 @@ pub static DEF: MethodDef = MethodDef {
     name: "full",
     peft_type: None,
     same_at_start: true,
-    new: |_| Ok(Box::new(Full)),
+    new: |settings| {
+        Ok(match &settings.train {
+            Some(train) => Box::new(Partial { train: train.clone() }),
+            None => Box::new(Full),
+        })
+    },
     read: |_| Err(Error::unsupported("an adapter of full training", "open its folder as a model")),
 };
 
-/// See the module.
+/// Every weight.
 pub struct Full;
+
+/// The weights that `train` names, the others staying as they are.
+pub struct Partial {
+    pub train: Selection,
+}
 
 impl Hooks for Full {
     fn trains(&self, w: WeightRef) -> Option<String> {
@@ -49,52 +59,77 @@ impl Method for Full {
         &DEF
     }
 
-    /// A Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a
-    /// tokenizer.json made from what a GGUF file holds.
     fn save(&self, save: &mut Save) -> Result<()> {
-        std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
-        let (dtype, name) = match save.dtype {
-            DType::BF16 => (Dtype::BF16, "bfloat16"),
-            DType::F16 => (Dtype::F16, "float16"),
-            _ => (Dtype::F32, "float32"),
-        };
-        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        let path = save.dir.join("model.safetensors");
-        let infos = save.trained.iter().map(|(name, shape)| (name.clone(), dtype, shape.clone())).collect();
-        let (mut values, mut bytes) = (vec![0f32; PIECE], Vec::with_capacity(4 * PIECE));
-        write_safetensors_with(&path, &metadata, infos, &mut |i, out| {
-            let all: usize = save.trained[i].1.iter().product();
-            for first in (0..all).step_by(PIECE) {
-                let values = &mut values[..PIECE.min(all - first)];
-                (save.read)(i, first, values)?;
-                bytes.clear();
-                match dtype {
-                    Dtype::BF16 => bytes.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
-                    Dtype::F16 => bytes.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
-                    _ => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
-                }
-                out.write_all(&bytes).map_err(|e| Error::io(&path, e))?;
-            }
-            Ok(())
-        })?;
-        for file in KEPT {
-            let from = save.base.join(file);
-            if from.is_file() {
-                std::fs::copy(&from, save.dir.join(file)).map_err(|e| Error::io(&from, e))?;
-            }
-        }
-        // A GGUF file holds its tokenizer inside.
-        if save.base.is_file() {
-            (save.tokenizer)(&save.dir.join("tokenizer.json"))?;
-        }
-        let mut config = save.config.clone();
-        if let Some(config) = config.as_object_mut() {
-            // Whatever the base was stored as, this is not it any more.
-            config.shift_remove("quantization_config");
-            config.shift_remove("torch_dtype");
-            config.insert("dtype".into(), name.into());
-        }
-        let path = save.dir.join("config.json");
-        std::fs::write(&path, format!("{config:#}\n")).map_err(|e| Error::io(&path, e))
+        write(save)
     }
+}
+
+impl Hooks for Partial {
+    fn trains(&self, w: WeightRef) -> Option<String> {
+        self.train.contains(w).then(|| w.name.to_string())
+    }
+}
+
+impl Method for Partial {
+    fn def(&self) -> &'static MethodDef {
+        &DEF
+    }
+
+    fn check_weights(&self, weights: &[WeightRef]) -> Result<()> {
+        self.train.check(weights)
+    }
+
+    fn save(&self, save: &mut Save) -> Result<()> {
+        write(save)
+    }
+}
+
+/// Writes a Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a
+/// tokenizer.json made from what a GGUF file holds.
+fn write(save: &mut Save) -> Result<()> {
+    std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
+    let (dtype, name) = match save.dtype {
+        DType::BF16 => (Dtype::BF16, "bfloat16"),
+        DType::F16 => (Dtype::F16, "float16"),
+        _ => (Dtype::F32, "float32"),
+    };
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let path = save.dir.join("model.safetensors");
+    let all: Vec<&(String, Vec<usize>)> = save.trained.iter().chain(save.frozen).collect();
+    let infos = all.iter().map(|(name, shape)| (name.clone(), dtype, shape.clone())).collect();
+    let (mut values, mut bytes) = (vec![0f32; PIECE], Vec::with_capacity(4 * PIECE));
+    write_safetensors_with(&path, &metadata, infos, &mut |i, out| {
+        let len: usize = all[i].1.iter().product();
+        for first in (0..len).step_by(PIECE) {
+            let values = &mut values[..PIECE.min(len - first)];
+            (save.read)(i, first, values)?;
+            bytes.clear();
+            match dtype {
+                Dtype::BF16 => bytes.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+                Dtype::F16 => bytes.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+                _ => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
+            }
+            out.write_all(&bytes).map_err(|e| Error::io(&path, e))?;
+        }
+        Ok(())
+    })?;
+    for file in KEPT {
+        let from = save.base.join(file);
+        if from.is_file() {
+            std::fs::copy(&from, save.dir.join(file)).map_err(|e| Error::io(&from, e))?;
+        }
+    }
+    // A GGUF file holds its tokenizer inside.
+    if save.base.is_file() {
+        (save.tokenizer)(&save.dir.join("tokenizer.json"))?;
+    }
+    let mut config = save.config.clone();
+    if let Some(config) = config.as_object_mut() {
+        // Whatever the base was stored as, this is not it any more.
+        config.shift_remove("quantization_config");
+        config.shift_remove("torch_dtype");
+        config.insert("dtype".into(), name.into());
+    }
+    let path = save.dir.join("config.json");
+    std::fs::write(&path, format!("{config:#}\n")).map_err(|e| Error::io(&path, e))
 }

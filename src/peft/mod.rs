@@ -15,6 +15,7 @@ pub mod ia3;
 pub mod lora;
 pub mod prefix;
 pub mod prompt;
+pub mod selection;
 mod tied;
 pub mod tokens;
 pub mod trainable_tokens;
@@ -27,12 +28,13 @@ use serde_json::{Map, Value};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::models::Facts;
-use crate::nn::{Hooks, Site};
+use crate::nn::{Hooks, Site, WeightRef};
 use crate::weights::HostTensor;
 
 pub use bias::Bias;
 pub use bottleneck::Bottleneck;
 pub use config::{AdapterConfig, LoraSpec, Targets};
+pub use selection::Selection;
 pub use tokens::Tokens;
 
 /// A way to fine-tune. Every hook's default leaves the model as it is.
@@ -47,6 +49,11 @@ pub trait Method: Hooks {
 
     /// Takes out of the tensors of an adapter's folder what is there twice.
     fn drop_copies(&self, _tensors: &mut BTreeMap<String, HostTensor>) {}
+
+    /// Whether it can be set on a model with these weights.
+    fn check_weights(&self, _weights: &[WeightRef]) -> Result<()> {
+        Ok(())
+    }
 
     /// Writes what was trained in the method's own format.
     fn save(&self, _save: &mut Save) -> Result<()> {
@@ -69,6 +76,8 @@ pub struct Settings {
     /// Prefix tuning: an encoder computes the prefixes, of so many features between its layers.
     pub prefix_projection: bool,
     pub encoder_hidden: Option<usize>,
+    /// Full training: the parts of the model that are trained; else all.
+    pub train: Option<Selection>,
     /// Bottleneck adapters' own settings.
     pub bottleneck: Bottleneck,
     /// The model has an encoder and a decoder.
@@ -200,8 +209,10 @@ pub struct Save<'a> {
     pub trained: &'a [(String, Vec<usize>)],
     /// Modules of the base model whose weights files have as `[in, out]`.
     pub transposed: &'a [String],
-    /// Reads values of the tensor of a number in `trained`, from one of a number on: a whole model is read piece by
-    /// piece, so that saving it needs no memory that training did not need.
+    /// The same of the base model's tensors that were not trained.
+    pub frozen: &'a [(String, Vec<usize>)],
+    /// Reads values of the tensor of a number in `trained`, or in `frozen` after those, from one of a number on: a whole
+    /// model is read piece by piece, so that saving it needs no memory that training did not need.
     pub read: &'a mut Read<'a>,
     /// What [`Hooks::keeps`] named.
     pub kept: &'a [Trained],

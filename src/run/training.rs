@@ -95,6 +95,7 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
         virtual_tokens: config.virtual_tokens,
         prompt_ids,
         prefix_projection: config.prefix_projection,
+        train: config.train.clone(),
         bottleneck: config.bottleneck()?,
         encoder_hidden: None,
         encoder_decoder: job.facts.decoder_start.is_some(),

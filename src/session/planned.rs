@@ -12,7 +12,7 @@ use crate::graph::Graph;
 use crate::graph::program::Program;
 use crate::memory::{self, Chosen};
 use crate::models::Facts;
-use crate::nn::{Build, Hooks, Layout, Source, Weight};
+use crate::nn::{Build, Hooks, Layout, Source, Weight, WeightRef};
 use crate::peft::Method;
 use crate::plan::{Account, Plan};
 use crate::tasks::Task;
@@ -57,6 +57,12 @@ impl Planned {
             let build = Build { stack: &stack, storage: &storage, act };
             let (program, sites, phases) = Phases::build(&*model, task, build, &options, backend.caps())?;
             methods.iter().try_for_each(|m| m.check(&sites))?;
+            let weights = program.weights.iter().filter_map(|w| match &w.source {
+                Source::Base { tensor, role, .. } => Some(WeightRef { name: tensor, role: *role }),
+                _ => None,
+            });
+            let weights: Vec<WeightRef> = weights.collect();
+            methods.iter().try_for_each(|m| m.check_weights(&weights))?;
             match memory::fit(&program, backend.caps(), &options.memory) {
                 // The last resort, since it changes rounding.
                 Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {

@@ -15,7 +15,7 @@ impl Session {
         let weights = self.trainer.weights().to_vec();
         let exec = &mut self.trainer.exec;
         let (mut kept, mut transposed) = (Vec::new(), Vec::new());
-        let (mut trained, mut leaves) = (Vec::new(), Vec::new());
+        let (mut trained, mut frozen, mut leaves, mut others) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for weight in weights {
             let ty = exec.graph.ty(weight.val).clone();
             let turned = weight.source.is_transposed() && ty.shape.len() == 2;
@@ -29,30 +29,42 @@ impl Session {
                 leaves.push((weight.val, turned));
                 continue;
             }
-            if let Source::Base { held: Some(name), .. } = &weight.source {
+            let Source::Base { tensor, held, .. } = &weight.source else { continue };
+            frozen.push((tensor.clone(), weight.stored(&ty.shape)));
+            others.push((weight.val, turned));
+            if let Some(name) = held {
                 kept.push((name.clone(), ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
             }
         }
-        // A tensor that files have transposed is read whole, once, since its rows there are columns here.
+        // A tensor that files have transposed is read whole, once, since its rows there are columns here. What is frozen
+        // comes from the base model's files, since it may be held in fewer bits; what they lack was drawn.
+        let base = &self.base;
         let mut whole: (usize, Vec<f32>) = (usize::MAX, Vec::new());
+        let (count, names) = (leaves.len(), frozen.clone());
+        leaves.extend(others);
         let read = &mut |i: usize, first: usize, into: &mut [f32]| {
             let (val, turned) = leaves[i];
-            if !turned {
+            let files = base.checkpoint.as_ref().filter(|_| i >= count);
+            if let Some(files) = files.filter(|files| files.info(&names[i - count].0).is_some()) {
+                return load::read_at(files, &names[i - count].0, turned, first, into);
+            }
+            if i < count && !turned {
                 return exec.read_at(val, 4 * first as u64, bytemuck::cast_slice_mut(into));
             }
             if whole.0 != i {
-                let data = exec.download_f32(val)?;
-                whole = (i, load::transpose(&data, exec.graph.ty(val).cols()));
+                let ty = exec.graph.ty(val).clone();
+                let data = load::decode(&exec.download(val)?, &ty)?;
+                whole = (i, if turned { load::transpose(&data, ty.cols()) } else { data });
             }
             into.copy_from_slice(&whole.1[first..first + into.len()]);
             Ok(())
         };
-        let base = &self.base;
         let tokenizer = &|path: &Path| base.tokenizer()?.save(path);
-        let (config, base) = (&base.config, base.path.as_path());
-        let (trained, transposed, kept, ties) = (&trained[..], &transposed[..], &kept[..], &self.ties[..]);
+        let (config, base, facts) = (&base.config, base.path.as_path(), &self.facts);
+        let (trained, frozen, transposed) = (&trained[..], &frozen[..], &transposed[..]);
+        let (kept, ties) = (&kept[..], &self.ties[..]);
         let mut save =
-            Save { dir, base, config, tokenizer, dtype, trained, transposed, read, kept, ties, facts: &self.facts };
+            Save { dir, base, config, tokenizer, dtype, trained, frozen, transposed, read, kept, ties, facts };
         self.methods.iter().try_for_each(|m| m.save(&mut save))
     }
 }

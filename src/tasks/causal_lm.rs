@@ -22,7 +22,9 @@ pub static DEF: TaskDef = TaskDef {
     label: &[],
     of_tokens: false,
     make: |setup| match (setup.facts.encoder, setup.facts.decoder_start) {
-        (true, _) => Err(Error::unsupported("causal-lm with an encoder, whose tokens see what follows them", "masked-lm")),
+        (true, _) => {
+            Err(Error::unsupported("causal-lm with an encoder, whose tokens see what follows them", "masked-lm"))
+        }
         (_, Some(_)) => Err(Error::unsupported("causal-lm with an encoder-decoder", "seq2seq")),
         _ => Ok(Box::new(CausalLm)),
     },

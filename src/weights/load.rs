@@ -78,6 +78,23 @@ fn adapted(weight: &Weight, from: &Sources) -> bool {
     from.adapter.is_some_and(|tensors| tensors.contains_key(&weight.name))
 }
 
+/// Values of a base model's tensor from the `first` one on, in the order in which transformers' own files have it; `transposed`
+/// if that is `[in, out]`.
+pub fn read_at(checkpoint: &Checkpoint, name: &str, transposed: bool, first: usize, out: &mut [f32]) -> Result<()> {
+    let shape = checkpoint.info(name).map(|i| i.shape.clone()).unwrap_or_default();
+    let cols = shape.last().copied().unwrap_or(1).max(1);
+    if transposed && !(File { checkpoint, name, transposed }).turned() {
+        let all = transpose(&checkpoint.read(name)?, cols);
+        out.copy_from_slice(&all[first..first + out.len()]);
+        return Ok(());
+    }
+    let rows = first / cols..(first + out.len()).div_ceil(cols);
+    let mut data = vec![0f32; rows.len() * cols];
+    checkpoint.read_rows(name, rows.clone(), &mut data)?;
+    out.copy_from_slice(&data[first - rows.start * cols..][..out.len()]);
+    Ok(())
+}
+
 /// Elements that are decoded at a time: what loading holds beside the device's memory is a few MiB.
 const STRETCH: usize = 1 << 20;
 /// Bytes of a mapped file after which its pages are given back.
