@@ -21,8 +21,8 @@ use crate::train::optimizer::{Bits, Rule};
 mod value;
 
 pub use value::{
-    AdapterKind, Bytes, Columns, Device, Dtype, Init, Method, Optimizer, Quantize, Recompute, SaveDtype, Schedule,
-    Setting, Task,
+    AdapterKind, Bytes, Columns, Device, Dtype, Init, Method, Optimizer, PromptInit, Quantize, Recompute, SaveDtype,
+    Schedule, Setting, Task,
 };
 
 /// Where a value came from.
@@ -196,8 +196,12 @@ settings! {
             if |v| v.as_ref().is_none_or(|v| !v.is_empty() && distinct(v)) => "token ids, each once";
         #[doc = "Prompt and prefix tuning: virtual tokens, or keys and values, before each sequence"]
         virtual_tokens: usize = "N", { 20 }, if |v| (1..=4096).contains(v) => "1 to 4096";
-        #[doc = "Prompt tuning: text whose tokens' embeddings the virtual ones start as; else they are drawn"]
-        prompt_init: Option<String> = "TEXT", { None };
+        #[doc = "Prompt tuning: the text of --prompt-init text, cut or repeated to fill the virtual tokens"]
+        prompt_init_text: Option<String> = "TEXT", { None };
+        #[doc = "Prompt tuning: virtual tokens start drawn, as a text's tokens, or as tokens drawn from the vocabulary"]
+        prompt_init: PromptInit = "INIT",
+            { |c| if c.prompt_init_text.is_some() { PromptInit::Text } else { PromptInit::Random } }
+            as "text if there is one, else random";
         #[doc = "Prefix tuning: an encoder of two layers computes the prefixes"]
         prefix_projection: bool = "BOOL", { false };
         #[doc = "Full training: only these parts: layers.3-5, attention, mlp, norm, embed, head, weight, bias, names; / is and"]
@@ -480,6 +484,13 @@ impl RunConfig {
         }
         if self.method == Method::Full && self.quantize != Quantize::None {
             return clash("quantize", "nf4 with method full", "none: weights that are trained are kept as floats");
+        }
+        match (self.prompt_init, &self.prompt_init_text) {
+            (PromptInit::Text, None) => return clash("prompt-init", "text and no text", "--prompt-init-text"),
+            (PromptInit::Random | PromptInit::SampleVocab, Some(_)) => {
+                return clash("prompt-init-text", "a text with another start", "prompt-init text, or no text");
+            }
+            _ => {}
         }
         if self.method != Method::Full && self.train.is_some() {
             return clash("train", "a list without method full", "method full, or no list (methods have targets)");

@@ -375,6 +375,8 @@ words! {
         Adapter = "adapter",
         TrainableTokens = "trainable-tokens"
     }
+    #[doc = "How virtual tokens start."]
+    PromptInit { Random = "random", Text = "text", SampleVocab = "sample-vocab" }
     #[doc = "Where bottleneck adapters are."]
     AdapterKind { Houlsby = "houlsby", Pfeiffer = "pfeiffer", Parallel = "parallel" }
     #[doc = "How frozen weights are stored."]

@@ -71,8 +71,10 @@ pub struct Settings {
     pub trainable_tokens: Option<Vec<usize>>,
     /// Prompt and prefix tuning: virtual tokens, or keys, before each sequence.
     pub virtual_tokens: usize,
-    /// Prompt tuning: the tokens whose embeddings the virtual ones start as; else they are drawn.
-    pub prompt_ids: Option<Vec<usize>>,
+    /// Prompt tuning: how the embeddings of virtual tokens start.
+    pub prompt_start: prompt::Start,
+    /// Of what is drawn before the first step.
+    pub seed: u64,
     /// Prefix tuning: an encoder computes the prefixes, of so many features between its layers.
     pub prefix_projection: bool,
     pub encoder_hidden: Option<usize>,

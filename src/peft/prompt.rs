@@ -1,11 +1,13 @@
 //! Prompt tuning (Lester et al. 2021, arXiv:2104.08691): P virtual tokens before each sequence, whose embeddings are
 //! trained: `x = [p_1 … p_P; embed(ids)]`. In encoder-decoders they come before the encoder's input. The file is PEFT's:
-//! `prompt_embeddings` `[P, hidden]`; for encoder-decoders it has twice the rows, of which the first half is used.
+//! `prompt_embeddings` `[P, hidden]`; for encoder-decoders it has twice the rows, of which the first half is used. They start
+//! as PEFT's `prompt_tuning_init` says ([`Start`]).
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::folder::{self, Heads};
 use super::{Method, MethodDef, Save, Settings, files};
+use crate::cpu::philox::philox;
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Axis, Field, Hooks, Init, MAIN, Next, Nn, Role, SOURCE, Site, StreamId, Table, WeightRef};
@@ -19,26 +21,70 @@ pub static DEF: MethodDef = MethodDef {
     peft_type: Some("PROMPT_TUNING"),
     same_at_start: false,
     new: |settings: &Settings| {
-        let start = match &settings.prompt_ids {
-            Some(ids) => Start::Rows(ids.clone()),
-            None => Start::Normal,
+        let (tokens, parts) = (settings.virtual_tokens, if settings.encoder_decoder { 2 } else { 1 });
+        let (start, count) = (settings.prompt_start.clone(), tokens * parts);
+        let rows = match &start {
+            Start::Random => None,
+            Start::Text { ids, .. } => Some(ids.iter().copied().cycle().take(count).collect()),
+            Start::Sampled => Some(sampled(settings.seed, settings.facts.vocab, count)),
         };
-        let parts = if settings.encoder_decoder { 2 } else { 1 };
-        Ok(Box::new(Prompt { tokens: settings.virtual_tokens, parts, start, heads: Heads::new(settings) }))
+        Ok(Box::new(Prompt { tokens, parts, start, rows, heads: Heads::new(settings) }))
     },
     read: |config| {
         let parts = folder::count(config, "num_transformer_submodules").unwrap_or(1);
         let tokens = folder::count(config, "num_virtual_tokens")?;
-        Ok(Box::new(Prompt { tokens, parts, start: Start::Normal, heads: Heads::read(config)? }))
+        Ok(Box::new(Prompt { tokens, parts, start: Start::read(config), rows: None, heads: Heads::read(config)? }))
     },
 };
 
 /// How the embeddings of virtual tokens start.
-enum Start {
-    /// Standard normal, as PEFT's RANDOM.
-    Normal,
-    /// As those of these tokens (a text, or tokens that were drawn), over and over.
-    Rows(Vec<usize>),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Standard normal: PEFT's RANDOM.
+    Random,
+    /// As those of the tokens of a text, over and over: TEXT.
+    Text {
+        text: String,
+        /// As the tokenizer makes them of a whole text, with the special tokens around it.
+        ids: Vec<usize>,
+        /// Where PEFT would find the tokenizer.
+        tokenizer: Option<String>,
+    },
+    /// As those of tokens drawn from the vocabulary: SAMPLE_VOCAB.
+    Sampled,
+}
+
+impl Start {
+    /// What an adapter_config.json says. Its tensor is there, so no ids are needed.
+    fn read(config: &Map<String, Value>) -> Start {
+        let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_string);
+        match text("prompt_tuning_init").as_deref() {
+            Some("TEXT") => Start::Text {
+                text: text("prompt_tuning_init_text").unwrap_or_default(),
+                ids: Vec::new(),
+                tokenizer: text("tokenizer_name_or_path"),
+            },
+            Some("SAMPLE_VOCAB") => Start::Sampled,
+            _ => Start::Random,
+        }
+    }
+
+    /// The same keys, as PEFT has them.
+    fn keys(&self) -> [(&'static str, Value); 3] {
+        let (name, text, tokenizer) = match self {
+            Start::Random => ("RANDOM", Value::Null, Value::Null),
+            Start::Sampled => ("SAMPLE_VOCAB", Value::Null, Value::Null),
+            Start::Text { text, tokenizer, .. } => ("TEXT", json!(text), json!(tokenizer)),
+        };
+        [("prompt_tuning_init", json!(name)), ("prompt_tuning_init_text", text), ("tokenizer_name_or_path", tokenizer)]
+    }
+}
+
+/// `count` tokens of a vocabulary, each drawn alike, by number: the same for the same seed.
+fn sampled(seed: u64, vocab: usize, count: usize) -> Vec<usize> {
+    const SITE: u32 = u32::from_le_bytes(*b"prom");
+    let word = |i: usize| philox([(i / 4) as u32, 0, 0, SITE], [seed as u32, (seed >> 32) as u32])[i % 4];
+    (0..count).map(|i| ((word(i) as u64 * vocab as u64) >> 32) as usize).collect()
 }
 
 /// See the module.
@@ -47,6 +93,8 @@ pub struct Prompt {
     /// PEFT keeps rows for the encoder and for the decoder.
     parts: usize,
     start: Start,
+    /// The tokens whose embeddings they start as, if they are not drawn.
+    rows: Option<Vec<usize>>,
     heads: Heads,
 }
 
@@ -75,12 +123,9 @@ impl Hooks for Prompt {
         }
         let dim = nn.g.ty(x).cols();
         let rows = self.parts * self.tokens;
-        let prompt = match &self.start {
-            Start::Normal => nn.adapter(KEY, &[rows, dim], Init::Normal { std: 1.0 }),
-            Start::Rows(ids) => {
-                let ids: Vec<usize> = (0..rows).map(|i| ids[i % ids.len().max(1)]).collect();
-                nn.adapter_rows(KEY, &format!("{}.weight", at.path), Role::Embed, dim, &ids)
-            }
+        let prompt = match &self.rows {
+            None => nn.adapter(KEY, &[rows, dim], Init::Normal { std: 1.0 }),
+            Some(ids) => nn.adapter_rows(KEY, &format!("{}.weight", at.path), Role::Embed, dim, ids),
         };
         let stream = table.stream;
         let virtual_ids = Field::ints(format!("virtual_tokens.{}", stream.0), Axis::Token(stream), -1, move |item| {
@@ -108,8 +153,8 @@ impl Method for Prompt {
         let mut config = self.heads.config("PROMPT_TUNING");
         config.insert("num_transformer_submodules".into(), json!(self.parts));
         config.insert("num_virtual_tokens".into(), json!(self.tokens));
-        config.insert("prompt_tuning_init".into(), json!("RANDOM"));
-        config.insert("prompt_tuning_init_text".into(), Value::Null);
+        config.extend(self.start.keys().map(|(key, value)| (key.to_string(), value)));
+        config.insert("tokenizer_kwargs".into(), Value::Null);
         config.insert("token_dim".into(), json!(dim));
         config.insert("num_layers".into(), json!(save.facts.layers));
         config.insert("num_attention_heads".into(), json!(save.facts.kv_heads));

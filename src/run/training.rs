@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
-use crate::config::{Method as MethodName, RunConfig};
+use crate::config::{Method as MethodName, PromptInit, RunConfig};
 use crate::cpu::gemm;
 use crate::data::INPUT_IDS;
 use crate::data::pack::pack;
@@ -12,6 +12,7 @@ use crate::data::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::memory::Chosen;
 use crate::memory::{budget, resident};
+use crate::peft::prompt::Start;
 use crate::peft::{self, AdapterConfig, Method, Settings};
 use crate::plan::{Account, timeline};
 use crate::run::evaluate;
@@ -69,16 +70,6 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
     if let (Some(dir), true) = (&config.adapter, config.method != MethodName::Lora) {
         return peft::open(dir).map(|opened| opened.method);
     }
-    let prompt_ids = match &config.prompt_init {
-        Some(text) if config.method == MethodName::Prompt => {
-            let ids = job.base.tokenizer()?.encode(text, false)?;
-            if ids.is_empty() {
-                return Err(Error::config("prompt-init", format!("{text:?}"), "a text of at least one token"));
-            }
-            Some(ids.into_iter().map(|id| id as usize).collect())
-        }
-        _ => None,
-    };
     let def = job.task.def();
     let mut lora = match config.adapter_config()? {
         Some(lora) => lora,
@@ -87,13 +78,25 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
     if config.adapter.is_none() {
         lora.task_type = def.peft.map(str::to_owned);
     }
+    let prompt_start = match (config.prompt_init, &config.prompt_init_text) {
+        (PromptInit::Text, Some(text)) if config.method == MethodName::Prompt => {
+            let ids: Vec<usize> = job.base.tokenizer()?.encode(text, true)?.into_iter().map(|id| id as usize).collect();
+            if ids.is_empty() {
+                return Err(Error::config("prompt-init-text", format!("{text:?}"), "a text of at least one token"));
+            }
+            Start::Text { text: text.clone(), ids, tokenizer: lora.base_model.clone() }
+        }
+        (PromptInit::SampleVocab, _) => Start::Sampled,
+        _ => Start::Random,
+    };
     let settings = Settings {
         targets: config.targets.clone(),
         base_model: lora.base_model.clone(),
         lora,
         trainable_tokens: config.trainable_tokens.clone(),
         virtual_tokens: config.virtual_tokens,
-        prompt_ids,
+        prompt_start,
+        seed: config.seed,
         prefix_projection: config.prefix_projection,
         train: config.train.clone(),
         bottleneck: config.bottleneck()?,
