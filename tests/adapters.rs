@@ -110,7 +110,10 @@ fn runs_learn_and_go_on() {
         let first = run_of(&[("method", "adapter"), ("adapter_kind", kind), ("out", out.as_str()), lr]);
         assert!(first.last_loss < 0.9 * first.first_loss, "{kind}: {} and {}", first.first_loss, first.last_loss);
         let config = json(&Path::new(&out).join("adapter_config.json"));
-        assert_eq!(config["model_class"], "LlamaForCausalLM");
+        assert_eq!(
+            (&config["model_class"], &config["model_name"]),
+            (&"LlamaForCausalLM".into(), &base.as_str().into())
+        );
         assert_eq!(config["config"]["mh_adapter"], kind == "houlsby");
         assert!(!Path::new(&out).join("model_head.safetensors").exists());
         let more = scratch(&format!("adapter_{kind}_more")).display().to_string();

@@ -78,20 +78,21 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
     if config.adapter.is_none() {
         lora.task_type = def.peft.map(str::to_owned);
     }
+    let base_model = config.model.as_ref().map(|model| model.display().to_string());
     let prompt_start = match (config.prompt_init, &config.prompt_init_text) {
         (PromptInit::Text, Some(text)) if config.method == MethodName::Prompt => {
             let ids: Vec<usize> = job.base.tokenizer()?.encode(text, true)?.into_iter().map(|id| id as usize).collect();
             if ids.is_empty() {
                 return Err(Error::config("prompt-init-text", format!("{text:?}"), "a text of at least one token"));
             }
-            Start::Text { text: text.clone(), ids, tokenizer: lora.base_model.clone() }
+            Start::Text { text: text.clone(), ids, tokenizer: base_model.clone() }
         }
         (PromptInit::SampleVocab, _) => Start::Sampled,
         _ => Start::Random,
     };
     let settings = Settings {
         targets: config.targets.clone(),
-        base_model: lora.base_model.clone(),
+        base_model,
         lora,
         trainable_tokens: config.trainable_tokens.clone(),
         virtual_tokens: config.virtual_tokens,
