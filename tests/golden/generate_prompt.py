@@ -34,12 +34,11 @@ def rows(source, tokens, parts):
 
 
 if sys.argv[1] == "--load":
-    base = AutoModelForCausalLM.from_pretrained(HERE.parent.parent / "assets" / "base", dtype=torch.float32)
     for folder in sys.argv[2:]:
+        base = AutoModelForCausalLM.from_pretrained(HERE.parent.parent / "assets" / "base", dtype=torch.float32)
         model = PeftModel.from_pretrained(base, folder)
         config = model.peft_config["default"]
         print(folder, config.prompt_tuning_init, config.prompt_tuning_init_text, model.get_prompt(1).abs().mean().item())
-        model.unload()
 else:
     cases = []
     for folder in ("tests/golden/tokenizers/bert", "tests/golden/tokenizers/t5", "assets/base"):
