@@ -169,7 +169,7 @@ settings! {
         init: Init = "INIT", { Init::Pretrained };
     }
     "Method" {
-        #[doc = "What is trained: low-rank factors, every weight, scales, biases, keys or tokens before sequences, bottlenecks, or some tokens"]
+        #[doc = "What is trained: low-rank factors, weights, scales, biases, keys or tokens before sequences, bottlenecks, tokens"]
         method: Method = "METHOD", { Method::Lora };
         #[doc = "How frozen weights of linear layers are stored: 4-bit NormalFloat (this is QLoRA), or as the files have them"]
         quantize: Quantize = "FORMAT", { Quantize::None };

@@ -33,7 +33,8 @@ const MODELS: [(&str, &str); 6] = [
 ];
 
 /// Flags of a new method besides its name.
-const VARIANTS: [(&str, &[(&str, &str)]); 9] = [
+const VARIANTS: [(&str, &[(&str, &str)]); 10] = [
+    ("trainable-tokens", &[("trainable_tokens", "5,12,39,46,67,70")]),
     ("adapter", &[("adapter_kind", "houlsby")]),
     ("adapter", &[("adapter_kind", "pfeiffer"), ("reduction_factor", "4")]),
     ("adapter", &[("adapter_kind", "parallel")]),
@@ -215,10 +216,12 @@ fn check(cell: &Cell, device: &Device, rounding: f64) -> Result<(), String> {
 fn refusal(method: &str, kind: &str, task: &str, format: &str) -> Option<&'static str> {
     match (method, kind, task, format) {
         ("full", _, _, "nf4") => Some("weights that are trained are kept as floats"),
-        (_, "t5", task, _) if task != "seq2seq" => Some("stream 1 of 1 is not supported"),
+        (_, "bert" | "roberta" | "distilbert", "causal-lm", _) => Some("causal-lm with an encoder"),
+        (_, "t5", "causal-lm", _) => Some("causal-lm with an encoder-decoder"),
+        (_, "llama" | "gpt2" | "t5", "masked-lm", _) => Some("masked-lm with a decoder"),
         (_, kind, "seq2seq", _) if kind != "t5" => Some("decoder_start_token_id"),
         // It has no biases, and no head.
-        ("bitfit", "llama", "causal-lm" | "masked-lm", _) | ("bitfit", "t5", _, _) => Some("nothing to train"),
+        ("bitfit", "llama", "causal-lm", _) | ("bitfit", "t5", "seq2seq", _) => Some("nothing to train"),
         _ => None,
     }
 }

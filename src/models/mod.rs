@@ -36,6 +36,8 @@ pub struct Facts {
     pub window: Option<usize>,
     /// The module that holds all but the heads; a checkpoint of the bare model has its tensors without it.
     pub prefix: &'static str,
+    /// Modules of heads that PEFT does not know for heads, so that an adapter's config has to name them.
+    pub heads: &'static [&'static str],
     /// An encoder: every token sees all of its sequence, and text is not continued.
     pub encoder: bool,
     /// The token before the first target, in encoder-decoders.

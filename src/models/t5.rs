@@ -9,15 +9,19 @@ use serde_json::Value;
 
 use super::config::{bad, flag, number, size, text};
 use super::{Facts, Family, LmHead, Model};
+use crate::data::INPUT_IDS;
 use crate::error::Result;
 use crate::graph::Val;
-use crate::nn::{MAIN, Nn, Part, Qkv, Role, SOURCE, StreamId};
+use crate::nn::{Axis, Field, Item, MAIN, Nn, Part, Qkv, Role, SOURCE, StreamId};
 use crate::ops::{Activation, Attention};
 
 pub const FAMILY: Family = Family { types: &["t5"], read };
 
 /// The module of the embedding, which encoder and decoder share.
 const EMBEDDING: &str = "shared";
+/// The module that has the model where there is a head for labels, and that head of sequences.
+const MODULE: &str = "transformer";
+const HEAD: &str = "classification_head";
 
 struct T5 {
     facts: Facts,
@@ -33,6 +37,12 @@ struct T5 {
     tied: bool,
     scale_outputs: bool,
     dropout: f32,
+    /// Of a task's head.
+    head_dropout: f32,
+    /// Before every module but the heads.
+    at: &'static str,
+    /// The token that ends a text.
+    end: Option<i32>,
 }
 
 fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
@@ -67,6 +77,10 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     let scale_outputs = config.get("scale_decoder_outputs").and_then(Value::as_bool).unwrap_or(tied);
     let start =
         config.get("decoder_start_token_id").or(config.get("pad_token_id")).and_then(Value::as_i64).unwrap_or(0);
+    // transformers' classes for labels have the model in a module of its own; the others have its parts themselves.
+    let labels = ["T5ForSequenceClassification", "T5ForTokenClassification"];
+    let class = config.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+    let (at, prefix) = if class.is_some_and(|c| labels.contains(&c)) { ("transformer.", MODULE) } else { ("", "") };
     if flag(config, "is_decoder") {
         return Err(bad("is_decoder", true, "an encoder-decoder"));
     }
@@ -79,6 +93,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         // Positions are relative: there is no longest sequence.
         max_positions: usize::MAX,
         init_std: number(config, "initializer_factor").unwrap_or(1.0) as f32 / (hidden as f32).sqrt(),
+        prefix,
+        heads: &[HEAD],
         decoder_start: Some(start as i32),
         ..Facts::default()
     };
@@ -96,6 +112,9 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         tied,
         scale_outputs,
         dropout: number(config, "dropout_rate").unwrap_or(0.0) as f32,
+        head_dropout: number(config, "classifier_dropout").unwrap_or(0.0) as f32,
+        at,
+        end: config.get("eos_token_id").and_then(Value::as_i64).map(|id| id as i32),
     }))
 }
 
@@ -121,19 +140,23 @@ impl Model for T5 {
     }
 
     fn hidden(&self, nn: &mut Nn) -> Result<Val> {
+        // Labels of tokens are read off the encoder, and nothing is decoded.
+        if nn.layout.streams.len() == 1 {
+            return self.encoder(nn, MAIN);
+        }
         // When generating, the encoder runs in a phase of its own, and its keys and values are kept.
-        let encoded = if nn.cached.is_some() { None } else { Some(self.encoder(nn)?) };
+        let encoded = if nn.cached.is_some() { None } else { Some(self.encoder(nn, SOURCE)?) };
         let mut h = self.embed(nn, MAIN)?;
         let bias = self.bias(nn, "decoder", false)?;
         for layer in 0..self.facts.layers {
-            let path = format!("decoder.block.{layer}.layer");
+            let path = format!("{}decoder.block.{layer}.layer", self.at);
             nn.block();
-            h = self.attention(nn, &path, h, MAIN, bias)?;
+            h = self.attention(nn, &path, h, (MAIN, true), bias)?;
             h = self.cross_attention(nn, &path, h, encoded)?;
             h = self.feed_forward(nn, &format!("{path}.2"), h)?;
         }
         nn.block();
-        let h = nn.rms_norm("decoder.final_layer_norm", h, self.eps, 0.0)?;
+        let h = nn.rms_norm(&format!("{}decoder.final_layer_norm", self.at), h, self.eps, 0.0)?;
         nn.dropout(h, self.dropout)
     }
 
@@ -150,10 +173,34 @@ impl Model for T5 {
         Ok(LmHead { x, w, bias: None })
     }
 
+    /// transformers' `T5ClassificationHead`, on the decoder's state at the last token that ends a text.
+    fn classify(&self, nn: &mut Nn, x: Val, labels: usize) -> Result<Val> {
+        let end = self.end;
+        let row = move |item: &Item| {
+            let at = item.at(MAIN);
+            let ids = item.ints(INPUT_IDS);
+            let last = ids.iter().rposition(|&id| Some(id) == end).unwrap_or(ids.len().saturating_sub(1));
+            vec![(at.start + at.lead + last) as i32]
+        };
+        let rows = nn.input(Field::ints("last_end", Axis::Sequence, -1, row))?;
+        let x = nn.g.embed(rows, x, 1.0)?;
+        let std = self.facts.init_std;
+        let x = nn.dropout(x, self.head_dropout)?;
+        let x = nn.head_linear(&format!("{HEAD}.dense"), x, self.facts.hidden, true, std)?;
+        let x = nn.activation(HEAD, x, Activation::Tanh)?;
+        let x = nn.dropout(x, self.head_dropout)?;
+        nn.head_linear(&format!("{HEAD}.out_proj"), x, labels, true, std)
+    }
+
+    fn tag(&self, nn: &mut Nn, x: Val, labels: usize) -> Result<Val> {
+        let x = nn.dropout(x, self.head_dropout)?;
+        nn.head_linear("classifier", x, labels, true, self.facts.init_std)
+    }
+
     fn encode(&self, nn: &mut Nn) -> Result<()> {
-        let encoded = self.encoder(nn)?;
+        let encoded = self.encoder(nn, SOURCE)?;
         for layer in 0..self.facts.layers {
-            self.memory(nn, &format!("decoder.block.{layer}.layer.1.EncDecAttention"), Some(encoded))?;
+            self.memory(nn, &format!("{}decoder.block.{layer}.layer.1.EncDecAttention", self.at), Some(encoded))?;
         }
         Ok(())
     }
@@ -161,27 +208,28 @@ impl Model for T5 {
 
 impl T5 {
     fn embed(&self, nn: &mut Nn, stream: StreamId) -> Result<Val> {
-        let h = nn.embed_stream(EMBEDDING, self.facts.vocab, self.facts.hidden, 1.0, stream)?;
+        let h =
+            nn.embed_stream(&format!("{}{EMBEDDING}", self.at), self.facts.vocab, self.facts.hidden, 1.0, stream)?;
         nn.dropout(h, self.dropout)
     }
 
-    fn encoder(&self, nn: &mut Nn) -> Result<Val> {
-        let mut h = self.embed(nn, SOURCE)?;
+    fn encoder(&self, nn: &mut Nn, stream: StreamId) -> Result<Val> {
+        let mut h = self.embed(nn, stream)?;
         let bias = self.bias(nn, "encoder", true)?;
         for layer in 0..self.encoder_layers {
-            let path = format!("encoder.block.{layer}.layer");
+            let path = format!("{}encoder.block.{layer}.layer", self.at);
             nn.block();
-            h = self.attention(nn, &path, h, SOURCE, bias)?;
+            h = self.attention(nn, &path, h, (stream, false), bias)?;
             h = self.feed_forward(nn, &format!("{path}.1"), h)?;
         }
         nn.block();
-        let h = nn.rms_norm("encoder.final_layer_norm", h, self.eps, 0.0)?;
+        let h = nn.rms_norm(&format!("{}encoder.final_layer_norm", self.at), h, self.eps, 0.0)?;
         nn.dropout(h, self.dropout)
     }
 
     /// The bias of each head at each distance from −L to L, [2·L + 1, heads]; beyond L = `max_distance` it is the same.
     fn bias(&self, nn: &mut Nn, stack: &str, both: bool) -> Result<Val> {
-        let path = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias");
+        let path = format!("{}{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", self.at);
         let table = nn.weight(&format!("{path}.weight"), &[self.buckets, self.heads], Role::Position);
         let far = self.max_distance as i64;
         let ids: Vec<i32> = (-far..=far).map(|d| bucket(d, both, self.buckets, self.max_distance) as i32).collect();
@@ -195,7 +243,8 @@ impl T5 {
         Attention { heads, kv_heads: heads, head_dim, scale: 1.0, causal, window: None, bias: false }
     }
 
-    fn attention(&self, nn: &mut Nn, path: &str, h: Val, stream: StreamId, bias: Val) -> Result<Val> {
+    /// Self-attention of a stream, causal or not.
+    fn attention(&self, nn: &mut Nn, path: &str, h: Val, (stream, causal): (StreamId, bool), bias: Val) -> Result<Val> {
         let path = format!("{path}.0");
         let at = format!("{path}.SelfAttention");
         let width = self.heads * self.head_dim;
@@ -203,7 +252,7 @@ impl T5 {
         let q = nn.linear(&format!("{at}.q"), Role::Q, x, width, false)?;
         let k = nn.linear(&format!("{at}.k"), Role::K, x, width, false)?;
         let v = nn.linear(&format!("{at}.v"), Role::V, x, width, false)?;
-        let spec = self.spec(stream == MAIN);
+        let spec = self.spec(causal);
         let qkv = Qkv { q, k, v, spec, queries: stream, keys: stream, bias: Some(bias), prefixed: false };
         let mixed = nn.attention_of(&at, qkv)?;
         let out = nn.linear(&format!("{at}.o"), Role::O, mixed, self.facts.hidden, false)?;

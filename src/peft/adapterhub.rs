@@ -37,6 +37,11 @@ pub fn is_folder(dir: &Path) -> bool {
 
 /// The tensors of an adapter and of its head, by their names in the files.
 pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
+    // transformers' classes that have the model in a module say so themselves.
+    let about = read_json(&dir.join(files::CONFIG_FILE))?;
+    let class = about.as_ref().and_then(|about| about.get("model_class")?.as_str());
+    let around =
+        class.is_some_and(|class| ["T5ForSequenceClassification", "T5ForTokenClassification"].contains(&class));
     let mut tensors = BTreeMap::new();
     for (file, pickle) in [(WEIGHTS_FILE, "pytorch_adapter.bin"), (HEAD_FILE, "pytorch_model_head.bin")] {
         let path = dir.join(file);
@@ -47,7 +52,8 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
             ));
         }
         if path.exists() || file == WEIGHTS_FILE {
-            tensors.extend(files::read_file(&path)?.into_iter().map(|(name, t)| (plain(name), t)));
+            let own = files::read_file(&path)?.into_iter();
+            tensors.extend(own.map(|(name, t)| (if around { name } else { plain(name) }, t)));
         }
     }
     if let Some(name) = tensors.keys().find(|name| name.starts_with("heads.")) {

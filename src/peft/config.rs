@@ -10,6 +10,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::bias::Bias;
+use super::folder;
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
@@ -440,7 +441,7 @@ impl AdapterConfig {
 
     /// Whether the base model's module (its path in the Hugging Face model) is trained whole.
     pub fn saves(&self, module: &str) -> bool {
-        listed(&self.modules_to_save, module)
+        folder::saves(&self.modules_to_save, module)
     }
 
     /// Whether the module, or one that it is in, is trained whole: no adapter goes there.

@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Settings, Trained, files};
 use crate::error::{Error, Result};
-use crate::nn::{Role, WeightRef};
+use crate::nn::WeightRef;
+use crate::tasks;
 
 /// The modules that a method trains whole beside its own tensors, and what its config says of the base model.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +22,7 @@ impl Heads {
     /// Of a new adapter: the task's head.
     pub fn new(settings: &Settings) -> Heads {
         Heads {
-            modules: settings.heads.iter().map(|m| m.to_string()).collect(),
+            modules: heads(settings),
             task_type: settings.task_type.clone(),
             base: settings.base_model.clone(),
             revision: None,
@@ -31,20 +32,16 @@ impl Heads {
     /// Of an adapter_config.json.
     pub fn read(config: &Map<String, Value>) -> Result<Heads> {
         let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_string);
-        Ok(Heads {
-            modules: names(config, "modules_to_save")?,
-            task_type: text("task_type"),
-            base: text("base_model_name_or_path"),
-            revision: text("revision"),
-        })
+        let task_type = text("task_type");
+        let mut modules = names(config, "modules_to_save")?;
+        add_heads(&mut modules, task_type.as_deref());
+        Ok(Heads { modules, task_type, base: text("base_model_name_or_path"), revision: text("revision") })
     }
 
     /// The name in the file of a weight of the base model that is trained whole, if it is. As in PEFT, a module is meant
     /// by how its name ends.
     pub fn trains(&self, w: WeightRef, prefix: &str) -> Option<String> {
-        let module = w.module();
-        let named = self.modules.iter().any(|m| module.ends_with(m.as_str()));
-        (w.role == Role::Classifier || named).then(|| format!("{prefix}{}", w.name))
+        saves(&self.modules, w.module()).then(|| format!("{prefix}{}", w.name))
     }
 
     /// The base model's name.
@@ -68,6 +65,27 @@ impl Heads {
         .map(|(k, v)| (k.to_string(), v))
         .collect()
     }
+}
+
+/// The modules that a new adapter trains whole: the task's head.
+pub fn heads(settings: &Settings) -> Vec<String> {
+    // Heads that PEFT does not add to the config by itself.
+    let more = settings.facts.heads.iter().filter(|_| !settings.heads.is_empty());
+    settings.heads.iter().chain(more).map(|m| m.to_string()).collect()
+}
+
+/// Adds the head of an adapter's task to its modules, as PEFT's class for the task does.
+pub fn add_heads(modules: &mut Vec<String>, task_type: Option<&str>) {
+    let heads = task_type.and_then(tasks::of_peft).map_or(&[][..], |task| task.heads);
+    let missing = heads.iter().filter(|head| !modules.iter().any(|m| m == *head)).map(|head| head.to_string());
+    let missing: Vec<String> = missing.collect();
+    modules.extend(missing);
+}
+
+/// Whether `modules_to_save` means the module or one that it is in. As in PEFT, a module is meant by how its name ends.
+pub fn saves(modules_to_save: &[String], module: &str) -> bool {
+    let ends = module.match_indices('.').map(|(end, _)| end).chain([module.len()]);
+    ends.map(|end| &module[..end]).any(|path| modules_to_save.iter().any(|name| path.ends_with(name.as_str())))
 }
 
 /// A list of names, or one name; none if the key is absent or null.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::config::{AdapterConfig, LoraSpec, Targets};
-use super::{Method, MethodDef, Save, dora, embedding, files};
+use super::{Method, MethodDef, Save, dora, embedding, files, folder};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, Linear, LowRank, Next, Nn, Role, Site, Table, WeightRef};
@@ -21,13 +21,15 @@ pub static DEF: MethodDef = MethodDef {
     new: |settings| {
         let mut config = settings.lora.clone();
         if config.modules_to_save.is_empty() {
-            config.modules_to_save = settings.heads.iter().map(|m| m.to_string()).collect();
+            config.modules_to_save = folder::heads(settings);
         }
         config.task_type = config.task_type.or(settings.task_type.clone());
         Ok(Box::new(Lora { config }))
     },
     read: |config| {
-        Ok(Box::new(Lora { config: AdapterConfig::parse(&serde_json::Value::Object(config.clone()).to_string())? }))
+        let mut config = AdapterConfig::parse(&serde_json::Value::Object(config.clone()).to_string())?;
+        folder::add_heads(&mut config.modules_to_save, config.task_type.as_deref());
+        Ok(Box::new(Lora { config }))
     },
 };
 
@@ -44,7 +46,7 @@ impl Hooks for Lora {
     }
 
     fn trains(&self, w: WeightRef) -> Option<String> {
-        if w.role == Role::Classifier || self.config.saves(w.module()) {
+        if self.config.saves(w.module()) {
             return Some(files::saved(w.name));
         }
         self.config.trains_bias(w)

@@ -47,6 +47,8 @@ impl Job {
         };
         labels::settle(task, &mut base.config, known, Some(&mut each))?;
         let facts = models::read(&base.config, config.max_seq_len)?.facts().clone();
+        // The task's class may have the model in a module of its own.
+        base.checkpoint = base.checkpoint.map(|checkpoint| checkpoint.under(facts.prefix));
         let setup = Setup {
             config: &base.config,
             facts: &facts,

@@ -14,7 +14,7 @@ use super::{
 use crate::cpu::philox::philox;
 use crate::data::row::{Codec, Row};
 use crate::data::{INPUT_IDS, LABELS};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
 use crate::nn::{Axis, Field, IGNORE, Layout, MAIN, Nn};
@@ -27,7 +27,10 @@ pub static DEF: TaskDef = TaskDef {
     heads: &[],
     label: &[],
     of_tokens: false,
-    make: |setup| Ok(Box::new(MaskedLm { share: setup.mask_share })),
+    make: |setup| match setup.facts.encoder {
+        true => Ok(Box::new(MaskedLm { share: setup.mask_share })),
+        false => Err(Error::unsupported("masked-lm with a decoder", "causal-lm, or seq2seq for an encoder-decoder")),
+    },
 };
 
 /// See the module.

@@ -12,7 +12,7 @@ pub mod token_classification;
 use serde_json::Value;
 
 use crate::data::row::{Codec, Row};
-use crate::data::{Encoded, Example, INPUT_IDS, TOKEN_TYPE_IDS};
+use crate::data::{DECODER_INPUT_IDS, Encoded, Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Val;
@@ -176,6 +176,24 @@ pub fn architecture(architecture: &str, task: &TaskDef) -> Option<String> {
 fn one_stream(shape: Shape) -> Layout {
     let stream = Stream { tokens: shape.tokens, column: INPUT_IDS, lead: 0, prefix: 0 };
     Layout::new(vec![stream], shape.sequences)
+}
+
+/// The same; in an encoder-decoder the decoder reads it as well, shifted right from its start token.
+fn streams(shape: Shape, decoder_start: Option<i32>) -> Layout {
+    let mut layout = one_stream(shape);
+    if decoder_start.is_some() {
+        let decoder = Stream { tokens: shape.tokens, column: DECODER_INPUT_IDS, lead: 0, prefix: 0 };
+        layout.streams.insert(MAIN.0, decoder);
+    }
+    layout
+}
+
+/// Gives an example what a decoder reads of it, if there is one.
+fn decoded(example: &mut Example, decoder_start: Option<i32>) {
+    let Some(start) = decoder_start else { return };
+    let ids = example.ints(INPUT_IDS);
+    let shifted = [start].into_iter().chain(ids.iter().copied()).take(ids.len()).collect();
+    *example.ints_mut(DECODER_INPUT_IDS) = shifted;
 }
 
 /// Logits as losses take them.

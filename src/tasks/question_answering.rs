@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::metrics::{self, Squad};
-use super::{Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, encoded, in_f32, one_stream, tokens};
+use super::{Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, decoded, encoded, in_f32, streams, tokens};
 use crate::data::row::{Codec, Row};
 use crate::data::{Encoded, Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::Result;
@@ -53,6 +53,7 @@ pub struct QuestionAnswering {
     /// What rows are padded with, if they are.
     pad: Option<i32>,
     token_types: bool,
+    decoder_start: Option<i32>,
     /// Tokens that a window shares with the one before.
     stride: usize,
 }
@@ -70,7 +71,7 @@ impl QuestionAnswering {
     fn new(setup: &Setup) -> QuestionAnswering {
         let pad = setup.config.get("pad_token_id").and_then(Value::as_i64).unwrap_or(0) as i32;
         let (pad, token_types) = (setup.qa_padding.then_some(pad), setup.qa_token_types);
-        QuestionAnswering { pad, token_types, stride: setup.stride }
+        QuestionAnswering { pad, token_types, decoder_start: setup.facts.decoder_start, stride: setup.stride }
     }
 }
 
@@ -87,7 +88,7 @@ impl Task for QuestionAnswering {
     }
 
     fn layout(&self, shape: Shape) -> Layout {
-        let mut layout = one_stream(shape);
+        let mut layout = streams(shape, self.decoder_start);
         layout.weight = Arc::new(|item| span(item).iter().filter(|&&at| at >= 0).count());
         layout.padding = self.pad.map(|pad| Padding { columns: vec![(INPUT_IDS, pad), (TOKEN_TYPE_IDS, 0)] });
         layout
@@ -105,6 +106,7 @@ impl Task for QuestionAnswering {
         if !self.token_types {
             examples.iter_mut().for_each(|e| e.columns.retain(|(name, _)| *name != TOKEN_TYPE_IDS));
         }
+        examples.iter_mut().for_each(|e| decoded(e, self.decoder_start));
         let trains = |e: &Example| codec.unlabelled || e.ints(SPAN).iter().any(|&at| at >= 0);
         Ok(Made { examples: examples.into_iter().filter(trains).collect(), cut })
     }
@@ -343,7 +345,7 @@ mod tests {
             // The token before the context scores most, and may not be in an answer.
             window(&[-1, -1, 24, 29, 30, 32], &[1.0, 1.5, 4.0, 1.0, 9.0, 0.5]),
         ];
-        let task = QuestionAnswering { pad: None, token_types: true, stride: 0 };
+        let task = QuestionAnswering { pad: None, token_types: true, decoder_start: None, stride: 0 };
         let last = json!({"answer": "is", "start": 27, "end": 29, "score": 9.5, "no_answer_score": 2.5});
         assert_eq!(task.predict(&row, &computed).unwrap(), last);
         let mut score = task.score().unwrap().unwrap();
@@ -378,7 +380,7 @@ mod tests {
             traced: false,
         };
         for (token_types, want) in [(true, &[0, 1, 1][..]), (false, &[])] {
-            let task = QuestionAnswering { pad: None, token_types, stride: 0 };
+            let task = QuestionAnswering { pad: None, token_types, decoder_start: None, stride: 0 };
             assert_eq!(task.examples(&row, &codec).unwrap().examples[0].ints(TOKEN_TYPE_IDS), want);
         }
     }

@@ -15,7 +15,8 @@ use serde_json::{Map, Value, json};
 use super::labels::{Labels, Problem, number};
 use super::metrics::{Classification, MultiLabel, Regression, Values, argmax};
 use super::{
-    Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, encoded, in_f32, one_stream, softmax, text, tokens,
+    Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, decoded, encoded, in_f32, softmax, streams, text,
+    tokens,
 };
 use crate::data::row::{Codec, Row};
 use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
@@ -45,6 +46,7 @@ pub struct SequenceClassification {
     problem: Problem,
     /// Decoders read the last token that is not this one, wherever it is from; what follows is left out.
     pad: Option<i32>,
+    decoder_start: Option<i32>,
 }
 
 impl SequenceClassification {
@@ -57,8 +59,10 @@ impl SequenceClassification {
             (None, 1) => Problem::Regression,
             (None, _) => Problem::Single,
         };
-        let pad = setup.config.get("pad_token_id").and_then(Value::as_i64).filter(|_| !setup.facts.encoder);
-        Ok(SequenceClassification { labels, problem, pad: pad.map(|id| id as i32) })
+        let decoder_start = setup.facts.decoder_start;
+        let decoder = !setup.facts.encoder && decoder_start.is_none();
+        let pad = setup.config.get("pad_token_id").and_then(Value::as_i64).filter(|_| decoder);
+        Ok(SequenceClassification { labels, problem, pad: pad.map(|id| id as i32), decoder_start })
     }
 
     /// The label column of a row.
@@ -104,7 +108,7 @@ impl Task for SequenceClassification {
     }
 
     fn layout(&self, shape: Shape) -> Layout {
-        let mut layout = one_stream(shape);
+        let mut layout = streams(shape, self.decoder_start);
         let units = match self.problem {
             Problem::Single => 1,
             Problem::Multi | Problem::Regression => self.labels.len(),
@@ -131,6 +135,7 @@ impl Task for SequenceClassification {
                 example.ints_mut(TOKEN_TYPE_IDS).truncate(kept);
             }
         }
+        decoded(&mut example, self.decoder_start);
         match row.fields.get(LABEL).filter(|label| !label.is_null()) {
             Some(label) => example.columns.push((LABEL, self.label(row, label)?)),
             None if codec.unlabelled => {}

@@ -146,7 +146,8 @@ impl Case {
         let task = (def.make)(&Setup {
             config: &config,
             facts: model.facts(),
-            qa_padding: true,
+            // Transformers pads; where a decoder reads the text too, the rows are of one length.
+            qa_padding: model.facts().decoder_start.is_none(),
             qa_token_types: opened.is_none(),
             stride: 0,
             mask_share: 0.15,
