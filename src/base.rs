@@ -34,6 +34,11 @@ impl Base {
         Ok(Base { path: path.into(), config: crate::weights::read_config(path)?, checkpoint: None })
     }
 
+    /// What there is to say of the config.
+    pub fn notes(&self) -> Vec<String> {
+        models::notes(&self.config)
+    }
+
     /// The tokenizer that came with the model.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.checkpoint {

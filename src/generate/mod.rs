@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::graph::{LeafKind, Phase, Val};
 use crate::models::Model;
-use crate::nn::inputs::{Column, Item, Pad, Placed};
+use crate::nn::inputs::{self, Column, Item, Pad, Placed};
 use crate::nn::{Cached, Inputs, Layout, MAIN, Nn, SOURCE, Stream};
 use crate::ops::{Attr, Linear, linear};
 use sample::Sampling;
@@ -82,7 +82,6 @@ pub struct Generation {
     decode: Reads,
     logits: Val,
     room: Room,
-    window: Option<usize>,
     /// Rows of the cache before the first token: virtual tokens, prefixes. They are written with the first token.
     lead: usize,
     prefix: usize,
@@ -120,8 +119,7 @@ impl Generation {
         let decode = phase(nn, model, Phase::DECODE, layout(1, source), room, logits)?;
         nn.cached = None;
         let Stream { lead, prefix, .. } = *decode.inputs.layout.stream(MAIN)?;
-        let window = facts.window;
-        Ok(Generation { encoder, prefill, decode, logits, room, window, lead, prefix, ids: Vec::new(), led: 0 })
+        Ok(Generation { encoder, prefill, decode, logits, room, lead, prefix, ids: Vec::new(), led: 0 })
     }
 
     /// Forgets all tokens.
@@ -217,10 +215,12 @@ impl Generation {
             (first..first + at.tokens).flat_map(|i| if i < end { range(i) } else { [0, 0] }).collect()
         };
         for input in &at.inputs.leaves {
-            let values = match (input.field.name.as_str(), input.field.pad) {
-                ("key_range", _) => ranges(&|i| {
+            let name = input.field.name.as_str();
+            let window = inputs::cached_window(name);
+            let values = match (name, input.field.pad) {
+                _ if name == "key_range" || window.is_some() => ranges(&|i| {
                     let end = prefix + i + 1;
-                    [end.saturating_sub(self.window.unwrap_or(end)) as i32, end as i32]
+                    [end.saturating_sub(window.unwrap_or(end)) as i32, end as i32]
                 }),
                 (_, pad) => {
                     let all = (input.field.fill)(&item);

@@ -1,5 +1,8 @@
 //! What the leaves of a model are: their role, and where their first values come from.
 
+use std::fmt;
+use std::sync::Arc;
+
 use super::Val;
 
 /// What a weight does in the model. Methods choose by role or by name; storage formats by role.
@@ -63,6 +66,8 @@ pub enum Source {
     Rows { tensor: String, role: Role, rows: Vec<usize> },
     /// Computed when the graph was built: its bytes.
     Data(Vec<u8>),
+    /// Computed when weights are loaded: a constant too large to be held before.
+    Computed(Computed),
     /// Computed when weights are loaded, as they are held.
     RowNorms(RowNorms),
 }
@@ -114,5 +119,36 @@ impl Weight {
             [out, features] if self.source.is_transposed() => vec![*features, *out],
             _ => shape.to_vec(),
         }
+    }
+}
+
+/// Fills values of a constant, those from an element on, whole rows at a time.
+type Fill = dyn Fn(usize, &mut [f32]) + Send + Sync;
+
+/// A constant that is computed piece by piece when it is needed.
+#[derive(Clone)]
+pub struct Computed(Arc<Fill>);
+
+impl Computed {
+    /// `fill(first element, values)`
+    pub fn new(fill: impl Fn(usize, &mut [f32]) + Send + Sync + 'static) -> Computed {
+        Computed(Arc::new(fill))
+    }
+
+    /// Writes the values from element `start` on.
+    pub fn fill(&self, start: usize, out: &mut [f32]) {
+        (self.0)(start, out)
+    }
+}
+
+impl fmt::Debug for Computed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Computed")
+    }
+}
+
+impl PartialEq for Computed {
+    fn eq(&self, other: &Computed) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }

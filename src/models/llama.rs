@@ -1,5 +1,6 @@
 //! The Llama family: Llama 2 and 3, SmolLM2, TinyLlama, Mistral (sliding window), Qwen2 (biases on q, k, v), Qwen3
-//! (norms on the heads of q and k), Gemma 1 (scaled embedding, GeGLU, norms stored minus one).
+//! (norms on the heads of q and k), Gemma 1 (scaled embedding, GeGLU, norms stored minus one). Windows and rotations may
+//! differ by layer.
 //!
 //! Per block: `h += o(attention(rope(q(n1 h)), rope(k(n1 h)), v(n1 h)))`, `h += down(act(gate(n2 h)) · up(n2 h))`
 //! with RMS norms n1, n2. Weight names and config keys are those of Hugging Face transformers.
@@ -8,10 +9,10 @@ use serde_json::Value;
 
 use super::config::{bad, flag, number, size, text};
 use super::{Facts, Family, LmHead, Model};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::Val;
-use crate::nn::{MAIN, Nn, Part, Role};
-use crate::ops::rope::{RopeSpec, rope_table};
+use crate::nn::{Computed, MAIN, Nn, Part, Role};
+use crate::ops::rope::{RopeSpec, rope_rows};
 use crate::ops::{Activation, Attention};
 
 pub const FAMILY: Family = Family { types: &["llama", "mistral", "qwen2", "qwen3", "gemma"], read };
@@ -21,7 +22,6 @@ pub struct Llama {
     facts: Facts,
     hidden: usize,
     inter: usize,
-    layers: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -36,8 +36,9 @@ pub struct Llama {
     norm_offset: f32,
     embed_scale: f32,
     tied: bool,
-    window: Option<usize>,
-    rope: RopeSpec,
+    /// The window of each layer, and the number of its rotation.
+    layers: Vec<(Option<usize>, usize)>,
+    ropes: Vec<RopeSpec>,
     /// Rows of the table of rotations.
     positions: usize,
 }
@@ -46,11 +47,22 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let hidden = size(config, "hidden_size", None)?;
     let heads = size(config, "num_attention_heads", None)?;
-    let kv_heads = size(config, "num_key_value_heads", Some(heads))?;
+    // What transformers' class has where the file says nothing at all.
+    let of_class = |key: &str, own: usize, class: usize| if config.get(key).is_none() { class } else { own };
+    let (class_kv_heads, class_head_dim, class_positions) = match kind {
+        "mistral" => (8, hidden / heads, 131_072),
+        "qwen2" => (32, hidden / heads, 32_768),
+        "qwen3" => (32, 128, 32_768),
+        "gemma" => (16, 256, 8192),
+        _ => (heads, hidden / heads, 2048),
+    };
+    let default = of_class("num_key_value_heads", heads, class_kv_heads);
+    let kv_heads = size(config, "num_key_value_heads", Some(default))?;
     if kv_heads == 0 || heads % kv_heads != 0 {
         return Err(bad("num_key_value_heads", kv_heads, format!("a divisor of num_attention_heads = {heads}")));
     }
-    let head_dim = size(config, "head_dim", Some(hidden / heads))?;
+    let default = of_class("head_dim", hidden / heads, class_head_dim);
+    let head_dim = size(config, "head_dim", Some(default))?;
     if head_dim % 2 != 0 {
         return Err(bad("head_dim", head_dim, "an even number"));
     }
@@ -61,24 +73,31 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         (Some("gelu"), false) => Activation::Gelu,
         (Some(other), _) => return Err(bad("hidden_act", other, "silu, gelu or gelu_pytorch_tanh")),
     };
-    let max_positions = size(config, "max_position_embeddings", Some(2048))?;
+    let max_positions = size(config, "max_position_embeddings", Some(class_positions))?;
     let attention_bias = flag(config, "attention_bias");
+    let count = size(config, "num_hidden_layers", None)?;
+    let (mut layers, mut ropes) = (Vec::new(), Vec::new());
+    for window in windows(config, kind, count)? {
+        let name = if window.is_some() && kind != "mistral" { SLIDING } else { FULL };
+        let spec = super::rope::spec(config, name, head_dim, max_positions)?;
+        let known = ropes.iter().position(|r| *r == spec);
+        layers.push((window, known.unwrap_or(ropes.len())));
+        ropes.extend(known.is_none().then_some(spec));
+    }
     Ok(Box::new(Llama {
         facts: Facts {
             vocab: size(config, "vocab_size", None)?,
             hidden,
-            layers: size(config, "num_hidden_layers", None)?,
+            layers: count,
             kv_heads,
             head_dim,
             max_positions,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
-            window: window(config, kind)?,
             prefix: "model",
             ..Facts::default()
         },
         hidden,
         inter: size(config, "intermediate_size", None)?,
-        layers: size(config, "num_hidden_layers", None)?,
         heads,
         kv_heads,
         head_dim,
@@ -91,8 +110,8 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         norm_offset: if gemma { 1.0 } else { 0.0 },
         embed_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
         tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma),
-        window: window(config, kind)?,
-        rope: super::rope::spec(config, head_dim, max_positions)?,
+        layers,
+        ropes,
         positions,
     }))
 }
@@ -106,13 +125,17 @@ impl Model for Llama {
     }
 
     fn hidden(&self, nn: &mut Nn) -> Result<Val> {
-        let angles = rope_table(&self.rope, self.positions)?;
-        let table = nn.constant("rope", &[self.positions, self.head_dim], || angles);
+        let tables = self.ropes.iter().enumerate().map(|(i, rope)| {
+            let name = if i == 0 { "rope".into() } else { format!("rope.{i}") };
+            let rows = Computed::new(rope_rows(rope, self.positions)?);
+            Ok(nn.computed(&name, &[self.positions, self.head_dim], rows))
+        });
+        let tables: Vec<Val> = tables.collect::<Result<_>>()?;
         let mut h = nn.embed(EMBEDDING, self.facts.vocab, self.hidden, self.embed_scale)?;
-        for layer in 0..self.layers {
+        for (layer, &(window, rope)) in self.layers.iter().enumerate() {
             let path = format!("model.layers.{layer}");
             nn.block();
-            h = self.attention(nn, &path, h, table)?;
+            h = self.attention(nn, &path, h, tables[rope], window)?;
             h = self.mlp(nn, &path, h)?;
         }
         nn.block();
@@ -127,7 +150,7 @@ impl Model for Llama {
 }
 
 impl Llama {
-    fn attention(&self, nn: &mut Nn, path: &str, h: Val, table: Val) -> Result<Val> {
+    fn attention(&self, nn: &mut Nn, path: &str, h: Val, table: Val, window: Option<usize>) -> Result<Val> {
         let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
         let x = nn.rms_norm(&format!("{path}.input_layernorm"), h, self.eps, self.norm_offset)?;
         let at = format!("{path}.self_attn");
@@ -143,7 +166,7 @@ impl Llama {
         let q = nn.g.rope(q, table, positions, heads, dim)?;
         let k = nn.g.rope(k, table, positions, kv_heads, dim)?;
         let scale = 1.0 / (dim as f32).sqrt();
-        let spec = Attention { heads, kv_heads, head_dim: dim, scale, causal: true, window: self.window, bias: false };
+        let spec = Attention { heads, kv_heads, head_dim: dim, scale, causal: true, window, bias: false };
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.linear(&format!("{at}.o_proj"), Role::O, mixed, self.hidden, self.o_bias)?;
         nn.residual(path, Part::Attention, h, out)
@@ -156,28 +179,41 @@ impl Llama {
     }
 }
 
-/// Mistral's window holds in every layer; Qwen's only where `use_sliding_window` says so, and then in the layers
-/// that `layer_types` names, of which this family supports all or none.
-fn window(config: &Value, kind: &str) -> Result<Option<usize>> {
-    let Some(window) = config.get("sliding_window").and_then(Value::as_u64) else { return Ok(None) };
-    let on = match kind {
-        "mistral" => true,
-        "qwen2" | "qwen3" => flag(config, "use_sliding_window"),
-        _ => false,
+/// The types of layers that this family has.
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+/// The window of each layer. Mistral's holds in every layer, 4096 if the file says nothing; Qwen's only where
+/// `use_sliding_window` says so, and then in the layers that `layer_types` names, else in those from `max_window_layers` on.
+fn windows(config: &Value, kind: &str, layers: usize) -> Result<Vec<Option<usize>>> {
+    let qwen = matches!(kind, "qwen2" | "qwen3");
+    let window = match config.get("sliding_window") {
+        Some(Value::Null) => None,
+        _ if kind == "mistral" || (qwen && flag(config, "use_sliding_window")) => {
+            Some(size(config, "sliding_window", Some(4096))?)
+        }
+        _ => None,
     };
-    let types: Vec<&str> = match config.get("layer_types").and_then(Value::as_array) {
-        Some(types) => types.iter().filter_map(Value::as_str).collect(),
-        None => Vec::new(),
+    if !qwen || window.is_none() {
+        return Ok(vec![window; layers]);
+    }
+    let types = match config.get("layer_types") {
+        None | Some(Value::Null) => {
+            let first = match config.get("max_window_layers") {
+                Some(Value::Number(n)) if n.as_u64() == Some(0) => 0,
+                _ => size(config, "max_window_layers", Some(28))?,
+            };
+            return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
+        }
+        Some(types) => types,
     };
-    let sliding = types.iter().filter(|t| **t == "sliding_attention").count();
-    if !on || (sliding == 0 && !types.is_empty()) {
-        return Ok(None);
-    }
-    if sliding != types.len() {
-        return Err(Error::unsupported(
-            "a sliding window in some layers only",
-            "set use_sliding_window to false in config.json if sequences stay shorter than the window",
-        ));
-    }
-    Ok(Some(window as usize))
+    let one = |name: &Value| match name.as_str() {
+        Some(FULL) => Some(None),
+        Some(SLIDING) => Some(window),
+        _ => None,
+    };
+    let found: Option<Vec<_>> = types.as_array().and_then(|types| types.iter().map(one).collect());
+    found
+        .filter(|found| found.len() == layers)
+        .ok_or_else(|| bad("layer_types", types, format!("{FULL} or {SLIDING} for each of {layers} layers")))
 }

@@ -32,8 +32,6 @@ pub struct Facts {
     pub bounded: bool,
     /// Standard deviation with which a fresh weight is drawn.
     pub init_std: f32,
-    /// The sliding window, where there is one: generation needs it to choose the keys that a token sees.
-    pub window: Option<usize>,
     /// The module that holds all but the heads; a checkpoint of the bare model has its tensors without it.
     pub prefix: &'static str,
     /// Modules of heads that PEFT does not know for heads, so that an adapter's config has to name them.
@@ -108,5 +106,14 @@ pub fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
             let known: Vec<_> = FAMILIES.iter().flat_map(|f| f.types).copied().collect();
             Err(Error::config("config.json: model_type", found, format!("one of {}", known.join(", "))))
         }
+    }
+}
+
+/// What there is to say of a config: keys that nobody reads.
+pub fn notes(config: &Value) -> Vec<String> {
+    let unknown = rope::unknown(config);
+    match unknown.is_empty() {
+        true => Vec::new(),
+        false => vec![format!("config.json: not read, since its meaning is not known: {}", unknown.join(", "))],
     }
 }

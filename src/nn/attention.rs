@@ -32,7 +32,11 @@ impl Nn<'_> {
             Some(cached) if (queries, keys) == (MAIN, MAIN) => {
                 let k = self.past(&format!("{}.k_cache", at.path), k, cached.capacity, cached.slots)?;
                 let v = self.past(&format!("{}.v_cache", at.path), v, cached.capacity, cached.slots)?;
-                (k, v, Ranges { keys: self.stream(MAIN)?.key_range, queries: None }, by_range)
+                let seen = match spec.window {
+                    Some(window) => self.input(inputs::cached_key_range(window))?,
+                    None => self.stream(MAIN)?.key_range,
+                };
+                (k, v, Ranges { keys: seen, queries: None }, by_range)
             }
             Some(Cached { cross: Some(keys), .. }) if queries != qkv.keys => {
                 (k, v, Ranges { keys, queries: None }, by_range)

@@ -319,6 +319,18 @@ pub fn key_range(name: &str, stream: StreamId) -> Field {
     })
 }
 
+const CACHED: &str = "cached.key_range.";
+
+/// The keys of a cache that a token sees through a window, I32[T,2]. Generation, which knows the cache, computes it.
+pub fn cached_key_range(window: usize) -> Field {
+    Field::ranges(format!("{CACHED}{window}"), Axis::Token(MAIN), None, |_| Vec::new())
+}
+
+/// The window of a field of that kind, by its name.
+pub fn cached_window(name: &str) -> Option<usize> {
+    name.strip_prefix(CACHED)?.parse().ok()
+}
+
 /// Where sequences are padded, the tokens that see each token: all of its sequence, or none if it is padding.
 pub fn padded_query_range(name: &str, stream: StreamId) -> Field {
     Field::ranges(name, Axis::Token(stream), None, move |item| {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
-pub use crate::graph::weight::{Init, Role, RowNorms, Source, Weight};
+pub use crate::graph::weight::{Computed, Init, Role, RowNorms, Source, Weight};
 use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::ops::{Attr, elementwise};
 
@@ -268,6 +268,15 @@ impl<'a> Nn<'a> {
         }
         let val = self.g.leaf(LeafKind::Frozen, name, Ty::f32(shape));
         self.keep(val, name, Source::Data(bytemuck::cast_slice(&data()).to_vec()), false)
+    }
+
+    /// A constant that is computed when weights are loaded.
+    pub fn computed(&mut self, name: &str, shape: &[usize], data: Computed) -> Val {
+        if let Some(&val) = self.named.get(name) {
+            return val;
+        }
+        let val = self.g.leaf(LeafKind::Frozen, name, Ty::f32(shape));
+        self.keep(val, name, Source::Computed(data), false)
     }
 
     /// The number 1.

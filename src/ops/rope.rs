@@ -14,7 +14,7 @@ use crate::ops::{
     Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
 };
 
-pub use table::{RopeScaling, RopeSpec, Yarn, rope_table};
+pub use table::{RopeScaling, RopeSpec, Yarn, rope_rows, rope_table};
 
 pub static OPS: &[&OpDef] = &[&ROPE];
 

@@ -130,6 +130,9 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     if job.task.def().name != causal_lm::DEF.name {
         on(Event::Note(job.about()))?;
     }
+    for note in job.base.notes() {
+        on(Event::Note(note))?;
+    }
     let (backend, profile) = device(config)?;
     let planned = plan(config, &job, backend)?;
     let (trained, all) = planned.parameters();

@@ -121,7 +121,10 @@ impl Planned {
     pub fn parameters(&self) -> (usize, usize) {
         let count = |trained: bool| -> usize {
             let weights = self.program.weights.iter().filter(|w| w.trainable || !trained);
-            weights.filter(|w| !matches!(w.source, Source::Data(_))).map(|w| self.program.graph.ty(w.val).len()).sum()
+            weights
+                .filter(|w| !matches!(w.source, Source::Data(_) | Source::Computed(_)))
+                .map(|w| self.program.graph.ty(w.val).len())
+                .sum()
         };
         (count(true), count(false))
     }

@@ -199,6 +199,12 @@ impl Reader<'_> {
             .ok_or_else(|| self.error("no matrix token_embd.weight", "a model with token embeddings"))?;
         let hidden = self.required("embedding_length")?;
         let head_dim = self.uint("attention.key_length")?.unwrap_or(hidden / heads);
+        if let Some(rotated) = self.uint("rope.dimension_count")?.filter(|&n| n != 0 && n != head_dim) {
+            return Err(Error::unsupported(
+                format!("{}: rotary embeddings of {rotated} of a head's {head_dim} features", gguf.path().display()),
+                "use a model whose heads are rotated whole",
+            ));
+        }
         let theta = self.float("rope.freq_base")?.unwrap_or(10_000.0);
         let window = self.uint("attention.sliding_window")?.filter(|&w| w > 0);
         // llama.cpp calls Mistral llama; only the window tells, and without one they are the same.
@@ -227,6 +233,7 @@ impl Reader<'_> {
         if architecture.name == "qwen2" || architecture.name == "qwen3" {
             // Their configs carry a window that is off unless this says otherwise.
             set("use_sliding_window", json!(window.is_some()));
+            set("max_window_layers", json!(0));
         }
         set("vocab_size", json!(embedding.shape[0]));
         set("tie_word_embeddings", json!(gguf.tensor("output.weight").is_none()));
@@ -255,21 +262,36 @@ impl Reader<'_> {
                 )
             });
         }
-        let kind = self.gguf.string(&self.key("rope.scaling.type"))?;
+        // As llama.cpp reads them: a factor without a type is linear, and a factor of 0 is 1.
+        let kind = self.gguf.string(&self.key("rope.scaling.type"))?.unwrap_or("linear");
         // rope.scale_linear is what files from before the scaling types have.
-        let legacy = self.float("rope.scale_linear")?;
-        let factor = self.float("rope.scaling.factor")?.or(legacy).unwrap_or(1.0);
-        match kind.unwrap_or(if legacy.is_some() { "linear" } else { "none" }) {
+        let factor = match self.float("rope.scaling.factor")? {
+            Some(factor) => Some(factor),
+            None => self.float("rope.scale_linear")?,
+        };
+        let factor = factor.filter(|&f| f != 0.0).unwrap_or(1.0);
+        let attention = self.float("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        if let Some((key, value)) = self.refused_scaling(kind, attention)? {
+            return Err(Error::unsupported(
+                format!("{}: {} = {value}", self.gguf.path().display(), self.key(key)),
+                "use the model's Hugging Face folder",
+            ));
+        }
+        match kind {
             "none" => Ok(Value::Null),
             "linear" if factor == 1.0 => Ok(Value::Null),
             "linear" => Ok(json!({"rope_type": "linear", "factor": factor})),
             "yarn" => {
-                let mut scaling = json!({"rope_type": "yarn", "factor": factor});
-                if let Some(length) = self.uint("rope.scaling.original_context_length")? {
+                // llama.cpp multiplies by it what YaRN has on its own.
+                let own = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+                let mut scaling = json!({"rope_type": "yarn", "factor": factor, "attention_factor": attention * own});
+                if let Some(length) = self.uint("rope.scaling.original_context_length")?.filter(|&n| n > 0) {
                     scaling["original_max_position_embeddings"] = json!(length);
                 }
-                if let Some(attention) = self.float("rope.scaling.attn_factor")? {
-                    scaling["attention_factor"] = json!(attention);
+                for (theirs, ours) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+                    if let Some(beta) = self.float(&format!("rope.scaling.{theirs}"))? {
+                        scaling[ours] = json!(beta);
+                    }
                 }
                 Ok(scaling)
             }
@@ -278,6 +300,24 @@ impl Reader<'_> {
                 "use the model's Hugging Face folder",
             )),
         }
+    }
+
+    /// A key with a value under which llama.cpp computes what is not offered here.
+    fn refused_scaling(&self, kind: &str, attention: f64) -> Result<Option<(&'static str, f64)>> {
+        if kind != "yarn" && attention != 1.0 {
+            return Ok(Some(("rope.scaling.attn_factor", attention)));
+        }
+        for (key, harmless) in [
+            ("rope.scaling.yarn_ext_factor", if kind == "yarn" { 1.0 } else { 0.0 }),
+            ("rope.scaling.yarn_attn_factor", 1.0),
+            ("rope.scaling.yarn_log_multiplier", 0.0),
+        ] {
+            // A negative factor is llama.cpp's "not set".
+            if let Some(value) = self.float(key)?.filter(|&v| v != harmless && v >= 0.0) {
+                return Ok(Some((key, value)));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -60,6 +60,10 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
                     }
                 }
             }
+            (Source::Computed(data), _) => by_stretches(exec, weight.val, &ty, &mut |start, out| {
+                data.fill(start, out);
+                Ok(())
+            })?,
             _ => {
                 let bytes = first_value(exec, weight, &ty, from)?;
                 exec.upload(weight.val, &bytes)?;
@@ -227,8 +231,8 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
                 format!("{:?}", ty.shape),
             )),
         },
-        (Source::Base { tensor, .. }, None) => {
-            Err(Error::config(tensor, "no place to take it from", "a base model, or random weights"))
+        (Source::Base { .. } | Source::Computed(_), None) => {
+            Err(Error::config(name, "no place to take it from", "a base model, or random weights"))
         }
     }
 }

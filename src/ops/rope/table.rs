@@ -2,6 +2,8 @@
 
 use std::f64::consts::PI;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 
 /// Which angles a model rotates by: config.json's `rope_theta`, `rope_scaling` or `rope_parameters`.
@@ -212,14 +214,27 @@ impl RopeSpec {
 /// The operand `table` of [`ROPE`](super::ROPE) for positions `0..positions`: f32[positions, dim], in each row cosines, then
 /// sines, times the attention factor. The angle is the f32 product of position and frequency, as in transformers.
 pub fn rope_table(spec: &RopeSpec, positions: usize) -> Result<Vec<f32>> {
-    let (frequencies, factor) = spec.frequencies(positions)?;
-    let mut table = Vec::with_capacity(positions * spec.dim);
-    for p in 0..positions {
-        let angles = frequencies.iter().map(|f| (p as f32 * f) as f64);
-        table.extend(angles.clone().map(|a| (a.cos() * factor) as f32));
-        table.extend(angles.map(|a| (a.sin() * factor) as f32));
-    }
+    let fill = rope_rows(spec, positions)?;
+    let mut table = vec![0.0; positions * spec.dim];
+    fill(0, &mut table);
     Ok(table)
+}
+
+/// The same piece by piece: writes the rows of the table from element `start` on, the start of a row.
+pub fn rope_rows(spec: &RopeSpec, positions: usize) -> Result<impl Fn(usize, &mut [f32]) + Send + Sync + 'static> {
+    let (frequencies, factor) = spec.frequencies(positions)?;
+    let dim = spec.dim;
+    Ok(move |start: usize, out: &mut [f32]| {
+        out.par_chunks_mut(dim).with_min_len(256).enumerate().for_each(|(row, out)| {
+            let position = (start / dim + row) as f32;
+            let (cosines, sines) = out.split_at_mut(dim / 2);
+            for ((c, s), f) in cosines.iter_mut().zip(sines).zip(&frequencies) {
+                let angle = (position * f) as f64;
+                *c = (angle.cos() * factor) as f32;
+                *s = (angle.sin() * factor) as f32;
+            }
+        });
+    })
 }
 
 #[cfg(test)]
