@@ -2,6 +2,7 @@
 //! rows, tasks rows into examples, [`sampler`] says which examples a step takes, [`pack`] lays them out in micro-batches
 //! of a fixed shape.
 
+mod added;
 pub mod pack;
 pub mod pairs;
 pub mod reader;

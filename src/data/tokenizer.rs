@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::added;
 use super::vocabulary::{self, Settings, token_text};
 use crate::weights::gguf::Gguf;
 use crate::weights::{Checkpoint, read_json};
@@ -30,9 +31,9 @@ impl Tokenizer {
         }
     }
 
-    /// Reads tokenizer.json, or else vocab.txt, or vocab.json and merges.txt, as [`super::vocabulary`] says. Special
-    /// tokens are those of tokenizer_config.json (or, in old folders, special_tokens_map.json), generation_config.json
-    /// and config.json, in that order.
+    /// Reads tokenizer.json, or else vocab.txt, or vocab.json and merges.txt, as [`super::vocabulary`] says, and the
+    /// tokens that the folder's other files add. Special tokens are those of tokenizer_config.json (or, in old folders,
+    /// special_tokens_map.json), generation_config.json and config.json, in that order.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Tokenizer> {
         let folder = folder.as_ref();
         let read = |name: &str| Ok::<_, Error>(read_json(&folder.join(name))?.unwrap_or(Value::Null));
@@ -40,7 +41,7 @@ impl Tokenizer {
         let numbered = [read("generation_config.json")?, read("config.json")?];
 
         let path = folder.join("tokenizer.json");
-        let inner = if path.exists() {
+        let mut inner = if path.exists() {
             load(&path, &std::fs::read(&path).map_err(|e| Error::io(&path, e))?)?
         } else {
             let settings = Settings { tokenizer: &named[0], special: &named[1], model: &numbered[1] };
@@ -49,10 +50,13 @@ impl Tokenizer {
                 None => return Err(no_tokenizer(folder)),
             }
         };
+        let settings = added::settings(&named[0], &named[1]);
+        added::add(&mut inner, folder, &settings)?;
 
         let find = |kind: &str| -> Vec<u32> {
             let key = format!("{kind}_token");
-            let names = named.iter().filter_map(|c| inner.token_to_id(token_text(c.get(&key)?)?));
+            let names = [settings.get(&key), named[0].get(&key), named[1].get(&key)];
+            let names = names.into_iter().flatten().filter_map(|token| inner.token_to_id(token_text(token)?));
             let key = format!("{kind}_token_id");
             let ids = numbered.iter().filter_map(|c| c.get(&key)).flat_map(|v| match v {
                 Value::Array(ids) => ids.iter().collect(),
