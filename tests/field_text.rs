@@ -217,3 +217,13 @@ fn sentence_piece(name: &str) -> Scratch {
     scratch
 }
 
+#[test]
+fn what_is_generated_keeps_its_first_space() {
+    let scratch = sentence_piece("space");
+    assert_eq!(scratch.generate("go on").unwrap(), "go on on on on on y me\n");
+    for prompt in ["hi", "no", "oh ok"] {
+        let text = scratch.generate(prompt).unwrap();
+        assert!(text[prompt.len()..].starts_with(' '), "{text:?}");
+    }
+}
+

@@ -8,6 +8,7 @@ pub mod pairs;
 pub mod reader;
 pub mod row;
 pub mod sampler;
+mod stream;
 pub mod tokenizer;
 mod vocabulary;
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::added;
+pub use super::stream::DecodeStream;
 use super::vocabulary::{self, Settings, token_text};
 use crate::weights::gguf::Gguf;
 use crate::weights::{Checkpoint, read_json};
@@ -140,9 +141,9 @@ impl Tokenizer {
         self.inner.decode(ids, skip_special).map_err(|e| failed("decoded", &e))
     }
 
-    /// Decodes ids as they come; see [`DecodeStream`].
-    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
-        DecodeStream { tokenizer: self, skip_special, ids: Vec::new(), given: 0, before: String::new() }
+    /// Decodes ids as they come, after those of a text `before` that has been given out; see [`DecodeStream`].
+    pub fn decode_stream(&self, before: &[u32], skip_special: bool) -> Result<DecodeStream<'_>> {
+        DecodeStream::new(self, skip_special, before)
     }
 
     /// What the model was trained to see before a text: the token that [`Tokenizer::encode`] adds there.
@@ -221,52 +222,6 @@ fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|e| failed("left whole", &e))?;
     Ok(inner)
-}
-
-/// Text from ids as they are generated. What is given out is never taken back and never holds half
-/// a character: the bytes of one wait until the rest has come.
-pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
-    skip_special: bool,
-    /// The ids that were given out last, as decoders look at what comes before, then those that wait.
-    ids: Vec<u32>,
-    /// How many of `ids` have been given out.
-    given: usize,
-    /// Their text.
-    before: String,
-}
-
-impl DecodeStream<'_> {
-    /// Takes an id; gives the text that is now certain.
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        /// A character is four bytes at most, so as many tokens of bytes. What is longer without
-        /// coming to an end is none.
-        const WAIT: usize = 16;
-        self.ids.push(id);
-        let new = self.new_text()?;
-        // Half a character decodes to replacement characters, which may yet change.
-        if new.ends_with('\u{FFFD}') && self.ids.len() - self.given < WAIT {
-            return Ok(String::new());
-        }
-        self.ids.drain(..self.given);
-        self.given = self.ids.len();
-        self.before = self.tokenizer.decode(&self.ids, self.skip_special)?;
-        Ok(new)
-    }
-
-    /// What is left at the end: nothing, or what stands for half a character.
-    pub fn finish(self) -> Result<String> {
-        self.new_text()
-    }
-
-    fn new_text(&self) -> Result<String> {
-        let all = self.tokenizer.decode(&self.ids, self.skip_special)?;
-        match all.strip_prefix(&self.before) {
-            Some(new) => Ok(new.into()),
-            // Bytes that are no character spoil, for some decoders, the good ones before them.
-            None => self.tokenizer.decode(&self.ids[self.given..], self.skip_special),
-        }
-    }
 }
 
 /// What a kind of tokenizer does unless the file says otherwise.

@@ -83,7 +83,8 @@ pub fn generate(
     }
 
     let ask = Ask { max_tokens, sampling: *sampling, stop: tokenizer.eos_ids() };
-    let mut text = tokenizer.decode_stream(true);
+    // An answer is a text of its own.
+    let mut text = tokenizer.decode_stream(if answers { &[] } else { &ids }, true)?;
     let mut timing = Timing { read: (ids.len(), 0.0), ..Timing::default() };
     let (mut start, mut stopped) = (Instant::now(), false);
     session.generate(&ids, &ask, &mut |id| {
