@@ -227,3 +227,29 @@ fn what_is_generated_keeps_its_first_space() {
     }
 }
 
+#[test]
+fn a_beginning_in_the_text_is_not_doubled() {
+    let scratch = sentence_piece("begin");
+    for name in ["bos.jsonl", "nobos.jsonl"] {
+        let (tokens, trained, loss, _) = scratch.step(&data(&format!("{SPM}/{name}")));
+        assert_eq!((tokens, trained), (5, 4), "{name}");
+        near(loss, 4.834857);
+    }
+    let tokenizer = Tokenizer::from_folder(scratch.path("m")).unwrap();
+    assert_eq!(tokenizer.encode_prompt("<s>we").unwrap(), tokenizer.encode_prompt("we").unwrap());
+    assert_eq!(tokenizer.encode_prompt("we").unwrap(), [1, 71]);
+    assert_eq!(scratch.generate("<s>go on").unwrap(), "<s>go on on on on on y me\n");
+}
+
+#[test]
+fn prompt_and_completion_are_one_text() {
+    let scratch = sentence_piece("joined");
+    let (tokens, trained, loss, _) = scratch.step(&data(&format!("{SPM}/completion.jsonl")));
+    assert_eq!((tokens, trained), (5, 2));
+    near(loss, 4.363832);
+    // A token with letters of both is of the completion, and its space was the prompt's.
+    scratch.write("space.jsonl", "{\"prompt\": \"we go \", \"completion\": \"on\"}\n");
+    let (tokens, trained, same, _) = scratch.step("space.jsonl");
+    assert_eq!((tokens, trained, same), (5, 2, loss));
+}
+

@@ -107,3 +107,11 @@ impl<'a> Codec<'a> {
         }
     }
 }
+    /// The ids of a text that is a document: what begins one comes first, once, even where the text has it written out.
+    pub fn document(&self, row: &Row, text: &str) -> Result<Vec<i32>> {
+        let mut ids = self.encode(row, text)?;
+        let first = self.bos.map(|id| id as i32).filter(|first| ids.first() != Some(first));
+        ids.splice(0..0, first);
+        Ok(ids)
+    }
+

@@ -136,6 +136,17 @@ impl Tokenizer {
         Ok(encoding.map_err(|e| failed("encoded", &e))?.get_ids().to_vec())
     }
 
+    /// The ids of a text that a model is to go on from. What begins a sequence comes once, even where the text has it
+    /// written out.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        let first = self.begins_with()?;
+        if first.is_some() && ids.len() > 1 && ids.first() == first.as_ref() && ids.get(1) == first.as_ref() {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
     /// The text of ids. Bytes that are not UTF-8 become U+FFFD; ids that do not exist are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|e| failed("decoded", &e))

@@ -46,7 +46,7 @@ pub fn generate(
     sampling.check()?;
     let base = Arc::new(Base::open(config.need("model")?)?);
     let tokenizer = base.tokenizer()?;
-    let mut ids = tokenizer.encode(prompt, true)?;
+    let mut ids = tokenizer.encode_prompt(prompt)?;
     if ids.is_empty() {
         ids.extend(tokenizer.bos());
     }

@@ -1,7 +1,8 @@
 //! Causal language modelling: each token predicts the next one of its sequence.
 //!
 //! `loss = Σ_t −ln softmax(h_t Wᵀ)[label_{t+1}] / units`, over the t whose label is not −100. Rows: `{"text"}` (every
-//! token is trained), `{"prompt", "completion"}` (the completion and its end), or `{"input_ids", "labels"}` (not shifted).
+//! token is trained), `{"prompt", "completion"}` (the completion and its end; both are one text), or
+//! `{"input_ids", "labels"}` (not shifted; `attention_mask` tells padding, which is left out).
 
 use std::sync::Arc;
 
@@ -72,21 +73,20 @@ impl Task for CausalLm {
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
         let has = |name: &str| row.has(name);
-        let start = || codec.bos.map(|id| id as i32).into_iter().collect::<Vec<i32>>();
         let (mut ids, mut labels) = match ["text", "prompt", "completion", "input_ids"].map(has) {
             [true, false, false, false] => {
-                let mut ids = start();
-                ids.extend(codec.encode(row, &row.need::<String>("text")?)?);
+                let mut ids = codec.document(row, &row.need::<String>("text")?)?;
                 codec.end(&mut ids);
                 (ids.clone(), ids)
             }
             [false, true, true, false] => {
-                // Encoded apart, as they are when the model is used: the prompt is alone, then the
-                // model writes. No token can be on both sides of the mask's border.
-                let mut ids = start();
-                ids.extend(codec.encode(row, &row.need::<String>("prompt")?)?);
-                let masked = ids.len();
-                let mut answer = codec.encode(row, &row.need::<String>("completion")?)?;
+                // The text is one: a tokenizer has a space before each text, or one token for the end of the prompt
+                // and what follows. A token with letters of both is learnt.
+                let (prompt, completion): (String, String) = (row.need("prompt")?, row.need("completion")?);
+                let alone = codec.document(row, &prompt)?;
+                let mut ids = codec.document(row, &(prompt + &completion))?;
+                let masked = alone.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+                let mut answer = ids.split_off(masked);
                 codec.end(&mut answer);
                 ids.extend(&answer);
                 let labels = std::iter::repeat_n(IGNORE, masked).chain(answer).collect();
