@@ -253,3 +253,24 @@ fn prompt_and_completion_are_one_text() {
     assert_eq!((tokens, trained, same), (5, 2, loss));
 }
 
+#[test]
+fn padding_is_neither_learnt_nor_seen() {
+    let scratch = Scratch::new("mask");
+    scratch.model(&[]);
+    for name in ["right.jsonl", "left.jsonl"] {
+        let (tokens, trained, loss, _) = scratch.step(&data(&format!("attention_mask_ignored/{name}")));
+        assert_eq!((tokens, trained), (10, 9), "{name}");
+        near(loss, 5.195051);
+    }
+    for (row, expected) in [
+        (json!({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}), "0 at 1 between ones"),
+        (json!({"input_ids": [1, 2, 3], "attention_mask": [1, 1]}), "3 input_ids and 2 values of attention_mask"),
+        (json!({"input_ids": [1, 2, 3], "attention_mask": [1, 1, 2]}), "2 in attention_mask"),
+    ] {
+        scratch.write("wrong.jsonl", &format!("{row}\n"));
+        let ran = scratch.run(&["train", "--model", "m", "--data", "wrong.jsonl", "--out", "w", "--device", "cpu"]);
+        let error = String::from_utf8(ran.stderr).unwrap();
+        assert!(ran.status.code() == Some(1) && error.contains(expected), "{error}");
+    }
+}
+

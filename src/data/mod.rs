@@ -22,6 +22,8 @@ pub const INPUT_IDS: &str = "input_ids";
 pub const TOKEN_TYPE_IDS: &str = "token_type_ids";
 /// The tokens that a decoder reads in encoder-decoders.
 pub const DECODER_INPUT_IDS: &str = "decoder_input_ids";
+/// 1 for each token of `input_ids` that counts, 0 for padding.
+pub const ATTENTION_MASK: &str = "attention_mask";
 /// Labels of tokens, not shifted.
 pub const LABELS: &str = "labels";
 

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::tokenizer::Tokenizer;
+use super::{ATTENTION_MASK, INPUT_IDS};
 use crate::error::{Error, Result};
 
 /// A row and where it is.
@@ -43,6 +44,56 @@ impl Row<'_> {
         if self.fields.is_empty() { "none".into() } else { self.fields.keys().cloned().collect::<Vec<_>>().join(", ") }
     }
 
+    /// The row without its padding, if its `attention_mask` tells of any: `input_ids` and the `columns` beside it that
+    /// have a value a token are cut to the tokens that count, and positions in it (`start_position`, `end_position`) move.
+    pub fn attended(&self, columns: &[&str]) -> Result<Option<Row<'_>>> {
+        const POSITIONS: [&str; 2] = ["start_position", "end_position"];
+        if !self.has(ATTENTION_MASK) || !self.has(INPUT_IDS) {
+            return Ok(None);
+        }
+        let mask: Vec<Value> = self.need(ATTENTION_MASK)?;
+        let mask = mask.iter().map(|value| match value.as_u64().or_else(|| value.as_bool().map(u64::from)) {
+            Some(counts @ 0..=1) => Ok(counts == 1),
+            _ => Err(self.wrong(format!("{value} in attention_mask"), "1 for a token that counts, 0 for padding")),
+        });
+        let mask = mask.collect::<Result<Vec<bool>>>()?;
+        let length = |name: &str| self.fields.get(name).and_then(Value::as_array).map(Vec::len);
+        if let Some(tokens) = length(INPUT_IDS).filter(|tokens| *tokens != mask.len()) {
+            let found = format!("{tokens} input_ids and {} values of attention_mask", mask.len());
+            return Err(self.wrong(found, "as many values of attention_mask as input_ids"));
+        }
+        if mask.iter().all(|counts| *counts) {
+            return Ok(None);
+        }
+        let first = mask.iter().position(|counts| *counts).unwrap_or(0);
+        let end = mask.iter().rposition(|counts| *counts).map_or(0, |last| last + 1);
+        if let Some(hole) = mask[first..end].iter().position(|counts| !counts) {
+            let found = format!("an attention_mask with 0 at {} between ones", first + hole);
+            let expected = "padding before or after the tokens: take masked tokens out, or make rows of the stretches";
+            return Err(self.wrong(found, expected));
+        }
+        let mut fields = self.fields.clone();
+        for name in columns.iter().chain([&INPUT_IDS]) {
+            // A column of another length is an error of its own, told where it is read.
+            if let Some(values) = fields.get_mut(*name).and_then(Value::as_array_mut)
+                && values.len() == mask.len()
+            {
+                values.truncate(end);
+                values.drain(..first);
+            }
+        }
+        for name in POSITIONS {
+            let Some(at) = fields.get(name).and_then(Value::as_u64) else { continue };
+            if !(first as u64..end as u64).contains(&at) {
+                let expected = "an answer within the tokens that attention_mask counts";
+                return Err(self.wrong(format!("{name} {at}, which is padding"), expected));
+            }
+            fields.insert(name.into(), (at - first as u64).into());
+        }
+        fields.shift_remove(ATTENTION_MASK);
+        Ok(Some(Row { path: self.path, line: self.line, fields }))
+    }
+
     /// An error about this row.
     pub fn wrong(&self, found: impl Into<String>, expected: impl Into<String>) -> Error {
         Error::file(format!("{}:{}", self.path.display(), self.line), found, expected)
@@ -77,6 +128,14 @@ impl<'a> Codec<'a> {
         (self.encode)(text)?.into_iter().map(|id| self.token(row, id.into())).collect()
     }
 
+    /// The ids of a text that is a document: what begins one comes first, once, even where the text has it written out.
+    pub fn document(&self, row: &Row, text: &str) -> Result<Vec<i32>> {
+        let mut ids = self.encode(row, text)?;
+        let first = self.bos.map(|id| id as i32).filter(|first| ids.first() != Some(first));
+        ids.splice(0..0, first);
+        Ok(ids)
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self, row: &Row) -> Result<&'a Tokenizer> {
         self.tokenizer.ok_or_else(|| row.wrong("text among tokenized examples", "input_ids in every line"))
@@ -107,11 +166,3 @@ impl<'a> Codec<'a> {
         }
     }
 }
-    /// The ids of a text that is a document: what begins one comes first, once, even where the text has it written out.
-    pub fn document(&self, row: &Row, text: &str) -> Result<Vec<i32>> {
-        let mut ids = self.encode(row, text)?;
-        let first = self.bos.map(|id| id as i32).filter(|first| ids.first() != Some(first));
-        ids.splice(0..0, first);
-        Ok(ids)
-    }
-

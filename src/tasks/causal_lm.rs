@@ -72,6 +72,8 @@ impl Task for CausalLm {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
+        let attended = row.attended(&[LABELS])?;
+        let row = attended.as_ref().unwrap_or(row);
         let has = |name: &str| row.has(name);
         let (mut ids, mut labels) = match ["text", "prompt", "completion", "input_ids"].map(has) {
             [true, false, false, false] => {

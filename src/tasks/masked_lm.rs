@@ -13,7 +13,7 @@ use super::{
 };
 use crate::cpu::philox::philox;
 use crate::data::row::{Codec, Row};
-use crate::data::{INPUT_IDS, LABELS};
+use crate::data::{INPUT_IDS, LABELS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
@@ -51,6 +51,8 @@ impl Task for MaskedLm {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
+        let attended = row.attended(&[LABELS, TOKEN_TYPE_IDS])?;
+        let row = attended.as_ref().unwrap_or(row);
         let (mut example, labels, cut) = match ["text", INPUT_IDS, LABELS].map(|name| row.has(name)) {
             [true, false, false] => {
                 let (kept, cut) = text(row, codec, &row.need::<String>("text")?, None, codec.max_len)?;

@@ -95,6 +95,8 @@ impl Task for QuestionAnswering {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
+        let attended = row.attended(&[TOKEN_TYPE_IDS])?;
+        let row = attended.as_ref().unwrap_or(row);
         let (mut examples, cut) = match [INPUT_IDS, QUESTION, CONTEXT].map(|name| row.has(name)) {
             [true, false, false] => {
                 let (example, cut) = tokenized(row, codec)?;

@@ -70,6 +70,8 @@ impl Task for Seq2Seq {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
+        let attended = row.attended(&[])?;
+        let row = attended.as_ref().unwrap_or(row);
         let text_of = |name: &str, most: usize| -> Result<(Vec<i32>, bool)> {
             let (kept, cut) = text(row, codec, &row.need::<String>(name)?, None, most)?;
             Ok((kept.ids.iter().map(|&id| codec.token(row, id.into())).collect::<Result<_>>()?, cut))

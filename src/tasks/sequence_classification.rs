@@ -118,6 +118,8 @@ impl Task for SequenceClassification {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
+        let attended = row.attended(&[TOKEN_TYPE_IDS])?;
+        let row = attended.as_ref().unwrap_or(row);
         let (mut example, cut) = match (row.has(INPUT_IDS), row.has(TEXT)) {
             (true, false) => tokens(row, codec)?,
             (false, true) => {

@@ -14,7 +14,7 @@ use super::{
     token_labels, tokens,
 };
 use crate::data::row::{Codec, Row};
-use crate::data::{Encoded, Example, INPUT_IDS, LABELS};
+use crate::data::{Encoded, Example, INPUT_IDS, LABELS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
@@ -103,6 +103,8 @@ impl Task for TokenClassification {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
+        let attended = row.attended(&[LABELS, TOKEN_TYPE_IDS])?;
+        let row = attended.as_ref().unwrap_or(row);
         let (example, cut) = match [INPUT_IDS, WORDS, TEXT].map(|name| row.has(name)) {
             [true, false, false] => {
                 let (mut example, cut) = tokens(row, codec)?;
