@@ -100,6 +100,7 @@ fn a_token_that_only_tokenizer_config_has() {
     }
 }
 
+/// Ids and text as transformers has them with the same files.
 #[test]
 fn tokens_beside_the_tokenizer() {
     const TEXT: &str = "we <x> go<y>on <z> </s>a<w>the";
@@ -274,3 +275,11 @@ fn padding_is_neither_learnt_nor_seen() {
     }
 }
 
+#[test]
+fn a_prompt_with_a_token_that_has_no_row_is_an_error() {
+    let scratch = Scratch::new("row");
+    scratch.model(&["generate_token_out_of_range/tokenizer.json", &format!("{SPM}/tokenizer_config.json")]);
+    let error = scratch.generate("<|user|>hi").unwrap_err();
+    assert!(error.contains("token id 128 (<|user|>)") && error.contains("0 to 127"), "{error}");
+    assert!(scratch.generate("hi").is_ok(), "the control");
+}

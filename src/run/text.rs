@@ -58,6 +58,12 @@ pub fn generate(
         ));
     }
     let facts = base.model(1)?.facts().clone();
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= facts.vocab) {
+        let token = tokenizer.id_to_token(*id).unwrap_or_default();
+        let found = format!("token id {id} ({token})");
+        let expected = format!("ids from 0 to {}: is it the model's own tokenizer?", facts.vocab.saturating_sub(1));
+        return Err(Error::config("--prompt", found, expected));
+    }
     let answers = facts.decoder_start.is_some();
     if max_tokens == 0 {
         if !answers {
