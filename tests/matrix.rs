@@ -5,10 +5,12 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use common::devices::Device;
+use trimtab::base::Base;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::Dataset;
 use trimtab::data::pack::{MicroBatch, pack};
@@ -204,12 +206,41 @@ fn check(cell: &Cell, device: &Device, rounding: f64) -> Result<(), String> {
             return Err(format!("without training the loss is {got}, not {now}"));
         }
     }
+    merged(cell, &mut resumed, device, now)?;
     resumed.set_state(&state).map_err(say)?;
     let again = resumed.step(&step, 1e-2).map_err(say)?;
     if again != next || resumed.state().map_err(say)? != session.state().map_err(say)? {
         return Err(format!("it goes on to {again:?}, not {next:?}"));
     }
     Ok(())
+}
+
+/// Methods that can be merged equal themselves merged: the model's own class computes the same. (Weights that are held in
+/// fewer bits than they are stored in would be other weights.)
+fn merged(cell: &Cell, session: &mut Session, device: &Device, now: f64) -> Result<(), String> {
+    let dir = scratch(&format!("{}/merged", cell.name));
+    let def = method(&cell.config, &cell.job).map_err(|e| e.to_string())?.def();
+    let can = !["prompt", "prefix", "adapter", "trainable-tokens"].contains(&def.name);
+    match session.save_merged(&dir, trimtab::dtype::DType::F32) {
+        Ok(()) if can => {}
+        Err(Error::Unsupported { .. }) if !can => return Ok(()),
+        // A head that was drawn, and is in no file.
+        Err(Error::Unsupported { what, .. }) if what.contains("stored as nf4") => return Ok(()),
+        Ok(()) => return Err("merged, which is not possible".into()),
+        Err(e) => return Err(e.to_string()),
+    }
+    if !cell.name.ends_with("f32") || def.peft_type.is_none() {
+        return Ok(());
+    }
+    let base = Arc::new(Base::open(&dir).map_err(|e| e.to_string())?);
+    let options = Options { train: false, evaluate: true, ..options(&cell.config) };
+    let planned = Planned::of(&base, vec![Box::new(Frozen)], &*cell.job.task, options, device.open());
+    let started = planned.and_then(|planned| planned.start(None, &mut |_, _| Ok(())));
+    let got = loss(cell, &mut started.map_err(|e| e.to_string())?);
+    match (got - now).abs() <= 1e-5 * now {
+        true => Ok(()),
+        false => Err(format!("merged, the loss is {got}, not {now}")),
+    }
 }
 
 /// What is refused, and in which words.

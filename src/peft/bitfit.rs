@@ -3,7 +3,7 @@
 //! model's names, so that `load_state_dict(…, strict=False)` takes them.
 
 use super::folder::{self, Heads};
-use super::{Method, MethodDef, Save, files};
+use super::{Method, MethodDef, Save, files, merge};
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, Site, WeightRef};
 
@@ -32,6 +32,10 @@ impl Hooks for Bitfit {
 impl Method for Bitfit {
     fn def(&self) -> &'static MethodDef {
         &DEF
+    }
+
+    fn merge(&self, _: &mut merge::Target, _: &mut merge::Own) -> Result<()> {
+        Ok(())
     }
 
     fn check(&self, _: &[Site]) -> Result<()> {

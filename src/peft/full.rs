@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::{Method, MethodDef, Save, Selection};
+use super::{Method, MethodDef, Save, Selection, merge};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
@@ -59,6 +59,10 @@ impl Method for Full {
         &DEF
     }
 
+    fn merge(&self, _: &mut merge::Target, _: &mut merge::Own) -> Result<()> {
+        Ok(())
+    }
+
     fn save(&self, save: &mut Save) -> Result<()> {
         write(save)
     }
@@ -75,6 +79,10 @@ impl Method for Partial {
         &DEF
     }
 
+    fn merge(&self, _: &mut merge::Target, _: &mut merge::Own) -> Result<()> {
+        Ok(())
+    }
+
     fn check_weights(&self, weights: &[WeightRef]) -> Result<()> {
         self.train.check(weights)
     }
@@ -86,7 +94,7 @@ impl Method for Partial {
 
 /// Writes a Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a
 /// tokenizer.json made from what a GGUF file holds.
-fn write(save: &mut Save) -> Result<()> {
+pub(crate) fn write(save: &mut Save) -> Result<()> {
     std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
     let (dtype, name) = match save.dtype {
         DType::BF16 => (Dtype::BF16, "bfloat16"),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Targets, listed};
 use super::folder::{self, Heads};
-use super::{Method, MethodDef, Save, files};
+use super::{Method, MethodDef, Save, files, merge};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, Linear, Next, Nn, Role, Site, WeightRef};
@@ -92,6 +92,13 @@ impl Hooks for Ia3 {
 impl Method for Ia3 {
     fn def(&self) -> &'static MethodDef {
         &DEF
+    }
+
+    fn merge(&self, target: &mut merge::Target, own: &mut merge::Own) -> Result<()> {
+        if let Some(l) = own.take(&key(target.w.module())) {
+            merge::scaled(target, l);
+        }
+        Ok(())
     }
 
     fn check(&self, sites: &[Site]) -> Result<()> {

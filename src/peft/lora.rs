@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::config::{AdapterConfig, LoraSpec, Targets};
-use super::{Method, MethodDef, Save, dora, embedding, files, folder};
+use super::{Method, MethodDef, Save, dora, embedding, files, folder, merge};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, Linear, LowRank, Next, Nn, Role, Site, Table, WeightRef};
@@ -91,6 +91,10 @@ impl Hooks for Lora {
 impl Method for Lora {
     fn def(&self) -> &'static MethodDef {
         &DEF
+    }
+
+    fn merge(&self, target: &mut merge::Target, own: &mut merge::Own) -> Result<()> {
+        merge::low_rank(&self.config, target, own)
     }
 
     fn check(&self, sites: &[Site]) -> Result<()> {

@@ -13,6 +13,7 @@ pub mod folder;
 pub mod full;
 pub mod ia3;
 pub mod lora;
+pub mod merge;
 pub mod prefix;
 pub mod prompt;
 pub mod selection;
@@ -53,6 +54,13 @@ pub trait Method: Hooks {
     /// Whether it can be set on a model with these weights.
     fn check_weights(&self, _weights: &[WeightRef]) -> Result<()> {
         Ok(())
+    }
+
+    /// Merges the method's tensors into a weight of the base model. Tensors that are the base model's own, trained, are in
+    /// it already.
+    fn merge(&self, _target: &mut merge::Target, _own: &mut merge::Own) -> Result<()> {
+        let hint = "keep the adapter: what it adds is in no weight of the base model";
+        Err(Error::unsupported(format!("merging method {}", self.def().name), hint))
     }
 
     /// Writes what was trained in the method's own format.
@@ -266,5 +274,9 @@ impl Hooks for Frozen {}
 impl Method for Frozen {
     fn def(&self) -> &'static MethodDef {
         &NONE
+    }
+
+    fn merge(&self, _: &mut merge::Target, _: &mut merge::Own) -> Result<()> {
+        Ok(())
     }
 }

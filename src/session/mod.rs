@@ -1,6 +1,7 @@
 //! The engine as other programs use it: open a model, choose a method, plan, then step, evaluate, generate and save, all
 //! on the same weights and in the memory that was planned.
 
+mod merge;
 mod options;
 mod phases;
 mod planned;
