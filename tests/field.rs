@@ -4,10 +4,18 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde_json::Value;
+use trimtab::backend::cpu::Cpu;
+use trimtab::base::Base;
 use trimtab::config::{Flags, RunConfig};
+use trimtab::generate::sample::Sampling;
+use trimtab::generate::{Ask, Room};
+use trimtab::peft::Frozen;
 use trimtab::run::metrics::Event;
 use trimtab::run::training;
+use trimtab::session::{Options, Planned};
 
 /// A folder for the files of one test.
 struct Scratch(PathBuf);
@@ -113,4 +121,48 @@ fn a_ggufs_rope_scaling_is_that_of_llama_cpp() {
     std::fs::write(&path, bytes).unwrap();
     let error = loss(&scratch, &path, &of("data.jsonl"), &[]).unwrap_err().to_string();
     assert!(error.contains("of a head's"), "{error}");
+}
+
+#[test]
+fn windows_differ_by_layer() {
+    let scratch = Scratch::new("windows");
+    let of = |name: &str| field("mixed_windows").join(name);
+    let cases: Vec<Value> = serde_json::from_str(&read(of("expected.json"))).unwrap();
+    let config: Value = serde_json::from_str(&read(of("config.json"))).unwrap();
+    let rows: Vec<Value> = read(of("data.jsonl")).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids = |row: &Value| row.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect::<Vec<_>>();
+    let (mut losses, mut texts) = (Vec::new(), Vec::new());
+    for case in &cases {
+        let mut config = config.clone();
+        for (key, value) in case["changes"].as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let model = scratch.base(&config.to_string());
+        std::fs::copy(of("model.safetensors"), model.join("model.safetensors")).unwrap();
+        let (found, notes) = loss(&scratch, &model, &of("data.jsonl"), &[]).unwrap();
+        near(found, case["loss"].as_f64().unwrap() as f32, &case["changes"].to_string());
+        assert!(notes.is_empty(), "{notes:?}");
+        losses.push(found);
+
+        let options = Options {
+            train: false,
+            generate: Some(Room { tokens: 48, source: 48, chunk: 10 }),
+            max_seq_len: 48,
+            ..Options::default()
+        };
+        let base = Arc::new(Base::open(&model).unwrap());
+        let planned = Planned::new(&base, Box::new(Frozen), options, Box::new(Cpu::new())).unwrap();
+        let mut session = planned.start(None, &mut |_, _| Ok(())).unwrap();
+        let ask = Ask { max_tokens: 16, sampling: Sampling::default(), stop: &[] };
+        let text = session.generate(&ids(&rows[0]["input_ids"]), &ask, &mut |_| Ok(true)).unwrap();
+        assert_eq!(text, ids(&case["text"]), "{}", case["changes"]);
+        texts.push(text);
+    }
+    // The control: the cases differ from one another.
+    assert!(losses.windows(2).all(|pair| (pair[0] - pair[1]).abs() > 1e-4), "{losses:?}");
+    assert!(texts.windows(2).all(|pair| pair[0] != pair[1]));
+
+    let wrong = config.to_string().replace("\"sliding_attention\"", "\"chunked_attention\"");
+    let error = loss(&scratch, &scratch.base(&wrong), &of("data.jsonl"), &[]).unwrap_err().to_string();
+    assert!(error.contains("layer_types"), "{error}");
 }

@@ -8,7 +8,7 @@
 use serde_json::Value;
 
 use super::config::{activation, bad, flag, number, rate, size, text};
-use super::{Facts, Family, LmHead, Model};
+use super::{Facts, Family, LmHead, Model, keys};
 use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
@@ -16,7 +16,7 @@ use crate::nn::layers::Pool;
 use crate::nn::{Axis, Field, Init, MAIN, Nn, Part, Role};
 use crate::ops::{Activation, Attention};
 
-pub const FAMILY: Family = Family { types: &["bert", "roberta", "distilbert"], read };
+pub const FAMILY: Family = Family { types: &["bert", "roberta", "distilbert"], keys: keys::BERT, read };
 
 /// What the three call the same things.
 struct Names {
@@ -127,6 +127,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     let dropout = rate(config, key("hidden_dropout_prob", "dropout"), 0.1)?;
     let head_dropout =
         rate(config, key("classifier_dropout", "seq_classif_dropout"), if distil { 0.2 } else { dropout })?;
+    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true);
     let names = match kind {
         Kind::Bert => &BERT,
         Kind::Roberta => &ROBERTA,
@@ -146,6 +147,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
             prefix: names.prefix,
             encoder: true,
+            head: [names.head[2].into(), format!("{}.embeddings.word_embeddings", names.prefix)],
+            tied,
             ..Facts::default()
         },
         inter: size(config, key("intermediate_size", "hidden_dim"), Some(4 * hidden))?,
@@ -158,7 +161,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         dropout,
         head_dropout,
         qa_dropout: if distil { rate(config, "qa_dropout", 0.1)? } else { 0.0 },
-        tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true),
+        tied,
     }))
 }
 

@@ -8,13 +8,13 @@
 use serde_json::Value;
 
 use super::config::{activation, bad, flag, number, rate, size};
-use super::{Facts, Family, LmHead, Model};
+use super::{Facts, Family, LmHead, Model, keys};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{MAIN, Nn, Part, Role};
 use crate::ops::{Activation, Attention};
 
-pub const FAMILY: Family = Family { types: &["gpt2"], read };
+pub const FAMILY: Family = Family { types: &["gpt2"], keys: keys::GPT2, read };
 
 #[derive(Clone, Debug)]
 struct Gpt2 {
@@ -54,6 +54,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
             bounded: true,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
             prefix: "transformer",
+            head: ["lm_head".into(), EMBEDDING.into()],
+            tied: on("tie_word_embeddings"),
             ..Facts::default()
         },
         inter: size(config, "n_inner", Some(4 * hidden))?,

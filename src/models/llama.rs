@@ -8,14 +8,14 @@
 use serde_json::Value;
 
 use super::config::{bad, flag, number, size, text};
-use super::{Facts, Family, LmHead, Model};
+use super::{Facts, Family, LmHead, Model, keys};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Computed, MAIN, Nn, Part, Role};
 use crate::ops::rope::{RopeSpec, rope_rows};
 use crate::ops::{Activation, Attention};
 
-pub const FAMILY: Family = Family { types: &["llama", "mistral", "qwen2", "qwen3", "gemma"], read };
+pub const FAMILY: Family = Family { types: &["llama", "mistral", "qwen2", "qwen3", "gemma"], keys: keys::LLAMA, read };
 
 #[derive(Clone, Debug)]
 pub struct Llama {
@@ -74,6 +74,7 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         (Some(other), _) => return Err(bad("hidden_act", other, "silu, gelu or gelu_pytorch_tanh")),
     };
     let max_positions = size(config, "max_position_embeddings", Some(class_positions))?;
+    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma);
     let attention_bias = flag(config, "attention_bias");
     let count = size(config, "num_hidden_layers", None)?;
     let (mut layers, mut ropes) = (Vec::new(), Vec::new());
@@ -94,6 +95,8 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
             max_positions,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
             prefix: "model",
+            head: ["lm_head".into(), EMBEDDING.into()],
+            tied,
             ..Facts::default()
         },
         hidden,
@@ -109,7 +112,7 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         qk_norm: kind == "qwen3",
         norm_offset: if gemma { 1.0 } else { 0.0 },
         embed_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
-        tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma),
+        tied,
         layers,
         ropes,
         positions,

@@ -3,6 +3,7 @@
 pub mod bert;
 pub mod config;
 pub mod gpt2;
+mod keys;
 pub mod llama;
 mod rope;
 pub mod t5;
@@ -40,6 +41,9 @@ pub struct Facts {
     pub encoder: bool,
     /// The token before the first target, in encoder-decoders.
     pub decoder_start: Option<i32>,
+    /// The modules of the head over the vocabulary and of the embedding, and whether they have one weight.
+    pub head: [String; 2],
+    pub tied: bool,
 }
 
 /// The head over the vocabulary: `x Wᵀ (+ bias)`.
@@ -88,20 +92,22 @@ pub trait Model: Send + Sync {
     }
 }
 
-/// A family: the `model_type`s it reads, and how it reads a config for sequences of at most `positions` tokens.
+/// A family: the `model_type`s it reads, the keys it knows, and how it reads a config for sequences of at most `positions`
+/// tokens.
 pub struct Family {
     pub types: &'static [&'static str],
+    pub keys: &'static [keys::Row],
     pub read: fn(&Value, usize) -> Result<Box<dyn Model>>,
 }
 
 /// Every family.
 pub static FAMILIES: &[Family] = &[llama::FAMILY, gpt2::FAMILY, t5::FAMILY, bert::FAMILY];
 
-/// The model that `config` (a Hugging Face config.json) describes.
-pub fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
+/// The family of a config, and its type.
+fn family(config: &Value) -> Result<(&'static Family, &str)> {
     let found = config.get("model_type").and_then(Value::as_str).unwrap_or("nothing");
     match FAMILIES.iter().find(|f| f.types.contains(&found)) {
-        Some(family) => (family.read)(config, positions),
+        Some(family) => Ok((family, found)),
         None => {
             let known: Vec<_> = FAMILIES.iter().flat_map(|f| f.types).copied().collect();
             Err(Error::config("config.json: model_type", found, format!("one of {}", known.join(", "))))
@@ -109,11 +115,25 @@ pub fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     }
 }
 
-/// What there is to say of a config: keys that nobody reads.
+/// The model that `config` (a Hugging Face config.json) describes.
+pub fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
+    let (family, kind) = family(config)?;
+    keys::check(family.keys, config)?;
+    (family.read)(&keys::named(kind, config), positions)
+}
+
+/// What there is to say of a config: values that are not applied, keys that nobody knows.
 pub fn notes(config: &Value) -> Vec<String> {
-    let unknown = rope::unknown(config);
-    match unknown.is_empty() {
-        true => Vec::new(),
-        false => vec![format!("config.json: not read, since its meaning is not known: {}", unknown.join(", "))],
+    family(config).map_or(Vec::new(), |(family, _)| keys::notes(family.keys, config))
+}
+
+/// `config` with the head tied to the embedding, or not. T5 scales what enters the head by what its file says, not by this.
+pub fn set_tied(config: &mut Value, tied: bool) {
+    let t5 = config.get("model_type").and_then(Value::as_str) == Some("t5");
+    let Some(map) = config.as_object_mut() else { return };
+    let before = map.insert("tie_word_embeddings".into(), tied.into());
+    if t5 {
+        let scaled = before.and_then(|v| v.as_bool()).unwrap_or(true);
+        map.entry("scale_decoder_outputs").or_insert(scaled.into());
     }
 }

@@ -7,15 +7,15 @@
 
 use serde_json::Value;
 
-use super::config::{bad, flag, number, size, text};
-use super::{Facts, Family, LmHead, Model};
+use super::config::{bad, flag, number, rate, size, text};
+use super::{Facts, Family, LmHead, Model, keys};
 use crate::data::INPUT_IDS;
 use crate::error::Result;
 use crate::graph::Val;
 use crate::nn::{Axis, Field, Item, MAIN, Nn, Part, Qkv, Role, SOURCE, StreamId};
 use crate::ops::{Activation, Attention};
 
-pub const FAMILY: Family = Family { types: &["t5"], read };
+pub const FAMILY: Family = Family { types: &["t5"], keys: keys::T5, read };
 
 /// The module of the embedding, which encoder and decoder share.
 const EMBEDDING: &str = "shared";
@@ -55,10 +55,12 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         Some(act) => (true, act),
         None => (false, kind),
     };
-    let act = match act {
+    // What transformers derives from the name wins where the file has it.
+    let gated = config.get("is_gated_act").and_then(Value::as_bool).unwrap_or(gated);
+    let act = match text(config, "dense_act_fn").unwrap_or(act) {
         "relu" => Activation::Relu,
         // transformers reads gated-gelu as gelu_new, which is the tanh form.
-        "gelu" if gated => Activation::GeluTanh,
+        "gelu" if kind == "gated-gelu" && text(config, "dense_act_fn").is_none() => Activation::GeluTanh,
         "gelu_new" => Activation::GeluTanh,
         "gelu" => Activation::Gelu,
         "silu" | "swish" => Activation::Silu,
@@ -96,6 +98,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         prefix,
         heads: &[HEAD],
         decoder_start: Some(start as i32),
+        head: ["lm_head".into(), EMBEDDING.into()],
+        tied,
         ..Facts::default()
     };
     Ok(Box::new(T5 {
@@ -111,8 +115,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         max_distance,
         tied,
         scale_outputs,
-        dropout: number(config, "dropout_rate").unwrap_or(0.0) as f32,
-        head_dropout: number(config, "classifier_dropout").unwrap_or(0.0) as f32,
+        dropout: rate(config, "dropout_rate", 0.1)?,
+        head_dropout: rate(config, "classifier_dropout", 0.0)?,
         at,
         end: config.get("eos_token_id").and_then(Value::as_i64).map(|id| id as i32),
     }))
