@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::models::{self, Model};
+use crate::models::{self, Facts, Model};
 use crate::nn::Role;
 use crate::weights::{Checkpoint, Storage};
 
@@ -16,27 +16,30 @@ pub struct Base {
     pub path: PathBuf,
     pub config: Value,
     pub checkpoint: Option<Checkpoint>,
+    /// What there is to say of it.
+    pub notes: Vec<String>,
 }
 
 impl Base {
-    /// A Hugging Face folder or a GGUF file. It is mapped; nothing is read yet.
+    /// A Hugging Face folder or a GGUF file. It is mapped; nothing is read yet, unless the file has a head beside the
+    /// embedding that its config ties it to.
     pub fn open(path: impl AsRef<Path>) -> Result<Base> {
         let checkpoint = Checkpoint::open(&path)?;
+        let mut config = checkpoint.config().clone();
+        let mut notes = models::notes(&config);
         // What is wrong with a config is said when the model is asked for.
-        let prefix = models::read(checkpoint.config(), 1).map_or("", |model| model.facts().prefix);
-        let checkpoint = checkpoint.under(prefix);
-        Ok(Base { path: path.as_ref().into(), config: checkpoint.config().clone(), checkpoint: Some(checkpoint) })
+        let facts = models::read(&config, 1).map_or(Facts::default(), |model| model.facts().clone());
+        let checkpoint = checkpoint.under(facts.prefix);
+        notes.extend(settle_tie(&checkpoint, &facts, &mut config)?);
+        Ok(Base { path: path.as_ref().into(), config, checkpoint: Some(checkpoint), notes })
     }
 
     /// The model of a folder's config.json with random weights.
     pub fn random(path: impl AsRef<Path>) -> Result<Base> {
         let path = path.as_ref();
-        Ok(Base { path: path.into(), config: crate::weights::read_config(path)?, checkpoint: None })
-    }
-
-    /// What there is to say of the config.
-    pub fn notes(&self) -> Vec<String> {
-        models::notes(&self.config)
+        let config = crate::weights::read_config(path)?;
+        let notes = models::notes(&config);
+        Ok(Base { path: path.into(), config, checkpoint: None, notes })
     }
 
     /// The tokenizer that came with the model.
@@ -66,4 +69,55 @@ impl Base {
             }
         }
     }
+}
+
+/// Where a file has a head of its own although its config ties it to the embedding, the file counts, as in transformers; and
+/// T5's head is the embedding where the file has none. Returns what there is to say.
+fn settle_tie(checkpoint: &Checkpoint, facts: &Facts, config: &mut Value) -> Result<Option<String>> {
+    let [head, table] = facts.head.each_ref().map(|module| format!("{module}.weight"));
+    let held = |name: &str| checkpoint.info(name).is_some();
+    match (facts.tied, held(&head), held(&table)) {
+        (true, true, true) if !same(checkpoint, &head, &table)? => {
+            models::set_tied(config, false);
+            Ok(Some(format!(
+                "config.json ties the output head to the embedding, but the file has {head} with other values: that is the head"
+            )))
+        }
+        (false, false, true) if facts.decoder_start.is_some() => {
+            models::set_tied(config, true);
+            Ok(None)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Whether two tensors of a file have the same values.
+fn same(checkpoint: &Checkpoint, a: &str, b: &str) -> Result<bool> {
+    /// Values that are decoded at a time.
+    const PIECE: usize = 1 << 20;
+    let shape = |name: &str| checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+    let (ours, theirs) = (shape(a), shape(b));
+    if ours != theirs {
+        return Ok(false);
+    }
+    let equal = match (checkpoint.raw(a), checkpoint.raw(b)) {
+        (Some((x, left)), Some((y, right))) if x == y => left == right,
+        _ => {
+            let cols = ours.last().copied().unwrap_or(1).max(1);
+            let rows: usize = ours[..ours.len().saturating_sub(1)].iter().product();
+            let step = (PIECE / cols).max(1);
+            let read = |name: &str, first: usize| {
+                let rows = first..rows.min(first + step);
+                let mut values = vec![0.0; rows.len() * cols];
+                checkpoint.read_rows(name, rows, &mut values).map(|()| values)
+            };
+            let mut equal = true;
+            for first in (0..rows).step_by(step) {
+                equal &= read(a, first)? == read(b, first)?;
+            }
+            equal
+        }
+    };
+    checkpoint.release();
+    Ok(equal)
 }

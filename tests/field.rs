@@ -124,6 +124,28 @@ fn a_ggufs_rope_scaling_is_that_of_llama_cpp() {
 }
 
 #[test]
+fn a_head_in_the_file_counts_though_the_config_ties_it() {
+    let scratch = Scratch::new("tied");
+    let of = |name: &str| field("tied_config_but_own_head").join(name);
+    let model = scratch.base(&read(of("config.json")));
+    let (found, notes) = loss(&scratch, &model, &of("data.jsonl"), &[]).unwrap();
+    near(found, 5.130372, "own head");
+    assert!(notes.iter().any(|note| note.contains("lm_head.weight")), "{notes:?}");
+    // The control: a tied file without a head, and one with a copy of the embedding, are tied and nothing is said.
+    let tied = field("mixed_windows");
+    let bytes = std::fs::read(tied.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = file.tensors();
+    tensors.push(("lm_head.weight".into(), file.tensor("model.embed_tokens.weight").unwrap()));
+    let copied = scratch.base(&read(tied.join("config.json")));
+    std::fs::write(copied.join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    for folder in [tied, copied] {
+        let opened = Base::open(folder).unwrap();
+        assert!(opened.notes.is_empty() && opened.model(2).unwrap().facts().tied, "{:?}", opened.notes);
+    }
+}
+
+#[test]
 fn windows_differ_by_layer() {
     let scratch = Scratch::new("windows");
     let of = |name: &str| field("mixed_windows").join(name);

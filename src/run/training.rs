@@ -130,8 +130,8 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     if job.task.def().name != causal_lm::DEF.name {
         on(Event::Note(job.about()))?;
     }
-    for note in job.base.notes() {
-        on(Event::Note(note))?;
+    for note in &job.base.notes {
+        on(Event::Note(note.clone()))?;
     }
     let (backend, profile) = device(config)?;
     let planned = plan(config, &job, backend)?;
