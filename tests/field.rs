@@ -188,3 +188,69 @@ fn windows_differ_by_layer() {
     let error = loss(&scratch, &scratch.base(&wrong), &of("data.jsonl"), &[]).unwrap_err().to_string();
     assert!(error.contains("layer_types"), "{error}");
 }
+
+/// The folder of an adapter of the field with another config.
+fn adapter(scratch: &Scratch, config: &str) -> String {
+    let dir = scratch.0.join("adapter");
+    std::fs::create_dir_all(&dir).unwrap();
+    let tensors = field("adapters_peft_loads").join("adapter_model.safetensors");
+    std::fs::copy(tensors, dir.join("adapter_model.safetensors")).unwrap();
+    std::fs::write(dir.join("adapter_config.json"), config).unwrap();
+    dir.to_str().unwrap().to_string()
+}
+
+#[test]
+fn adapters_that_peft_loads_are_loaded() {
+    let scratch = Scratch::new("adapters");
+    let of = |name: &str| field("adapters_peft_loads").join(name);
+    let cases = ["bias_all", "extra_target", "fan_in_fan_out", "no_targets", "regex_lookahead"];
+    for case in cases {
+        let dir = adapter(&scratch, &read(of(&format!("adapter_config.{case}.json"))));
+        let (found, notes) = loss(&scratch, &base(), &of("data.jsonl"), &[("adapter", &dir)]).unwrap();
+        near(found, 5.103501, case);
+        let said = notes.iter().any(|note| note.contains("c_attn, which no layer of the model is called"));
+        assert_eq!((said, notes.len()), (case == "extra_target", usize::from(case == "extra_target")), "{notes:?}");
+        // What was saved is loaded again.
+        let saved = scratch.0.join("out").to_str().unwrap().to_string();
+        let again = scratch.0.join("again").to_str().unwrap().to_string();
+        let more = [("adapter", saved.as_str()), ("out", &again)];
+        near(loss(&scratch, &base(), &of("data.jsonl"), &more).unwrap().0, 5.103501, case);
+    }
+    // The controls: without the adapter the loss is another; a target that is nowhere is an error where it was typed, and
+    // so is a file whose tensors do not fit its targets.
+    let (bare, _) = loss(&scratch, &base(), &of("data.jsonl"), &[]).unwrap();
+    assert!((bare - 5.103501).abs() > 1e-3);
+    let error = loss(&scratch, &base(), &of("data.jsonl"), &[("targets", "q_proj,c_attn")]).unwrap_err().to_string();
+    assert!(error.contains("c_attn"), "{error}");
+    let dir = adapter(&scratch, &read(of("adapter_config.extra_target.json")).replace("\"v_proj\"", "\"o_proj\""));
+    let error = loss(&scratch, &base(), &of("data.jsonl"), &[("adapter", &dir)]).unwrap_err().to_string();
+    assert!(error.contains("missing"), "{error}");
+}
+
+#[test]
+fn tensors_of_an_adapter_by_other_names_and_in_f64() {
+    let scratch = Scratch::new("names");
+    let of = |name: &str| field("adapters_peft_loads").join(name);
+    let dir = adapter(&scratch, &read(of("adapter_config.bias_all.json")));
+    let bytes = std::fs::read(of("adapter_model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let wide = |data: &[u8]| -> Vec<u8> {
+        data.as_chunks().0.iter().flat_map(|&b| f64::from(f32::from_le_bytes(b)).to_le_bytes()).collect()
+    };
+    let names: [fn(&str) -> String; 3] = [
+        |name| name.replace(".weight", ".default.weight"),
+        |name| name.replace("base_model.model.", ""),
+        |name| name.into(),
+    ];
+    for name in names {
+        let tensors: Vec<_> =
+            file.tensors().into_iter().map(|(n, t)| (name(&n), t.shape().to_vec(), wide(t.data()))).collect();
+        let views = tensors.iter().map(|(n, shape, data)| {
+            (n.as_str(), safetensors::tensor::TensorView::new(safetensors::Dtype::F64, shape.clone(), data).unwrap())
+        });
+        let path = Path::new(&dir).join("adapter_model.safetensors");
+        std::fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
+        let (found, _) = loss(&scratch, &base(), &of("data.jsonl"), &[("adapter", &dir)]).unwrap();
+        near(found, 5.103501, &tensors[0].0);
+    }
+}

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
 use super::bias::Bias;
@@ -15,6 +15,10 @@ use super::tokens::Tokens;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::nn::Role;
+
+/// The last names of the layers that PEFT adapts where `target_modules` is null, of the families here
+/// (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`). No family has another's names.
+const PEFT_TARGETS: [&str; 7] = ["q_proj", "v_proj", "c_attn", "query", "value", "q", "v"];
 
 /// Larger ranks are taken for a damaged file.
 const MAX_RANK: usize = 65_536;
@@ -45,6 +49,11 @@ impl Targets {
             true => Err("all-linear, names divided by commas, or a regular expression".into()),
             false => Ok(Targets::List(names)),
         }
+    }
+
+    /// What PEFT adapts where the file says nothing.
+    fn of_peft() -> Targets {
+        Targets::List(PEFT_TARGETS.map(str::to_owned).to_vec())
     }
 
     /// The names of the list, if it is one.
@@ -111,6 +120,8 @@ pub struct AdapterConfig {
     pub fan_in_fan_out: bool,
     /// `init_lora_weights`: how A and B started. Training from a given adapter does not use it.
     pub init: Value,
+    /// It is a file's, whose names of layers may be those of another model too.
+    given: bool,
     compiled: OnceLock<Compiled>,
 }
 
@@ -139,6 +150,7 @@ impl AdapterConfig {
             tokens: None,
             fan_in_fan_out: false,
             init: Value::Bool(true),
+            given: false,
             compiled: OnceLock::new(),
         }
     }
@@ -275,8 +287,8 @@ impl AdapterConfig {
         }
         let targets = match map.get("target_modules") {
             Some(Value::String(s)) if s.eq_ignore_ascii_case("all-linear") => Some(Targets::AllLinear),
+            None | Some(Value::Null) => Some(Targets::of_peft()),
             Some(v) => names_of(v).flatten(),
-            None => None,
         };
         let targets = targets.ok_or_else(|| {
             let found = map.get("target_modules").unwrap_or(&Value::Null);
@@ -313,6 +325,7 @@ impl AdapterConfig {
             tokens: get(map, "trainable_token_indices", Tokens::EXPECTED, None, Tokens::read)?,
             fan_in_fan_out: get(map, "fan_in_fan_out", "true or false", false, Value::as_bool)?,
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
+            given: true,
             compiled: OnceLock::new(),
         };
         if config.dora && config.lora_bias {
@@ -398,8 +411,13 @@ struct Compiled {
 pub(super) fn regex_of(text: &str, wrap: impl Fn(&str) -> String) -> Result<Regex, String> {
     Regex::new(&wrap(text)).map_err(|e| {
         let reason = e.to_string().lines().last().unwrap_or_default().trim().to_owned();
-        format!("a regular expression without look-around and back-references ({reason})")
+        format!("a regular expression ({reason})")
     })
+}
+
+/// Whether it matches. One that takes too many steps matches nothing: the tensors of the file then have no place.
+pub(super) fn matches(regex: &Regex, module: &str) -> bool {
+    regex.is_match(module).unwrap_or(false)
 }
 
 /// Whether `module` is one of the names, or ends in a dot and one of them.
@@ -456,7 +474,7 @@ impl AdapterConfig {
         let compiled = self.compiled()?;
         let excluded = match &self.exclude {
             Some(Targets::List(names)) => listed(names, module),
-            Some(_) => compiled.exclude.as_ref().is_some_and(|r| r.is_match(module)),
+            Some(_) => compiled.exclude.as_ref().is_some_and(|r| matches(r, module)),
             None => false,
         };
         let wanted = !excluded
@@ -466,7 +484,7 @@ impl AdapterConfig {
                 // As in PEFT, a whole path in the list counts whatever `layers_to_transform` says.
                 Targets::List(names) if names.iter().any(|n| n == module) => true,
                 Targets::List(names) => listed(names, module) && self.wants_layer(compiled, module),
-                Targets::Regex(_) => compiled.targets.as_ref().is_some_and(|r| r.is_match(module)),
+                Targets::Regex(_) => compiled.targets.as_ref().is_some_and(|r| matches(r, module)),
             };
         if wanted { self.spec(module).map(Some) } else { Ok(None) }
     }
@@ -475,7 +493,7 @@ impl AdapterConfig {
     pub(super) fn spec(&self, module: &str) -> Result<LoraSpec> {
         let compiled = self.compiled()?;
         fn first<T: Copy>(patterns: &[Regex], values: &[(String, T)], module: &str, default: T) -> T {
-            patterns.iter().zip(values).find(|(r, _)| r.is_match(module)).map_or(default, |(_, (_, v))| *v)
+            patterns.iter().zip(values).find(|(r, _)| matches(r, module)).map_or(default, |(_, (_, v))| *v)
         }
         let rank = first(&compiled.rank, &self.rank_pattern, module, self.rank);
         let alpha = first(&compiled.alpha, &self.alpha_pattern, module, self.alpha);
@@ -501,7 +519,7 @@ impl AdapterConfig {
 
     fn wants_layer(&self, compiled: &Compiled, module: &str) -> bool {
         let Some(layers) = &self.layers else { return true };
-        let found = compiled.layers.iter().find_map(|r| r.captures(module));
+        let found = compiled.layers.iter().find_map(|r| r.captures(module).ok().flatten());
         found.and_then(|c| c.name("idx")?.as_str().parse().ok()).is_some_and(|index: usize| layers.contains(&index))
     }
 
@@ -517,8 +535,8 @@ impl AdapterConfig {
             ends.dedup();
             ends
         };
-        for name in self.targets.names() {
-            if !modules.iter().any(|m| listed(std::slice::from_ref(name), m)) {
+        if !self.given {
+            if let Some(name) = self.unmatched(modules).next() {
                 let near = nearest(name, ends()).map_or(String::new(), |n| format!("{n}? "));
                 return Err(Error::config(
                     "targets",
@@ -534,11 +552,28 @@ impl AdapterConfig {
         Ok(found)
     }
 
+    /// Names of the list that no layer has.
+    fn unmatched<'a>(&'a self, modules: &'a [&str]) -> impl Iterator<Item = &'a String> {
+        let has = |name: &String| modules.iter().any(|m| listed(std::slice::from_ref(name), m));
+        self.targets.names().iter().filter(move |name| !has(name))
+    }
+
+    /// What there is to say of a file's targets on a model with these layers.
+    pub(super) fn note(&self, modules: &[&str]) -> Option<String> {
+        let names: Vec<&str> = self.unmatched(modules).map(String::as_str).collect();
+        (self.given && !names.is_empty() && self.targets != Targets::of_peft()).then(|| {
+            format!(
+                "adapter_config.json: target_modules has {}, which no layer of the model is called",
+                names.join(", ")
+            )
+        })
+    }
+
     /// This config with `all-linear` spelled out as the last names of the `adapted` modules, as PEFT saves it, so
     /// that readers that do not know the word understand the file.
     pub fn spelled_out<'a>(&self, adapted: impl IntoIterator<Item = &'a str>) -> AdapterConfig {
         let mut config = self.clone();
-        if self.targets == Targets::AllLinear {
+        if self.targets == Targets::AllLinear || self.targets == Targets::of_peft() {
             let mut names: Vec<String> = Vec::new();
             for module in adapted {
                 let last = module.rsplit('.').next().unwrap_or(module);

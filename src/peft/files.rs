@@ -101,7 +101,7 @@ pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
     AdapterConfig::parse(&text)
 }
 
-/// Reads a whole adapter. Weights may be f32, bf16 or f16.
+/// Reads a whole adapter. Weights may be f64, f32, bf16 or f16.
 pub fn read_adapter(dir: &Path) -> Result<Adapter> {
     Ok(Adapter { config: read_config(dir)?, tensors: read_tensors(dir)? })
 }
@@ -115,7 +115,27 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
             "load the adapter with PEFT and save it again, which writes safetensors",
         ));
     }
-    read_file(&path)
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in read_file(&path)? {
+        if tensors.insert(usual(&name), tensor).is_some() {
+            return Err(Error::file(&path, format!("two tensors for {}", usual(&name)), "one"));
+        }
+    }
+    Ok(tensors)
+}
+
+/// A name as PEFT writes it: state dictionaries that were saved by hand have the adapter's name in it, or lack the prefix.
+fn usual(name: &str) -> String {
+    const MARKS: [&str; 4] = [".lora_A.", ".lora_B.", ".lora_embedding_", ".lora_magnitude_vector"];
+    if !MARKS.iter().any(|mark| name.contains(mark)) {
+        return name.replace(".modules_to_save.default.", ".");
+    }
+    let mut name = name.replace(".default.", ".");
+    name.truncate(name.strip_suffix(".default").unwrap_or(&name).len());
+    if let Some(module) = name.strip_suffix(".lora_magnitude_vector.weight") {
+        name = format!("{module}.lora_magnitude_vector");
+    }
+    if name.starts_with(PREFIX) { name } else { format!("{PREFIX}{name}") }
 }
 
 /// Reads the tensors of a safetensors file, widened to f32.
@@ -130,7 +150,7 @@ pub fn read_bytes(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, HostTens
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {
         let data = widen(&view).ok_or_else(|| {
-            Error::file(path, format!("{name} of dtype {:?}", view.dtype()), "tensors of f32, bf16 or f16")
+            Error::file(path, format!("{name} of dtype {:?}", view.dtype()), "tensors of f64, f32, bf16 or f16")
         })?;
         tensors.insert(name, HostTensor { shape: view.shape().to_vec(), data });
     }
@@ -142,6 +162,7 @@ fn widen(view: &TensorView) -> Option<Vec<f32>> {
     let half = |convert: fn([u8; 2]) -> f32| view.data().as_chunks().0.iter().map(|&b| convert(b)).collect();
     match view.dtype() {
         Dtype::F32 => Some(view.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+        Dtype::F64 => Some(view.data().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect()),
         Dtype::BF16 => Some(half(|b| half::bf16::from_le_bytes(b).to_f32())),
         Dtype::F16 => Some(half(|b| half::f16::from_le_bytes(b).to_f32())),
         _ => None,
@@ -178,10 +199,29 @@ pub fn check(path: &Path, tensors: &BTreeMap<String, HostTensor>, expected: &[(S
     for (name, shape) in expected {
         let held = &tensors[name];
         if held.shape != *shape {
-            return Err(Error::file(path, format!("{name} of shape {:?}", held.shape), format!("{shape:?}")));
+            let (found, expected) = mismatch(name, &held.shape, shape);
+            return Err(Error::file(path, found, expected));
         }
     }
     Ok(())
+}
+
+/// What is found and expected of a tensor that has another shape; a table of other tokens is said to be that.
+pub fn mismatch(name: &str, found: &[usize], expected: &[usize]) -> (String, String) {
+    let table =
+        [".embed_tokens.", ".lm_head.", ".wte.", ".word_embeddings.", ".shared."].iter().any(|t| name.contains(t));
+    let differ: Vec<usize> = (0..found.len().min(expected.len())).filter(|&i| found[i] != expected[i]).collect();
+    match (&differ[..], found.len() == expected.len()) {
+        (&[at], true) if table => (
+            format!("{name} of shape {found:?}: a vocabulary of {} tokens", found[at]),
+            format!(
+                "{expected:?}, the vocabulary of {} of this model; resize the base model first (transformers' \
+                 resize_token_embeddings) and save it",
+                expected[at]
+            ),
+        ),
+        _ => (format!("{name} of shape {found:?}"), format!("{expected:?}")),
+    }
 }
 
 fn count(n: usize) -> String {

@@ -97,6 +97,11 @@ impl Method for Lora {
         merge::low_rank(&self.config, target, own)
     }
 
+    fn notes(&self, sites: &[Site]) -> Vec<String> {
+        let modules: Vec<&str> = sites.iter().map(|s| s.path.as_str()).collect();
+        self.config.note(&modules).into_iter().collect()
+    }
+
     fn check(&self, sites: &[Site]) -> Result<()> {
         let of = |wanted: fn(Role) -> bool| sites.iter().filter(move |s| wanted(s.role)).map(|s| s.path.as_str());
         let tables: Vec<&str> = of(|r| matches!(r, Role::Embed | Role::Head)).collect();

@@ -48,6 +48,11 @@ pub trait Method: Hooks {
         Ok(())
     }
 
+    /// What there is to say of it on a model with these sites.
+    fn notes(&self, _sites: &[Site]) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Takes out of the tensors of an adapter's folder what is there twice.
     fn drop_copies(&self, _tensors: &mut BTreeMap<String, HostTensor>) {}
 

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde_json::{Value, json};
 
-use super::config::{Targets, listed, regex_of};
+use super::config::{Targets, listed, matches, regex_of};
 use super::folder::{self, Heads};
 use super::tokens::{self, Rows, Tokens};
 use super::{Method, MethodDef, Save, files};
@@ -82,7 +82,7 @@ impl Tables {
         match self {
             Tables::Embedding => is_embedding,
             Tables::Named(names) => listed(names, path),
-            Tables::Matching(regex) => regex.is_match(path),
+            Tables::Matching(regex) => matches(regex, path),
         }
     }
 }
@@ -142,7 +142,7 @@ impl Method for TrainableTokens {
                 (names.iter().find(absent).cloned(), tables.join(" or "))
             }
             Tables::Matching(regex) => {
-                let none = !tables.iter().any(|t| regex.is_match(t));
+                let none = !tables.iter().any(|t| matches(regex, t));
                 (none.then(|| regex.as_str().to_string()), format!("a pattern of {}", tables.join(" or ")))
             }
         };

@@ -130,11 +130,11 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     if job.task.def().name != causal_lm::DEF.name {
         on(Event::Note(job.about()))?;
     }
-    for note in &job.base.notes {
-        on(Event::Note(note.clone()))?;
-    }
     let (backend, profile) = device(config)?;
     let planned = plan(config, &job, backend)?;
+    for note in job.base.notes.iter().chain(planned.notes()) {
+        on(Event::Note(note.clone()))?;
+    }
     let (trained, all) = planned.parameters();
     on(Event::run(config, planned.device(), trained, all))?;
     on(Event::Plan(planned.account().clone()))?;

@@ -31,6 +31,7 @@ pub struct Planned {
     options: Options,
     facts: Facts,
     chosen: Vec<Chosen>,
+    notes: Vec<String>,
 }
 
 impl Planned {
@@ -53,10 +54,11 @@ impl Planned {
         let stack: Vec<&dyn Hooks> = methods.iter().map(|m| &**m as &dyn Hooks).collect();
         let mut options = options;
         let wanted = options.micro_tokens;
-        let (program, phases, plan, mut chosen) = loop {
+        let (program, phases, plan, mut chosen, notes) = loop {
             let build = Build { stack: &stack, storage: &storage, act };
             let (program, sites, phases) = Phases::build(&*model, task, build, &options, backend.caps())?;
             methods.iter().try_for_each(|m| m.check(&sites))?;
+            let notes = methods.iter().flat_map(|m| m.notes(&sites)).collect();
             let weights = program.weights.iter().filter_map(|w| match &w.source {
                 Source::Base { tensor, role, .. } => Some(WeightRef { name: tensor, role: *role }),
                 _ => None,
@@ -70,7 +72,7 @@ impl Planned {
                 }
                 other => {
                     let (program, plan, chosen) = other?;
-                    break (program, phases, plan, chosen);
+                    break (program, phases, plan, chosen, notes);
                 }
             }
         };
@@ -84,7 +86,12 @@ impl Planned {
         }
         drop(storage);
         let facts = model.facts().clone();
-        Ok(Planned { base: base.clone(), methods, backend, program, phases, plan, options, facts, chosen })
+        Ok(Planned { base: base.clone(), methods, backend, program, phases, plan, options, facts, chosen, notes })
+    }
+
+    /// What the methods have to say of the model.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What was chosen to make it fit.
