@@ -53,6 +53,12 @@ impl fmt::Display for Origin {
     }
 }
 
+/// Most steps, epochs and the like: what TOML can say.
+const MOST: u64 = i64::MAX as u64;
+const COUNT: &str = "1 to 9223372036854775807";
+/// Most tokens of a sequence or a micro-batch: sizes that are computed from it, squares too, fit in 64 bits.
+pub const MOST_TOKENS: usize = 1 << 23;
+
 /// One setting: a row of the table.
 pub struct Field {
     /// With underscores. The flag and the key in the file have hyphens: [`Field::key`].
@@ -162,7 +168,7 @@ settings! {
         #[doc = "Data to evaluate on when training is done"]
         eval_data: Option<PathBuf> = "FILE", { None };
         #[doc = "Evaluate every so many steps too"]
-        eval_every: Option<u64> = "N", { None }, if |v| *v != Some(0) => "1 or more";
+        eval_every: Option<u64> = "N", { None }, if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Run folder that is written"]
         out: Option<PathBuf> = "DIR", { None };
         #[doc = "Start from the files' weights, or from random ones (the folder then needs only config.json)"]
@@ -220,18 +226,20 @@ settings! {
     }
     "Length" {
         #[doc = "Optimizer steps; excludes --epochs"]
-        steps: Option<u64> = "N", { None }, if |v| *v != Some(0) => "1 or more";
+        steps: Option<u64> = "N", { None }, if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Passes over the data; excludes --steps"]
         epochs: Option<u64> = "N", { |c| c.steps.is_none().then_some(1) } as "1, if --steps is not given",
-            if |v| *v != Some(0) => "1 or more";
+            if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Sequences an optimizer step"]
-        batch_size: usize = "N", { 8 }, if |v| *v >= 1 => "1 or more";
+        batch_size: usize = "N", { 8 }, if |v| (1..=MOST as usize).contains(v) => COUNT;
         #[doc = "Longer sequences are cut to this many tokens"]
-        max_seq_len: usize = "N", { 1024 }, if |v| *v >= 2 => "2 or more";
+        max_seq_len: usize = "N", { 1024 }, if |v| (2..=MOST_TOKENS).contains(v) => "2 to 8388608";
         #[doc = "Sequence to sequence: longer targets are cut to this many tokens"]
-        max_target_len: usize = "N", { |c| c.max_seq_len } as "--max-seq-len", if |v| *v >= 1 => "1 or more";
+        max_target_len: usize = "N", { |c| c.max_seq_len } as "--max-seq-len",
+            if |v| (1..=MOST_TOKENS).contains(v) => "1 to 8388608";
         #[doc = "Question answering: tokens that a window of a long context shares with the one before"]
-        doc_stride: usize = "N", { |c| 128.min(c.max_seq_len / 4) } as "128, or a quarter of --max-seq-len if that is less";
+        doc_stride: usize = "N", { |c| 128.min(c.max_seq_len / 4) } as "128, or a quarter of --max-seq-len if that is less",
+            if |v| *v <= MOST_TOKENS => "0 to 8388608";
         #[doc = "Masked LM: share of a text's tokens that are to be predicted"]
         mask_share: f64 = "X", { 0.15 }, if |v| *v > 0.0 && *v <= 1.0 => "above 0, at most 1";
         #[doc = "Question answering: pad sequences to the longest of their batch and let padding into the softmax, as transformers does"]
@@ -239,7 +247,8 @@ settings! {
         #[doc = "Question answering: give token types to a model with an adapter, which PEFT's class does not do"]
         qa_token_types: bool = "BOOL", { false };
         #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change; at least --max-seq-len"]
-        micro_tokens: usize = "T", { |c| c.max_seq_len } as "--max-seq-len", if |v| *v >= 2 => "2 or more";
+        micro_tokens: usize = "T", { |c| c.max_seq_len } as "--max-seq-len",
+            if |v| (2..=MOST_TOKENS).contains(v) => "2 to 8388608";
     }
     "Optimizer" {
         #[doc = "Highest learning rate"]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::base::Base;
-use crate::config::RunConfig;
+use crate::config::{MOST_TOKENS, RunConfig};
 use crate::error::{Error, Result};
 use crate::generate::sample::Sampling;
 use crate::generate::{Ask, Room};
@@ -72,11 +72,12 @@ pub fn generate(
         return Ok(Timing::default());
     }
     let tokens = if answers { max_tokens.saturating_add(1) } else { ids.len().saturating_add(max_tokens) };
-    if tokens.max(ids.len()) > facts.max_positions {
+    let most = facts.max_positions.min(MOST_TOKENS);
+    if tokens.max(ids.len()) > most {
         return Err(Error::config(
             "--max-tokens",
             format!("{max_tokens} after a prompt of {} tokens", ids.len()),
-            format!("{} together, for which the model was made", facts.max_positions),
+            format!("{most} together, for which the model was made"),
         ));
     }
     // A decoder that answers begins with one token.

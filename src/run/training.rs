@@ -159,7 +159,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let mut sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
     let steps = match (config.steps, config.epochs) {
         (Some(steps), _) => steps,
-        (None, epochs) => epochs.unwrap_or(1) * sampler.steps_per_epoch(config.batch_size) as u64,
+        (None, epochs) => epochs.unwrap_or(1).saturating_mul(sampler.steps_per_epoch(config.batch_size) as u64),
     };
 
     let adapter = match &config.adapter {
@@ -177,7 +177,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     write(&out.join("config.toml"), &config.to_toml())?;
 
     let warmup = config.warmup_steps(steps);
-    let mut losses: Vec<(u64, f32)> = Vec::with_capacity(steps as usize);
+    let mut losses: Vec<(u64, f32)> = Vec::new();
     let mut timed = Report::default();
     for step in 0..steps {
         let began = Instant::now();

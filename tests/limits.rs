@@ -1,0 +1,132 @@
+//! No value of a setting makes the tool panic, abort or take memory without end: it is refused, or the run works.
+
+mod common;
+
+use std::path::PathBuf;
+
+use trimtab::config::{FIELDS, Field, Flags, RunConfig};
+use trimtab::run::metrics::Event;
+use trimtab::run::training;
+use trimtab::{Error, Result};
+
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let dir = std::env::temp_dir().join(format!("trimtab-limits-{}-{name}", std::process::id()));
+        std::fs::remove_dir_all(&dir).ok();
+        Scratch(dir)
+    }
+
+    /// The settings of a small run, with others.
+    fn config(&self, more: &[(&str, &str)]) -> Result<RunConfig> {
+        let at = |path: &str| common::root("tests/fixtures").join(path).to_str().unwrap().to_string();
+        let (model, data) = (at("golden/base"), at("field/adapters_peft_loads/data.jsonl"));
+        let out = self.0.to_str().unwrap().to_string();
+        let mut flags = vec![("model", model.as_str()), ("data", &data), ("out", &out), ("device", "cpu")];
+        if !more.iter().any(|(name, _)| *name == "max_seq_len") {
+            flags.push(("max_seq_len", "24"));
+        }
+        flags.extend_from_slice(more);
+        RunConfig::resolve(None, &Flags::of(&flags)?)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Runs until the first step is done.
+fn one_step(config: &RunConfig) -> Result<()> {
+    let ended = training::run(config, &mut |event| match event {
+        Event::Step(_) => Err(Error::Cancelled),
+        _ => Ok(()),
+    });
+    match ended {
+        Err(Error::Cancelled) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+const VALUES: [&str; 19] = [
+    "0",
+    "1",
+    "2",
+    "0.5",
+    "-1",
+    "-0.5",
+    "65536",
+    "4096",
+    "8388608",
+    "8388609",
+    "4294967296",
+    "1000000000000000",
+    "9223372036854775807",
+    "9223372036854775808",
+    "18446744073709551615",
+    "1e15",
+    "1e308",
+    "NaN",
+    "inf",
+];
+
+/// The settings that are numbers: those that take one of the values and not a word.
+fn numeric(field: &&Field) -> bool {
+    let takes = |value: &str| RunConfig::resolve(None, &Flags(vec![(field.name, value.into())])).is_ok();
+    !field.is_switch && field.choices.is_empty() && (takes("1") || takes("2") || takes("0.5")) && !takes("word")
+}
+
+/// What a micro-batch or the factors are made of: a value that is allowed may still be too much for this test's memory.
+const SIZES: [&str; 5] = ["max_seq_len", "max_target_len", "micro_tokens", "rank", "virtual_tokens"];
+
+#[test]
+fn every_number_is_refused_or_works() {
+    let scratch = Scratch::new("numbers");
+    let fields: Vec<&Field> = FIELDS.iter().filter(numeric).collect();
+    assert!(fields.len() > 25, "{}", fields.len());
+    let (mut refused, mut planned, mut ran) = (0, 0, 0);
+    for field in fields {
+        for value in VALUES {
+            let config = scratch.config(&[(field.name, value)]);
+            let Ok(config) = config else {
+                refused += 1;
+                continue;
+            };
+            match training::preview(&config) {
+                Ok(_) => planned += 1,
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    continue;
+                }
+            }
+            let small = value.parse::<f64>().is_ok_and(|v| v <= 2.0);
+            if small || !SIZES.contains(&field.name) {
+                // An error is an answer too; a panic is not.
+                ran += usize::from(one_step(&config).is_ok());
+            }
+        }
+    }
+    assert!(refused > 150 && planned > 100 && ran > 100, "{refused} refused, {planned} planned, {ran} ran");
+}
+
+/// The cases of the reports: a step of each that is allowed is done at once.
+#[test]
+fn lengths_beyond_all_measure() {
+    let scratch = Scratch::new("lengths");
+    for (name, value, expected) in [
+        ("steps", "18446744073709551615", Some("steps")),
+        ("epochs", "18446744073709551615", Some("epochs")),
+        ("max_seq_len", "100000000000", Some("max-seq-len")),
+        ("steps", "1000000000000000", None),
+        ("epochs", "1000000000000000", None),
+        ("batch_size", "9223372036854775807", None),
+    ] {
+        match (scratch.config(&[(name, value)]), expected) {
+            (Err(error), Some(key)) => assert!(error.to_string().contains(key), "{error}"),
+            (Ok(config), None) => one_step(&config).unwrap_or_else(|e| panic!("{name} {value}: {e}")),
+            (other, _) => panic!("{name} {value}: {:?}", other.map(drop)),
+        }
+    }
+}
