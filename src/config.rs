@@ -311,6 +311,8 @@ settings! {
         dtype: Dtype = "DTYPE", { Dtype::F32 };
         #[doc = "auto, cpu, cuda, cuda:N, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
         device: Device = "DEVICE", { Device::Auto };
+        #[doc = "Stop after so many steps in a row whose loss or gradient is not finite; such a step changes nothing"]
+        max_skips: u64 = "N", { 10 }, if |v| (1..=MOST).contains(v) => COUNT;
         #[doc = "Full training: how the trained weights are written"]
         save_dtype: SaveDtype = "DTYPE", { SaveDtype::F32 };
         #[doc = "Time each op of the steps after the first; a table at the end. On a GPU this slows them down"]

@@ -1,11 +1,13 @@
-//! No value of a setting makes the tool panic, abort or take memory without end: it is refused, or the run works.
+//! No value of a setting makes the tool panic, abort or take memory without end: it is refused, or the run works. And steps
+//! whose numbers are not finite are skipped, counted, and end the run.
 
 mod common;
 
 use std::path::PathBuf;
 
+use serde_json::Value;
 use trimtab::config::{FIELDS, Field, Flags, RunConfig};
-use trimtab::run::metrics::Event;
+use trimtab::run::metrics::{Event, METRICS_FILE, Metrics};
 use trimtab::run::training;
 use trimtab::{Error, Result};
 
@@ -127,6 +129,63 @@ fn lengths_beyond_all_measure() {
             (Err(error), Some(key)) => assert!(error.to_string().contains(key), "{error}"),
             (Ok(config), None) => one_step(&config).unwrap_or_else(|e| panic!("{name} {value}: {e}")),
             (other, _) => panic!("{name} {value}: {:?}", other.map(drop)),
+        }
+    }
+}
+
+/// Rates at which the adapter grows until the model overflows.
+const DIVERGES: [(&str, &str); 6] = [
+    ("optimizer", "sgd"),
+    ("schedule", "constant"),
+    ("lr", "1e30"),
+    ("max_grad_norm", "0"),
+    ("steps", "40"),
+    ("batch_size", "4"),
+];
+
+#[test]
+fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
+    let scratch = Scratch::new("skips");
+    for most in [3, 10] {
+        let text = most.to_string();
+        let mut flags = DIVERGES.to_vec();
+        flags.extend((most != 10).then_some(("max_skips", text.as_str())));
+        let config = scratch.config(&flags).unwrap();
+        let mut metrics = Metrics::new(&scratch.0);
+        let mut finite = 0;
+        let error = training::run(&config, &mut |event| {
+            if let Event::Step(step) = &event {
+                finite += usize::from(step.skipped == 0);
+            }
+            metrics.write(&event)
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(&format!("{most} steps in a row")), "{error}");
+        assert!(finite > 0, "the first step is a number");
+        let lines = std::fs::read_to_string(scratch.0.join(METRICS_FILE)).unwrap();
+        let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        assert_eq!(last["skipped"], most, "{last}");
+        assert!(!scratch.0.join("adapter_model.safetensors").exists());
+    }
+    // The control: at a rate that is none of these, nothing is skipped and the adapter is there.
+    let config = scratch.config(&[("steps", "3"), ("lr", "1e-4")]).unwrap();
+    training::run(&config, &mut |event| match event {
+        Event::Step(step) => Ok(assert_eq!(step.skipped, 0)),
+        _ => Ok(()),
+    })
+    .unwrap();
+    assert!(scratch.0.join("adapter_model.safetensors").exists());
+}
+
+#[test]
+fn what_is_not_finite_is_never_written() {
+    for method in ["lora", "full"] {
+        let scratch = Scratch::new(&format!("infinite-{method}"));
+        let flags = [("optimizer", "sgd"), ("lr", "1e300"), ("steps", "1"), ("method", method)];
+        let error = training::run(&scratch.config(&flags).unwrap(), &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("the run diverged"), "{method}: {error}");
+        for file in ["adapter_model.safetensors", "adapter_config.json", "model.safetensors"] {
+            assert!(!scratch.0.join(file).exists(), "{method}: {file}");
         }
     }
 }

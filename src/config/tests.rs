@@ -142,6 +142,7 @@ fn the_saved_file_repeats_the_run() {
         ("mask_share", "0.2"),
         ("qa_padding", "true"),
         ("qa_token_types", "true"),
+        ("max_skips", "3"),
         ("steps", "9"),
         ("batch_size", "3"),
         ("max_seq_len", "100"),

@@ -1,6 +1,7 @@
 //! Full training: every weight of the base model, or the parts of it that a [`Selection`] names. The whole model is saved.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -103,6 +104,7 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
     };
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let path = save.dir.join("model.safetensors");
+    check_finite(save, dtype, &path)?;
     let all: Vec<&(String, Vec<usize>)> = save.trained.iter().chain(save.frozen).collect();
     let infos = all.iter().map(|(name, shape)| (name.clone(), dtype, shape.clone())).collect();
     let (mut values, mut bytes) = (vec![0f32; PIECE], Vec::with_capacity(4 * PIECE));
@@ -140,4 +142,24 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
     }
     let path = save.dir.join("config.json");
     std::fs::write(&path, format!("{config:#}\n")).map_err(|e| Error::io(&path, e))
+}
+
+/// An error if a trained value is not finite, or not in the type that it is to be written in.
+fn check_finite(save: &mut Save, dtype: Dtype, path: &Path) -> Result<()> {
+    let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
+    let mut values = vec![0f32; PIECE];
+    for (i, (name, shape)) in save.trained.iter().enumerate() {
+        let len: usize = shape.iter().product();
+        for first in (0..len).step_by(PIECE) {
+            let values = &mut values[..PIECE.min(len - first)];
+            (save.read)(i, first, values)?;
+            // Not `>`: NaN is no number that is less.
+            if let Some(x) = values.iter().find(|x| !(x.abs() <= largest)) {
+                let found = format!("{x} in {name}: the run diverged");
+                let expected = format!("numbers of at most {largest:e}; nothing was written (try a lower lr)");
+                return Err(Error::file(path, found, expected));
+            }
+        }
+    }
+    Ok(())
 }

@@ -82,6 +82,8 @@ pub struct StepEvent {
     /// Those of them that count in the loss.
     pub trained_tokens: u64,
     pub tokens_per_second: f64,
+    /// Steps so far, this one counted, that were skipped because loss or gradient were not finite.
+    pub skipped: u64,
 }
 
 impl Event {
@@ -116,6 +118,7 @@ impl Event {
                 "tokens": s.tokens,
                 "trained_tokens": s.trained_tokens,
                 "tokens_per_second": s.tokens_per_second,
+                "skipped": s.skipped,
             })),
             Event::Eval { step, evaluated } => Some(json!({
                 "event": "eval",
@@ -193,6 +196,7 @@ mod tests {
             tokens: 100,
             trained_tokens: 90,
             tokens_per_second: 12.5,
+            skipped: u64::from(!loss.is_finite()),
         })
     }
 
@@ -217,9 +221,9 @@ mod tests {
                    "versions": {"trimtab": env!("CARGO_PKG_VERSION"), "metrics": 1},
                    "trained_parameters": 3, "parameters": 10}),
             json!({"event": "step", "step": 1, "loss": 0.1, "lr": 2e-4, "grad_norm": null, "tokens": 100,
-                   "trained_tokens": 90, "tokens_per_second": 12.5}),
+                   "trained_tokens": 90, "tokens_per_second": 12.5, "skipped": 0}),
             json!({"event": "step", "step": 2, "loss": null, "lr": 2e-4, "grad_norm": null, "tokens": 100,
-                   "trained_tokens": 90, "tokens_per_second": 12.5}),
+                   "trained_tokens": 90, "tokens_per_second": 12.5, "skipped": 1}),
         ];
         let end = json!({"event": "end", "account_bytes": 7, "peak_resident_bytes": null, "fetched_bytes": 5,
                          "stored_bytes": 6, "stalled_seconds": 1.5});

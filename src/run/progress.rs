@@ -87,8 +87,11 @@ impl Progress {
     }
 
     fn step(&mut self, event: &StepEvent) {
-        let &StepEvent { step, steps, loss, lr, tokens, tokens_per_second, .. } = event;
-        let numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
+        let &StepEvent { step, steps, loss, lr, tokens, tokens_per_second, skipped, .. } = event;
+        let mut numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
+        if skipped > 0 {
+            numbers += &format!("  {} skipped", grouped(skipped));
+        }
         match &mut self.out {
             Out::Terminal(bar) => bar.step(step, steps, numbers),
             Out::Lines(_) => {
@@ -200,6 +203,7 @@ mod tests {
             tokens: 1000,
             trained_tokens: 900,
             tokens_per_second,
+            skipped: 0,
         })
     }
 

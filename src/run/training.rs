@@ -25,6 +25,7 @@ use crate::session::Planned;
 use crate::system::Instant;
 use crate::tasks::causal_lm;
 use crate::train::schedule;
+use crate::train::trainer::StepReport;
 
 /// What a finished run leaves behind.
 #[derive(Clone, Debug)]
@@ -178,6 +179,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
 
     let warmup = config.warmup_steps(steps);
     let mut losses: Vec<(u64, f32)> = Vec::new();
+    let mut skips = Skips::default();
     let mut timed = Report::default();
     for step in 0..steps {
         let began = Instant::now();
@@ -193,6 +195,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             timed = Report::default();
         }
         losses.push((step + 1, report.loss));
+        skips.count(&report);
         on(Event::Step(StepEvent {
             step: step + 1,
             steps,
@@ -202,7 +205,9 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
             tokens: report.tokens as u64,
             trained_tokens: report.trained as u64,
             tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
+            skipped: skips.all,
         }))?;
+        skips.check(config.max_skips, step + 1, &report)?;
         let done = step + 1;
         let due = done == steps || config.eval_every.is_some_and(|every| done.is_multiple_of(every));
         if let Some(rows) = rows.as_ref().filter(|_| due) {
@@ -212,6 +217,9 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     }
     if let Some(profile) = profile {
         on(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
+    }
+    if skips.all > 0 {
+        on(Event::Note(format!("{} of {steps} steps were skipped: loss or gradient were not finite", skips.all)))?;
     }
     on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.offload.moved })?;
     // Saving copies the trained tensors; the buffers of products make room for that.
@@ -226,6 +234,34 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     on(Event::Saved { path: out.into() })?;
     let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
     Ok(Summary { steps, first_loss: loss(losses.first()), last_loss: loss(losses.last()) })
+}
+
+/// Steps whose loss or gradient was not finite. The update leaves everything as it was where the gradient is not finite.
+#[derive(Default)]
+struct Skips {
+    all: u64,
+    /// Since the last one that was not skipped.
+    in_a_row: u64,
+}
+
+impl Skips {
+    fn count(&mut self, report: &StepReport) {
+        let skipped = !report.is_finite();
+        self.all += u64::from(skipped);
+        self.in_a_row = if skipped { self.in_a_row + 1 } else { 0 };
+    }
+
+    fn check(&self, most: u64, step: u64, report: &StepReport) -> Result<()> {
+        if self.in_a_row < most {
+            return Ok(());
+        }
+        let found = format!(
+            "{} steps in a row, up to step {step}, whose loss or gradient is not finite (loss {}, gradient norm {})",
+            self.in_a_row, report.loss, report.grad_norm
+        );
+        let expected = "finite numbers: try a lower lr, a longer warmup, or --dtype f32 or bf16; nothing was written";
+        Err(Error::config("max-skips", found, expected))
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -23,6 +23,13 @@ pub struct StepReport {
     pub trained: usize,
 }
 
+impl StepReport {
+    /// Whether loss and gradient are finite. A step whose gradient is not changes nothing.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
 /// A program on a device, which trains if it has a step.
 pub struct Trainer {
     pub exec: Exec,
