@@ -170,7 +170,10 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
     // The control: at a rate that is none of these, nothing is skipped and the adapter is there.
     let config = scratch.config(&[("steps", "3"), ("lr", "1e-4")]).unwrap();
     training::run(&config, &mut |event| match event {
-        Event::Step(step) => Ok(assert_eq!(step.skipped, 0)),
+        Event::Step(step) => {
+            let _: () = assert_eq!(step.skipped, 0);
+            Ok(())
+        }
         _ => Ok(()),
     })
     .unwrap();

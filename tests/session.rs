@@ -143,7 +143,11 @@ fn evaluation_and_generation_see_the_weights_as_they_are() {
             assert!((eval.loss - again.loss).abs() <= 1e-5 * eval.loss, "{i}: {} and {}", eval.loss, again.loss);
             assert_eq!(text(&mut session), text(&mut other), "{i}");
             losses.push(eval.loss);
-            assert_eq!(train(&mut session, &[step.clone()]), train(&mut plain, &[step.clone()]), "{i}");
+            assert_eq!(
+                train(&mut session, std::slice::from_ref(step)),
+                train(&mut plain, std::slice::from_ref(step)),
+                "{i}"
+            );
         }
         assert_eq!(session.adapter().unwrap(), plain.adapter().unwrap(), "{i}");
         // The control: training moves them.
@@ -269,7 +273,7 @@ fn callbacks_cancel() {
             });
             assert!(matches!(cancelled, Err(Error::Cancelled)));
             assert_eq!(told, (1..step.len()).collect::<Vec<_>>());
-            assert_eq!(train(&mut session, &[step.clone()]), train(&mut plain, &[step.clone()]));
+            assert_eq!(train(&mut session, std::slice::from_ref(step)), train(&mut plain, std::slice::from_ref(step)));
         }
         assert_eq!(session.state().unwrap(), plain.state().unwrap());
         let ask = Ask { max_tokens: 10, sampling: Sampling::default(), stop: &[] };

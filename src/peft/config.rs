@@ -535,15 +535,13 @@ impl AdapterConfig {
             ends.dedup();
             ends
         };
-        if !self.given {
-            if let Some(name) = self.unmatched(modules).next() {
-                let near = nearest(name, ends()).map_or(String::new(), |n| format!("{n}? "));
-                return Err(Error::config(
-                    "targets",
-                    format!("{name}, which no layer of the model is called"),
-                    format!("{near}one of {}", ends().join(", ")),
-                ));
-            }
+        if let Some(name) = self.unmatched(modules).next().filter(|_| !self.given) {
+            let near = nearest(name, ends()).map_or(String::new(), |n| format!("{n}? "));
+            return Err(Error::config(
+                "targets",
+                format!("{name}, which no layer of the model is called"),
+                format!("{near}one of {}", ends().join(", ")),
+            ));
         }
         if found.is_empty() {
             let expected = format!("something that matches; the model's linear layers are {}", ends().join(", "));

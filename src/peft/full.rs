@@ -153,8 +153,7 @@ fn check_finite(save: &mut Save, dtype: Dtype, path: &Path) -> Result<()> {
         for first in (0..len).step_by(PIECE) {
             let values = &mut values[..PIECE.min(len - first)];
             (save.read)(i, first, values)?;
-            // Not `>`: NaN is no number that is less.
-            if let Some(x) = values.iter().find(|x| !(x.abs() <= largest)) {
+            if let Some(x) = values.iter().find(|x| x.is_nan() || x.abs() > largest) {
                 let found = format!("{x} in {name}: the run diverged");
                 let expected = format!("numbers of at most {largest:e}; nothing was written (try a lower lr)");
                 return Err(Error::file(path, found, expected));
