@@ -54,8 +54,8 @@ impl Scratch {
         let error = String::from_utf8(ran.stderr).unwrap();
         assert_eq!(ran.status.code(), Some(0), "{data}: {error}");
         let text = std::fs::read_to_string(self.path("o/metrics.jsonl")).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let step = lines.filter(|line| line.get("loss").is_some()).next_back().unwrap();
+        let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let step = lines.rfind(|line| line.get("loss").is_some()).unwrap();
         let number = |key: &str| step[key].as_u64().unwrap_or_else(|| panic!("{key} of {step}"));
         (number("tokens"), number("trained_tokens"), step["loss"].as_f64().unwrap(), error)
     }
@@ -100,7 +100,6 @@ fn a_token_that_only_tokenizer_config_has() {
     }
 }
 
-/// Ids and text as transformers has them with the same files.
 #[test]
 fn tokens_beside_the_tokenizer() {
     const TEXT: &str = "we <x> go<y>on <z> </s>a<w>the";
@@ -123,8 +122,9 @@ fn tokens_beside_the_tokenizer() {
     };
     let none = json!({});
     let spelled = "1 71 3 0 27 0 78 0 28 0 18 17 3 0 29 0 3 2 30 0 26 0 23 11 8";
-    // tokenizer_config.json, other files, ids, text, end.
-    let cases: [(Value, &[(&str, Value)], &str, &str, u32); 9] = [
+    /// tokenizer_config.json, other files, ids, text, end.
+    type Beside<'a> = (Value, &'a [(&'a str, Value)], &'a str, &'a str, u32);
+    let cases: [Beside; 9] = [
         (with(none.clone()), &[], spelled, "we x goyon z  awthe", 127),
         (
             with(json!({"added_tokens_decoder": {
@@ -283,3 +283,56 @@ fn a_prompt_with_a_token_that_has_no_row_is_an_error() {
     assert!(error.contains("token id 128 (<|user|>)") && error.contains("0 to 127"), "{error}");
     assert!(scratch.generate("hi").is_ok(), "the control");
 }
+
+#[test]
+fn a_full_model_is_saved_whole() {
+    let scratch = Scratch::new("full");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::create_dir_all(scratch.path("m")).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(root.join("assets/base").join(file), scratch.path("m").join(file)).unwrap();
+    }
+    let more = [
+        ("chat_template.jinja", "{{ messages }}\n"),
+        ("added_tokens.json", "{}"),
+        ("tokenizer.model", "pieces"),
+        ("special_tokens_map.json", "{}"),
+        ("generation_config.json", "{}"),
+    ];
+    more.iter().for_each(|(name, text)| scratch.write(&format!("m/{name}"), text));
+    scratch.write("d.jsonl", "{\"text\": \"Call me Ishmael.\"}\n");
+    let train = |model: &str, out: &str| {
+        let args = ["train", "--model", model, "--data", "d.jsonl", "--out", out, "--device", "cpu", "--steps", "1"];
+        let ran = scratch.run(&[&args[..], &["--max-seq-len", "64", "--method", "full"]].concat());
+        assert_eq!(ran.status.code(), Some(0), "{}", String::from_utf8(ran.stderr).unwrap());
+    };
+    train("m", "o");
+    for name in more.map(|(name, _)| name).into_iter().chain(["tokenizer.json", "tokenizer_config.json"]) {
+        let read = |folder: &str| std::fs::read(scratch.path(folder).join(name)).unwrap();
+        assert!(read("m") == read("o"), "{name}");
+    }
+    let left = std::fs::read_dir(scratch.path("o")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(left.into_iter().all(|name| !name.contains(".tmp")));
+
+    // A GGUF file has its tokenizer inside: the folder that is made of it opens as the same one.
+    for name in ["llama", "gemma"] {
+        let file = root.join(format!("tests/golden/gguf_{name}.gguf"));
+        let inside = Tokenizer::from_gguf(&trimtab::weights::gguf::Gguf::open(&file).unwrap()).unwrap();
+        match name {
+            "gemma" => train(file.to_str().unwrap(), name),
+            // Its model lacks weights; its tokenizer is another kind.
+            _ => {
+                std::fs::create_dir_all(scratch.path(name)).unwrap();
+                inside.save_folder(&scratch.path(name)).unwrap();
+            }
+        }
+        let saved = Tokenizer::from_folder(scratch.path(name)).unwrap();
+        assert_eq!((saved.bos(), saved.pad()), (inside.bos(), inside.pad()));
+        assert_eq!(saved.eos_ids().first(), inside.eos_ids().first());
+        assert_eq!(saved.chat_template(), inside.chat_template());
+        let text = "the <s>cat</s> sat <|im_start|>in";
+        assert_eq!(saved.encode(text, true).unwrap(), inside.encode(text, true).unwrap());
+        assert!(scratch.path(name).join("tokenizer_config.json").exists());
+    }
+}
+

@@ -10,7 +10,7 @@ use super::added;
 pub use super::stream::DecodeStream;
 use super::vocabulary::{self, Settings, token_text};
 use crate::weights::gguf::Gguf;
-use crate::weights::{Checkpoint, read_json};
+use crate::weights::{Checkpoint, read_json, write_beside};
 use crate::{Error, Result};
 
 /// A tokenizer, and the special tokens its model's files name.
@@ -205,7 +205,7 @@ impl Tokenizer {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let json = self.inner.to_string(false).map_err(|e| failed("written", &e))?;
-        std::fs::write(path, json).map_err(|e| Error::io(path, e))
+        write_beside(path, json.as_bytes())
     }
 }
 
@@ -215,6 +215,26 @@ pub(super) fn failed(what: &str, error: &tokenizers::Error) -> Error {
 }
 
 /// What there is instead of a tokenizer that could be read.
+    /// Writes the files of a folder from which transformers makes the same tokenizer: tokenizer.json, and a
+    /// tokenizer_config.json with the special tokens and the template of a chat.
+    pub fn save_folder(&self, folder: &Path) -> Result<()> {
+        let mut config = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
+        let eos = self.eos.first().copied();
+        for (key, id) in
+            [("bos_token", self.bos), ("eos_token", eos), ("pad_token", self.pad), ("mask_token", self.mask)]
+        {
+            if let Some(token) = id.and_then(|id| self.id_to_token(id)) {
+                config[key] = token.into();
+            }
+        }
+        if let Some(template) = self.chat_template() {
+            config["chat_template"] = template.into();
+        }
+        let path = folder.join("tokenizer_config.json");
+        write_beside(&path, format!("{config:#}\n").as_bytes())?;
+        self.save(folder.join("tokenizer.json"))
+    }
+
 fn no_tokenizer(folder: &Path) -> Error {
     let pieces = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
     match pieces.iter().find(|name| folder.join(name).exists()) {

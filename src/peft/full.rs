@@ -10,10 +10,10 @@ use super::{Method, MethodDef, Save, Selection, merge};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
-use crate::weights::write_safetensors_with;
+use crate::weights::{write_beside, write_safetensors_with};
 
 /// The base model's files that go along as they are: those of its tokenizer, and how it generates.
-const KEPT: [&str; 8] = [
+const KEPT: [&str; 13] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -21,6 +21,11 @@ const KEPT: [&str; 8] = [
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
     "generation_config.json",
 ];
 
@@ -93,8 +98,8 @@ impl Method for Partial {
     }
 }
 
-/// Writes a Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or a
-/// tokenizer.json made from what a GGUF file holds.
+/// Writes a Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or those
+/// made from what a GGUF file holds.
 pub(crate) fn write(save: &mut Save) -> Result<()> {
     std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
     let (dtype, name) = match save.dtype {
@@ -125,13 +130,16 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
     })?;
     for file in KEPT {
         let from = save.base.join(file);
-        if from.is_file() {
-            std::fs::copy(&from, save.dir.join(file)).map_err(|e| Error::io(&from, e))?;
+        let into = save.dir.join(file);
+        // Where the model is saved over its base, they are there.
+        if from.is_file() && !same(&from, &into) {
+            let bytes = std::fs::read(&from).map_err(|e| Error::io(&from, e))?;
+            write_beside(&into, &bytes)?;
         }
     }
     // A GGUF file holds its tokenizer inside.
     if save.base.is_file() {
-        (save.tokenizer)(&save.dir.join("tokenizer.json"))?;
+        (save.tokenizer)(save.dir)?;
     }
     let mut config = save.config.clone();
     if let Some(config) = config.as_object_mut() {
@@ -141,7 +149,12 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
         config.insert("dtype".into(), name.into());
     }
     let path = save.dir.join("config.json");
-    std::fs::write(&path, format!("{config:#}\n")).map_err(|e| Error::io(&path, e))
+    write_beside(&path, format!("{config:#}\n").as_bytes())
+}
+
+/// Whether two paths are of one file.
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 /// An error if a trained value is not finite, or not in the type that it is to be written in.

@@ -214,7 +214,7 @@ pub fn open(dir: &Path) -> Result<Opened> {
 /// What there is to save.
 pub struct Save<'a> {
     pub dir: &'a Path,
-    /// Of the base model: its folder or file, its config.json, and what writes its tokenizer.json.
+    /// Of the base model: its folder or file, its config.json, and what writes its tokenizer's files into a folder.
     pub base: &'a Path,
     pub config: &'a serde_json::Value,
     pub tokenizer: &'a dyn Fn(&Path) -> Result<()>,

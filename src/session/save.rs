@@ -59,7 +59,7 @@ impl Session {
             into.copy_from_slice(&whole.1[first..first + into.len()]);
             Ok(())
         };
-        let tokenizer = &|path: &Path| base.tokenizer()?.save(path);
+        let tokenizer = &|folder: &Path| base.tokenizer()?.save_folder(folder);
         let (config, base, facts) = (&base.config, base.path.as_path(), &self.facts);
         let (trained, frozen, transposed) = (&trained[..], &frozen[..], &transposed[..]);
         let (kept, ties) = (&kept[..], &self.ties[..]);
