@@ -3,6 +3,7 @@
 //! of a fixed shape.
 
 mod added;
+mod long;
 pub mod pack;
 pub mod pairs;
 pub mod reader;

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::long::Long;
 use super::row::{Codec, Row};
 use super::{Dataset, Example};
 use crate::error::{Error, Result};
@@ -24,6 +25,12 @@ pub struct Report {
     /// Examples left out because none of their tokens would be trained.
     pub untrained: usize,
     pub first_untrained: Option<usize>,
+    /// Prompts that end in a space.
+    pub spaced: usize,
+    pub first_spaced: Option<usize>,
+    /// Completions without a text.
+    pub empty: usize,
+    pub first_empty: Option<usize>,
 }
 
 impl Report {
@@ -42,7 +49,34 @@ impl Report {
                 self.untrained
             ));
         }
+        if let Some(line) = self.first_spaced {
+            out.push(format!(
+                "{} prompts end in a space, the first at line {line}: most tokenizers have the space in the token after it, \
+                 so a model asked with such a prompt sees what it has not learnt; begin the completions with the space",
+                self.spaced
+            ));
+        }
+        if let Some(line) = self.first_empty {
+            out.push(format!(
+                "{} completions are empty, the first at line {line}: only the end of the text is learnt there",
+                self.empty
+            ));
+        }
         out
+    }
+
+    /// Counts what is odd about the texts of a row.
+    fn texts(&mut self, row: &Row) {
+        let text = |name: &str| row.fields.get(name).and_then(Value::as_str);
+        let (Some(prompt), Some(completion)) = (text("prompt"), text("completion")) else { return };
+        if prompt.ends_with(' ') {
+            self.spaced += 1;
+            self.first_spaced.get_or_insert(row.line);
+        }
+        if completion.is_empty() {
+            self.empty += 1;
+            self.first_empty.get_or_insert(row.line);
+        }
     }
 }
 
@@ -183,6 +217,7 @@ impl Reader<'_> {
         let (path, columns) = (self.path, self.columns);
         each(path, input, columns, &mut |row| {
             let (examples, cut) = (self.make)(row, self.codec)?;
+            self.report.texts(row);
             if cut {
                 self.report.truncated += 1;
                 self.report.first_truncated.get_or_insert(row.line);
@@ -196,26 +231,31 @@ impl Reader<'_> {
         })
     }
 
-    /// Plain text, encoded a piece at a time: an encoding takes far more memory than its text. A piece
-    /// ends after a line break where there is one, so a token is cut nowhere else.
+    /// Plain text, read and encoded a piece at a time, with the tokens of the whole.
     fn text(&mut self, mut input: impl Read) -> Result<()> {
         const PIECE: u64 = 1 << 20;
+        let start = Row { path: self.path, line: 1, fields: Map::new() };
+        let mut long = Long::new(self.codec.tokenizer(&start)?);
         let mut pending: Vec<i32> = self.codec.bos.map(|id| id as i32).into_iter().collect();
-        let mut bytes = Vec::new();
-        let mut line = 1;
+        let (mut bytes, mut line, mut begun) = (Vec::new(), 1, false);
         loop {
             let read = input.by_ref().take(PIECE).read_to_end(&mut bytes).map_err(|e| Error::io(self.path, e))?;
             let last = read == 0;
-            let cut = match bytes.iter().rposition(|&b| b == b'\n') {
-                Some(at) if !last => at + 1,
-                _ => whole_characters(&bytes, last),
-            };
+            let cut = whole_characters(&bytes, last);
             let piece = std::str::from_utf8(&bytes[..cut]).map_err(|e| {
                 let line = line + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
                 self.wrong(line, "bytes that are not UTF-8", "text in UTF-8")
             })?;
-            if !piece.is_empty() {
-                pending.extend(self.codec.encode(&Row { path: self.path, line, fields: Map::new() }, piece)?);
+            let mut ids = long.push(piece)?;
+            if last {
+                ids.extend(long.finish());
+            }
+            // What begins a document is there already.
+            let again = usize::from(!begun && self.codec.bos.is_some() && ids.first() == self.codec.bos.as_ref());
+            begun |= !ids.is_empty();
+            let row = Row { path: self.path, line, fields: Map::new() };
+            for id in ids.into_iter().skip(again) {
+                pending.push(self.codec.token(&row, id.into())?);
             }
             if last && !pending.is_empty() {
                 self.codec.end(&mut pending);
@@ -252,7 +292,9 @@ fn whole_characters(bytes: &[u8], last: bool) -> usize {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::sync::LazyLock;
 
+    use super::super::tokenizer::Tokenizer;
     use super::super::{INPUT_IDS, LABELS};
     use super::*;
     use crate::nn::IGNORE;
@@ -263,11 +305,30 @@ mod tests {
         Ok(text.bytes().map(u32::from).collect())
     }
 
+    /// The same as a tokenizer: byte-level, without merges.
+    static BYTES: LazyLock<Tokenizer> = LazyLock::new(|| {
+        let mut others = 256..;
+        let mut letter = |byte: u8| match byte {
+            b'!'..=b'~' | 0xA1..=0xAC | 0xAE.. => char::from(byte),
+            _ => others.next().and_then(char::from_u32).unwrap(),
+        };
+        let vocab: Map<String, Value> = (0..=255).map(|byte| (letter(byte).to_string(), byte.into())).collect();
+        let words = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
+        let model = serde_json::json!({"type": "BPE", "vocab": vocab, "merges": []});
+        let json = serde_json::json!({"version": "1.0", "pre_tokenizer": words, "model": model}).to_string();
+        let folder = std::env::temp_dir().join(format!("trimtab-reader-bytes-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("tokenizer.json"), json).unwrap();
+        let tokenizer = Tokenizer::from_folder(&folder).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        tokenizer
+    });
+
     fn codec(max_len: usize) -> Codec<'static> {
         let (bos, eos) = (Some(256), Some(257));
         Codec {
             encode: &bytes,
-            tokenizer: None,
+            tokenizer: Some(&BYTES),
             bos,
             eos,
             vocab: 258,
@@ -326,7 +387,9 @@ mod tests {
         for (line, ids, labels) in table {
             let (data, report) = read_as("a.jsonl", line.as_bytes(), 8).unwrap();
             assert_eq!(rows(&data), [(ids.to_vec(), labels.to_vec())], "{line}");
-            assert_eq!(report, Report::default());
+            let empty = usize::from(line.contains("\"completion\": \"\""));
+            let first_empty = (empty > 0).then_some(1);
+            assert_eq!(report, Report { empty, first_empty, ..Report::default() });
         }
         let all = table.iter().map(|row| row.0).collect::<Vec<_>>().join("\r\n\n");
         let (data, _) = read_as("all", format!("\u{feff} {all}").as_bytes(), 8).unwrap();
@@ -357,11 +420,32 @@ mod tests {
         ];
         let (data, report) = read_as("a.jsonl", lines.join("\n").as_bytes(), 8).unwrap();
         assert_eq!(rows(&data).iter().map(|(ids, _)| ids.len()).collect::<Vec<_>>(), [4, 8]);
-        let want = Report { truncated: 2, first_truncated: Some(2), untrained: 3, first_untrained: Some(2) };
+        let want = Report {
+            truncated: 2,
+            first_truncated: Some(2),
+            untrained: 3,
+            first_untrained: Some(2),
+            ..Report::default()
+        };
         assert_eq!(report, want);
         assert_eq!(report.warnings(8).len(), 2);
         let error = read_as("a.jsonl", lines[3].as_bytes(), 8).unwrap_err().to_string();
         assert!(error.contains("1 examples, none"), "{error}");
+    }
+
+    #[test]
+    fn odd_texts_are_counted() {
+        let lines = [
+            r#"{"prompt": "p ", "completion": "c"}"#,
+            r#"{"prompt": "p", "completion": ""}"#,
+            r#"{"prompt": "p ", "completion": ""}"#,
+        ];
+        let (_, report) = read_as("a.jsonl", lines.join("\n").as_bytes(), 8).unwrap();
+        let want = Report { spaced: 2, first_spaced: Some(1), empty: 2, first_empty: Some(2), ..Report::default() };
+        assert_eq!(report, want);
+        let warnings = report.warnings(8);
+        assert!(warnings[0].starts_with("2 prompts end in a space, the first at line 1"), "{warnings:?}");
+        assert!(warnings[1].starts_with("2 completions are empty, the first at line 2"), "{warnings:?}");
     }
 
     #[test]
