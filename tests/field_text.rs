@@ -100,6 +100,7 @@ fn a_token_that_only_tokenizer_config_has() {
     }
 }
 
+/// Ids and text as transformers has them with the same files.
 #[test]
 fn tokens_beside_the_tokenizer() {
     const TEXT: &str = "we <x> go<y>on <z> </s>a<w>the";
@@ -284,6 +285,7 @@ fn a_prompt_with_a_token_that_has_no_row_is_an_error() {
     assert!(scratch.generate("hi").is_ok(), "the control");
 }
 
+/// A base that holds a chat's template and more is saved with all of it.
 #[test]
 fn a_full_model_is_saved_whole() {
     let scratch = Scratch::new("full");
@@ -336,3 +338,31 @@ fn a_full_model_is_saved_whole() {
     }
 }
 
+/// The words of a byte-level tokenizer are a guess where the file does not name them.
+#[test]
+fn a_gguf_file_without_a_pre_tokenizer_is_told_of() {
+    let scratch = Scratch::new("pre");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_gemma.gguf");
+    let mut bytes = std::fs::read(golden).unwrap();
+    let key = b"tokenizer.ggml.pre";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap();
+    scratch.write("d.jsonl", "{\"prompt\": \"the cat \", \"completion\": \"\"}\n");
+    let run = |command: &[&str]| {
+        let ran = scratch.run(&[command, &["--model", "x.gguf", "--device", "cpu"]].concat());
+        let error = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{error}");
+        error
+    };
+    let train = ["train", "--data", "d.jsonl", "--out", "o", "--steps", "1", "--max-seq-len", "32"];
+    let generate = ["generate", "--prompt", "the", "--max-tokens", "2"];
+    std::fs::write(scratch.path("x.gguf"), &bytes).unwrap();
+    assert!(!run(&train).contains("tokenizer.ggml.pre") && !run(&generate).contains("tokenizer.ggml.pre"));
+    bytes[at] = b'T';
+    std::fs::write(scratch.path("x.gguf"), &bytes).unwrap();
+    for command in [&train[..], &generate] {
+        assert_eq!(run(command).matches("no tokenizer.ggml.pre").count(), 1, "{command:?}");
+    }
+    let error = run(&train);
+    assert!(error.contains("1 prompts end in a space, the first at line 1"), "{error}");
+    assert!(error.contains("1 completions are empty, the first at line 1"), "{error}");
+}

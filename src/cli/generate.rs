@@ -51,6 +51,9 @@ pub fn run(args: Args) -> Outcome {
         Some(stop) => return Err(stop),
         None => print("\n")?,
     }
+    if let Some(warning) = &timing.warning {
+        eprintln!("note: {warning}");
+    }
     if timing.read.1 > 0.0 {
         eprintln!("{timing}");
     }

@@ -21,6 +21,7 @@ pub struct Tokenizer {
     pad: Option<u32>,
     mask: Option<u32>,
     chat_template: Option<String>,
+    warning: Option<String>,
 }
 
 impl Tokenizer {
@@ -81,6 +82,7 @@ impl Tokenizer {
             pad: find("pad").first().copied().or_else(|| usual(["[PAD]", "<pad>"])),
             mask: find("mask").first().copied().or_else(|| usual(["[MASK]", "<mask>"])),
             chat_template: template.or_else(|| named[0].get("chat_template")?.as_str().map(String::from)),
+            warning: None,
             inner,
         })
     }
@@ -126,6 +128,13 @@ impl Tokenizer {
             pad: special("padding")?,
             mask: special("mask")?,
             chat_template: gguf.string("tokenizer.chat_template")?.map(String::from),
+            warning: defaults.guessed.then(|| {
+                format!(
+                    "{} has no tokenizer.ggml.pre, so texts are cut into words as GPT-2 does: if the model is another's, \
+                     its tokens are wrong; convert it anew",
+                    gguf.path().display()
+                )
+            }),
         })
     }
 
@@ -188,6 +197,11 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// What a user should know of the tokenizer.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
     /// Tokens there are, added ones included. A model may have more rows than that.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -201,20 +215,6 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Writes tokenizer.json.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let json = self.inner.to_string(false).map_err(|e| failed("written", &e))?;
-        write_beside(path, json.as_bytes())
-    }
-}
-
-/// The crate's errors tell of the tokenizer, not of a file.
-pub(super) fn failed(what: &str, error: &tokenizers::Error) -> Error {
-    Error::unsupported(format!("text that cannot be {what} ({error})"), "check the model's tokenizer.json")
-}
-
-/// What there is instead of a tokenizer that could be read.
     /// Writes the files of a folder from which transformers makes the same tokenizer: tokenizer.json, and a
     /// tokenizer_config.json with the special tokens and the template of a chat.
     pub fn save_folder(&self, folder: &Path) -> Result<()> {
@@ -235,6 +235,20 @@ pub(super) fn failed(what: &str, error: &tokenizers::Error) -> Error {
         self.save(folder.join("tokenizer.json"))
     }
 
+    /// Writes tokenizer.json.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let json = self.inner.to_string(false).map_err(|e| failed("written", &e))?;
+        write_beside(path, json.as_bytes())
+    }
+}
+
+/// The crate's errors tell of the tokenizer, not of a file.
+pub(super) fn failed(what: &str, error: &tokenizers::Error) -> Error {
+    Error::unsupported(format!("text that cannot be {what} ({error})"), "check the model's tokenizer.json")
+}
+
+/// What there is instead of a tokenizer that could be read.
 fn no_tokenizer(folder: &Path) -> Error {
     let pieces = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
     match pieces.iter().find(|name| folder.join(name).exists()) {
@@ -259,6 +273,8 @@ fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
 struct Defaults {
     /// Whether sequences begin with a token.
     bos: bool,
+    /// Whether the file does not say how texts are cut into words.
+    guessed: bool,
 }
 
 fn tokens(gguf: &Gguf) -> Result<Vec<&str>> {
@@ -391,7 +407,8 @@ const PRES: [Pre; 6] = [
 
 /// Byte-level BPE with the file's merges.
 fn byte_level(gguf: &Gguf) -> Result<(Value, Defaults)> {
-    let name = gguf.string("tokenizer.ggml.pre")?.unwrap_or("default");
+    let named = gguf.string("tokenizer.ggml.pre")?;
+    let name = named.unwrap_or("default");
     let Some(pre) = PRES.iter().find(|p| p.names.contains(&name)) else {
         let known: Vec<_> = PRES.iter().flat_map(|p| p.names).copied().collect();
         return Err(Error::unsupported(
@@ -429,7 +446,7 @@ fn byte_level(gguf: &Gguf) -> Result<(Value, Defaults)> {
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {"type": "BPE", "vocab": vocabulary(&tokens), "merges": merges, "ignore_merges": pre.whole_words},
     });
-    Ok((json, Defaults { bos: pre.bos }))
+    Ok((json, Defaults { bos: pre.bos, guessed: named.is_none() }))
 }
 
 /// SentencePiece's BPE: pieces with scores, the best pair is merged first, and what no piece covers
@@ -467,7 +484,7 @@ fn sentence_piece(gguf: &Gguf) -> Result<(Value, Defaults)> {
             "unk_token": unknown, "fuse_unk": true, "byte_fallback": true,
         },
     });
-    Ok((json, Defaults { bos: true }))
+    Ok((json, Defaults { bos: true, guessed: false }))
 }
 
 /// The merges that scores stand for: every way to put a piece together from two others, by falling

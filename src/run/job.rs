@@ -108,7 +108,8 @@ impl Job {
             let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
             let (data, report) = reader::read(path, codec, &make, config.columns())?;
             self.fits(&data)?;
-            Ok((data, report.warnings(config.max_seq_len)))
+            let of_tokenizer = codec.tokenizer.and_then(|t| t.warning()).map(String::from);
+            Ok((data, of_tokenizer.into_iter().chain(report.warnings(config.max_seq_len)).collect()))
         })
     }
 

@@ -12,13 +12,15 @@ use crate::session::Options;
 use crate::system::Instant;
 use crate::tasks::causal_lm::CausalLm;
 
-/// How long a text took, loading not counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// How long a text took, loading not counted, and what there is to say of its model.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timing {
     /// Tokens of the prompt, and the seconds until all were read.
     pub read: (usize, f64),
     /// Tokens that were written after the first, which the prompt gave, and their seconds.
     pub written: (usize, f64),
+    /// What a user should know of the tokenizer.
+    pub warning: Option<String>,
 }
 
 impl std::fmt::Display for Timing {
@@ -92,7 +94,8 @@ pub fn generate(
     let ask = Ask { max_tokens, sampling: *sampling, stop: tokenizer.eos_ids() };
     // An answer is a text of its own.
     let mut text = tokenizer.decode_stream(if answers { &[] } else { &ids }, true)?;
-    let mut timing = Timing { read: (ids.len(), 0.0), ..Timing::default() };
+    let warning = tokenizer.warning().map(String::from);
+    let mut timing = Timing { read: (ids.len(), 0.0), warning, ..Timing::default() };
     let (mut start, mut stopped) = (Instant::now(), false);
     session.generate(&ids, &ask, &mut |id| {
         match timing.read.1 {
