@@ -56,7 +56,7 @@ impl Session {
             into.copy_from_slice(&whole.1[first..first + into.len()]);
             Ok(())
         };
-        let tokenizer = &|path: &Path| self.base.tokenizer()?.save(path);
+        let tokenizer = &|folder: &Path| self.base.tokenizer()?.save_folder(folder);
         let (config, base, facts) = (&self.base.config, self.base.path.as_path(), &self.facts);
         let (trained, frozen, ties) = (&[][..], &stored[..], &self.ties[..]);
         let (transposed, kept) = (&[][..], &[][..]);
