@@ -34,8 +34,11 @@ const MODELS: [(&str, &str); 6] = [
     ("t5", "families2/t5-full/model"),
 ];
 
+/// Names and values of flags.
+type Typed = &'static [(&'static str, &'static str)];
+
 /// Flags of a new method besides its name.
-const VARIANTS: [(&str, &[(&str, &str)]); 10] = [
+const VARIANTS: [(&str, Typed); 10] = [
     ("trainable-tokens", &[("trainable_tokens", "5,12,39,46,67,70")]),
     ("adapter", &[("adapter_kind", "houlsby")]),
     ("adapter", &[("adapter_kind", "pfeiffer"), ("reduction_factor", "4")]),
@@ -49,14 +52,14 @@ const VARIANTS: [(&str, &[(&str, &str)]); 10] = [
 ];
 
 /// The ways to make a method of a name.
-fn variants(name: &str) -> Vec<&'static [(&'static str, &'static str)]> {
+fn variants(name: &str) -> Vec<Typed> {
     let found: Vec<_> = VARIANTS.iter().filter(|v| v.0 == name).map(|v| v.1).collect();
     if found.is_empty() { vec![&[]] } else { found }
 }
 
 /// Formats of the base's weights, and how far rounding to them moves a loss (of about 4): a trained tensor is f32, the one
 /// that it starts as may not be.
-const FORMATS: [(&str, &[(&str, &str)], f64); 3] =
+const FORMATS: [(&str, Typed, f64); 3] =
     [("f32", &[], 0.0), ("bf16", &[("dtype", "bf16")], 0.03), ("nf4", &[("quantize", "nf4")], 0.0)];
 
 /// A row of a task, tokenized.
