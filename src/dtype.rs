@@ -7,6 +7,7 @@ use std::ops::Range;
 /// `min_storage_buffer_offset_alignment`, so that one plan serves all backends.
 pub const ALIGN: usize = 256;
 
+/// `bytes`, rounded up to a multiple of [`ALIGN`].
 pub const fn align(bytes: usize) -> usize {
     bytes.div_ceil(ALIGN) * ALIGN
 }
@@ -14,10 +15,15 @@ pub const fn align(bytes: usize) -> usize {
 /// How the elements of a value are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
+    /// 32-bit IEEE float.
     F32,
+    /// The upper half of an F32: 8 bits of exponent, 7 of mantissa.
     BF16,
+    /// 16-bit IEEE float: 5 bits of exponent, 10 of mantissa.
     F16,
+    /// 32-bit signed integer: ids, labels, positions, ranges.
     I32,
+    /// 32-bit unsigned integer: random-number keys, packed 8-bit codes, words of tables.
     U32,
     /// 4-bit NormalFloat, blocks of 64 over the flattened tensor, one f32 absmax a block.
     Nf4,
@@ -26,8 +32,10 @@ pub enum DType {
 }
 
 impl DType {
+    /// Every type, once.
     pub const ALL: [DType; 7] = [DType::F32, DType::BF16, DType::F16, DType::I32, DType::U32, DType::Nf4, DType::Nf4Dq];
 
+    /// Its name in prints and messages: `f32`, `bf16`, `nf4_dq`.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
@@ -51,10 +59,12 @@ impl DType {
         }
     }
 
+    /// Whether elements are packed with scales, so that a single one has no address.
     pub fn is_quantized(self) -> bool {
         matches!(self, DType::Nf4 | DType::Nf4Dq)
     }
 
+    /// Whether it is a float type with one number an element.
     pub fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::BF16 | DType::F16)
     }
@@ -75,18 +85,25 @@ impl fmt::Display for DType {
 ///   `nested`: f32 × `⌈⌈n/64⌉/256⌉`, `offset`: one f32 (the mean that was subtracted)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nf4Layout {
+    /// Two codes a byte, of 4 bits each.
     pub codes: Range<usize>,
+    /// One scale a block of 64 elements: f32, or with double quantization u8.
     pub absmax: Range<usize>,
+    /// With double quantization, one f32 for 256 absmax; else empty.
     pub nested: Range<usize>,
+    /// With double quantization, the f32 that is added to each decoded absmax; else empty.
     pub offset: Range<usize>,
+    /// Bytes of all parts and the padding between them.
     pub bytes: usize,
 }
 
 impl Nf4Layout {
+    /// Elements that share an absmax.
     pub const BLOCK: usize = 64;
     /// Blocks of absmax that share one nested absmax.
     pub const NESTED_BLOCK: usize = 256;
 
+    /// The layout of `n` elements, with (`double`) or without quantized absmax.
     pub fn new(n: usize, double: bool) -> Nf4Layout {
         let blocks = n.div_ceil(Self::BLOCK);
         let codes = 0..n.div_ceil(2);
@@ -108,20 +125,26 @@ impl Nf4Layout {
 /// The type of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ty {
+    /// How elements are stored.
     pub dtype: DType,
+    /// Dimensions, the slowest first.
     pub shape: Vec<usize>,
 }
 
 impl Ty {
+    /// The type of values of this dtype and shape.
     pub fn new(dtype: DType, shape: &[usize]) -> Ty {
         Ty { dtype, shape: shape.to_vec() }
     }
+    /// F32 of this shape.
     pub fn f32(shape: &[usize]) -> Ty {
         Ty::new(DType::F32, shape)
     }
+    /// I32 of this shape.
     pub fn i32(shape: &[usize]) -> Ty {
         Ty::new(DType::I32, shape)
     }
+    /// U32 of this shape.
     pub fn u32(shape: &[usize]) -> Ty {
         Ty::new(DType::U32, shape)
     }
@@ -129,9 +152,11 @@ impl Ty {
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
+    /// Whether it has no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Bytes it takes in memory: of quantized types with their scales.
     pub fn bytes(&self) -> usize {
         self.dtype.bytes(self.len())
     }

@@ -26,6 +26,7 @@ pub use verify::verify;
 pub struct Val(pub u32);
 
 impl Val {
+    /// Its place in [`Graph::values`].
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -51,6 +52,7 @@ pub enum LeafKind {
 }
 
 impl LeafKind {
+    /// Every kind, in the order in which accounts list them.
     pub const ALL: [LeafKind; 7] = [
         LeafKind::Frozen,
         LeafKind::Param,
@@ -68,15 +70,29 @@ pub enum Def {
     /// It is there before the graph runs, and stays.
     Leaf(LeafKind),
     /// Output `out` of node `node`.
-    Node { node: usize, out: usize },
+    Node {
+        /// Place in [`Graph::nodes`].
+        node: usize,
+        /// Number of the output.
+        out: usize,
+    },
     /// The elements of `of` from `start` on, under another shape; no memory of its own.
-    View { of: Val, start: usize },
+    View {
+        /// What is viewed; may be a view itself.
+        of: Val,
+        /// First element in `of`, counted over its flattened elements.
+        start: usize,
+    },
 }
 
+/// What a graph knows of a value.
 #[derive(Clone, Debug)]
 pub struct Value {
+    /// Of a leaf, the tensor's or input's name; of an output, `site:op`. For prints and errors.
     pub name: String,
+    /// Element type and shape.
     pub ty: Ty,
+    /// Where it comes from.
     pub def: Def,
     /// A trainable tensor reaches it.
     pub needs_grad: bool,
@@ -113,14 +129,20 @@ impl Phase {
     }
 }
 
+/// A use of an op.
 #[derive(Clone, Debug)]
 pub struct Node {
+    /// Its row in the op table, or that of a transfer.
     pub op: &'static OpDef,
+    /// What the op is told besides its operands.
     pub attr: Attr,
+    /// The operands, in the order the op's row names them.
     pub ins: Vec<Val>,
+    /// The results, one for each type that the op's row gives.
     pub outs: Vec<Val>,
     /// For each output: the leaf (or view of one) whose storage it overwrites. This is how state changes.
     pub into: Vec<Option<Val>>,
+    /// The phase it runs in.
     pub phase: Phase,
     /// Which part of the model it belongs to, for printing and errors: `layers.3.mlp.up_proj`.
     pub site: String,
@@ -129,13 +151,18 @@ pub struct Node {
     pub block: usize,
 }
 
+/// A list of typed values, and the nodes that compute those that are not leaves, in the order they run.
 #[derive(Clone, Debug)]
 pub struct Graph {
+    /// Every value, by [`Val`].
     pub values: Vec<Value>,
+    /// Every node, in the order they run; phases one after the other.
     pub nodes: Vec<Node>,
     /// Phase, site and block that new nodes get.
     pub phase: Phase,
+    /// What [`Node::site`] of new nodes will be; set through [`Graph::at`].
     pub site: String,
+    /// What [`Node::block`] of new nodes will be.
     pub block: usize,
     /// A leaf that holds the number 1, if there is one.
     pub one: Option<Val>,
@@ -148,19 +175,24 @@ impl Default for Graph {
 }
 
 impl Graph {
+    /// A graph without values, whose first nodes will be of [`Phase::MICRO`].
     pub fn new() -> Graph {
         Graph::default()
     }
 
+    /// What is known of `v`.
     pub fn value(&self, v: Val) -> &Value {
         &self.values[v.index()]
     }
+    /// Element type and shape of `v`.
     pub fn ty(&self, v: Val) -> &Ty {
         &self.value(v).ty
     }
+    /// Dimensions of `v`, the slowest first.
     pub fn shape(&self, v: Val) -> &[usize] {
         &self.ty(v).shape
     }
+    /// Whether a trainable tensor reaches `v`, so that a backward pass gives it a gradient.
     pub fn needs_grad(&self, v: Val) -> bool {
         self.value(v).needs_grad
     }
@@ -175,6 +207,7 @@ impl Graph {
         Val(self.values.len() as u32 - 1)
     }
 
+    /// Adds a leaf. One of the kind [`LeafKind::Param`] needs a gradient, no other does.
     pub fn leaf(&mut self, class: LeafKind, name: impl Into<String>, ty: Ty) -> Val {
         self.push(name.into(), ty, Def::Leaf(class), class == LeafKind::Param)
     }
@@ -244,6 +277,7 @@ impl Graph {
         self.nodes.push(node);
     }
 
+    /// The error of an op that cannot be built at the present site, because of what was `found`.
     pub fn refuse(&self, op: &'static str, found: String) -> Error {
         Error::Graph { op, site: self.site.clone(), found }
     }

@@ -7,29 +7,38 @@ use crate::device::{Caps, HostSlice};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 
+/// A CPU kernel. It is called once a launch, and spreads its work over threads itself.
 pub type Host = fn(&HostCall);
 
 /// A launch on the CPU: attributes, types, and memory in the order outputs, inputs, scratch.
 pub struct HostCall<'a> {
+    /// The node's attributes.
     pub attr: &'a Attr,
+    /// Types of the inputs.
     pub ins: &'a [Ty],
+    /// Types of the outputs.
     pub outs: &'a [Ty],
+    /// The operands' memory: outputs, inputs, and then scratch if the op has any.
     pub args: &'a [HostSlice],
 }
 
 /// A row of the table. What most ops have in common is in [`OpDef::COMPUTE`]; a row says the rest.
 pub struct OpDef {
+    /// Name of the op, unique in the table, as prints, profiles and errors show it.
     pub name: &'static str,
+    /// How the planner treats a node of it.
     pub role: OpRole,
     /// Types of the outputs from the types of the inputs; the error says what is wrong with them.
     pub infer: fn(&Attr, &[Ty]) -> Result<Vec<Ty>, String>,
     /// The definition, in float64, written to be read. Every kernel is checked against it.
     pub reference: fn(&Attr, &[Tensor]) -> Vec<Tensor>,
+    /// The gradient's rule, or why there is none.
     pub grad: Grad,
     /// Its attribute may ask for one more, last operand, which is added to the one result (GEMM's beta = 1).
     pub accumulates: bool,
     /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
     pub in_place: &'static [(usize, usize)],
+    /// What a launch costs, from the types of the inputs and of the outputs.
     pub cost: fn(&Attr, &[Ty], &[Ty]) -> Cost,
     /// Scratch bytes a launch needs beside its operands.
     pub workspace: fn(&Attr, &[Ty], &Caps) -> u64,
@@ -76,11 +85,13 @@ pub enum Grad {
     Missing,
 }
 
+/// Builds backward nodes: (graph, node, gradient of each output, which inputs want one) → gradient of each input.
 pub type GradRule = fn(&mut Graph, &Node, &[Option<Val>], &[bool]) -> Result<Vec<Option<Val>>>;
 
 /// What a launch costs, for the planner, the split over submits, and tolerances.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
+    /// Floating point operations; a multiplication with its addition counts as two.
     pub flops: u64,
     /// Terms of the longest sum that gives one element of the output: rounding errors grow with it.
     pub terms: usize,
@@ -90,7 +101,9 @@ pub struct Cost {
 /// may keep all of them in 16 bits ([`Caps::compute_dtype`]), and then only all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Acts {
+    /// Numbers of the inputs.
     pub ins: &'static [usize],
+    /// Numbers of the outputs.
     pub outs: &'static [usize],
 }
 
@@ -151,12 +164,16 @@ impl OpDef {
 
 /// What a row's lowering knows.
 pub struct Lower<'a> {
+    /// The node's attributes.
     pub attr: &'a Attr,
+    /// Types of the inputs.
     pub ins: &'a [Ty],
+    /// Types of the outputs.
     pub outs: &'a [Ty],
     /// For each output: the input in whose storage it is, if any. WebGPU forbids binding a range twice,
     /// so such a pair is bound once there.
     pub shared: &'a [Option<usize>],
+    /// Limits and abilities of the device.
     pub caps: &'a Caps,
 }
 
@@ -167,14 +184,17 @@ pub struct WgslDispatch {
     pub shader: &'static str,
     /// Symbols the shader text is preprocessed with (`#if NAME`), in the order its header declares them.
     pub defines: Vec<&'static str>,
+    /// Name of the `@compute` function in the shader.
     pub entry: &'static str,
     /// Values of `override` constants.
     pub constants: Vec<(&'static str, f64)>,
+    /// Workgroups along x, y and z.
     pub grid: [u32; 3],
     /// What is bound to @group(0) @binding(0..).
     pub args: Vec<Arg>,
     /// The parameter block, bound as a uniform after the last argument; at most 16 words.
     pub params: Vec<u32>,
+    /// Floating point operations, by which a list of launches is split over submits.
     pub flops: u64,
 }
 
@@ -185,25 +205,34 @@ pub struct CudaLaunch {
     pub file: &'static str,
     /// Macros the file is compiled with. One set is one compilation, so they hold what shapes code, not sizes.
     pub defines: Vec<(&'static str, i64)>,
+    /// Name of the `extern "C"` kernel in the file.
     pub entry: &'static str,
+    /// Blocks along x, y and z.
     pub grid: [u32; 3],
     /// Threads of a block, along x.
     pub block: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// The kernel's pointers.
     pub args: Vec<Arg>,
+    /// The kernel's 32-bit words, floats by their bits.
     pub params: Vec<u32>,
+    /// Floating point operations.
     pub flops: u64,
 }
 
 /// Something to bind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Arg {
+    /// The whole of the output of this number.
     Out(usize),
+    /// The whole of the input of this number.
     In(usize),
     /// A range of bytes of the same.
     OutPart(usize, std::ops::Range<u64>),
+    /// A range of bytes of the input of this number.
     InPart(usize, std::ops::Range<u64>),
+    /// A range of bytes of the scratch memory.
     Work(std::ops::Range<u64>),
     /// CUDA only: a null pointer, where the kernel has an operand that this launch does without.
     Absent,

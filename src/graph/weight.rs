@@ -14,8 +14,11 @@ pub enum Role {
     Position,
     /// Queries, keys, values, and what joins the heads.
     Q,
+    /// The layer of the keys.
     K,
+    /// The layer of the values.
     V,
+    /// The layer that joins the heads' outputs.
     O,
     /// The attention itself, which has no weight of its own.
     Attention,
@@ -23,10 +26,13 @@ pub enum Role {
     Qkv,
     /// Feed-forward layers: the gate, the layer into the wide space, the layer out of it.
     Gate,
+    /// The feed-forward layer into the wide space.
     Up,
+    /// The feed-forward layer out of the wide space.
     Down,
     /// A linear layer between the last block and a task's head (BERT's pooler).
     Pooler,
+    /// A norm's weight, or its bias.
     Norm,
     /// The head over the vocabulary.
     Head,
@@ -51,7 +57,9 @@ impl Role {
 pub enum Source {
     /// The tensor of this name in the base model's files, unless an adapter holds another.
     Base {
+        /// Its name in the checkpoint, by Hugging Face's names.
         tensor: String,
+        /// What it does in the model.
         role: Role,
         /// The key under which an adapter's file may hold it, frozen.
         held: Option<String>,
@@ -61,9 +69,19 @@ pub enum Source {
         fresh: Option<Init>,
     },
     /// An adapter's tensor under this key in its file; else drawn as `init` says.
-    Adapter { init: Init },
+    Adapter {
+        /// How it starts where no adapter is read.
+        init: Init,
+    },
     /// The same; else rows of a tensor of the base model.
-    Rows { tensor: String, role: Role, rows: Vec<usize> },
+    Rows {
+        /// The base model's tensor.
+        tensor: String,
+        /// What that tensor does in the model.
+        role: Role,
+        /// The rows to take, in this order.
+        rows: Vec<usize>,
+    },
     /// Computed when the graph was built: its bytes.
     Data(Vec<u8>),
     /// Computed when weights are loaded: a constant too large to be held before.
@@ -82,33 +100,47 @@ impl Source {
 /// The norms of the rows of `w + scale·b·a`, leaves that are loaded before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowNorms {
+    /// The weight W, `[N, K]`, in any format.
     pub w: Val,
+    /// The low-rank A, `[R, K]`.
     pub a: Val,
+    /// The low-rank B, `[N, R]`.
     pub b: Val,
+    /// Factor of the product B·A.
     pub scale: f32,
 }
 
 /// How a new tensor starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
+    /// All zeros.
     Zeros,
+    /// All ones.
     Ones,
     /// Uniform in ±bound.
     Uniform {
+        /// Largest absolute value.
         bound: f32,
     },
+    /// Normal with mean 0.
     Normal {
+        /// Standard deviation.
         std: f32,
     },
+    /// The norms of a weight's rows: DoRA's magnitudes.
     RowNorms(RowNorms),
 }
 
 /// A leaf that is filled before the first step.
 #[derive(Clone, Debug)]
 pub struct Weight {
+    /// The leaf.
     pub val: Val,
+    /// Its name: that of a base model's tensor in the checkpoint, or of an adapter's in its file.
     pub name: String,
+    /// Where its first value comes from.
     pub source: Source,
+    /// Whether the optimizer changes it.
     pub trainable: bool,
 }
 
