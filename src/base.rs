@@ -13,8 +13,11 @@ use crate::weights::{Checkpoint, Storage};
 
 /// A base model: its config, and its weights unless they are to be drawn at random.
 pub struct Base {
+    /// The folder or file.
     pub path: PathBuf,
+    /// Its config.json, or that which a GGUF file's metadata amount to.
     pub config: Value,
+    /// The mapped files; None: weights are drawn at random.
     pub checkpoint: Option<Checkpoint>,
     /// What there is to say of it.
     pub notes: Vec<String>,

@@ -9,6 +9,7 @@ use crate::dtype::DType;
 pub enum Device {
     /// A CUDA card if there is one, else another hardware GPU, else the CPU; never a software rasterizer.
     Auto,
+    /// The CPU backend, with kernels for the instruction set found at start.
     Cpu,
     /// The N-th CUDA card, or the first that has kernels.
     Cuda(Option<usize>),
@@ -48,7 +49,9 @@ pub enum Target {
 /// What the planner and the lowerings may count on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caps {
+    /// Name of the device, for prints and errors.
     pub device: String,
+    /// Which of a row's kernels are lowered to.
     pub target: Target,
     /// Largest range that can be bound to a kernel, in bytes.
     pub max_binding: u64,
@@ -62,6 +65,7 @@ pub struct Caps {
     pub max_invocations: u32,
     /// Storage buffers one kernel may bind.
     pub max_bindings: u32,
+    /// Shaders may use 16-bit floats (WGSL's `f16`).
     pub f16: bool,
     /// The type of 16 bits in which activations can be kept, if any.
     pub compute_dtype: Option<DType>,
@@ -78,7 +82,9 @@ pub struct Caps {
 /// A range of this process's memory that a CPU kernel may touch.
 #[derive(Clone, Copy, Debug)]
 pub struct HostSlice {
+    /// First byte.
     pub ptr: *mut u8,
+    /// Length.
     pub bytes: usize,
 }
 

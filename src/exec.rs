@@ -7,11 +7,15 @@ use crate::offload::{Offload, Store};
 use crate::plan::{Move, Place, Plan, Step};
 use crate::system;
 
+/// A plan carried out: its buffers on a device, its launches recorded, and what it keeps off the device.
 pub struct Exec {
     /// First, so that its thread has ended before the memory it writes to is gone.
     pub offload: Offload,
+    /// The device, with the plan's buffers allocated.
     pub backend: Box<dyn Backend>,
+    /// The graph that was planned.
     pub graph: Graph,
+    /// Where everything lies and what runs.
     pub plan: Plan,
     buffers: Vec<Buffer>,
     /// By phase.
@@ -126,6 +130,7 @@ impl Exec {
         Slice { buffer: self.buffers[place.buffer], offset: place.offset, bytes: place.bytes }
     }
 
+    /// Where `v` lies on the device; an error if it is off it, or a value that was not placed.
     pub fn slice(&self, v: Val) -> Result<Slice> {
         Ok(self.at(self.plan.place(&self.graph, v)?))
     }
@@ -179,12 +184,14 @@ impl Exec {
         self.backend.download(Slice { offset: from.offset + offset, bytes: into.len() as u64, ..from }, into)
     }
 
+    /// The bytes of `v` as they are stored; waits for the work that writes them.
     pub fn download(&mut self, v: Val) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.graph.ty(v).bytes()];
         self.read(v, &mut bytes)?;
         Ok(bytes)
     }
 
+    /// The same of an F32 value, as numbers.
     pub fn download_f32(&mut self, v: Val) -> Result<Vec<f32>> {
         Ok(bytemuck::pod_collect_to_vec(&self.download(v)?))
     }

@@ -20,7 +20,9 @@ use crate::system::{self, Instant, read_at, write_at};
 pub struct Part {
     /// First byte of the value that it holds.
     pub to: u64,
+    /// Length.
     pub bytes: u64,
+    /// Where they are.
     pub from: From,
 }
 
@@ -29,12 +31,14 @@ pub struct Part {
 pub enum From {
     /// In a file, from this byte on.
     File(Arc<File>, u64),
+    /// In memory.
     Bytes(Vec<u8>),
 }
 
 /// A value off the device. Bytes that no part holds are padding that nothing reads.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
+    /// Stretches of the value; none overlaps another.
     pub parts: Vec<Part>,
 }
 
@@ -73,8 +77,9 @@ impl Store {
 /// What was moved so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Moved {
-    /// Bytes to the device, and off it.
+    /// Bytes to the device.
     pub fetched: u64,
+    /// Bytes off the device, to where they are kept.
     pub stored: u64,
     /// Time in which nothing ran because bytes were not there yet, or were being stored.
     pub stalled: Duration,
@@ -87,6 +92,7 @@ pub struct Offload {
     dir: PathBuf,
     spill: Option<Spill>,
     reader: Option<Reader>,
+    /// Counts of what was moved.
     pub moved: Moved,
 }
 
@@ -98,6 +104,7 @@ struct Spill {
 }
 
 impl Offload {
+    /// Nothing is off the device yet; `dir` is for the file of what is in no file yet.
     pub fn new(dir: PathBuf) -> Offload {
         Offload { stores: HashMap::new(), dir, spill: None, reader: None, moved: Moved::default() }
     }
@@ -130,11 +137,13 @@ impl Offload {
         Ok(store)
     }
 
+    /// Reads from `offset` on of a leaf that has `bytes` bytes; waits.
     pub fn read(&mut self, leaf: Val, bytes: u64, offset: u64, into: &mut [u8]) -> Result<()> {
         let read = self.store(leaf, bytes)?.read(offset, into);
         read.map_err(|e| self.failed(e))
     }
 
+    /// Writes from `offset` on into a leaf that has `bytes` bytes; waits. What of it is in memory stays as it was.
     pub fn write(&mut self, leaf: Val, bytes: u64, offset: u64, from: &[u8]) -> Result<()> {
         let written = self.store(leaf, bytes)?.write(offset, from);
         written.map_err(|e| self.failed(e))

@@ -71,6 +71,7 @@ pub struct Format {
     pub dtype: DType,
     /// Nf4 or Nf4Dq for the layers' linear weights.
     pub quantize: Option<DType>,
+    /// Seeds the weights; a tensor's values depend on it and on the tensor's name only.
     pub seed: u64,
     /// Bytes of a file, roughly.
     pub shard: u64,

@@ -9,6 +9,7 @@ use pages::Pages;
 
 type Call = (HostFn, Vec<HostSlice>);
 
+/// The processor this program runs on; its buffers are pages of this process's memory.
 pub struct Cpu {
     caps: Caps,
     blocks: Vec<Option<Pages>>,
@@ -22,6 +23,7 @@ impl Cpu {
         Isa::checked().map(|_| Cpu::new())
     }
 
+    /// The backend for the best instruction set that the processor has.
     pub fn new() -> Cpu {
         let caps = Caps {
             device: format!("cpu ({} threads, {})", rayon::current_num_threads(), Isa::best().name()),

@@ -26,29 +26,40 @@ pub struct Buffer(pub u32);
 /// A range of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {
+    /// The allocation.
     pub buffer: Buffer,
+    /// First byte.
     pub offset: u64,
+    /// Length.
     pub bytes: u64,
 }
 
+/// A CPU kernel with its attributes bound; called with the launch's memory, in the order of [`Launch::args`].
 pub type HostFn = Arc<dyn Fn(&[HostSlice]) + Send + Sync>;
 
 /// What is launched, as the op's row gave it; its `args` went to the launch, each now a range of memory.
 #[derive(Clone)]
 pub enum Kernel {
+    /// A CPU kernel.
     Host(HostFn),
+    /// A compute shader's dispatch.
     Wgsl(WgslDispatch),
+    /// A CUDA kernel's launch.
     Cuda(CudaLaunch),
     /// For the null backend.
     Nothing,
 }
 
+/// A kernel and the memory it runs on.
 #[derive(Clone)]
 pub struct Launch {
     /// Op and site, for profiles and errors.
     pub name: String,
+    /// What runs.
     pub kernel: Kernel,
+    /// The memory it is bound to, in the kernel's order.
     pub args: Vec<Slice>,
+    /// Floating point operations, by the row's cost.
     pub flops: u64,
 }
 
@@ -69,15 +80,19 @@ pub struct Recording(pub u32);
 
 /// A device.
 pub trait Backend: Send {
+    /// Limits and abilities of the device.
     fn caps(&self) -> &Caps;
     /// `bytes` of zeros, aligned to [`crate::dtype::ALIGN`].
     fn alloc(&mut self, bytes: u64) -> Result<Buffer>;
+    /// Gives an allocation back; nothing may use it any more.
     fn free(&mut self, buffer: Buffer);
     /// Bytes now allocated through `alloc`.
     fn memory(&self) -> u64;
+    /// Writes `src` from the start of `dst` on; what was submitted before still sees the old bytes.
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()>;
     /// Waits for the work that writes `src`.
     fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()>;
+    /// Copies `src` to `dst`, two ranges of one length, in the order of submission.
     fn copy(&mut self, dst: Slice, src: Slice) -> Result<()>;
     /// Where `slice` is in this process's memory, if the device's memory is that.
     fn host(&mut self, slice: Slice) -> Result<Option<HostSlice>> {
@@ -88,6 +103,7 @@ pub trait Backend: Send {
     fn record(&mut self, launches: &[Launch]) -> Result<Recording>;
     /// Runs a recorded list in order, after everything submitted before.
     fn replay(&mut self, recording: Recording) -> Result<()>;
+    /// Drops a recorded list and what it holds on the device.
     fn forget(&mut self, recording: Recording);
     /// Waits for all submitted work; an error of the device surfaces here at the latest.
     fn sync(&mut self) -> Result<()>;

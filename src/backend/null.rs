@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
 use crate::error::Result;
 
+/// A device that keeps count of allocations and launches, and nothing else.
 pub struct Null {
     caps: Caps,
     buffers: HashMap<Buffer, u64>,
@@ -15,6 +16,7 @@ pub struct Null {
 }
 
 impl Null {
+    /// One without limits; [`Null::like`] takes those of another device.
     pub fn new() -> Null {
         Null::like(Caps {
             device: "null".into(),

@@ -10,7 +10,9 @@ use crate::system::Instant;
 /// What the launches of one op took together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpTime {
+    /// Name of the op.
     pub op: String,
+    /// Number of launches.
     pub launches: u64,
     /// From when the device has nothing to do until it has nothing to do again.
     pub time: Duration,
@@ -75,6 +77,7 @@ pub struct Profiled {
 }
 
 impl Profiled {
+    /// Wraps `inner`; the [`Profile`] shows what was measured so far, also while the device is in use.
     pub fn new(inner: Box<dyn Backend>) -> (Profiled, Profile) {
         let profile = Profile::default();
         (Profiled { inner, lists: Vec::new(), profile: profile.clone() }, profile)

@@ -13,6 +13,7 @@ pub const VARIABLE: &str = "TRIMTAB_CPU";
 pub enum Isa {
     /// What the compiler's target has anyway.
     Portable,
+    /// Advanced SIMD, which every 64-bit ARM processor has.
     #[cfg(target_arch = "aarch64")]
     Neon,
     /// With FMA and F16C.
@@ -75,6 +76,7 @@ impl Isa {
         Isa::ALL.iter().map(|(_, isa)| *isa).filter(|isa| *isa <= Isa::best())
     }
 
+    /// Its name as [`VARIABLE`] takes it.
     pub fn name(self) -> &'static str {
         Isa::ALL.iter().find(|(_, isa)| *isa == self).map_or("portable", |(name, _)| name)
     }

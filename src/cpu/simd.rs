@@ -12,8 +12,10 @@ pub const LANES: usize = 16;
 pub struct Lane(pub [f32; LANES]);
 
 impl Lane {
+    /// All zeros.
     pub const ZERO: Lane = Lane([0.0; LANES]);
 
+    /// `x` in every lane.
     pub const fn splat(x: f32) -> Lane {
         Lane([x; LANES])
     }
@@ -44,11 +46,17 @@ impl std::ops::DerefMut for Lane {
 pub trait Simd: Copy {
     /// [`LANES`] floats in registers.
     type V: Copy;
+    /// The floats of `x`, in registers.
     fn load(self, x: &Lane) -> Self::V;
+    /// Writes the floats of `x` to `to`.
     fn store(self, x: Self::V, to: &mut Lane);
+    /// `x` in every lane.
     fn splat(self, x: f32) -> Self::V;
+    /// a + b, lane by lane.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a − b, lane by lane.
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a·b, lane by lane.
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// a·b + c, fused where there is an instruction for it.
     fn madd(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;

@@ -8,12 +8,16 @@ use super::simd::{Lane, Simd};
 /// A matrix of any layout: element (r, c) is `data[r·row + c·col]`.
 #[derive(Clone, Copy)]
 pub struct Strided<'a> {
+    /// The memory that holds it, from element (0, 0) on.
     pub data: &'a [f32],
+    /// Elements from a row to the next.
     pub row: usize,
+    /// Elements from a column to the next.
     pub col: usize,
 }
 
 impl Strided<'_> {
+    /// The same memory with rows and columns exchanged.
     pub fn transposed(self) -> Self {
         Strided { row: self.col, col: self.row, ..self }
     }

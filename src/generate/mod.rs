@@ -43,6 +43,7 @@ impl Room {
 pub struct Ask<'a> {
     /// The most tokens that are added.
     pub max_tokens: usize,
+    /// How a token is chosen from its logits.
     pub sampling: Sampling,
     /// Tokens that end it; they are not part of it.
     pub stop: &'a [u32],

@@ -19,6 +19,7 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the likeliest tokens that together reach this probability; 1 is all.
     pub top_p: f64,
+    /// Seeds the draws; the same seed gives the same text.
     pub seed: u64,
 }
 
@@ -29,6 +30,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// An error for a number that makes no sense, named by its flag.
     pub fn check(&self) -> Result<()> {
         if !self.temperature.is_finite() || self.temperature < 0.0 {
             return Err(Error::config("--temperature", self.temperature.to_string(), "a finite number, 0 or more"));

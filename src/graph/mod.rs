@@ -158,7 +158,7 @@ pub struct Graph {
     pub values: Vec<Value>,
     /// Every node, in the order they run; phases one after the other.
     pub nodes: Vec<Node>,
-    /// Phase, site and block that new nodes get.
+    /// What [`Node::phase`] of new nodes will be.
     pub phase: Phase,
     /// What [`Node::site`] of new nodes will be; set through [`Graph::at`].
     pub site: String,

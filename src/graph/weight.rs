@@ -12,7 +12,7 @@ pub enum Role {
     Embed,
     /// Embeddings of positions, token types, relative distances.
     Position,
-    /// Queries, keys, values, and what joins the heads.
+    /// The layer of the queries.
     Q,
     /// The layer of the keys.
     K,
@@ -24,7 +24,7 @@ pub enum Role {
     Attention,
     /// Queries, keys and values as one layer.
     Qkv,
-    /// Feed-forward layers: the gate, the layer into the wide space, the layer out of it.
+    /// The feed-forward layer whose activation multiplies what `Up` gives.
     Gate,
     /// The feed-forward layer into the wide space.
     Up,

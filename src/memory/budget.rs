@@ -17,15 +17,20 @@ use crate::plan::Plan;
 /// Whether an option is used: if the budget needs it, never, or always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Toggle {
+    /// Where the budget needs it.
     #[default]
     Auto,
+    /// Never.
     Off,
+    /// Always.
     On,
 }
 
 impl Toggle {
+    /// Every choice, in the order in which messages name them.
     pub const ALL: &'static [Toggle] = &[Toggle::Auto, Toggle::On, Toggle::Off];
 
+    /// Its name in settings.
     pub fn name(self) -> &'static str {
         match self {
             Toggle::Auto => "auto",
@@ -49,14 +54,18 @@ pub struct Request {
     /// Recompute of all layers at this level, whether it is needed or not. None: what the budget needs; without a budget,
     /// of cheap values.
     pub recompute: Option<super::Level>,
+    /// Frozen weights stay off the device and are fetched block by block.
     pub stream: Toggle,
+    /// Optimizer state stays off the device and is fetched page by page.
     pub page_optimizer: Toggle,
+    /// Inputs of blocks wait off the device for the backward pass.
     pub offload: Toggle,
 }
 
 /// A choice that was made, and what it does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
+    /// What was chosen, in words.
     pub what: String,
     /// Bytes of the account that it saves, given the choices before it.
     pub saves: i64,

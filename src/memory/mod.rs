@@ -24,11 +24,13 @@ pub use stream::Ahead;
 /// What is done to a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choices {
-    /// Number of layers, from the first, of which cheap values are computed again, and of which all are.
+    /// Number of layers, from the first, of which cheap values are computed again.
     pub selective: usize,
+    /// Number of layers, from the first, of which all values are; it goes before `selective`.
     pub all: usize,
     /// Number of blocks, in the order of [`stream::order`], whose frozen weights are streamed.
     pub stream: usize,
+    /// How early streamed weights are fetched.
     pub ahead: Ahead,
     /// Blocks' inputs wait off the device.
     pub offload: bool,

@@ -13,8 +13,11 @@ use crate::graph::{Def, Graph, Node, Val};
 /// What of a block is computed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
+    /// Nothing: all that the backward pass reads is kept.
     None,
+    /// What is cheap to compute from values that are kept anyway.
     Selective,
+    /// Everything but the block's inputs.
     All,
 }
 

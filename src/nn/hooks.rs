@@ -12,6 +12,7 @@ use crate::ops::{Attention, Lora};
 pub struct Site {
     /// `model.layers.0.self_attn.q_proj`.
     pub path: String,
+    /// What the place does in the model.
     pub role: Role,
 }
 
@@ -20,6 +21,7 @@ pub struct Site {
 pub struct WeightRef<'a> {
     /// Its name in the checkpoint: `model.layers.0.self_attn.q_proj.weight`.
     pub name: &'a str,
+    /// What the weight does in the model.
     pub role: Role,
 }
 
@@ -44,14 +46,18 @@ pub struct Linear {
     pub w: Val,
     /// `[out]`
     pub bias: Option<Val>,
+    /// Its low-rank parts, which are added up.
     pub low_rank: Vec<LowRank>,
 }
 
 /// A low-rank part: A `[rank, in]`, B `[out, rank]`.
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank {
+    /// Factor and dropout.
     pub spec: Lora,
+    /// A, `[rank, in]`.
     pub a: Val,
+    /// B, `[out, rank]`.
     pub b: Val,
 }
 
@@ -62,6 +68,7 @@ pub struct Table {
     pub w: Val,
     /// Ids of the tokens, I32[T]; −1 gives zeros.
     pub ids: Val,
+    /// The stream whose tokens they are.
     pub stream: StreamId,
     /// Rows are multiplied by it.
     pub scale: f32,
@@ -70,12 +77,17 @@ pub struct Table {
 /// Attention of queries to keys and values.
 #[derive(Clone, Copy, Debug)]
 pub struct Qkv {
+    /// Queries, `[T, heads · head_dim]`.
     pub q: Val,
+    /// Keys, `[S, kv_heads · head_dim]`.
     pub k: Val,
+    /// Values, `[S, kv_heads · head_dim]`.
     pub v: Val,
+    /// Heads, scale, and which keys a query sees.
     pub spec: Attention,
-    /// The stream of the queries, and that of the keys.
+    /// The stream of the queries.
     pub queries: StreamId,
+    /// The stream of the keys and values.
     pub keys: StreamId,
     /// Relative position bias F32[2·L − 1, heads] and its first query's position, where the model has one.
     pub bias: Option<Val>,
@@ -86,9 +98,11 @@ pub struct Qkv {
 /// A part of a layer whose output is added to its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// Self-attention.
     Attention,
     /// Attention of a decoder to its encoder.
     CrossAttention,
+    /// The MLP.
     FeedForward,
 }
 
@@ -99,13 +113,16 @@ pub struct LayerNorm {
     pub path: String,
     /// `[features]` each.
     pub w: Val,
+    /// Bias, `[features]`.
     pub b: Val,
+    /// Added to the variance.
     pub eps: f32,
 }
 
 /// The output of a part of a layer and what it is added to.
 #[derive(Clone, Debug)]
 pub struct Residual {
+    /// Which part it is.
     pub part: Part,
     /// What the part computed, `[T, hidden]`.
     pub x: Val,

@@ -134,13 +134,15 @@ pub enum Pad {
 /// Where a sequence is in a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Placed {
-    /// Its first row, and its rows, virtual tokens included.
+    /// Its first row.
     pub start: usize,
+    /// Number of its rows, virtual tokens included.
     pub len: usize,
     /// Its first row among the keys, prefix included.
     pub key: usize,
-    /// Virtual tokens at its start, and keys before its own.
+    /// Virtual tokens at its start.
     pub lead: usize,
+    /// Keys of the prefix before its own.
     pub prefix: usize,
     /// Tokens of padding at its end, where the layout pads: they see the others, and none sees them.
     pub pad: usize,
@@ -189,10 +191,13 @@ pub type Fill = Arc<dyn Fn(&Item) -> Column + Send + Sync>;
 pub struct Field {
     /// Name of the leaf.
     pub name: String,
+    /// What its rows stand for; gives its number of rows.
     pub axis: Axis,
     /// Values of a row.
     pub width: usize,
+    /// What rows hold that no sequence fills.
     pub pad: Pad,
+    /// Computes a sequence's rows.
     pub fill: Fill,
 }
 
@@ -252,6 +257,7 @@ pub struct Padding {
 /// The shape of a micro-batch.
 #[derive(Clone)]
 pub struct Layout {
+    /// Its token streams: one, or a decoder's and its encoder's.
     pub streams: Vec<Stream>,
     /// The most sequences of a micro-batch.
     pub sequences: usize,

@@ -10,7 +10,9 @@ use crate::ops::{Activation, Dropout};
 /// Which token of a sequence stands for all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
+    /// The first row of the sequence (BERT's `[CLS]`).
     First,
+    /// The last row of the sequence.
     Last,
 }
 

@@ -24,7 +24,9 @@ pub type StorageOf<'a> = &'a dyn Fn(&str, Role) -> DType;
 /// An input leaf and the field that fills it.
 #[derive(Clone, Debug)]
 pub struct Input {
+    /// How it is filled.
     pub field: Field,
+    /// The leaf.
     pub val: Val,
 }
 
@@ -42,8 +44,9 @@ pub struct StreamVals {
 /// Keys and values of earlier tokens, of a fixed capacity, for generation.
 #[derive(Clone, Copy, Debug)]
 pub struct Cached {
-    /// Rows of the cache, and of that of an encoder's keys.
+    /// Rows of the cache.
     pub capacity: usize,
+    /// Rows of the cache of an encoder's keys; 0 in models without one.
     pub source: usize,
     /// The row of the cache that each key goes to, I32[prefix + T]; −1: none.
     pub slots: Val,
@@ -56,6 +59,7 @@ pub struct Cached {
 pub struct Build<'a> {
     /// The methods, the first one outermost.
     pub stack: &'a [&'a dyn Hooks],
+    /// In which format each frozen weight is kept.
     pub storage: StorageOf<'a>,
     /// The type of activations.
     pub act: DType,
@@ -63,9 +67,11 @@ pub struct Build<'a> {
 
 /// A graph under construction.
 pub struct Nn<'a> {
+    /// The graph so far.
     pub g: Graph,
     /// The shape of a micro-batch; fields join it as they are declared.
     pub layout: Layout,
+    /// The leaves that have to be filled before the first run, in the order of their declaration.
     pub weights: Vec<Weight>,
     /// Set when generating: attention then sees the cache.
     pub cached: Option<Cached>,
@@ -378,7 +384,9 @@ impl<'a> Nn<'a> {
 /// What a phase reads.
 #[derive(Clone)]
 pub struct Inputs {
+    /// Shape of a micro-batch, and the fields of its inputs.
     pub layout: Layout,
+    /// Leaves, each with the field that fills it.
     pub leaves: Vec<Input>,
 }
 

@@ -30,6 +30,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{Acts, Attention, Attr, Cost, Grad, Lower, OpDef, Tensor, check};
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&ATTENTION, &ATTENTION_BWD, &ATTENTION_DBIAS];
 
 /// `attention` [q F32[T,H·D], k F32[S,G·D], v F32[S,G·D], key_range I32[T,2], with a bias: bias F32[2L+1,H], q_pos I32[T];

@@ -11,6 +11,7 @@ use crate::ops::{
     Acts, Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Rows, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&CONCAT_ROWS, &SLICE_ROWS];
 
 /// `concat_rows` [a F32[A,D], b F32[B,D]] → F32[A+B,D]: the rows of a, then those of b.

@@ -19,6 +19,7 @@ use crate::ops::{
     Arg, Attr, Cost, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&DORA_NORM];
 
 /// `dora_norm` [w (any weight type)[N,K], a F32[R,K], b F32[N,R]] with a factor s → n F32[N],
@@ -83,8 +84,11 @@ fn flops_an_element(rank: usize) -> usize {
 
 /// A [R,K] and B [N,R], row-major, and the factor of their product.
 pub struct LowRank<'a> {
+    /// A, `[R, K]`.
     pub a: &'a [f32],
+    /// B, `[N, R]`.
     pub b: &'a [f32],
+    /// Factor of the product B·A.
     pub scale: f32,
 }
 

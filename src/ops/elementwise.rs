@@ -18,6 +18,7 @@ use crate::ops::{
 pub use activation::{ACTIVATION, ACTIVATION_BWD, GATED_ACT, GATED_ACT_BWD};
 pub use cast::CAST;
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] =
     &[&ADD, &SCALE, &ACTIVATION, &ACTIVATION_BWD, &GATED_ACT, &GATED_ACT_BWD, &DROPOUT, &ADD_ROW, &ADD_ROW_DV, &CAST];
 

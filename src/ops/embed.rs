@@ -17,6 +17,7 @@ use crate::ops::{
     Acts, Arg, Attr, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
 
 /// `embed` [ids I32[N], table (F32|BF16|F16)[V,D]] → y F32[N,D] = scale·table\[ids\]. An id outside 0..V gives zeros.

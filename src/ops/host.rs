@@ -76,10 +76,12 @@ impl<'a> HostCall<'a> {
         self.output(out)
     }
 
+    /// Address of input `i`, for operands that may overlap an output or are written by several threads.
     pub fn input_ptr<T>(&self, i: usize) -> Ptr<T> {
         Ptr(self.slice(self.outs.len() + i).ptr.cast())
     }
 
+    /// Address of output `o`, as for [`HostCall::input_ptr`].
     pub fn output_ptr<T>(&self, o: usize) -> Ptr<T> {
         Ptr(self.slice(o).ptr.cast())
     }

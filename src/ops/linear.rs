@@ -20,6 +20,7 @@ use crate::ops::{
     Acts, Attr, Cost, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
 };
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&LINEAR, &LINEAR_DX];
 
 /// inputs: x F32[T,K], w [N,K], bias? F32[N], a? F32[R,K], b? F32[N,R], rng? U32[4];

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{Attr, Cost, Grad, Loss, OpDef, Tensor, check};
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&CROSS_ENTROPY, &BCE_WITH_LOGITS, &MSE, &RANGE_CROSS_ENTROPY];
 
 /// `cross_entropy` [logits F32[N,C], labels I32[N], inv F32[1]]

@@ -19,6 +19,7 @@ use crate::ops::{
     Acts, Arg, Attr, Cost, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&LINEAR_CROSS_ENTROPY];
 
 /// The label of a token that is not trained on.

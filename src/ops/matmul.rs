@@ -12,6 +12,7 @@ use crate::ops::dense::{self, Product};
 use crate::ops::tiles;
 use crate::ops::{Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch};
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
 
 /// `C[m,n] = alpha · op(A)[m,k] · op(B)[k,n] (+ acc[m,n])`, all f32; `op` transposes where `ta`, `tb` say so.

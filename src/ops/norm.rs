@@ -17,6 +17,7 @@ use crate::ops::{
 
 pub use layer::{LAYER_NORM, LAYER_NORM_DW, LAYER_NORM_DX};
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&RMS_NORM, &RMS_NORM_DX, &RMS_NORM_DW, &LAYER_NORM, &LAYER_NORM_DX, &LAYER_NORM_DW];
 
 /// `rms_norm` [x F32[R,D], w F32[D]] → y F32[R,D], rstd F32[R].

@@ -22,6 +22,7 @@ pub use adafactor::{ADAFACTOR, table};
 pub use eight_bit::{ADAMW_8BIT, BLOCK, LION_8BIT};
 pub use plain::{LION, SGD, SGD_MOMENTUM};
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] =
     &[&SUM_SQUARES, &ADAMW, &ZERO, &SGD, &SGD_MOMENTUM, &LION, &ADAMW_8BIT, &LION_8BIT, &ADAFACTOR];
 

@@ -13,6 +13,7 @@ use crate::ops::launch::{bytes, grid};
 use crate::ops::{Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
 use crate::quant::nf4;
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&NF4_QUANTIZE, &NF4_DEQUANTIZE];
 
 /// `nf4_quantize` [w F32[N,K]] → Nf4\[N,K\] or, with `double`, Nf4Dq\[N,K\], as bitsandbytes does it (Dettmers et al.
@@ -210,6 +211,7 @@ fn wgsl_dequantize(l: &Lower) -> Result<Vec<WgslDispatch>> {
 /// wants it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightPart {
+    /// Rows of the whole weight.
     pub rows: Range<usize>,
     /// What to bind: `w`, and for NF4 `w_scales` after it.
     pub args: Vec<Arg>,

@@ -16,6 +16,7 @@ use crate::ops::{
 
 pub use table::{RopeScaling, RopeSpec, Yarn, rope_rows, rope_table};
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&ROPE];
 
 /// `rope` [x F32[T, heads·head_dim], table F32[P, 2h], positions I32[T]] → y F32[T, heads·head_dim].

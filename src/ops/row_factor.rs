@@ -10,6 +10,7 @@ use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, grid, rows};
 use crate::ops::{Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&MUL_ROW, &MUL_ROW_DV, &DIV_ROW];
 
 /// `mul_row` [x F32[T,N] or F32[N], v F32[N]] → x∘v in each row.

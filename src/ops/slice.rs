@@ -12,6 +12,7 @@ use crate::ops::{
     check,
 };
 
+/// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&SLICE_COLS, &SLICE_COLS_DX];
 
 /// `slice_cols` [x F32[T,D]] → F32[T,count]: `count` columns of x from `start` on.

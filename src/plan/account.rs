@@ -9,7 +9,9 @@ use crate::graph::{Def, Graph, LeafKind};
 /// Bytes on the device, in host memory, and in files. The sum of `rows` is what the backend allocates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Account {
+    /// Classes and their bytes on the device: leaves, the arena's parts at the peak, parameter blocks.
     pub rows: Vec<(String, u64)>,
+    /// Sum of `rows`.
     pub total: u64,
     /// The node at which most of the arena is in use.
     pub peak_site: String,
@@ -17,6 +19,7 @@ pub struct Account {
     pub peak_node: usize,
     /// Host memory that transfers go through.
     pub host: Vec<(String, u64)>,
+    /// Sum of `host`.
     pub host_total: u64,
     /// What is in files, off the device.
     pub files: Vec<(String, u64)>,
@@ -71,15 +74,18 @@ impl Account {
 pub enum Kind {
     /// A gradient of a step of one micro-batch, no sum over several.
     Gradient,
+    /// A forward value, or a gradient of one.
     Activation,
     /// A frozen weight that is fetched.
     Weight,
     /// Optimizer state that is fetched.
     Optim,
+    /// Scratch memory of a launch.
     Work,
 }
 
 impl Kind {
+    /// How the account names it.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Gradient => class_name(LeafKind::Grad),

@@ -7,11 +7,14 @@ use crate::graph::{Def, Graph, Val};
 /// Nodes from the one that defines to the last that reads, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval {
+    /// Number of the node that defines it.
     pub first: usize,
+    /// Number of the last node that reads it.
     pub last: usize,
 }
 
 impl Interval {
+    /// Whether both are needed at some node, so that they cannot share memory.
     pub fn overlaps(self, other: Interval) -> bool {
         self.first <= other.last && other.first <= self.last
     }
@@ -20,7 +23,9 @@ impl Interval {
 /// A stretch of the arena and who uses it.
 #[derive(Clone, Debug)]
 pub struct Storage {
+    /// Length, a multiple of [`crate::dtype::ALIGN`].
     pub bytes: u64,
+    /// When it is in use.
     pub live: Interval,
     /// Node outputs that lie here, one after the other.
     pub values: Vec<Val>,

@@ -10,7 +10,9 @@ use crate::ops::{Arg, Attr, CudaLaunch, HostCall, Lower, OpDef, WgslDispatch};
 /// Where the operands of one node lie.
 #[derive(Clone, Debug)]
 pub struct Operands {
+    /// Memory of the outputs.
     pub outs: Vec<Slice>,
+    /// Memory of the inputs.
     pub ins: Vec<Slice>,
     /// The scratch memory that the row's `workspace` asked for, if any.
     pub work: Option<Slice>,

@@ -28,28 +28,36 @@ use crate::graph::{Def, Graph, LeafKind, Val};
 pub struct Place {
     /// Index into [`Plan::buffers`].
     pub buffer: usize,
+    /// First byte in the buffer.
     pub offset: u64,
+    /// Length.
     pub bytes: u64,
 }
 
 /// An allocation the plan asks for. `class` None is the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
+    /// Which leaves it holds.
     pub class: Option<LeafKind>,
+    /// Length.
     pub bytes: u64,
 }
 
+/// Where every value of a graph lies, what is launched, and what it takes.
 pub struct Plan {
+    /// Allocations to make, before anything runs.
     pub buffers: Vec<Allocation>,
     /// By value index: where a root (leaf or node output) is.
     places: Vec<Option<Place>>,
     /// By node index: its scratch memory.
     work: Vec<Option<Place>>,
+    /// Stretches of the arena, with the nodes at which each is in use.
     pub storages: Vec<Storage>,
     /// What runs, phase by phase; a launch's buffers are indices into `buffers`.
     pub launches: Vec<Vec<Launch>>,
     /// Transfers between the device and what is off it, and where among the launches they stand.
     pub schedule: Schedule,
+    /// What the buffers hold, by class.
     pub account: Account,
 }
 

@@ -17,8 +17,9 @@ use crate::graph::{Graph, Val};
 /// One transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// The leaf off the device, and the bytes of it that move.
+    /// The leaf off the device.
     pub leaf: Val,
+    /// First byte of the leaf that moves; as many move as `place` has.
     pub offset: u64,
     /// Where they lie on the device.
     pub place: Place,
@@ -31,13 +32,18 @@ pub struct Move {
 pub enum Step {
     /// Launches of the phase, by index.
     Run(Range<usize>),
+    /// Starts to fetch, beside the launches that follow.
     Start(usize),
+    /// Waits until a fetch has ended.
     Wait(usize),
+    /// Moves off the device, after the launches before.
     Store(usize),
 }
 
+/// The transfers of a plan and their order among its launches.
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
+    /// Every transfer.
     pub moves: Vec<Move>,
     /// By phase.
     pub phases: Vec<Vec<Step>>,

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 /// A map of 256 values, ascending, and what is between them.
 pub struct DynamicMap {
+    /// What the codes stand for, from −1 (signed) or 0 (unsigned) to 1.
     pub values: [f32; 256],
     /// `(values[i] + values[i + 1]) / 2`: a code `i` is right for what is above the one before and not above its own.
     between: [f32; 256],

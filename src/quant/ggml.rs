@@ -8,16 +8,27 @@ use half::{bf16, f16};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the names under which these formats are known")]
 pub enum GgmlType {
+    /// 4 bytes an element.
     F32,
+    /// 2 bytes an element.
     F16,
+    /// 2 bytes an element.
     BF16,
+    /// 4-bit codes in blocks of 32, one f16 scale.
     Q4_0,
+    /// 4-bit codes in blocks of 32, f16 scale and minimum.
     Q4_1,
+    /// 5-bit codes in blocks of 32, one f16 scale.
     Q5_0,
+    /// 5-bit codes in blocks of 32, f16 scale and minimum.
     Q5_1,
+    /// 8-bit codes in blocks of 32, one f16 scale.
     Q8_0,
+    /// 4-bit codes in blocks of 256, of 8 parts with 6-bit scales and minima.
     Q4_K,
+    /// 5-bit codes in blocks of 256, of 8 parts with 6-bit scales and minima.
     Q5_K,
+    /// 6-bit codes in blocks of 256, of 16 parts with 8-bit scales.
     Q6_K,
 }
 
@@ -25,6 +36,7 @@ pub enum GgmlType {
 const LARGEST_BLOCK: usize = 256;
 
 impl GgmlType {
+    /// Every type that is decoded.
     pub const ALL: [GgmlType; 11] = [
         GgmlType::F32,
         GgmlType::F16,
@@ -56,10 +68,12 @@ impl GgmlType {
         }
     }
 
+    /// The type of this number in a file; None if it is not decoded.
     pub fn from_id(id: u32) -> Option<GgmlType> {
         Self::ALL.into_iter().find(|t| t.id() == id)
     }
 
+    /// Its name in llama.cpp, as in `Q4_K`.
     pub fn name(self) -> &'static str {
         match self {
             GgmlType::F32 => "F32",

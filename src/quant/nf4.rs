@@ -261,15 +261,26 @@ pub fn quantize(x: &[f32], double: bool) -> Result<Vec<u8>> {
 /// A quantized tensor's parts, wherever they lie (in one stretch, or apart in a mapped file).
 #[derive(Clone, Copy, Debug)]
 pub struct Nf4<'a> {
+    /// Two codes a byte, high nibble first.
     pub codes: &'a [u8],
+    /// Scales, one for 64 elements.
     pub absmax: Absmax<'a>,
 }
 
 /// How the block scales are stored. f32 values are little-endian bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum Absmax<'a> {
+    /// One f32 a block.
     Plain(&'a [u8]),
-    Double { indices: &'a [u8], nested: &'a [u8], offset: f32 },
+    /// Quantized themselves: `map[indices[b]] · nested[b / 256] + offset`.
+    Double {
+        /// One code a block, into the signed dynamic map.
+        indices: &'a [u8],
+        /// One f32 for 256 blocks.
+        nested: &'a [u8],
+        /// Mean that was subtracted before they were quantized.
+        offset: f32,
+    },
 }
 
 impl<'a> Nf4<'a> {

@@ -30,6 +30,7 @@ pub struct Session {
     facts: Facts,
     /// Output heads, each with the embedding that it is tied to.
     ties: Vec<(String, String)>,
+    /// The program on its device: weights, optimizer state, and number of steps.
     pub trainer: Trainer,
     evaluation: Option<Evaluation>,
     generation: Option<Generation>,

@@ -41,7 +41,9 @@ pub struct Options {
     /// The most tokens that a step will have, if that is known. Where they fit one micro-batch, gradients take the place
     /// of activations, and a step of two micro-batches is an error.
     pub step_tokens: Option<usize>,
+    /// Rule and constants of the update.
     pub optimizer: Optimizer,
+    /// Seeds dropout and the first values of new tensors.
     pub seed: u64,
     /// The memory there is, and what to do about it.
     pub memory: Request,

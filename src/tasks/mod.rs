@@ -60,6 +60,7 @@ pub struct Outcome {
 pub struct Setup<'a> {
     /// The model's config.json: names of labels, special tokens.
     pub config: &'a Value,
+    /// What the model says of itself: sizes, special tokens, names.
     pub facts: &'a Facts,
     /// Question answering: rows are padded to the longest of the batch, and padding joins the softmax over positions.
     pub qa_padding: bool,
@@ -74,7 +75,9 @@ pub struct Setup<'a> {
 /// An example of a row, and what the model computed of it: the rows of its output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Computed {
+    /// What was given to the model.
     pub example: Example,
+    /// Its rows of the output, one after the other, as in [`Outcome::output`].
     pub output: Vec<f32>,
 }
 
@@ -128,6 +131,7 @@ pub struct TaskDef {
     pub label: &'static [&'static str],
     /// Each token has a label, not each sequence.
     pub of_tokens: bool,
+    /// Makes the task for a model; an error if its config does not fit.
     pub make: fn(&Setup) -> Result<Box<dyn Task>>,
 }
 

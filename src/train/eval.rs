@@ -22,8 +22,9 @@ pub struct Evaluation {
 /// What was computed of a micro-batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluated {
-    /// The loss summed over its units, and their number.
+    /// The loss summed over its units.
     pub loss: f64,
+    /// Number of units that the loss is a sum over: trained tokens, rows, or labels.
     pub units: usize,
     /// Of each sequence: the number of its example, and the rows of the output that are its own (virtual tokens and
     /// padding are not).

@@ -6,6 +6,7 @@ use crate::train::loraplus::{Group, LoraPlus};
 /// An update rule with what all rules have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Optimizer {
+    /// The equation of the update.
     pub rule: Rule,
     /// AdamW, Lion and Adafactor: parameters lose this share, times the rate, apart from the gradient. SGD: times the
     /// parameter, it is added to the gradient.
@@ -20,11 +21,34 @@ pub struct Optimizer {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW, or bitsandbytes' AdamW8bit.
-    AdamW { beta1: f64, beta2: f64, eps: f64, bits: Bits },
+    AdamW {
+        /// Decay of the mean of gradients.
+        beta1: f64,
+        /// Decay of the mean of squared gradients.
+        beta2: f64,
+        /// Added to the root of the second mean.
+        eps: f64,
+        /// How both means are kept.
+        bits: Bits,
+    },
     /// Chen et al. 2023, arXiv:2302.06675; bitsandbytes' Lion and Lion8bit.
-    Lion { beta1: f64, beta2: f64, bits: Bits },
+    Lion {
+        /// Weight of the momentum in the update whose sign is taken.
+        beta1: f64,
+        /// Decay of the momentum that is kept.
+        beta2: f64,
+        /// How the momentum is kept.
+        bits: Bits,
+    },
     /// torch.optim.SGD. Without momentum it has no state.
-    Sgd { momentum: f64, dampening: f64, nesterov: bool },
+    Sgd {
+        /// Factor of the earlier updates; 0: plain gradient descent.
+        momentum: f64,
+        /// Share of the gradient that does not join the momentum, from the second step on.
+        dampening: f64,
+        /// The momentum that the next step would have is used (Nesterov 1983).
+        nesterov: bool,
+    },
     /// Shazeer and Stern 2018, arXiv:1804.04235; transformers' Adafactor with a given rate: neither scaled by the
     /// parameter nor relative to the step, no first moment.
     Adafactor {
@@ -40,6 +64,7 @@ pub enum Rule {
 /// How AdamW and Lion keep their state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bits {
+    /// An f32 an element.
     B32,
     /// A byte an element and an f32 for 256, of tensors of at least [`MIN_8BIT`] elements.
     B8,
@@ -49,9 +74,13 @@ pub enum Bits {
 pub const MIN_8BIT: usize = 4096;
 
 impl Rule {
+    /// β = 0.9 and 0.999, eps = 1e-8: the defaults of torch.optim.AdamW.
     pub const ADAMW: Rule = Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, bits: Bits::B32 };
+    /// β = 0.9 and 0.99: the defaults of bitsandbytes' Lion.
     pub const LION: Rule = Rule::Lion { beta1: 0.9, beta2: 0.99, bits: Bits::B32 };
+    /// Without momentum: the default of torch.optim.SGD.
     pub const SGD: Rule = Rule::Sgd { momentum: 0.0, dampening: 0.0, nesterov: false };
+    /// The defaults of transformers' Adafactor.
     pub const ADAFACTOR: Rule = Rule::Adafactor { decay_rate: -0.8, eps: 1e-30, clip_threshold: 1.0 };
 
     /// The same with its state in `bits`; rules that have no such variant stay as they are.

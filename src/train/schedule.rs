@@ -5,14 +5,19 @@ use std::fmt;
 /// The course of the learning rate after the warmup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Schedule {
+    /// The rate stays (`constant_with_warmup`).
     Constant,
+    /// The rate falls to zero in a line.
     Linear,
+    /// The rate falls to zero along half a cosine.
     Cosine,
 }
 
 impl Schedule {
+    /// Every schedule.
     pub const ALL: &'static [Schedule] = &[Schedule::Constant, Schedule::Linear, Schedule::Cosine];
 
+    /// Its name in settings.
     pub fn name(self) -> &'static str {
         match self {
             Schedule::Constant => "constant",

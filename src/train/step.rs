@@ -19,7 +19,9 @@ use crate::train::update::{Table, Updated, Updates, update};
 /// A step's graph and the leaves that the host writes and reads.
 #[derive(Clone)]
 pub struct Step {
+    /// The step's graph and its leaves' first values.
     pub program: Program,
+    /// What the host writes and reads.
     pub leaves: Leaves,
     /// The places of the model, for methods to check their targets against.
     pub sites: Vec<Site>,
@@ -40,6 +42,7 @@ pub struct Leaves {
     pub sum_squares: Val,
     /// [`Optimizer::hyper`] of the step for each group of tensors, F32[8].
     pub hypers: Vec<(Val, Group)>,
+    /// Rule and constants of the update.
     pub optimizer: Optimizer,
     /// Leaves that the host writes once, before the first step.
     pub tables: Vec<Table>,
@@ -50,12 +53,17 @@ pub struct Leaves {
 /// What a step is built from.
 #[derive(Clone, Copy)]
 pub struct Parts<'a> {
+    /// The base model.
     pub model: &'a dyn Model,
+    /// What is computed from the model, and its loss.
     pub task: &'a dyn Task,
+    /// Methods, formats of weights, and type of activations.
     pub build: Build<'a>,
+    /// Largest micro-batch.
     pub shape: Shape,
     /// A step is one micro-batch, and not any number: its gradients are not added up.
     pub single: bool,
+    /// Rule and constants of the update.
     pub optimizer: Optimizer,
 }
 

@@ -18,8 +18,9 @@ pub struct StepReport {
     pub loss: f32,
     /// Euclidean norm of the gradient before clipping.
     pub grad_norm: f32,
-    /// Tokens of the step, padding not counted, and those of them that are trained.
+    /// Tokens of the step, padding not counted.
     pub tokens: usize,
+    /// Tokens of the step that are trained on.
     pub trained: usize,
 }
 
@@ -32,6 +33,7 @@ impl StepReport {
 
 /// A program on a device, which trains if it has a step.
 pub struct Trainer {
+    /// The program on its device.
     pub exec: Exec,
     leaves: Option<Leaves>,
     weights: Vec<Weight>,

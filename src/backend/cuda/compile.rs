@@ -27,7 +27,9 @@ pub enum Output {
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct Compiled {
+    /// PTX text or a cubin, as was asked for.
     pub code: Vec<u8>,
+    /// What the compiler said; of a cubin, with its registers and spills.
     pub log: String,
 }
 

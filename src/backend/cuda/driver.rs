@@ -17,12 +17,15 @@ const INSTALL: &str =
 /// A card, as `trimtab devices` lists it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CardInfo {
+    /// Name that the driver gives it.
     pub name: String,
     /// Compute capability as in `sm_90`.
     pub arch: u32,
+    /// Bytes of device memory, used or not.
     pub memory: u64,
     /// Most bytes of shared memory that a block can have.
     pub shared: u32,
+    /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
 }
 

@@ -58,6 +58,7 @@ pub fn choose() -> Option<usize> {
     cards().ok()?.iter().position(ready)
 }
 
+/// An NVIDIA card: a stream that computes and one for transfers.
 pub struct Cuda {
     caps: Caps,
     compute: sys::CUstream,

@@ -6,19 +6,25 @@ use wgpu::{Backends, DeviceType, Features, Instance, InstanceDescriptor, Instanc
 /// An adapter, as `trimtab devices` shows it.
 #[derive(Clone, Debug)]
 pub struct AdapterInfo {
+    /// Name that the driver gives it.
     pub name: String,
     /// `vulkan`, `metal` or `dx12`.
     pub backend: String,
+    /// Discrete, integrated, virtual, or a CPU.
     pub device_type: DeviceType,
+    /// Name and version of the driver.
     pub driver: String,
     /// A CPU that pretends to be a GPU.
     pub software: bool,
-    /// Largest single allocation and largest range a kernel can bind, in bytes.
+    /// Largest single allocation, in bytes.
     pub max_buffer: u64,
+    /// Largest range that a kernel can bind, in bytes.
     pub max_binding: u64,
     /// Smallest and largest subgroup.
     pub subgroup: (u32, u32),
+    /// Shaders may use 16-bit floats.
     pub has_f16: bool,
+    /// Shaders may use subgroup operations.
     pub has_subgroups: bool,
     /// Matrix units that WGSL can reach: `16x16x16 f16 to f32`.
     pub matrix: Vec<String>,

@@ -32,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The first error that nobody was there to receive.
 type Fault = Arc<Mutex<Option<String>>>;
 
+/// A GPU behind WebGPU's interface: Vulkan, Metal or Direct3D 12.
 pub struct Wgpu {
     caps: Caps,
     gpu: Gpu,
@@ -109,6 +110,7 @@ impl Wgpu {
         Wgpu::with(index, Ask::Adapter)
     }
 
+    /// The same with the limits and features that `ask` says; an error if there is no such adapter or it refuses them.
     pub fn with(index: Option<usize>, ask: Ask) -> Result<Wgpu> {
         let adapters = adapters::all();
         let infos: Vec<AdapterInfo> = adapters.iter().map(AdapterInfo::of).collect();

@@ -30,12 +30,17 @@ pub const NF4: [f32; 16] = [
 /// Scales of an NF4 tensor, one per [`NF4_BLOCK`] elements.
 #[derive(Clone, Copy)]
 pub enum Absmax<'a> {
+    /// One f32 a block.
     F32(&'a [f32]),
     /// `map[codes[b]] * nested[b / 256] + offset`.
     Double {
+        /// One code a block.
         codes: &'a [u8],
+        /// What each code stands for: the signed dynamic map.
         map: &'a [f32; 256],
+        /// One f32 for 256 blocks.
         nested: &'a [f32],
+        /// Mean that was subtracted before the absmax were quantized.
         offset: f32,
     },
 }
@@ -82,12 +87,17 @@ impl Absmax<'_> {
 /// A flat sequence of elements in some stored format.
 #[derive(Clone, Copy)]
 pub enum Store<'a> {
+    /// f32, read as they are.
     F32(&'a [f32]),
+    /// bf16, widened where it is read.
     Bf16(&'a [bf16]),
+    /// f16, widened where it is read.
     F16(&'a [f16]),
     /// bitsandbytes NF4: two codes per byte, high nibble first.
     Nf4 {
+        /// `⌈n/2⌉` bytes.
         codes: &'a [u8],
+        /// The scales.
         absmax: Absmax<'a>,
     },
 }
@@ -178,7 +188,10 @@ impl<'a> Mat<'a> {
 /// One product of the sum.
 #[derive(Clone, Copy)]
 pub struct Term<'a> {
+    /// Factor of the product.
     pub alpha: f32,
+    /// The left operand.
     pub a: Mat<'a>,
+    /// The right operand.
     pub b: Mat<'a>,
 }

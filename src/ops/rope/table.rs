@@ -15,36 +15,49 @@ pub struct RopeSpec {
     pub dim: usize,
     /// The config's `max_position_embeddings`.
     pub max_positions: usize,
+    /// How frequencies are stretched.
     pub scaling: RopeScaling,
 }
 
 /// How the angles are stretched for longer contexts: the config's `rope_type`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
+    /// Frequencies `theta^(−2i/dim)` as they are.
     Default,
     /// Frequencies divided by `factor` (position interpolation, Chen et al. 2023).
     Linear {
+        /// The config's `factor`.
         factor: f64,
     },
     /// A larger theta for sequences beyond `max_positions` (NTK-aware, by u/bloc97 and u/emozilla).
     Dynamic {
+        /// The config's `factor`.
         factor: f64,
     },
     /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between.
     Llama3 {
+        /// What long wavelengths' frequencies are divided by.
         factor: f64,
+        /// Wavelengths above `original_max_positions / low_freq_factor` are long.
         low_freq_factor: f64,
+        /// Wavelengths below `original_max_positions / high_freq_factor` are short.
         high_freq_factor: f64,
+        /// Context of the training before: the config's `original_max_position_embeddings`.
         original_max_positions: usize,
     },
+    /// Low frequencies divided, high ones kept, a ramp between, and cosines and sines scaled.
     Yarn(Yarn),
     /// A factor for each frequency, one list up to `original_max_positions`, the other beyond (Ding et al. 2024).
     Longrope {
+        /// Divisors of the `dim / 2` frequencies for sequences of up to `original_max_positions` tokens.
         short_factor: Vec<f64>,
+        /// Divisors of the `dim / 2` frequencies for longer sequences.
         long_factor: Vec<f64>,
         /// None: `max_positions / original_max_positions`.
         factor: Option<f64>,
+        /// Multiplies cosines and sines. None: derived from `factor`.
         attention_factor: Option<f64>,
+        /// Context of the training before: the config's `original_max_position_embeddings`.
         original_max_positions: usize,
     },
 }
@@ -54,18 +67,24 @@ pub enum RopeScaling {
 pub struct Yarn {
     /// None: `max_positions / original_max_positions`.
     pub factor: Option<f64>,
+    /// Context of the training before: the config's `original_max_position_embeddings`.
     pub original_max_positions: usize,
     /// Multiplies cosines and sines. None: derived from `factor` and the two mscales.
     pub attention_factor: Option<f64>,
+    /// Weight of ln(factor) in the numerator of the attention factor; it counts only together with `mscale_all_dim`.
     pub mscale: Option<f64>,
+    /// The same in the denominator.
     pub mscale_all_dim: Option<f64>,
+    /// Turns over the original context at and above which a frequency is kept.
     pub beta_fast: f64,
+    /// Turns over the original context at and below which a frequency is divided by `factor`.
     pub beta_slow: f64,
     /// Whether the ramp starts and ends at whole dimensions.
     pub truncate: bool,
 }
 
 impl Yarn {
+    /// The defaults of transformers for all other fields.
     pub fn new(factor: Option<f64>, original_max_positions: usize) -> Yarn {
         Yarn {
             factor,

@@ -34,6 +34,7 @@ struct Sums {
 }
 
 impl Answers {
+    /// No questions yet.
     pub fn new(rules: Squad) -> Answers {
         Answers { rules, with: Sums::default(), without: Sums::default() }
     }
@@ -54,6 +55,7 @@ impl Answers {
         sums.f1 += right.iter().map(|r| self.rules.f1(&predicted, r)).fold(0.0, f64::max);
     }
 
+    /// The scores of all questions so far, in percent; 0 of none.
     pub fn finish(&self) -> Values {
         let Answers { with, without, .. } = self;
         let all = Sums {

@@ -15,6 +15,7 @@ pub struct Classification {
 }
 
 impl Classification {
+    /// No examples yet, of a task with this number of classes.
     pub fn new(classes: usize) -> Classification {
         Classification { classes: vec![Counts::default(); classes], examples: 0 }
     }
@@ -36,6 +37,7 @@ impl Classification {
         Ok(())
     }
 
+    /// The metrics of all examples so far.
     pub fn finish(&self) -> Values {
         let all = Counts::sum(&self.classes);
         let seen: Vec<&Counts> = self.classes.iter().filter(|c| c.predicted + c.labelled > 0).collect();

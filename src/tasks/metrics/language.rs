@@ -11,6 +11,7 @@ pub struct Language {
 }
 
 impl Language {
+    /// No tokens yet.
     pub fn new() -> Language {
         Language::default()
     }

@@ -15,6 +15,7 @@ pub struct MultiLabel {
 }
 
 impl MultiLabel {
+    /// No examples yet, of a task with this number of classes.
     pub fn new(classes: usize) -> MultiLabel {
         MultiLabel { classes: vec![Counts::default(); classes], examples: 0, right: 0 }
     }
@@ -41,6 +42,7 @@ impl MultiLabel {
         Ok(())
     }
 
+    /// F1 over all decisions and as a mean over classes, and the share of examples with all labels right.
     pub fn finish(&self) -> Values {
         vec![
             ("f1_micro", Counts::sum(&self.classes).f1()),

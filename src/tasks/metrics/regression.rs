@@ -12,10 +12,12 @@ pub struct Regression {
 }
 
 impl Regression {
+    /// No examples yet.
     pub fn new() -> Regression {
         Regression::default()
     }
 
+    /// Adds a batch: the predicted number and the label of each example. An error if they are not as many.
     pub fn add(&mut self, predicted: &[f32], labels: &[f32]) -> Result<()> {
         same_length("numbers", predicted.len(), labels.len())?;
         self.predicted.extend_from_slice(predicted);
@@ -23,6 +25,7 @@ impl Regression {
         Ok(())
     }
 
+    /// Squared and absolute error, and the correlations, of all examples so far.
     pub fn finish(&self) -> Values {
         let n = self.labels.len() as f64;
         let errors = || self.predicted.iter().zip(&self.labels).map(|(&p, &l)| f64::from(p) - f64::from(l));
