@@ -31,6 +31,7 @@ pub const LABELS: &str = "labels";
 /// One training example: named columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
+    /// Names and values; a task may have columns besides those named above.
     pub columns: Vec<(&'static str, Column)>,
 }
 

@@ -13,6 +13,7 @@ use crate::{Error, Result};
 /// Tokens of a text or a pair, and where each is from. All lists have one entry a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
+    /// Token ids, special tokens included.
     pub ids: Vec<u32>,
     /// BERT's segments (`token_type_ids`), as the post-processor gives them: RoBERTa's and T5's are all 0.
     pub type_ids: Vec<u32>,
@@ -64,10 +65,12 @@ impl Encoded {
         }
     }
 
+    /// Number of tokens, special ones included.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
+    /// Whether there are no tokens, not even special ones.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }

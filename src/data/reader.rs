@@ -21,15 +21,19 @@ use crate::error::{Error, Result};
 pub struct Report {
     /// Examples cut to the longest length.
     pub truncated: usize,
+    /// Line of the first of them, from 1.
     pub first_truncated: Option<usize>,
     /// Examples left out because none of their tokens would be trained.
     pub untrained: usize,
+    /// Line of the first of them, from 1.
     pub first_untrained: Option<usize>,
     /// Prompts that end in a space.
     pub spaced: usize,
+    /// Line of the first of them, from 1.
     pub first_spaced: Option<usize>,
     /// Completions without a text.
     pub empty: usize,
+    /// Line of the first of them, from 1.
     pub first_empty: Option<usize>,
 }
 

@@ -11,9 +11,11 @@ use crate::error::{Error, Result};
 
 /// A row and where it is.
 pub struct Row<'a> {
+    /// The file, for messages; `--text` for a row of the command line.
     pub path: &'a Path,
     /// Its line, from 1.
     pub line: usize,
+    /// Values by the names that tasks read: columns of other names were renamed.
     pub fields: Map<String, Value>,
 }
 
@@ -113,8 +115,9 @@ pub struct Codec<'a> {
     pub eos: Option<u32>,
     /// Ids are below this: the rows of the embedding.
     pub vocab: usize,
-    /// Longest example, in tokens; and longest target of a sequence-to-sequence example.
+    /// Longest example, in tokens.
     pub max_len: usize,
+    /// Longest target of a sequence-to-sequence example, in tokens.
     pub max_target_len: usize,
     /// Rows may lack labels: they are to be predicted.
     pub unlabelled: bool,

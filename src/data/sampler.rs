@@ -8,11 +8,13 @@ use crate::error::{Error, Result};
 /// How far a run is; kept in checkpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
+    /// Passes over the examples before this one.
     pub epoch: u64,
     /// Examples of this epoch already handed out.
     pub position: u64,
 }
 
+/// Hands out the numbers of examples, a batch at a time, without end: epoch after epoch.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     seed: u64,
@@ -33,6 +35,7 @@ impl Sampler {
         Ok(sampler)
     }
 
+    /// Where the run stands, for [`Sampler::restore`].
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }

@@ -183,6 +183,7 @@ impl Tokenizer {
         &self.eos
     }
 
+    /// What fills up sequences: as the model's files name it, or in a folder else `[PAD]` or `<pad>` if there is one.
     pub fn pad(&self) -> Option<u32> {
         self.pad
     }
@@ -207,10 +208,12 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The id of a token in the vocabulary's own spelling, added tokens included.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
+    /// The token in the vocabulary's own spelling, where a space may be `Ġ` or `▁`; none for an id without a token.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }

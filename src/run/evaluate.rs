@@ -47,6 +47,7 @@ pub fn over(
 pub struct Evaluated {
     /// Mean over its units.
     pub loss: f64,
+    /// What the loss is a mean over: trained tokens, rows or labels, as the task has it.
     pub units: usize,
     /// The task's metrics; the perplexity where the loss is that of tokens.
     pub metrics: Values,

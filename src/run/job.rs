@@ -22,7 +22,9 @@ use crate::weights::read_json;
 pub struct Job {
     /// Its config.json is the task's: class, names of labels.
     pub base: Arc<Base>,
+    /// Makes examples of rows, and predictions and scores of outputs.
     pub task: Box<dyn Task>,
+    /// What the model's config.json says of it: sizes, kind, positions.
     pub facts: Facts,
 }
 
@@ -168,7 +170,9 @@ struct How {
 /// Rows that are kept, since predictions and scores are about them, and their examples.
 pub struct Rows {
     path: PathBuf,
+    /// In the file's order.
     pub rows: Vec<Read>,
+    /// The examples of all rows.
     pub data: Dataset,
     /// How many were cut to the longest length.
     pub cut: usize,
@@ -178,6 +182,7 @@ pub struct Rows {
 pub struct Read {
     line: usize,
     fields: Map<String, Value>,
+    /// Numbers in [`Rows::data`]; empty if the row makes no example.
     pub examples: Range<usize>,
 }
 

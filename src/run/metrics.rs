@@ -13,6 +13,7 @@ use crate::plan::Account;
 use crate::run::evaluate::Evaluated;
 use crate::run::profile::Report;
 
+/// The name of the metrics file in a run folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// Version of the file's format.
 const FORMAT: u32 = 1;
@@ -22,23 +23,33 @@ const FORMAT: u32 = 1;
 pub enum Event {
     /// The run begins: settings ([`RunConfig::to_json`]), device, versions, number of trained values and of all.
     Run {
+        /// All settings by name; null for one that is not set.
         config: Value,
+        /// Name of the device, as messages show it.
         device: String,
+        /// An object: the version of trimtab and of the file's format.
         versions: Value,
+        /// Number of values that are trained.
         trained_parameters: u64,
+        /// Number of values of the model, trained ones included.
         parameters: u64,
     },
     /// What will be allocated, before it is.
     Plan(Account),
     /// Bytes of weights read, and of how many.
     Loading {
+        /// Bytes so far.
         done: u64,
+        /// Bytes in all.
         total: u64,
     },
+    /// An optimizer step is done, or was skipped.
     Step(StepEvent),
     /// After step `step`: mean loss and metrics on the evaluation data.
     Eval {
+        /// Steps done so far.
         step: u64,
+        /// Loss and metrics.
         evaluated: Evaluated,
     },
     /// Where the time of the steps went, if the run was asked for it.
@@ -49,16 +60,21 @@ pub enum Event {
         account: u64,
         /// The most memory that the process had resident, where the system tells.
         peak_resident: Option<u64>,
+        /// Bytes moved between the device and where they are kept, and the wait for them.
         moved: Moved,
     },
     /// A text of the model; `when` says at which point of the run.
     Sample {
+        /// In words.
         when: String,
+        /// What the text continues.
         prompt: String,
+        /// What the model wrote, without the prompt.
         text: String,
     },
     /// A file or folder was written.
     Saved {
+        /// As the settings give it.
         path: PathBuf,
     },
     /// Something the user should know.
@@ -74,6 +90,7 @@ pub struct StepEvent {
     pub steps: u64,
     /// Mean cross entropy of the step's trained tokens, in nats.
     pub loss: f32,
+    /// Learning rate of this step, after the schedule.
     pub lr: f64,
     /// Euclidean norm of the gradient, before clipping.
     pub grad_norm: f32,
@@ -81,6 +98,7 @@ pub struct StepEvent {
     pub tokens: u64,
     /// Those of them that count in the loss.
     pub trained_tokens: u64,
+    /// `tokens` by the step's wall time, packing included, evaluation not.
     pub tokens_per_second: f64,
     /// Steps so far, this one counted, that were skipped because loss or gradient were not finite.
     pub skipped: u64,
@@ -163,6 +181,7 @@ impl Metrics {
         Metrics { path: dir.join(METRICS_FILE), file: None, waiting: String::new() }
     }
 
+    /// Writes the event's line, if it has one (that of the run waits for the next); errs if the file cannot be written.
     pub fn write(&mut self, event: &Event) -> Result<()> {
         let Some(line) = event.line() else { return Ok(()) };
         let text = format!("{}{line}\n", std::mem::take(&mut self.waiting));

@@ -9,6 +9,7 @@ use crate::backend::profile::OpTime;
 /// Sums over the timed steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
+    /// How many: all of the run but the first, which is left out where others follow.
     pub steps: u64,
     /// From packing the tokens to reading the loss.
     pub seconds: f64,
@@ -17,6 +18,7 @@ pub struct Report {
 }
 
 impl Report {
+    /// The line of event `profile`; sums, not means.
     pub fn json(&self) -> Value {
         let op = |o: &OpTime| {
             json!({

@@ -42,6 +42,7 @@ impl Progress {
         Progress { out, device: String::new(), last: None }
     }
 
+    /// Shows one event; errors of writing are dropped.
     pub fn show(&mut self, event: &Event) {
         match event {
             Event::Run { device, trained_parameters, parameters, .. } => {

@@ -30,15 +30,21 @@ use crate::train::trainer::StepReport;
 /// What a finished run leaves behind.
 #[derive(Clone, Debug)]
 pub struct Summary {
+    /// Steps taken, skipped ones included.
     pub steps: u64,
+    /// Mean loss of the first step; NaN if there was none.
     pub first_loss: f32,
+    /// Mean loss of the last step; NaN if there was none.
     pub last_loss: f32,
 }
 
 /// What is known of a run before anything is loaded or allocated.
 pub struct Preview {
+    /// Name of the device, as messages show it.
     pub device: String,
+    /// What would be allocated.
     pub account: Account,
+    /// What would be done to save memory; empty if nothing.
     pub chosen: Vec<Chosen>,
     /// A picture of the arena over a step.
     pub svg: String,

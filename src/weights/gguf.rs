@@ -29,8 +29,11 @@ pub enum Value {
     Int(i64),
     /// f32 and f64.
     Float(f64),
+    /// Any byte but 0 is true.
     Bool(bool),
+    /// UTF-8, checked.
     String(String),
+    /// Read by [`Gguf::strings`] or [`Gguf::numbers`].
     Array(Array),
 }
 
@@ -45,9 +48,11 @@ pub struct Array {
 /// A tensor as the file describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
+    /// llama.cpp's name, such as `blk.0.attn_q.weight`.
     pub name: String,
     /// Outermost dimension first, as everywhere else here; the file has them the other way round.
     pub shape: Vec<usize>,
+    /// How its values are stored; rows are whole blocks of it.
     pub ty: GgmlType,
     /// Its bytes in the file.
     pub bytes: Range<usize>,
@@ -291,6 +296,7 @@ impl Gguf {
         self.map.release();
     }
 
+    /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -300,6 +306,7 @@ impl Gguf {
         self.tensors.values()
     }
 
+    /// The tensor of llama.cpp's name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
@@ -310,6 +317,7 @@ impl Gguf {
         self.map.get(tensor.bytes.clone()).unwrap_or_default()
     }
 
+    /// The metadata value of a key such as `general.architecture`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
     }
@@ -333,6 +341,7 @@ impl Gguf {
         }
     }
 
+    /// A float, widened; `None` if the key is absent, an error if it holds another kind, whole numbers too.
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             None => Ok(None),
@@ -341,6 +350,7 @@ impl Gguf {
         }
     }
 
+    /// A truth value; `None` if the key is absent, an error if it holds another kind.
     pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             None => Ok(None),

@@ -24,6 +24,7 @@ pub struct Sources<'a> {
     pub std: f32,
     /// Tensors of an adapter to start from.
     pub adapter: Option<&'a BTreeMap<String, HostTensor>>,
+    /// With a tensor's name it decides the tensor's random values, whatever the order of loading.
     pub seed: u64,
 }
 

@@ -41,14 +41,18 @@ const RENAMED: [(&str, &str); 2] = [(".LayerNorm.gamma", ".LayerNorm.weight"), (
 /// A tensor that was read, widened to f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
+    /// Row by row, as many as the shape has.
     pub data: Vec<f32>,
 }
 
 /// A tensor's logical shape and how it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
+    /// Outermost dimension first; for quantized weights that of the weight, not of its codes.
     pub shape: Vec<usize>,
+    /// What the file has it in.
     pub stored: Storage,
 }
 
@@ -66,6 +70,7 @@ pub enum Storage {
 }
 
 impl Storage {
+    /// The format's name, for messages.
     pub fn name(self) -> String {
         match self {
             Storage::As(dtype) => dtype.name().into(),
@@ -213,6 +218,7 @@ impl Checkpoint {
         }
     }
 
+    /// The folder or .gguf file it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -235,6 +241,7 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Shape and storage of a tensor by its Hugging Face name; `None` if there is none.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.find(name).map(|(_, e)| &e.info)
     }

@@ -28,8 +28,11 @@ pub struct SafetensorsFile {
 /// One tensor of a file, as it is stored.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
+    /// Type of its values.
     pub dtype: Dtype,
+    /// Outermost dimension first.
     pub shape: &'a [usize],
+    /// Its values row by row, little-endian.
     pub bytes: &'a [u8],
 }
 
@@ -48,6 +51,7 @@ impl SafetensorsFile {
         self.map.release();
     }
 
+    /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -71,6 +75,7 @@ impl SafetensorsFile {
         Some(Part { to: to as u64, bytes: (end - start) as u64, from })
     }
 
+    /// The tensor of this name; its bytes are not copied.
     pub fn get(&self, name: &str) -> Option<View<'_>> {
         let info = self.header.info(name)?;
         let (start, end) = info.data_offsets;
@@ -82,9 +87,13 @@ impl SafetensorsFile {
 /// One tensor to write.
 #[derive(Clone, Debug)]
 pub struct Tensor<'a> {
+    /// Its key in the header: each may occur once in a file.
     pub name: String,
+    /// Type of its values.
     pub dtype: Dtype,
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
+    /// Its values row by row, little-endian; as many bytes as dtype and shape say.
     pub bytes: Cow<'a, [u8]>,
 }
 
