@@ -28,8 +28,11 @@ pub use value::{
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
+    /// The table: nobody gave it.
     Default,
+    /// The TOML file at this path.
     File(PathBuf),
+    /// The command line.
     Flag,
     /// `adapter_config.json` of the adapter that training starts from.
     Adapter(PathBuf),
@@ -73,6 +76,7 @@ pub struct Field {
     pub default_note: Option<&'static str>,
     /// The words it may be, if it is one of a few.
     pub choices: &'static [&'static str],
+    /// Whether the flag may stand without a value, which then is true.
     pub is_switch: bool,
     set_text: fn(&mut RunConfig, &str) -> Result<(), String>,
     set_toml: fn(&mut RunConfig, &Value) -> Result<(), String>,
@@ -412,6 +416,7 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// Where the value of the setting `name` (with underscores) came from; none if the table has no such row.
     pub fn origin(&self, name: &str) -> Option<&Origin> {
         FIELDS.iter().position(|f| f.name == name).map(|i| &self.origins[i])
     }

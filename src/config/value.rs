@@ -17,10 +17,13 @@ pub use crate::train::schedule::Schedule;
 pub trait Setting: Sized {
     /// The words it may be, if it is one of a few.
     const CHOICES: &'static [&'static str] = &[];
+    /// Whether its flag may stand without a value, which then is `true`.
     const IS_SWITCH: bool = false;
     /// Any value; it is overwritten before it is seen.
     fn blank() -> Self;
+    /// Reads the value of a flag. An error says in words what was expected, not what was found.
     fn from_text(text: &str) -> Result<Self, String>;
+    /// Reads the value of a key in the file; errors as in `from_text`.
     fn from_toml(value: &Value) -> Result<Self, String>;
     /// None if it is not set.
     fn to_toml(&self) -> Option<Value>;
@@ -292,14 +295,16 @@ macro_rules! word_setting {
 
 /// Makes an enum of words.
 macro_rules! words {
-    ($( #[doc = $doc:literal] $name:ident { $( $variant:ident = $word:literal ),+ } )+) => { $(
+    ($( #[doc = $doc:literal] $name:ident { $( #[doc = $help:literal] $variant:ident = $word:literal ),+ } )+) => { $(
         #[doc = $doc]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $( $variant ),+ }
+        pub enum $name { $( #[doc = $help] $variant ),+ }
 
         impl $name {
+            /// Every one, in the order in which help lists them.
             pub const ALL: &'static [$name] = &[ $( $name::$variant ),+ ];
 
+            /// The word on the command line and in files.
             pub fn name(self) -> &'static str {
                 match self { $( $name::$variant => $word ),+ }
             }
@@ -361,39 +366,98 @@ impl Setting for Bytes {
 
 words! {
     #[doc = "How much of the forward pass is computed again in the backward pass instead of kept."]
-    Recompute { Auto = "auto", None = "none", Selective = "selective", All = "all" }
+    Recompute {
+        /// What is cheap, or with `--memory` as much as the limit needs.
+        Auto = "auto",
+        /// Nothing: all that the backward pass reads is kept.
+        None = "none",
+        /// What is cheap to compute from values that are kept anyway.
+        Selective = "selective",
+        /// Everything but the inputs of a block.
+        All = "all"
+    }
     #[doc = "Where the base weights come from."]
-    Init { Pretrained = "pretrained", Random = "random" }
+    Init {
+        /// The model's files.
+        Pretrained = "pretrained",
+        /// The seed: the folder needs only config.json.
+        Random = "random"
+    }
     #[doc = "What is trained."]
     Method {
+        /// Low-rank factors beside frozen weights.
         Lora = "lora",
+        /// The model's own weights, all or some.
         Full = "full",
+        /// Vectors that scale activations.
         Ia3 = "ia3",
+        /// The model's biases.
         Bitfit = "bitfit",
+        /// Keys and values before each sequence, in every layer.
         Prefix = "prefix",
+        /// Embeddings of virtual tokens before each sequence.
         Prompt = "prompt",
+        /// Bottleneck adapters in or beside the layers.
         Adapter = "adapter",
+        /// Rows of the embedding, of chosen tokens.
         TrainableTokens = "trainable-tokens"
     }
     #[doc = "How virtual tokens start."]
-    PromptInit { Random = "random", Text = "text", SampleVocab = "sample-vocab" }
+    PromptInit {
+        /// Drawn from a standard normal.
+        Random = "random",
+        /// As the tokens of a text, over and over.
+        Text = "text",
+        /// As tokens drawn from the vocabulary.
+        SampleVocab = "sample-vocab"
+    }
     #[doc = "Where bottleneck adapters are."]
-    AdapterKind { Houlsby = "houlsby", Pfeiffer = "pfeiffer", Parallel = "parallel" }
+    AdapterKind {
+        /// After attention and after the feed-forward part.
+        Houlsby = "houlsby",
+        /// After the feed-forward part.
+        Pfeiffer = "pfeiffer",
+        /// Beside the feed-forward part.
+        Parallel = "parallel"
+    }
     #[doc = "How frozen weights are stored."]
-    Quantize { None = "none", Nf4 = "nf4" }
+    Quantize {
+        /// As `dtype` says.
+        None = "none",
+        /// 4-bit NormalFloat, in linear layers.
+        Nf4 = "nf4"
+    }
     #[doc = "The update rule."]
     Optimizer {
+        /// AdamW.
         Adamw = "adamw",
+        /// AdamW; its state takes a byte a value in tensors of 4096 values or more.
         Adamw8bit = "adamw8bit",
+        /// Lion.
         Lion = "lion",
+        /// Lion, with the state of `adamw8bit`.
         Lion8bit = "lion8bit",
+        /// SGD.
         Sgd = "sgd",
+        /// Adafactor.
         Adafactor = "adafactor"
     }
     #[doc = "Storage of frozen weights that are not quantized."]
-    Dtype { F32 = "f32", Bf16 = "bf16" }
+    Dtype {
+        /// 4 bytes a value.
+        F32 = "f32",
+        /// 2 bytes a value, with the exponent of f32.
+        Bf16 = "bf16"
+    }
     #[doc = "Storage of the weights that full training writes."]
-    SaveDtype { F32 = "f32", Bf16 = "bf16", F16 = "f16" }
+    SaveDtype {
+        /// 4 bytes a value.
+        F32 = "f32",
+        /// 2 bytes a value, with the exponent of f32.
+        Bf16 = "bf16",
+        /// 2 bytes a value, IEEE half precision.
+        F16 = "f16"
+    }
 }
 
 word_setting!(Bias { "none", "all", "lora_only" });

@@ -16,6 +16,7 @@ use crate::nn::layers::Pool;
 use crate::nn::{Axis, Field, Init, MAIN, Nn, Part, Role};
 use crate::ops::{Activation, Attention};
 
+/// BERT, RoBERTa and DistilBERT: encoders.
 pub const FAMILY: Family = Family { types: &["bert", "roberta", "distilbert"], keys: keys::BERT, read };
 
 /// What the three call the same things.

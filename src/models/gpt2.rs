@@ -14,6 +14,7 @@ use crate::graph::Val;
 use crate::nn::{MAIN, Nn, Part, Role};
 use crate::ops::{Activation, Attention};
 
+/// GPT-2: decoders with learnt positions.
 pub const FAMILY: Family = Family { types: &["gpt2"], keys: keys::GPT2, read };
 
 #[derive(Clone, Debug)]

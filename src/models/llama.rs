@@ -15,8 +15,10 @@ use crate::nn::{Computed, MAIN, Nn, Part, Role};
 use crate::ops::rope::{RopeSpec, rope_rows};
 use crate::ops::{Activation, Attention};
 
+/// Llama and its kin: decoders with rotary positions, RMS norms and a gated MLP.
 pub const FAMILY: Family = Family { types: &["llama", "mistral", "qwen2", "qwen3", "gemma"], keys: keys::LLAMA, read };
 
+/// What a config.json of the family says, as the graph needs it.
 #[derive(Clone, Debug)]
 pub struct Llama {
     facts: Facts,

@@ -24,8 +24,9 @@ pub struct Facts {
     pub hidden: usize,
     /// Layers of the stack whose hidden states the task reads.
     pub layers: usize,
-    /// Heads of keys and values, and features of each.
+    /// Heads of keys and values, in a layer.
     pub kv_heads: usize,
+    /// Features of a head.
     pub head_dim: usize,
     /// Longest sequence that the positions of the base model were made for.
     pub max_positions: usize,
@@ -41,8 +42,9 @@ pub struct Facts {
     pub encoder: bool,
     /// The token before the first target, in encoder-decoders.
     pub decoder_start: Option<i32>,
-    /// The modules of the head over the vocabulary and of the embedding, and whether they have one weight.
+    /// The modules of the head over the vocabulary and of the embedding.
     pub head: [String; 2],
+    /// Whether those two have one weight.
     pub tied: bool,
 }
 
@@ -95,8 +97,11 @@ pub trait Model: Send + Sync {
 /// A family: the `model_type`s it reads, the keys it knows, and how it reads a config for sequences of at most `positions`
 /// tokens.
 pub struct Family {
+    /// The values of `model_type` in config.json.
     pub types: &'static [&'static str],
+    /// The keys of config.json that it knows, and what each does.
     pub keys: &'static [keys::Row],
+    /// The model of a checked config.json, for sequences of at most so many tokens; an error names the key at fault.
     pub read: fn(&Value, usize) -> Result<Box<dyn Model>>,
 }
 

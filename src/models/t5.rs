@@ -15,6 +15,7 @@ use crate::graph::Val;
 use crate::nn::{Axis, Field, Item, MAIN, Nn, Part, Qkv, Role, SOURCE, StreamId};
 use crate::ops::{Activation, Attention};
 
+/// T5: encoder-decoders whose positions are biases of the attention.
 pub const FAMILY: Family = Family { types: &["t5"], keys: keys::T5, read };
 
 /// The module of the embedding, which encoder and decoder share.

@@ -16,6 +16,7 @@ use crate::weights::{HostTensor, read_json};
 
 /// What stands for PEFT's `peft_type` in the table of methods.
 pub const TYPE: &str = "AdapterHub's bottleneck adapters";
+/// The adapter's tensors in its folder; a head's are in another file.
 pub const WEIGHTS_FILE: &str = "adapter.safetensors";
 const HEAD_FILE: &str = "model_head.safetensors";
 const HEAD_CONFIG: &str = "head_config.json";

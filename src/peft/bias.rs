@@ -14,6 +14,7 @@ use crate::weights::HostTensor;
 /// Which biases of the base model are trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bias {
+    /// None of them.
     #[default]
     None,
     /// Every one.
@@ -23,6 +24,7 @@ pub enum Bias {
 }
 
 impl Bias {
+    /// Every choice, the default first.
     pub const ALL: &'static [Bias] = &[Bias::None, Bias::All, Bias::LoraOnly];
 
     /// What the key may be, for messages.

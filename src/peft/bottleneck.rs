@@ -33,6 +33,7 @@ pub enum Skip {
 /// What the output of the bottleneck is multiplied by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scaling {
+    /// By this number, which stays.
     Fixed(f32),
     /// By one trained number.
     Learned,
@@ -43,8 +44,11 @@ pub enum Scaling {
 /// The kinds that have a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// AdapterHub's `DoubleSeqBnConfig`: after attention and after the feed-forward part.
     Houlsby,
+    /// AdapterHub's `SeqBnConfig`: after the feed-forward part.
     Pfeiffer,
+    /// AdapterHub's `ParBnConfig`: beside the feed-forward part, its output times 4.
     Parallel,
 }
 
@@ -64,10 +68,13 @@ pub struct Bottleneck {
     pub parts: Vec<Part>,
     /// Layers without one, from 0.
     pub leave_out: Vec<usize>,
+    /// What the adapter reads and is added to.
     pub input: Input,
     /// Whether the result is added to h and normalized as the output of the part would be (`original_ln_after`).
     pub norm_after: bool,
+    /// The function between the two projections (`non_linearity`).
     pub activation: Activation,
+    /// What the up projection's output is multiplied by.
     pub scaling: Scaling,
     /// Share of the adapter's output that is dropped in training.
     pub dropout: f32,

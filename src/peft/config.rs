@@ -78,7 +78,9 @@ impl fmt::Display for Targets {
 /// What LoRA does at one module: y += scale · (dropout(x) Aᵀ) Bᵀ, A `[rank, in]`, B `[out, rank]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraSpec {
+    /// Rows of A, columns of B.
     pub rank: usize,
+    /// What the scale is made from.
     pub alpha: f64,
     /// alpha / rank, or alpha / √rank with rsLoRA.
     pub scale: f32,
@@ -90,21 +92,33 @@ pub struct LoraSpec {
 /// the patterns are compiled then.
 #[derive(Clone, Debug)]
 pub struct AdapterConfig {
+    /// `base_model_name_or_path`: written for PEFT, not read to find the model.
     pub base_model: Option<String>,
+    /// Revision of the base model on the Hugging Face hub; kept as it is.
     pub revision: Option<String>,
+    /// PEFT's name of the task, which also decides what head is trained along.
     pub task_type: Option<String>,
+    /// `r`, 1 to 65536, where `rank_pattern` says nothing else.
     pub rank: usize,
+    /// `lora_alpha`, where `alpha_pattern` says nothing else.
     pub alpha: f64,
+    /// The scale is alpha / √rank instead of alpha / rank (`use_rslora`).
     pub rslora: bool,
     /// The norms of the rows of W + scale·B·A are trained apart from their directions (DoRA).
     pub dora: bool,
+    /// `lora_dropout`: probability, 0 to below 1, that an input element is dropped while training.
     pub dropout: f64,
+    /// `target_modules`: the modules that are adapted.
     pub targets: Targets,
+    /// `exclude_modules`: targets that are not adapted after all.
     pub exclude: Option<Targets>,
+    /// `layers_to_transform`: numbers, from 0, of the layers that are adapted; none: all.
     pub layers: Option<Vec<usize>>,
+    /// Names of the lists of layers that those numbers count in; empty: any list.
     pub layers_pattern: Vec<String>,
-    /// Regular expression on the end of a module path, and the rank or alpha there; the first that matches counts.
+    /// Regular expression on the end of a module path, and the rank there; the first that matches counts.
     pub rank_pattern: Vec<(String, usize)>,
+    /// The same for alpha.
     pub alpha_pattern: Vec<(String, f64)>,
     /// Which biases of the base model are trained.
     pub bias: Bias,
@@ -125,8 +139,8 @@ pub struct AdapterConfig {
     compiled: OnceLock<Compiled>,
 }
 
-/// A new adapter with PEFT's defaults where the arguments say nothing.
 impl AdapterConfig {
+    /// A new adapter with PEFT's defaults where the arguments say nothing, for causal language models.
     pub fn lora(rank: usize, alpha: f64, targets: Targets) -> AdapterConfig {
         AdapterConfig {
             base_model: None,

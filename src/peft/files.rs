@@ -13,7 +13,9 @@ use crate::error::{Error, Result};
 use crate::nearest::nearest;
 pub use crate::weights::HostTensor;
 
+/// What an adapter is, in its folder; written last, so that a folder with it is complete.
 pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The adapter's tensors in its folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const LEGACY_FILE: &str = "adapter_model.bin";
 const CARD_FILE: &str = "README.md";
@@ -79,14 +81,18 @@ pub fn module(name: &str) -> &str {
 /// A tensor to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Out<'a> {
+    /// Its name in the file.
     pub name: &'a str,
+    /// Sizes of its axes, outermost first.
     pub shape: &'a [usize],
+    /// Its values, row by row: the product of `shape`. Writing fails if one is not finite.
     pub data: &'a [f32],
 }
 
 /// An adapter as its folder holds it.
 #[derive(Clone, Debug)]
 pub struct Adapter {
+    /// Its adapter_config.json.
     pub config: AdapterConfig,
     /// By their names in the file.
     pub tensors: BTreeMap<String, HostTensor>,
@@ -307,9 +313,11 @@ fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 
 /// The model card: the header by which the Hugging Face hub files an adapter, and how to load it.
 pub struct Card<'a> {
+    /// The base model's folder or its name on the hub.
     pub base: Option<&'a str>,
-    /// The method's name, and the hub's tag for it.
+    /// The method's name, for readers.
     pub method: &'a str,
+    /// The hub's tag for it.
     pub tag: &'a str,
     /// A sentence about its settings.
     pub what: &'a str,

@@ -12,9 +12,13 @@ use crate::tasks;
 /// The modules that a method trains whole beside its own tensors, and what its config says of the base model.
 #[derive(Clone, Debug, Default)]
 pub struct Heads {
+    /// `modules_to_save`: ends of the paths of modules that are trained whole.
     pub modules: Vec<String>,
+    /// PEFT's name of the task.
     pub task_type: Option<String>,
+    /// The base model's folder or name (`base_model_name_or_path`).
     pub base: Option<String>,
+    /// The base model's revision on the hub; kept as it is.
     pub revision: Option<String>,
 }
 

@@ -51,6 +51,7 @@ pub struct Full;
 
 /// The weights that `train` names, the others staying as they are.
 pub struct Partial {
+    /// The weights that are trained.
     pub train: Selection,
 }
 

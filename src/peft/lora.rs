@@ -35,6 +35,7 @@ pub static DEF: MethodDef = MethodDef {
 
 /// See the module.
 pub struct Lora {
+    /// What is adapted, and how.
     pub config: AdapterConfig,
 }
 

@@ -39,6 +39,7 @@ impl<'a> Own<'a> {
 
 /// A weight of the base model that is being merged into.
 pub struct Target<'a> {
+    /// Its name and role in the base model.
     pub w: WeightRef<'a>,
     /// `[out, in]` or `[n]`, as the graph has it.
     pub shape: &'a [usize],

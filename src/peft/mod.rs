@@ -79,6 +79,7 @@ pub trait Method: Hooks {
 pub struct Settings {
     /// LoRA's own settings.
     pub lora: AdapterConfig,
+    /// IA3 and trainable tokens: the modules that are adapted; LoRA has its own in `lora`.
     pub targets: Targets,
     /// Trainable tokens: which.
     pub trainable_tokens: Option<Vec<usize>>,
@@ -88,8 +89,9 @@ pub struct Settings {
     pub prompt_start: prompt::Start,
     /// Of what is drawn before the first step.
     pub seed: u64,
-    /// Prefix tuning: an encoder computes the prefixes, of so many features between its layers.
+    /// Prefix tuning: an encoder of two layers computes the prefixes.
     pub prefix_projection: bool,
+    /// Features between the layers of that encoder; if not given, as many as a key has over all its heads.
     pub encoder_hidden: Option<usize>,
     /// Full training: the parts of the model that are trained; else all.
     pub train: Option<Selection>,
@@ -97,10 +99,13 @@ pub struct Settings {
     pub bottleneck: Bottleneck,
     /// The model has an encoder and a decoder.
     pub encoder_decoder: bool,
-    /// The task's PEFT name, and the modules of its head.
+    /// PEFT's name of the task (`CAUSAL_LM`), for the adapter's config.
     pub task_type: Option<String>,
+    /// Modules of the task's head, which are trained whole.
     pub heads: &'static [&'static str],
+    /// The base model's folder or name, for the adapter's config.
     pub base_model: Option<String>,
+    /// Sizes and names of the base model.
     pub facts: Facts,
 }
 
@@ -115,6 +120,7 @@ pub struct MethodDef {
     pub peft_type: Option<&'static str>,
     /// Whether a new one leaves what the model computes as it is.
     pub same_at_start: bool,
+    /// Makes a new one; an error says which setting does not fit.
     pub new: fn(&Settings) -> Result<Box<dyn Method>>,
     /// The method of an adapter_config.json.
     pub read: ReadConfig,
@@ -144,6 +150,7 @@ pub fn named(name: &str) -> Result<&'static MethodDef> {
 
 /// An adapter's folder.
 pub struct Opened {
+    /// The method, with the settings of the folder's config.
     pub method: Box<dyn Method>,
     /// adapter_config.json.
     pub config: Map<String, Value>,
@@ -213,10 +220,13 @@ pub fn open(dir: &Path) -> Result<Opened> {
 
 /// What there is to save.
 pub struct Save<'a> {
+    /// The folder that is written.
     pub dir: &'a Path,
-    /// Of the base model: its folder or file, its config.json, and what writes its tokenizer's files into a folder.
+    /// The base model's folder or file.
     pub base: &'a Path,
+    /// The base model's config.json.
     pub config: &'a serde_json::Value,
+    /// Writes the files of the base model's tokenizer into a folder.
     pub tokenizer: &'a dyn Fn(&Path) -> Result<()>,
     /// How whole models are written; adapters are always f32.
     pub dtype: DType,
@@ -233,6 +243,7 @@ pub struct Save<'a> {
     pub kept: &'a [Trained],
     /// Output heads, each with the embedding that it is tied to.
     pub ties: &'a [(String, String)],
+    /// Sizes and names of the base model.
     pub facts: &'a Facts,
 }
 

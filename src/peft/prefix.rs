@@ -69,14 +69,19 @@ pub fn encoder(dir: &Path) -> Result<Option<BTreeMap<String, HostTensor>>> {
 
 /// See the module.
 pub struct Prefix {
+    /// Keys and values before each sequence, in every layer.
     pub tokens: usize,
+    /// Layers of the stack that the table has keys and values for.
     pub layers: usize,
     /// Features of a key: heads of keys times features of a head.
     pub width: usize,
+    /// Heads of keys and values, in a layer.
     pub heads_of_keys: usize,
+    /// The model has an encoder and a decoder: PEFT then reads the table as four parts a layer, not two.
     pub encoder_decoder: bool,
     /// Features between the two layers of the encoder, if there is one.
     pub projection: Option<usize>,
+    /// What is trained whole along with it: the task's head.
     pub heads: Heads,
 }
 

@@ -44,6 +44,7 @@ pub enum Start {
     Random,
     /// As those of the tokens of a text, over and over: TEXT.
     Text {
+        /// The text, as it was given.
         text: String,
         /// As the tokenizer makes them of a whole text, with the special tokens around it.
         ids: Vec<usize>,

@@ -80,6 +80,7 @@ impl Tokens {
         }
     }
 
+    /// The value of the key, as `read` takes it.
     pub fn to_json(&self) -> Value {
         match self {
             Tokens::Embedding(ids) => ids.clone().into(),
