@@ -83,6 +83,8 @@
 //! | [`cpu`], [`quant`], [`dtype`] | what CPU kernels are built from; storage formats |
 //! | [`weights`], [`data`] | checkpoints; tokens, packing, sampling |
 
+#![warn(missing_docs)]
+
 pub mod autograd;
 pub mod backend;
 pub mod base;
