@@ -370,7 +370,7 @@ mod x86 {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Runs `kernel` once on each instruction set that this processor has.
