@@ -65,10 +65,10 @@ fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, wrt: &[Val], v: Val, dv: Val
     }
     grads.resize(g.values.len().max(grads.len()), None);
     // A sum that is folded into `dv` would be in every gradient that `dv` is.
-    let own = own && grads.iter().flatten().all(|&other| g.root(other).0 != dv);
+    let is_shared = |g: &Graph| !own || grads.iter().flatten().any(|&other| g.root(other).0 == dv);
     grads[v.index()] = Some(match grads[v.index()] {
         None => dv,
-        Some(sum) if own && fold(g, sum, dv).is_some() => dv,
+        Some(sum) if !is_shared(g) && fold(g, sum, dv).is_some() => dv,
         Some(sum) => g.add(sum, dv)?,
     });
     Ok(())
