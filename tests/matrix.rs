@@ -133,7 +133,7 @@ impl Cell {
     fn again(&self, dir: &Path, train: bool, device: &Device) -> Result<Session> {
         let opened = peft::open(dir)?;
         let planned = self.planned(opened.method, train, device)?;
-        peft::files::check(dir, &opened.tensors, &planned.trained())?;
+        peft::check(dir, &opened.tensors, &planned.trained())?;
         planned.start(Some(&opened.tensors), &mut |_, _| Ok(()))
     }
 

@@ -61,7 +61,7 @@ fn run(dir: &Path, device: &Device, times: f64) -> Result<Result<(), String>> {
     let options = Options { step_tokens: None, ..options(&config) };
     let planned = Planned::of(&job.base, vec![method], &*job.task, options, device.open())?;
     if let Some(tensors) = &start {
-        peft::files::check(Path::new(&adapter), tensors, &planned.trained())?;
+        peft::check(Path::new(&adapter), tensors, &planned.trained())?;
     }
     let mut session = planned.start(start.as_ref(), &mut |_, _| Ok(()))?;
     let before = peft::files::read_bytes(dir, &session.adapter()?)?;

@@ -247,11 +247,16 @@ pub struct Save<'a> {
     pub facts: &'a Facts,
 }
 
+/// Checks that the tensors of an adapter's folder are exactly `expected`: see [`files::check`].
+pub fn check(dir: &Path, tensors: &BTreeMap<String, HostTensor>, expected: &[(String, Vec<usize>)]) -> Result<()> {
+    let file = if adapterhub::is_folder(dir) { adapterhub::WEIGHTS_FILE } else { files::WEIGHTS_FILE };
+    files::check(&dir.join(file), tensors, expected)
+}
+
 impl Opened {
-    /// Checks that the folder holds exactly the tensors `expected`: see [`files::check`].
+    /// See [`check`].
     pub fn check(&self, dir: &Path, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        let file = if adapterhub::is_folder(dir) { adapterhub::WEIGHTS_FILE } else { files::WEIGHTS_FILE };
-        files::check(&dir.join(file), &self.tensors, expected)
+        check(dir, &self.tensors, expected)
     }
 }
 

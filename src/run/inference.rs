@@ -28,7 +28,7 @@ pub fn open(
     let options = wanted(Options { train: false, evaluate: false, step_tokens: None, ..options(config) });
     let planned = Planned::of(base, vec![method], task, options, backend::open(&config.device)?)?;
     if let Some((dir, tensors)) = &tensors {
-        peft::files::check(dir, tensors, &planned.trained())?;
+        peft::check(dir, tensors, &planned.trained())?;
     }
     let tensors = tensors.map(|(_, tensors)| tensors);
     if let Some(name) = planned.drawn(tensors.as_ref()) {
