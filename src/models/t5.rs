@@ -24,6 +24,12 @@ const EMBEDDING: &str = "shared";
 const MODULE: &str = "transformer";
 const HEAD: &str = "classification_head";
 
+/// Whether a class of transformers has the model in a module of its own, as those for labels do; the others have its parts
+/// themselves.
+pub fn has_module(class: &str) -> bool {
+    ["T5ForSequenceClassification", "T5ForTokenClassification"].contains(&class)
+}
+
 struct T5 {
     facts: Facts,
     encoder_layers: usize,
@@ -80,10 +86,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     let scale_outputs = config.get("scale_decoder_outputs").and_then(Value::as_bool).unwrap_or(tied);
     let start =
         config.get("decoder_start_token_id").or(config.get("pad_token_id")).and_then(Value::as_i64).unwrap_or(0);
-    // transformers' classes for labels have the model in a module of its own; the others have its parts themselves.
-    let labels = ["T5ForSequenceClassification", "T5ForTokenClassification"];
     let class = config.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
-    let (at, prefix) = if class.is_some_and(|c| labels.contains(&c)) { ("transformer.", MODULE) } else { ("", "") };
+    let (at, prefix) = if class.is_some_and(has_module) { ("transformer.", MODULE) } else { ("", "") };
     if flag(config, "is_decoder") {
         return Err(bad("is_decoder", true, "an encoder-decoder"));
     }

@@ -12,9 +12,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Save, Trained, files};
 use crate::error::{Error, Result};
+use crate::models::t5;
 use crate::weights::{HostTensor, read_json};
 
-/// What stands for PEFT's `peft_type` in the table of methods.
+/// In place of PEFT's `peft_type` in the table of methods.
 pub const TYPE: &str = "AdapterHub's bottleneck adapters";
 /// The adapter's tensors in its folder; a head's are in another file.
 pub const WEIGHTS_FILE: &str = "adapter.safetensors";
@@ -38,11 +39,9 @@ pub fn is_folder(dir: &Path) -> bool {
 
 /// The tensors of an adapter and of its head, by their names in the files.
 pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
-    // transformers' classes that have the model in a module say so themselves.
     let about = read_json(&dir.join(files::CONFIG_FILE))?;
     let class = about.as_ref().and_then(|about| about.get("model_class")?.as_str());
-    let around =
-        class.is_some_and(|class| ["T5ForSequenceClassification", "T5ForTokenClassification"].contains(&class));
+    let around = class.is_some_and(t5::has_module);
     let mut tensors = BTreeMap::new();
     for (file, pickle) in [(WEIGHTS_FILE, "pytorch_adapter.bin"), (HEAD_FILE, "pytorch_model_head.bin")] {
         let path = dir.join(file);
