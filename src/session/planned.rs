@@ -66,8 +66,8 @@ impl Planned {
             let weights: Vec<WeightRef> = weights.collect();
             methods.iter().try_for_each(|m| m.check_weights(&weights))?;
             match memory::fit(&program, backend.caps(), &options.memory) {
-                // The last resort, since it changes rounding.
-                Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len => {
+                // The last resort, since it changes rounding; of no use where there are no micro-batches.
+                Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len && phases.layout().is_ok() => {
                     options.micro_tokens = (options.micro_tokens / 2).max(options.max_seq_len);
                 }
                 other => {
@@ -109,7 +109,7 @@ impl Planned {
         self.phases.layout()
     }
 
-    /// The step's graph and where its values lie, for pictures of them.
+    /// The step's graph and where its values are, for pictures of them.
     pub fn plan(&self) -> (&Graph, &Plan) {
         (&self.program.graph, &self.plan)
     }
