@@ -27,7 +27,7 @@ use crate::tasks::causal_lm;
 use crate::train::schedule;
 use crate::train::trainer::StepReport;
 
-/// What a finished run leaves behind.
+/// What a finished run leaves.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// Steps taken, skipped ones included.
@@ -152,6 +152,7 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     let account = planned.account().total + planned.account().host_total;
 
     let (data, warnings) = job.examples(config, data)?;
+    let rows = config.eval_data.as_deref().map(|path| job.rows(config, path, false)).transpose()?;
     resident::give_back();
     for warning in warnings {
         on(Event::Note(warning))?;
@@ -179,7 +180,6 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
     };
     let tensors = adapter.as_ref().map(|a| &a.tensors);
     let mut session = planned.start(tensors, &mut |done, total| on(Event::Loading { done, total }))?;
-    let rows = config.eval_data.as_deref().map(|path| job.rows(config, path, false)).transpose()?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     write(&out.join("config.toml"), &config.to_toml())?;
 
