@@ -70,13 +70,13 @@ pub struct Field {
     pub group: &'static str,
     /// What `--help` says, without the default.
     pub help: &'static str,
-    /// Stands for the value in help.
+    /// In place of the value in help.
     pub value_name: &'static str,
     /// The default in words, if it depends on other settings.
     pub default_note: Option<&'static str>,
     /// The words it may be, if it is one of a few.
     pub choices: &'static [&'static str],
-    /// Whether the flag may stand without a value, which then is true.
+    /// Whether the flag may be given without a value, which then is true.
     pub is_switch: bool,
     set_text: fn(&mut RunConfig, &str) -> Result<(), String>,
     set_toml: fn(&mut RunConfig, &Value) -> Result<(), String>,
@@ -299,7 +299,7 @@ settings! {
         memory: Option<Bytes> = "BYTES", { None };
         #[doc = "What layers compute again instead of keeping it (auto: what is cheap, or what --memory needs); same results"]
         recompute: Recompute = "LEVEL", { Recompute::Auto };
-        #[doc = "Frozen weights lie in files and are fetched a block ahead of use; results do not change"]
+        #[doc = "Frozen weights stay in files and are fetched a block ahead of use; results do not change"]
         stream: Toggle = "WHEN", { Toggle::Auto };
         #[doc = "The optimizer's state is in a file and is updated in pages; results do not change"]
         page_optimizer: Toggle = "WHEN", { Toggle::Auto };

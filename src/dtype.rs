@@ -76,7 +76,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// Where the parts of an NF4 tensor of `n` elements lie in its one stretch of bytes. Codes are in
+/// Where the parts of an NF4 tensor of `n` elements are in its one stretch of bytes. Codes are in
 /// bitsandbytes' order (two a byte, high nibble first), so files map straight to the device.
 ///
 /// * `codes`: `⌈n/2⌉` bytes

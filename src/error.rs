@@ -58,7 +58,7 @@ pub enum Error {
         site: String,
         /// Number of the input whose gradient is wanted.
         input: usize,
-        /// The trainable tensor that is behind it.
+        /// The trainable tensor that it would reach.
         parameter: String,
     },
     /// The run needs more memory than there is; raised before anything is allocated.

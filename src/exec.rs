@@ -15,7 +15,7 @@ pub struct Exec {
     pub backend: Box<dyn Backend>,
     /// The graph that was planned.
     pub graph: Graph,
-    /// Where everything lies and what runs.
+    /// Where everything is and what runs.
     pub plan: Plan,
     buffers: Vec<Buffer>,
     /// By phase.
@@ -77,7 +77,7 @@ impl Exec {
         Ok(())
     }
 
-    /// Where the bytes of a transfer lie in this process, and whether that is the device's own memory.
+    /// Where the bytes of a transfer are in this process, and whether that is the device's own memory.
     fn host_side(&mut self, m: &Move) -> Result<(HostSlice, bool)> {
         let slice = self.at(m.place);
         if let Some(own) = self.backend.host(slice)? {
@@ -130,7 +130,7 @@ impl Exec {
         Slice { buffer: self.buffers[place.buffer], offset: place.offset, bytes: place.bytes }
     }
 
-    /// Where `v` lies on the device; an error if it is off it, or a value that was not placed.
+    /// Where `v` is on the device; an error if it is off it, or a value that was not placed.
     pub fn slice(&self, v: Val) -> Result<Slice> {
         Ok(self.at(self.plan.place(&self.graph, v)?))
     }

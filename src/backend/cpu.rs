@@ -108,7 +108,7 @@ impl Backend for Cpu {
 
     fn copy(&mut self, dst: Slice, src: Slice) -> Result<()> {
         let (to, from) = (self.resolve(dst)?, self.resolve(src)?);
-        // SAFETY: both ranges lie in allocations of ours; `copy` allows them to overlap.
+        // SAFETY: both ranges are in allocations of ours; `copy` allows them to overlap.
         unsafe { std::ptr::copy(from.ptr, to.ptr, from.bytes.min(to.bytes)) };
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Where WGSL launches' parameter blocks lie: counted by the planner, whether or not this build can run them.
+//! Where WGSL launches' parameter blocks are: counted by the planner, whether or not this build can run them.
 
 use std::collections::HashMap;
 

@@ -17,7 +17,7 @@ fn the_table_is_well_formed() {
         assert!(field.help.len() < 120 && !field.help.ends_with('.'), "{}: {}", field.name, field.help);
         assert!(!field.value_name.is_empty());
         assert!(field.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
-        // Rows of a group stand together: a heading is printed once.
+        // Rows of a group are together: a heading is printed once.
         let first = FIELDS.iter().position(|f| f.group == field.group).unwrap();
         assert!(FIELDS[first..=i].iter().all(|f| f.group == field.group), "{} is torn", field.group);
     }

@@ -17,7 +17,7 @@ pub use crate::train::schedule::Schedule;
 pub trait Setting: Sized {
     /// The words it may be, if it is one of a few.
     const CHOICES: &'static [&'static str] = &[];
-    /// Whether its flag may stand without a value, which then is `true`.
+    /// Whether its flag may be given without a value, which then is `true`.
     const IS_SWITCH: bool = false;
     /// Any value; it is overwritten before it is seen.
     fn blank() -> Self;

@@ -473,7 +473,7 @@ impl Block {
                 bias: bias.map_or(std::ptr::null(), |b| b[j..].as_ptr()),
             };
             if whole {
-                // SAFETY: rows i..i + rows and columns j..j + w lie inside C and in this
+                // SAFETY: rows i..i + rows and columns j..j + w are inside C and in this
                 // task's tile alone; `pieces` and `b` cover this k block; I was detected.
                 unsafe { I::tile(rows, vectors)(&tile) };
             } else {

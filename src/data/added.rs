@@ -1,4 +1,4 @@
-//! Tokens that stand beside tokenizer.json: in tokenizer_config.json (`added_tokens_decoder`, `extra_special_tokens`,
+//! Tokens in files beside tokenizer.json: in tokenizer_config.json (`added_tokens_decoder`, `extra_special_tokens`,
 //! `additional_special_tokens`, any `*_token`), added_tokens.json and special_tokens_map.json. They are added as
 //! transformers 5 adds them, in its order, since a token that the vocabulary lacks gets the next free id.
 

@@ -12,7 +12,7 @@ const COMMON: usize = 1 << 14;
 /// Tokens on which two encodings agree before one takes over from the other.
 const AGREE: usize = 16;
 
-/// A token and the bytes of the text that it stands for.
+/// A token and the bytes of the text that it has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Place {
     id: u32,

@@ -17,7 +17,7 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// BERT's segments (`token_type_ids`), as the post-processor gives them: RoBERTa's and T5's are all 0.
     pub type_ids: Vec<u32>,
-    /// The bytes of its text that the token stands for, of its word after [`Tokenizer::encode_words`]. Empty for special
+    /// The bytes of its text that the token has, of its word after [`Tokenizer::encode_words`]. Empty for special
     /// tokens. Tokens that are parts of one character all have that character's bytes.
     pub offsets: Vec<Range<usize>>,
     /// 0: the token is of the first text; 1: of the second; none: a special token that was added.

@@ -25,7 +25,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// `examples`: how many there are. Without `shuffle` every epoch takes them as they stand.
+    /// `examples`: how many there are. Without `shuffle` every epoch takes them in their order.
     pub fn new(examples: usize, seed: u64, shuffle: bool) -> Result<Sampler> {
         if examples == 0 {
             return Err(Error::config("data", "no examples", "at least one"));
@@ -35,7 +35,7 @@ impl Sampler {
         Ok(sampler)
     }
 
-    /// Where the run stands, for [`Sampler::restore`].
+    /// Where the run is, for [`Sampler::restore`].
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }

@@ -68,7 +68,7 @@ impl<'a> DecodeStream<'a> {
         Ok(new)
     }
 
-    /// What is left at the end: nothing, or what stands for half a character.
+    /// What is left at the end: nothing, or the replacement for half a character.
     pub fn finish(self) -> Result<String> {
         let all = self.tokenizer.decode(&self.ids, self.skip_special)?;
         Ok(self.after_told(&all))

@@ -188,7 +188,7 @@ impl Tokenizer {
         self.pad
     }
 
-    /// What stands for a token that is to be guessed.
+    /// The token in place of one that is to be guessed.
     pub fn mask(&self) -> Option<u32> {
         self.mask
     }
@@ -490,7 +490,7 @@ fn sentence_piece(gguf: &Gguf) -> Result<(Value, Defaults)> {
     Ok((json, Defaults { bos: true, guessed: false }))
 }
 
-/// The merges that scores stand for: every way to put a piece together from two others, by falling
+/// The merges that scores mean: every way to put a piece together from two others, by falling
 /// score of the piece (transformers' `generate_merges`).
 fn merges<'a>(
     tokens: &[&'a str],

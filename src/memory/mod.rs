@@ -1,6 +1,6 @@
 //! What makes a step fit the memory there is: passes over its graph, and who chooses among them.
 //!
-//! A value may lie off the device, and moving it is a node ([`transfer`]). Every pass leaves the ops that compute a
+//! A value may be off the device, and moving it is a node ([`transfer`]). Every pass leaves the ops that compute a
 //! result and their order as they are, so no choice changes a bit of any result.
 
 pub mod budget;

@@ -9,7 +9,7 @@ use crate::ops::optim::BLOCK;
 /// Parameters of a page: 4 MiB of f32 for each piece of state, large enough for a disk's full speed.
 pub const PAGE: usize = 1 << 20;
 
-/// Elements of the parameters that one element of a state may stand for: itself, four 8-bit codes in a word, a block's
+/// Elements of the parameters that one element of a state may be of: itself, four 8-bit codes in a word, a block's
 /// scale.
 const SHARES: [usize; 3] = [1, 4, BLOCK];
 
@@ -45,7 +45,7 @@ pub fn page(g: &mut Graph, page: usize) -> Result<()> {
             };
             node.ins.iter().map(one).collect()
         };
-        // What the whole node gave is what its pages leave behind.
+        // What the whole node gave is what its pages leave.
         for (&out, target) in node.outs.iter().zip(&node.into) {
             if let Some(of) = *target {
                 g.values[out.index()].def = Def::View { of, start: 0 };
@@ -75,7 +75,7 @@ fn is_state(g: &Graph, v: Val) -> bool {
     matches!(g.value(v).def, Def::Leaf(LeafKind::Optim))
 }
 
-/// For each operand of an update that can be paged, how many parameters an element of it stands for; None for one that
+/// For each operand of an update that can be paged, how many parameters an element of it is of; None for one that
 /// is not flat. The update can if it overwrites all it changes, its parameters and gradients are flat, and every state
 /// has one of the [`SHARES`]; one that also reads a table of its tensors (Adafactor's) looks at more than a page.
 fn shares(g: &Graph, node: &Node) -> Option<Vec<Option<usize>>> {

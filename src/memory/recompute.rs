@@ -27,7 +27,7 @@ const CHEAP: f64 = 16.0;
 
 /// The forward values that `level(block)` drops. `forward` is the number of the graph's forward nodes.
 pub fn dropped(g: &Graph, forward: usize, level: impl Fn(usize) -> Level) -> HashSet<Val> {
-    let read = read_behind(g, forward);
+    let read = read_after(g, forward);
     // What another phase reads, and what another block's forward nodes read, which is that block's input, is kept.
     let mut inputs = super::handed_on(g);
     for node in &g.nodes[..forward] {
@@ -63,7 +63,7 @@ pub fn dropped(g: &Graph, forward: usize, level: impl Fn(usize) -> Level) -> Has
 }
 
 /// Roots that nodes from `forward` on read.
-fn read_behind(g: &Graph, forward: usize) -> HashSet<Val> {
+fn read_after(g: &Graph, forward: usize) -> HashSet<Val> {
     g.nodes[forward..].iter().flat_map(|n| &n.ins).map(|&v| g.root(v).0).collect()
 }
 
@@ -73,10 +73,10 @@ pub fn recompute(g: &mut Graph, forward: usize, dropped: &HashSet<Val>) -> Resul
         return Ok(());
     }
     let nodes = std::mem::take(&mut g.nodes);
-    let (before, behind) = nodes.split_at(forward);
+    let (before, after) = nodes.split_at(forward);
     before.iter().for_each(|n| g.keep(n.clone()));
     let mut again = Again { before, dropped, copies: HashMap::new(), views: HashMap::new() };
-    for node in behind {
+    for node in after {
         let mut node = node.clone();
         let (phase, site, block) = (g.phase, g.site.clone(), g.block);
         for v in &mut node.ins {

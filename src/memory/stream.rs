@@ -1,4 +1,4 @@
-//! Streaming: frozen weights that lie off the device and are fetched for each run of nodes that reads them, one run
+//! Streaming: frozen weights that are off the device and are fetched for each run of nodes that reads them, one run
 //! (a block's forward or backward part) ahead of it. Their place in the arena is free for others before and after.
 
 use std::collections::{HashMap, HashSet};

@@ -191,7 +191,7 @@ pub type Fill = Arc<dyn Fn(&Item) -> Column + Send + Sync>;
 pub struct Field {
     /// Name of the leaf.
     pub name: String,
-    /// What its rows stand for; gives its number of rows.
+    /// What its rows are of; gives its number of rows.
     pub axis: Axis,
     /// Values of a row.
     pub width: usize,

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::Val;
 use crate::ops::{Activation, Dropout};
 
-/// Which token of a sequence stands for all of it.
+/// Which token of a sequence represents all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
     /// The first row of the sequence (BERT's `[CLS]`).

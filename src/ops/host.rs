@@ -1,7 +1,7 @@
 //! How a CPU kernel sees its operands.
 //!
 //! Soundness rests on one contract, kept by the planner and checked by its tests: while a launch runs, its outputs
-//! and scratch overlap nothing, except that an output may lie exactly on an input with which the row's `in_place`
+//! and scratch overlap nothing, except that an output may be exactly at an input's place with which the row's `in_place`
 //! pairs it. Such operands must be read and written through [`HostCall::map`] or raw pointers, never as slices.
 
 use std::ops::Range;
@@ -27,7 +27,7 @@ impl<T> Ptr<T> {
     /// The address `i` elements on. A method, so that closures capture the whole wrapper.
     ///
     /// # Safety
-    /// The element must lie in the same allocation.
+    /// The element must be in the same allocation.
     pub unsafe fn add(self, i: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(i) }

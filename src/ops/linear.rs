@@ -121,7 +121,7 @@ fn spec(attr: &Attr) -> Linear {
     }
 }
 
-/// Where the optional operands stand.
+/// Positions of the optional operands.
 struct Operands {
     bias: Option<usize>,
     /// (a, b) of the forward op, (dyb, a) of the backward op.

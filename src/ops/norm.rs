@@ -218,7 +218,7 @@ fn host_dx(call: &HostCall) {
     let (dx, dy) = (call.output_ptr::<f32>(0), call.input_ptr::<f32>(0));
     let acc = acc.then(|| call.input_ptr::<f32>(4));
     par::ranges(call.ins[1].rows(), grain(d), |rows| {
-        // dx may lie on dy or acc, so a row's gradient is made apart.
+        // dx may have the place of dy or acc, so a row's gradient is made apart.
         let mut g = vec![0f32; d];
         let mut sum = vec![0f32; d];
         // Lengths that the compiler sees, so that no check is in the loops.

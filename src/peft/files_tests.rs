@@ -91,7 +91,7 @@ fn an_adapter_that_fits_in_part_is_refused() {
     assert!(adapter.check(&dir, &wider).unwrap_err().to_string().contains("[4, 64]"));
 }
 
-/// The table of an embedding may stand beside its factors, and beside nothing else.
+/// The table of an embedding may be beside its factors, and beside nothing else.
 #[test]
 fn the_table_of_an_adapted_embedding_may_be_there() {
     let dir = fixture("lora_embed");

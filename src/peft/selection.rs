@@ -6,7 +6,7 @@
 //! | `layers.3`, `layers.3-5` | of these layers, from 0, both ends included |
 //! | `attention`, `mlp`, `norm`, `embed`, `head` | of these components: projections of attention, of the feed-forward part, norms, tables of tokens and positions, the output head and a task's |
 //! | `weight`, `bias` | of this kind |
-//! | any other | whose name has it between dots or at an end; `*` stands for anything: `q_proj`, `model.norm.*`, `*.k_*` |
+//! | any other | whose name has it between dots or at an end; `*` is anything: `q_proj`, `model.norm.*`, `*.k_*` |
 //!
 //! `layers.3-5/attention/bias,head` are the biases of attention in three layers, and the head.
 
@@ -51,7 +51,7 @@ fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
 
-/// Whether `pattern`, in which `*` stands for anything, is all of `text`.
+/// Whether `pattern`, in which `*` is anything, is all of `text`.
 fn glob(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,

@@ -27,7 +27,7 @@ pub struct Storage {
     pub bytes: u64,
     /// When it is in use.
     pub live: Interval,
-    /// Node outputs that lie here, one after the other.
+    /// Node outputs that are here, one after the other.
     pub values: Vec<Val>,
     /// Or the node whose scratch memory it is.
     pub work_of: Option<usize>,
@@ -93,11 +93,11 @@ pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
     let mut storages: Vec<Storage> = Vec::new();
     for &(leaf, base) in bases {
         // A node's output is in the leaf that it overwrites.
-        let lies = |v: Val| match g.value(g.root(v).0).def {
+        let is_here = |v: Val| match g.value(g.root(v).0).def {
             Def::Node { node, out } => g.nodes[node].into[out].is_some_and(|t| g.root(t).0 == leaf),
             _ => g.root(v).0 == leaf,
         };
-        let last = g.nodes.iter().rposition(|n| n.ins.iter().any(|&v| lies(v))).unwrap_or(0);
+        let last = g.nodes.iter().rposition(|n| n.ins.iter().any(|&v| is_here(v))).unwrap_or(0);
         let mut writes: Vec<(usize, usize, usize, Val)> = Vec::new();
         for (index, node) in g.nodes.iter().enumerate() {
             for (&out, &target) in node.outs.iter().zip(&node.into) {

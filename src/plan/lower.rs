@@ -7,7 +7,7 @@ use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Attr, CudaLaunch, HostCall, Lower, OpDef, WgslDispatch};
 
-/// Where the operands of one node lie.
+/// Where the operands of one node are.
 #[derive(Clone, Debug)]
 pub struct Operands {
     /// Memory of the outputs.

@@ -1,6 +1,6 @@
 //! The plan: where every value of a graph is, and the account of it, before anything is allocated.
 //!
-//! Leaves lie class by class, one after the other. Everything else is in one arena: liveness gives each value an
+//! Leaves are stored class by class, one after the other. Everything else is in one arena: liveness gives each value an
 //! interval of nodes, a value that the op's row lets take over a dead input's storage does so, and intervals get
 //! offsets such that two that overlap in time never overlap in space. Shapes are fixed, so one plan serves every step.
 //! What is off the device has no place here; the nodes that move it become transfers, each with its place on this side.
@@ -43,7 +43,7 @@ pub struct Allocation {
     pub bytes: u64,
 }
 
-/// Where every value of a graph lies, what is launched, and what it takes.
+/// Where every value of a graph is, what is launched, and what it takes.
 pub struct Plan {
     /// Allocations to make, before anything runs.
     pub buffers: Vec<Allocation>,
@@ -55,7 +55,7 @@ pub struct Plan {
     pub storages: Vec<Storage>,
     /// What runs, phase by phase; a launch's buffers are indices into `buffers`.
     pub launches: Vec<Vec<Launch>>,
-    /// Transfers between the device and what is off it, and where among the launches they stand.
+    /// Transfers between the device and what is off it, and where among the launches they are.
     pub schedule: Schedule,
     /// What the buffers hold, by class.
     pub account: Account,
@@ -163,7 +163,7 @@ fn view(g: &Graph, places: &[Option<Place>], v: Val) -> Result<Place> {
     let ty = g.ty(v);
     let offset = match start {
         0 => 0,
-        // The parts of a quantized tensor lie apart: a piece of it is no range of bytes.
+        // The parts of a quantized tensor are apart: a piece of it is no range of bytes.
         _ if ty.dtype.is_quantized() => return Err(g.refuse("view", format!("a part of the quantized {ty}"))),
         _ => ty.dtype.bytes(start) as u64,
     };

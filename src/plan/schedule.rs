@@ -21,9 +21,9 @@ pub struct Move {
     pub leaf: Val,
     /// First byte of the leaf that moves; as many move as `place` has.
     pub offset: u64,
-    /// Where they lie on the device.
+    /// Where they are on the device.
     pub place: Place,
-    /// Where they lie in the staging memory, if there is any.
+    /// Where they are in the staging memory, if there is any.
     pub staging: u64,
 }
 

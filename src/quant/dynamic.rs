@@ -1,5 +1,5 @@
 //! bitsandbytes' 8-bit dynamic maps (Dettmers et al. 2022, arXiv:2110.02861; `create_dynamic_map`): what the bytes of
-//! double quantization's absmax and of 8-bit optimizer state stand for, once multiplied by their block's absmax.
+//! double quantization's absmax and of 8-bit optimizer state represent, once multiplied by their block's absmax.
 //!
 //! Decade `i` of seven has `2^i` values (unsigned: `2^(i+1)`), the middles of as many equal parts of `10^(i-6)·[0.1, 1]`;
 //! signed maps have their negatives too. To these come 0 and 1.
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 /// A map of 256 values, ascending, and what is between them.
 pub struct DynamicMap {
-    /// What the codes stand for, from −1 (signed) or 0 (unsigned) to 1.
+    /// The values of the codes, from −1 (signed) or 0 (unsigned) to 1.
     pub values: [f32; 256],
     /// `(values[i] + values[i + 1]) / 2`: a code `i` is right for what is above the one before and not above its own.
     between: [f32; 256],
@@ -17,7 +17,7 @@ pub struct DynamicMap {
 }
 
 /// Cells of either sign: numbers of 2⁻²⁴ to 1 by their exponent and 8 bits of their significand, what is smaller in the
-/// first. A cell is at most 1/256 of its values wide, and edges between values lie 1/190 of them apart or more, so that at most
+/// first. A cell is at most 1/256 of its values wide, and edges between values are 1/190 of them apart or more, so that at most
 /// one edge falls into a cell.
 const CELLS: usize = (24 << 8) + 1;
 const FIRST: u32 = (127 - 24) << 8;

@@ -1,4 +1,4 @@
-//! GGUF's block formats, to f32. Blocks lie along the last dimension; every multi-byte field is
+//! GGUF's block formats, to f32. Blocks are along the last dimension; every multi-byte field is
 //! little-endian and a block's scales are f16. The formulas are those of ggml's `ggml-quants.c`,
 //! and the products and sums are rounded one by one as there, so the results are the same bits.
 
@@ -51,7 +51,7 @@ impl GgmlType {
         GgmlType::Q6_K,
     ];
 
-    /// The number that stands for the type in a file.
+    /// The number of the type in a file.
     pub fn id(self) -> u32 {
         match self {
             GgmlType::F32 => 0,

@@ -1,5 +1,5 @@
 //! 4-bit NormalFloat in bitsandbytes' layout, bit for bit (bitsandbytes 0.50 on the CPU, torch with
-//! AVX2). See [`Nf4Layout`] for where the parts lie.
+//! AVX2). See [`Nf4Layout`] for where the parts are.
 //!
 //! * A block is 64 consecutive elements of the flattened tensor; `absmax = max |x|`.
 //! * `v = x · (1 / absmax)`, and the code is the number of [`THRESHOLDS`] that `v` is above.
@@ -258,7 +258,7 @@ pub fn quantize(x: &[f32], double: bool) -> Result<Vec<u8>> {
     quantizer.finish()
 }
 
-/// A quantized tensor's parts, wherever they lie (in one stretch, or apart in a mapped file).
+/// A quantized tensor's parts, wherever they are (in one stretch, or apart in a mapped file).
 #[derive(Clone, Copy, Debug)]
 pub struct Nf4<'a> {
     /// Two codes a byte, high nibble first.

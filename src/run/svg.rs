@@ -69,7 +69,7 @@ pub fn loss_curve(title: &str, losses: &[(u64, f32)]) -> String {
 }
 
 /// The mean of each point and its neighbours on either side, about a thirtieth of the run: an exponential mean
-/// would lag behind a falling curve.
+/// would trail a falling curve.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let half = points.len() / 60;
     let mut sums = vec![0.0];

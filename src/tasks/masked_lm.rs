@@ -89,7 +89,7 @@ impl Task for MaskedLm {
 /// How tokens are masked.
 struct Masking {
     share: f64,
-    /// The token that stands for one that is to be guessed.
+    /// The token in place of one that is to be guessed.
     mask: i32,
     vocab: usize,
 }

@@ -1,6 +1,6 @@
 //! Gradients of a step of one micro-batch: they are no sums over micro-batches, so each is written by the node that
 //! computes it, needs no clearing, and is there only from that node to the update. Their flat leaves are transient: their
-//! parts lie in the arena, where a layer's gradients take the place of activations that the backward pass is through with.
+//! parts are in the arena, where a layer's gradients take the place of activations that the backward pass is through with.
 //!
 //! 0 + x is x, so no bit of a result differs from that of a step whose gradients are added up.
 

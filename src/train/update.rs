@@ -1,4 +1,4 @@
-//! The optimizer's part of a step's graph: parameters, gradients and state lie flat, so that a launch updates many
+//! The optimizer's part of a step's graph: parameters, gradients and state are flat, so that a launch updates many
 //! tensors.
 
 use crate::backend::Caps;

@@ -354,7 +354,7 @@ fn normal(std: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
 fn row_norms(exec: &mut Exec, of: RowNorms) -> Result<Vec<f32>> {
     let ty = exec.graph.ty(of.w).clone();
     let (a, b) = (exec.download_f32(of.a)?, exec.download_f32(of.b)?);
-    // Words, for a boundary that floats may lie on.
+    // Words, for a boundary that floats may begin at.
     let mut words = vec![0u32; ty.bytes().div_ceil(4)];
     let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..ty.bytes()];
     exec.read(of.w, bytes)?;

@@ -432,7 +432,7 @@ fn each_row(out: &mut [f32], columns: usize, f: impl Fn(usize, &mut [f32]) + Syn
     rows.enumerate().for_each(|(i, row)| f(i, row));
 }
 
-/// Decodes rows that lie one after the other; row `r` is stored in the place of row `place(r)`.
+/// Decodes rows that are stored one after the other; row `r` is stored in the place of row `place(r)`.
 fn decode_rows(
     ty: GgmlType,
     data: &[u8],

@@ -138,7 +138,7 @@ impl Cuda {
         })
     }
 
-    /// The address of `slice`, which must lie within an allocation.
+    /// The address of `slice`, which must be within an allocation.
     fn address(&self, slice: Slice) -> Result<u64> {
         let buffer = self.buffers.get(slice.buffer.0 as usize).copied().flatten();
         match (buffer, slice.offset.checked_add(slice.bytes)) {
@@ -214,7 +214,7 @@ impl Backend for Cuda {
         self.context.enter()?;
         let bytes = dst.bytes.min(src.bytes);
         let (to, from) = (self.address(dst)?, self.address(src)?);
-        // SAFETY: both ranges lie within allocations.
+        // SAFETY: both ranges are within allocations.
         unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.compute) }.map_err(|e| fail("copying", e))
     }
 

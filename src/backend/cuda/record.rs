@@ -210,7 +210,7 @@ impl Cuda {
         params.extend(words.iter_mut().map(|w| (w as *mut u32).cast::<c_void>()));
         let (grid, block) = ((grid[0], grid[1], grid[2]), (*block, 1, 1));
         // SAFETY: the kernel takes these pointers and words (the op matrix checks each lowering); the driver copies
-        // them before it returns; the memory behind the pointers is the plan's.
+        // them before it returns; the memory that the pointers are to is the plan's.
         unsafe { result::launch_kernel(function, grid, block, *shared, self.compute, &mut params) }
             .map_err(|e| fail(&launch.name, e))
     }

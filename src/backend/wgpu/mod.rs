@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The first error that nobody was there to receive.
 type Fault = Arc<Mutex<Option<String>>>;
 
-/// A GPU behind WebGPU's interface: Vulkan, Metal or Direct3D 12.
+/// A GPU through WebGPU's interface: Vulkan, Metal or Direct3D 12.
 pub struct Wgpu {
     caps: Caps,
     gpu: Gpu,

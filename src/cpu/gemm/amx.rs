@@ -174,7 +174,7 @@ impl Square {
                     scale: alpha,
                 };
                 let planes = share.planes(side);
-                // SAFETY: the panels of `lines` are this job's, this share's steps lie at `at` in each, and AMX implies
+                // SAFETY: the panels of `lines` are this job's, this share's steps are at `at` in each, and AMX implies
                 // AVX-512.
                 unsafe {
                     match planes {
@@ -431,7 +431,7 @@ unsafe fn pack<const PLANES: usize>(src: &Panels, side: Side, dst: *mut u8, pane
                     let (first, half, next) =
                         if along_k { (l * pitch + p, 16, 2 * STEP) } else { (p * pitch + l, 16 * pitch, STEP * pitch) };
                     let runs = Runs { first: from.wrapping_add(first), pitch, half, next, transpose, scale: src.scale };
-                    // SAFETY: sixteen runs of 16 floats, and sixteen more `half` on, lie in the store or the scratch;
+                    // SAFETY: sixteen runs of 16 floats, and sixteen more `half` on, are in the store or the scratch;
                     // the tile is in its panel.
                     unsafe { tile::<PLANES>(&runs, dst.add(at)) };
                 }
@@ -487,7 +487,7 @@ struct Runs {
     first: *const f32,
     pitch: usize,
     half: usize,
-    /// How far on runs lie that will be packed soon.
+    /// How far on are the runs that will be packed soon.
     next: usize,
     transpose: bool,
     scale: f32,

@@ -36,7 +36,7 @@ pub enum Absmax<'a> {
     Double {
         /// One code a block.
         codes: &'a [u8],
-        /// What each code stands for: the signed dynamic map.
+        /// The value of each code: the signed dynamic map.
         map: &'a [f32; 256],
         /// One f32 for 256 blocks.
         nested: &'a [f32],

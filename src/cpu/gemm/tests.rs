@@ -205,7 +205,7 @@ fn several_terms_beta_and_bias() {
 }
 
 /// Every way in which few rows meet B: whole blocks of NF4, blocks that columns share, columns with gaps, both strides;
-/// fewer columns than stand side by side, and some left over; partial sums that stay empty.
+/// fewer columns than are side by side, and some left over; partial sums that stay empty.
 #[test]
 fn few_rows() {
     let mut rng = Rng(6);

@@ -1,8 +1,8 @@
 //! Attention on the CPU.
 //!
 //! Work is cut into *lane blocks*: [`LANES`] queries side by side (in the pass for dk and dv: keys), while the other
-//! side goes by row after row. Scores stand with the lane index last, so softmax works down columns of vectors and
-//! nothing is summed across a vector; q, k and v are read where they lie. A lane block holds its operand as a panel
+//! side goes by row after row. Scores have the lane index last, so softmax works down columns of vectors and
+//! nothing is summed across a vector; q, k and v are read in place. A lane block holds its operand as a panel
 //! of D rows of [`LANES`]; heads that share keys sit in one block, next to each other.
 //!
 //! A task is a few lane blocks that walk over the other side together, so that it is read from cache. Tasks and
@@ -19,7 +19,7 @@ use crate::ops::{Attention, HostCall};
 const CHUNK: usize = 64;
 /// Lane blocks in a task.
 const BLOCKS: usize = 6;
-/// Stands for −∞ where −∞ − (−∞) could occur.
+/// In place of −∞ where −∞ − (−∞) could occur.
 const LOW: f32 = -1e30;
 
 type Chunk = [Lane; CHUNK];
@@ -115,7 +115,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Copies rows `first..end` of head `head` of `x` (rows of `cols` elements) into `to`, one after the other:
-    /// where they lie, many may be a power of two apart and evict each other from the cache.
+    /// in place, many may be a power of two apart and evict each other from the cache.
     #[inline(always)]
     fn pack(&self, to: &mut [f32], x: &[f32], cols: usize, head: usize, (first, end): (usize, usize)) {
         let d = self.a.head_dim;
@@ -131,7 +131,7 @@ impl<'a> Problem<'a> {
         Strided { data: &x[first * d..], row: d, col: 1 }
     }
 
-    /// The same of rows of head `head` of `x`, keys or values, where they lie.
+    /// The same of rows of head `head` of `x`, keys or values, in place.
     #[inline(always)]
     fn in_place<'b>(&self, x: &'b [f32], head: usize, first: usize) -> Strided<'b> {
         let cols = self.k_cols();

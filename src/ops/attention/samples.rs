@@ -7,7 +7,7 @@ use crate::ops::{Sample, SampleIn};
 /// What the tokens are, and which see which.
 #[derive(Clone, Copy)]
 enum Of {
-    /// Lengths of packed sequences whose tokens see one another; 0 stands for a token that belongs to none.
+    /// Lengths of packed sequences whose tokens see one another; 0 is a token that belongs to none.
     Own(&'static [usize]),
     /// Queries and keys of each sequence: a decoder that sees its encoder.
     Cross(&'static [(usize, usize)]),

@@ -220,7 +220,7 @@ fn host_dx(call: &HostCall) {
     let (dx, dy) = (call.output_ptr::<f32>(0), call.input_ptr::<f32>(0));
     let acc = norm(call.attr).acc.then(|| call.input_ptr::<f32>(5));
     par::ranges(call.ins[1].rows(), grain(d), |rows| {
-        // dx may lie on dy or acc, so a row's gradient is made apart.
+        // dx may have the place of dy or acc, so a row's gradient is made apart.
         let (mut g, mut n, mut sum) = (vec![0f32; d], vec![0f32; d], vec![0f32; d]);
         // Lengths that the compiler sees, so that the loops have no checks.
         let (g, n, sum, w) = (&mut g[..d], &mut n[..d], &mut sum[..d], &w[..d]);

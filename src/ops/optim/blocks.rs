@@ -1,6 +1,6 @@
 //! Optimizer state in 8 bits as bitsandbytes keeps it (Dettmers et al. 2022, arXiv:2110.02861): blocks of 256
 //! elements, a byte an element, which indexes a dynamic map, and one f32 a block, by which the map is multiplied.
-//! The bytes lie in U32[N/4], four to a word, the first in the lowest bits.
+//! The bytes are in U32[N/4], four to a word, the first in the lowest bits.
 
 use super::clip;
 use crate::cpu::math::vectorized;
@@ -35,7 +35,7 @@ pub fn infer(ins: &[Ty], states: usize) -> Result<Vec<Ty>, String> {
     Ok(outs)
 }
 
-/// The values that codes and absmax stand for.
+/// The values that codes and absmax represent.
 pub fn decode(codes: &Tensor, absmax: &Tensor, map: &DynamicMap) -> Vec<f64> {
     let value = |i: usize| {
         let code = (codes.data[i / 4] as u32 >> (8 * (i % 4))) & 255;

@@ -153,7 +153,7 @@ fn infer(flats: &[&Ty], rest: &[Ty], outs: usize) -> Result<Vec<Ty>, String> {
     Ok(vec![p.clone(); outs])
 }
 
-/// Dispatches of `entry`: outputs, then the gradient, sumsq and hyper, which stand after the state.
+/// Dispatches of `entry`: outputs, then the gradient, sumsq and hyper, which come after the state.
 fn wgsl(l: &Lower, op: &OpDef, defines: Vec<&'static str>, entry: &'static str) -> Vec<WgslDispatch> {
     let mut all = copies(l, op.in_place);
     let n = l.ins.len();
