@@ -93,6 +93,7 @@ pub mod cpu;
 pub mod data;
 pub mod device;
 pub mod dtype;
+mod durable;
 pub mod error;
 pub mod exec;
 pub mod generate;

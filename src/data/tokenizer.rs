@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use super::added;
 pub use super::stream::DecodeStream;
 use super::vocabulary::{self, Settings, token_text};
+use crate::durable;
 use crate::weights::gguf::Gguf;
-use crate::weights::{Checkpoint, read_json, write_beside};
+use crate::weights::{Checkpoint, read_json};
 use crate::{Error, Result};
 
 /// A tokenizer, and the special tokens its model's files name.
@@ -234,7 +235,7 @@ impl Tokenizer {
             config["chat_template"] = template.into();
         }
         let path = folder.join("tokenizer_config.json");
-        write_beside(&path, format!("{config:#}\n").as_bytes())?;
+        durable::write(&path, format!("{config:#}\n").as_bytes())?;
         self.save(folder.join("tokenizer.json"))
     }
 
@@ -242,7 +243,7 @@ impl Tokenizer {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let json = self.inner.to_string(false).map_err(|e| failed("written", &e))?;
-        write_beside(path, json.as_bytes())
+        durable::write(path, json.as_bytes())
     }
 }
 

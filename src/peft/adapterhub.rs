@@ -11,6 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{Save, Trained, files};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::t5;
 use crate::weights::{HostTensor, read_json};
@@ -124,7 +125,7 @@ pub fn write(save: &mut Save, base: Option<&str>, name: &str, config: &Map<Strin
     }
     let about = about(save, base, Some(name), Value::Object(config.clone()));
     let class = about["model_class"].as_str().unwrap_or("AutoModel");
-    files::write_whole(&dir.join(CARD_FILE), card(base, class).as_bytes())?;
+    durable::write(&dir.join(CARD_FILE), card(base, class).as_bytes())?;
     write_json(&dir.join(files::CONFIG_FILE), about)
 }
 
@@ -132,7 +133,7 @@ pub fn write(save: &mut Save, base: Option<&str>, name: &str, config: &Map<Strin
 fn write_json(path: &Path, mut object: Map<String, Value>) -> Result<()> {
     object.values_mut().filter_map(Value::as_object_mut).for_each(Map::sort_keys);
     object.sort_keys();
-    files::write_whole(path, format!("{:#}", Value::Object(object)).as_bytes())
+    durable::write(path, format!("{:#}", Value::Object(object)).as_bytes())
 }
 
 /// The model card: the header by which the Hugging Face hub files an adapter, and how to load it.

@@ -9,9 +9,11 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::config::AdapterConfig;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 pub use crate::weights::HostTensor;
+use crate::weights::write_safetensors_with;
 
 /// What an adapter is, in its folder; written last, so that a folder with it is complete.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -269,8 +271,8 @@ fn lora_card<'a>(config: &'a AdapterConfig, what: &'a str) -> Card<'a> {
 pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: &[Out]) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     write_weights(&dir.join(WEIGHTS_FILE), tensors)?;
-    write_whole(&dir.join(CARD_FILE), card.text().as_bytes())?;
-    write_whole(&dir.join(CONFIG_FILE), config.as_bytes())
+    durable::write(&dir.join(CARD_FILE), card.text().as_bytes())?;
+    durable::write(&dir.join(CONFIG_FILE), config.as_bytes())
 }
 
 /// Writes tensors by name into a safetensors file.
@@ -280,35 +282,17 @@ pub fn write_tensors(path: &Path, tensors: &[super::Trained]) -> Result<()> {
 }
 
 fn write_weights(path: &Path, tensors: &[Out]) -> Result<()> {
-    let mut views = Vec::with_capacity(tensors.len());
     for t in tensors {
         if let Some(x) = t.data.iter().find(|x| !x.is_finite()) {
             let found = format!("{x} in {}: the run diverged", t.name);
             return Err(Error::file(path, found, "finite numbers; nothing was written (try a lower lr)"));
         }
-        let view = TensorView::new(Dtype::F32, t.shape.to_vec(), bytemuck::cast_slice(t.data)).map_err(|e| {
-            Error::file(path, format!("{} as {} elements ({e})", t.name, t.data.len()), format!("{:?}", t.shape))
-        })?;
-        views.push((t.name, view));
     }
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    whole(path, |part| {
-        safetensors::serialize_to_file(views, Some(metadata), part)
-            .map_err(|e| Error::file(part, e.to_string(), "tensors that safetensors can hold, and room for them"))
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let infos = tensors.iter().map(|t| (t.name.to_owned(), Dtype::F32, t.shape.to_vec())).collect();
+    write_safetensors_with(path, &metadata, infos, &mut |i, out| {
+        out.write_all(bytemuck::cast_slice(tensors[i].data)).map_err(|e| Error::io(path, e))
     })
-}
-
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    whole(path, |part| std::fs::write(part, bytes).map_err(|e| Error::io(part, e)))
-}
-
-/// Lets `write` write beside `path` and renames, so that a reader never sees half a file.
-fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = path.with_file_name(name);
-    write(&part)?;
-    std::fs::rename(&part, path).map_err(|e| Error::io(path, e))
 }
 
 /// The model card: the header by which the Hugging Face hub files an adapter, and how to load it.

@@ -8,9 +8,10 @@ use safetensors::Dtype;
 
 use super::{Method, MethodDef, Save, Selection, merge};
 use crate::dtype::DType;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
-use crate::weights::{write_beside, write_safetensors_with};
+use crate::weights::write_safetensors_with;
 
 /// The base model's files that go along as they are: those of its tokenizer, and how it generates.
 const KEPT: [&str; 13] = [
@@ -135,7 +136,7 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
         // Where the model is saved over its base, they are there.
         if from.is_file() && !same(&from, &into) {
             let bytes = std::fs::read(&from).map_err(|e| Error::io(&from, e))?;
-            write_beside(&into, &bytes)?;
+            durable::write(&into, &bytes)?;
         }
     }
     // A GGUF file holds its tokenizer inside.
@@ -150,7 +151,7 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
         config.insert("dtype".into(), name.into());
     }
     let path = save.dir.join("config.json");
-    write_beside(&path, format!("{config:#}\n").as_bytes())
+    durable::write(&path, format!("{config:#}\n").as_bytes())
 }
 
 /// Whether two paths are of one file.

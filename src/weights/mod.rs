@@ -112,24 +112,6 @@ enum Fix {
     PlusOne,
 }
 
-/// Writes a small file beside its place and renames it, so that there is never half of one, nor none where one was.
-pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".tmp-{}", crate::system::process_id()));
-    let temporary = PathBuf::from(temporary);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&temporary)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        // The error that matters is the first one; a leftover is only untidy.
-        let _ = std::fs::remove_file(&temporary);
-        Error::io(path, e)
-    })
-}
-
 /// A small JSON file; `None` if there is none.
 pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     /// Far above any config or shard index.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,8 +12,9 @@ use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
 use super::mapped::FileBytes;
+use crate::durable;
+use crate::error::{Error, Result};
 use crate::offload::{From, Part};
-use crate::{Error, Result};
 
 /// An open file. Only its header has been read.
 pub struct SafetensorsFile {
@@ -47,7 +48,7 @@ impl SafetensorsFile {
         Ok(SafetensorsFile { path: path.into(), file: Arc::new(file), map, data: 8 + header_bytes, header })
     }
 
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         self.map.release();
     }
 
@@ -112,8 +113,7 @@ pub fn write_safetensors<'a>(
 
 /// Writes a file whose tensors are made one at a time: `fill(i, out)` writes the bytes of the
 /// `i`-th of `infos` (name, dtype, shape) and is called in the file's order: by falling alignment
-/// of the dtype, then by name, as the safetensors library sorts. The bytes go to a temporary file
-/// beside `path`, which is renamed at the end: there is never half a file at `path`.
+/// of the dtype, then by name, as the safetensors library sorts. There is never half a file at `path`.
 pub fn write_safetensors_with(
     path: impl AsRef<Path>,
     metadata: &BTreeMap<String, String>,
@@ -121,19 +121,12 @@ pub fn write_safetensors_with(
     fill: &mut dyn FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".tmp-{}", crate::system::process_id()));
-    let temporary = PathBuf::from(temporary);
-    let written = write_file(&temporary, metadata, infos, fill)
-        .and_then(|()| std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e)));
-    if written.is_err() {
-        // The error that matters is the first one; a leftover is only untidy.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    durable::replace(path, |out| write_to(out, path, metadata, infos, fill))
 }
 
-fn write_file(
+/// The same into `out`; errors name `path`.
+pub fn write_to(
+    out: &mut dyn Write,
     path: &Path,
     metadata: &BTreeMap<String, String>,
     infos: Vec<(String, Dtype, Vec<usize>)>,
@@ -165,7 +158,7 @@ fn write_file(
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let io = |e| Error::io(path, e);
-    let mut out = Counting { out: BufWriter::new(File::create(path).map_err(io)?), bytes: 0 };
+    let mut out = Counting { out, bytes: 0 };
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     out.write_all(&header).map_err(io)?;
     for (&i, size) in order.iter().zip(sizes) {
@@ -175,17 +168,16 @@ fn write_file(
             return Err(Error::file(path, format!("{} bytes for {}", out.bytes, infos[i].0), format!("{size} bytes")));
         }
     }
-    out.out.flush().map_err(io)?;
-    out.out.get_ref().sync_all().map_err(io)
+    Ok(())
 }
 
 /// Counts what a tensor's writer wrote.
-struct Counting {
-    out: BufWriter<File>,
+struct Counting<'a> {
+    out: &'a mut dyn Write,
     bytes: usize,
 }
 
-impl Write for Counting {
+impl Write for Counting<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let n = self.out.write(bytes)?;
         self.bytes += n;
