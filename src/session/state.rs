@@ -1,59 +1,46 @@
 //! A session's tensors as bytes, for programs that keep them elsewhere than in folders: the adapter, and all that training
 //! needs to go on to the same bits.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::Session;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::graph::{Def, LeafKind, Val};
 use crate::nn::{Source, Weight};
 use crate::peft::files;
 use crate::weights::load;
+use crate::weights::safetensors::{SafetensorsFile, write_to};
 
-/// The key of the files' metadata that says what they are.
+/// The key of the state's metadata that says what it is.
 const ABOUT: &str = "trimtab";
-
-/// Bytes that are not what they should be.
-fn wrong(what: &str, found: impl Into<String>, expected: impl Into<String>) -> Error {
-    Error::config(format!("{what}'s bytes"), found, expected)
-}
-
-/// A safetensors file. One entry of metadata, since its order is a hash map's.
-fn file<'a>(what: &str, tensors: Vec<(String, TensorView<'a>)>, about: Option<Value>) -> Result<Vec<u8>> {
-    let metadata = match about {
-        Some(about) => (ABOUT, about.to_string()),
-        None => ("format", "pt".to_string()),
-    };
-    let metadata = HashMap::from([(metadata.0.to_string(), metadata.1)]);
-    safetensors::serialize(tensors, Some(metadata)).map_err(|e| wrong(what, e.to_string(), "tensors of a session"))
-}
-
-fn view<'a>(what: &str, dtype: Dtype, shape: Vec<usize>, bytes: &'a [u8]) -> Result<TensorView<'a>> {
-    TensorView::new(dtype, shape, bytes).map_err(|e| wrong(what, e.to_string(), "as many bytes as the shape has"))
-}
+/// Bytes that are read and written at a time.
+const PIECE: usize = 1 << 20;
 
 impl Session {
     /// What was trained, as the bytes of a PEFT adapter's safetensors file: names and shapes are the file's, values f32.
     /// What else a folder needs (its config) is written by [`Session::save`].
     pub fn adapter(&mut self) -> Result<Vec<u8>> {
-        let mut tensors = Vec::new();
-        for weight in self.trained() {
-            let mut data = self.trainer.exec.download_f32(weight.val)?;
-            let shape = self.trainer.exec.graph.shape(weight.val);
-            if weight.source.is_transposed() && shape.len() == 2 {
+        let weights = self.trained();
+        let exec = &mut self.trainer.exec;
+        let shape = |w: &Weight| w.stored(exec.graph.shape(w.val));
+        let infos = weights.iter().map(|w| (w.name.clone(), Dtype::F32, shape(w))).collect();
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        let (path, mut bytes) = (Path::new("adapter"), Vec::new());
+        write_to(&mut bytes, path, &metadata, infos, &mut |i, out| {
+            let mut data = exec.download_f32(weights[i].val)?;
+            let shape = exec.graph.shape(weights[i].val);
+            if weights[i].source.is_transposed() && shape.len() == 2 {
                 data = load::transpose(&data, shape[1]);
             }
-            tensors.push((weight.name.clone(), weight.stored(shape), data));
-        }
-        let views = tensors.iter().map(|(name, shape, data)| {
-            Ok((name.clone(), view("adapter", Dtype::F32, shape.clone(), bytemuck::cast_slice(data))?))
-        });
-        file("adapter", views.collect::<Result<_>>()?, None)
+            out.write_all(bytemuck::cast_slice(&data)).map_err(|e| Error::io(path, e))
+        })?;
+        Ok(bytes)
     }
 
     /// Takes the tensors of an adapter of the same method: exactly those that [`Session::adapter`] gives. The optimizer's
@@ -77,48 +64,91 @@ impl Session {
     /// safetensors file. A session of the same model, method and optimizer that takes them goes on to the same bits,
     /// whatever was chosen to save memory.
     pub fn state(&mut self) -> Result<Vec<u8>> {
-        let mut tensors = Vec::new();
-        for (name, val) in self.leaves() {
-            tensors.push((name, self.trainer.exec.download(val)?));
-        }
-        let views =
-            tensors.iter().map(|(name, data)| Ok((name.clone(), view("state", Dtype::U8, vec![data.len()], data)?)));
-        file("state", views.collect::<Result<_>>()?, Some(json!({ "steps": self.trainer.steps })))
+        let mut bytes = Vec::new();
+        self.write_state(Path::new("state"), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The same into a file, a piece at a time.
+    pub fn save_state(&mut self, path: &Path) -> Result<()> {
+        durable::replace(path, |out| self.write_state(path, out))
+    }
+
+    fn write_state(&mut self, path: &Path, out: &mut dyn Write) -> Result<()> {
+        let leaves = self.leaves();
+        let exec = &mut self.trainer.exec;
+        let size = |val: Val| exec.graph.ty(val).bytes();
+        let infos = leaves.iter().map(|(name, val)| (name.clone(), Dtype::U8, vec![size(*val)])).collect();
+        let about = json!({ "steps": self.trainer.steps }).to_string();
+        let metadata = BTreeMap::from([(ABOUT.to_string(), about)]);
+        let mut piece = vec![0; PIECE];
+        write_to(out, path, &metadata, infos, &mut |i, out| {
+            let (val, bytes) = (leaves[i].1, exec.graph.ty(leaves[i].1).bytes());
+            for from in (0..bytes).step_by(PIECE) {
+                let piece = &mut piece[..PIECE.min(bytes - from)];
+                exec.read_at(val, from as u64, piece)?;
+                out.write_all(piece).map_err(|e| Error::io(path, e))?;
+            }
+            Ok(())
+        })
     }
 
     /// Takes what [`Session::state`] gave.
     pub fn set_state(&mut self, bytes: &[u8]) -> Result<()> {
-        let damaged = |e: safetensors::SafeTensorError| wrong("state", e.to_string(), "what Session::state gave");
+        let damaged =
+            |e: safetensors::SafeTensorError| Error::config("state's bytes", e.to_string(), "what Session::state gave");
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
-        let about = header.metadata().as_ref().and_then(|m| m.get(ABOUT)).and_then(|text| text.parse::<Value>().ok());
-        let Some(steps) = about.as_ref().and_then(|about| about.get("steps")?.as_u64()) else {
-            return Err(wrong("state", "no number of steps", "what Session::state gave"));
-        };
+        let about = header.metadata().as_ref().and_then(|m| m.get(ABOUT)).cloned();
         let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+        let read = |name: &str| file.tensor(name).ok().map(|view| view.data());
+        self.take_state("state's bytes", about, file.len(), &read, &|| ())
+    }
+
+    /// Takes what [`Session::save_state`] wrote, a piece at a time.
+    pub fn load_state(&mut self, path: &Path) -> Result<()> {
+        let file = SafetensorsFile::open(path)?;
+        let (about, count) = (file.metadata().remove(ABOUT), file.names().len());
+        let read = |name: &str| file.get(name).map(|view| view.bytes);
+        self.take_state(&path.display().to_string(), about, count, &read, &|| file.release())
+    }
+
+    /// `read` gives the bytes of a tensor, of which there are `count`; `release` is told when some were taken.
+    fn take_state<'a>(
+        &mut self,
+        what: &str,
+        about: Option<String>,
+        count: usize,
+        read: &dyn Fn(&str) -> Option<&'a [u8]>,
+        release: &dyn Fn(),
+    ) -> Result<()> {
+        let about = about.and_then(|text| text.parse::<Value>().ok());
+        let Some(steps) = about.as_ref().and_then(|about| about.get("steps")?.as_u64()) else {
+            return Err(Error::config(what, "no number of steps", "what Session::state gave"));
+        };
         let leaves = self.leaves();
+        let session = "a session of this model, method and optimizer";
         // All is checked before anything is taken.
         let mut found = Vec::with_capacity(leaves.len());
         for (name, val) in &leaves {
             let expected = self.trainer.exec.graph.ty(*val).bytes();
-            let Ok(view) = file.tensor(name) else {
-                return Err(wrong("state", format!("no {name}"), "a session of this model, method and optimizer"));
-            };
-            if view.data().len() != expected {
-                let found = format!("{} bytes of {name}", view.data().len());
-                return Err(wrong(
-                    "state",
-                    found,
-                    format!("{expected}, in a session of this model, method and optimizer"),
-                ));
+            match read(name) {
+                None => return Err(Error::config(what, format!("no {name}"), session)),
+                Some(data) if data.len() != expected => {
+                    let found = format!("{} bytes of {name}", data.len());
+                    return Err(Error::config(what, found, format!("{expected}, in {session}")));
+                }
+                Some(data) => found.push(data),
             }
-            found.push(view);
         }
-        if file.len() != leaves.len() {
-            let found = format!("{} tensors", file.len());
-            return Err(wrong("state", found, format!("the {} of this model, method and optimizer", leaves.len())));
+        if count != leaves.len() {
+            let expected = format!("the {} of {session}", leaves.len());
+            return Err(Error::config(what, format!("{count} tensors"), expected));
         }
-        for ((_, val), view) in leaves.iter().zip(&found) {
-            self.trainer.exec.upload(*val, view.data())?;
+        for ((_, val), data) in leaves.iter().zip(&found) {
+            for (i, piece) in data.chunks(PIECE).enumerate() {
+                self.trainer.exec.upload_at(*val, (i * PIECE) as u64, piece)?;
+                release();
+            }
         }
         self.trainer.steps = steps;
         self.derive()
