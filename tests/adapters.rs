@@ -17,6 +17,7 @@ use trimtab::peft::folder::Heads;
 use trimtab::peft::{self, Bottleneck, adapter::Adapter, files};
 use trimtab::run::training::run;
 use trimtab::session::{Options, Planned};
+use trimtab::weights::HostTensor;
 
 /// The cases of AdapterHub's.
 fn cases() -> Vec<PathBuf> {
@@ -149,7 +150,7 @@ fn other_folders_are_refused() {
     });
     assert!(pickled.contains("pytorch_adapter.bin") && pickled.contains("use_safetensors=True"), "{pickled}");
     let flexible = changed("adapter_flexible", &|dir, _| {
-        let tensors = [("heads.task.1.weight".to_string(), vec![1], vec![0.5])];
+        let tensors = [("heads.task.1.weight".to_string(), HostTensor { shape: vec![1], data: vec![0.5] })];
         files::write_tensors(&dir.join("model_head.safetensors"), &tensors).unwrap();
     });
     assert!(flexible.contains("heads.task.1.weight") && flexible.contains("with_head=False"), "{flexible}");
@@ -160,7 +161,7 @@ fn other_folders_are_refused() {
     let from = common::root("tests/fixtures/adapterhub/t5-parallel/adapter");
     std::fs::copy(from.join("adapter_config.json"), dir.join("adapter_config.json")).unwrap();
     let tensors = peft::open(&from).unwrap().tensors;
-    let wrapped = tensors.iter().map(|(n, t)| (format!("transformer.{n}"), t.shape.clone(), t.data.clone()));
+    let wrapped = tensors.iter().map(|(n, t)| (format!("transformer.{n}"), t.clone()));
     files::write_tensors(&dir.join("adapter.safetensors"), &wrapped.collect::<Vec<_>>()).unwrap();
     assert_eq!(peft::open(&dir).unwrap().tensors, tensors);
 }

@@ -49,7 +49,7 @@ fn ran(mut session: Session, case: &str, lr: f64, steps: usize) -> Ran {
     let all: Vec<usize> = (0..data.len()).collect();
     let micro = pack(&data, &all, session.layout().unwrap(), true).unwrap();
     let reports: Vec<_> = (0..steps).map(|_| session.step(&micro, lr).unwrap()).collect();
-    let trained = session.trainer.trained().unwrap().into_iter().map(|(name, _, data)| (name, data)).collect();
+    let trained = session.trainer.trained().unwrap().into_iter().map(|(name, t)| (name, t.data)).collect();
     Ran {
         losses: reports.iter().map(|r| r.loss).collect(),
         norms: reports.iter().map(|r| r.grad_norm).collect(),

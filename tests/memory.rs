@@ -93,7 +93,7 @@ fn run(setup: &Setup, base: &Checkpoint, step: Step, plan: Plan) -> Outcome {
     let reports = setup.steps().iter().map(|micro| trainer.step(micro, 1e-2).unwrap()).collect();
     assert_eq!(trainer.exec.backend.memory(), total, "a step allocated");
     let trained = trainer.trained().unwrap();
-    (reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect())
+    (reports, trained.iter().flat_map(|t| t.1.data.iter().map(|x| x.to_bits())).collect())
 }
 
 /// `step` with `choices` made.
@@ -203,7 +203,8 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
             assert_eq!(trainer.exec.backend.memory(), total, "{}: a step allocated", device.name);
             assert_eq!(trainer.exec.offload.moved.fetched > 0, all);
             let trained = trainer.trained().unwrap();
-            outcomes.push((reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect::<Vec<_>>()));
+            outcomes
+                .push((reports, trained.iter().flat_map(|t| t.1.data.iter().map(|x| x.to_bits())).collect::<Vec<_>>()));
         }
         assert!(outcomes[0] == outcomes[1], "{}: {:?} not {:?}", device.name, outcomes[1].0, outcomes[0].0);
     }
@@ -250,7 +251,7 @@ fn run_ones(setup: &Setup, backend: Box<dyn Backend>, base: &Checkpoint, step: S
     let steps = setup.steps().concat();
     let reports = steps.chunks(1).map(|micro| trainer.step(micro, 1e-2).unwrap()).collect();
     let trained = trainer.trained().unwrap();
-    ((reports, trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect()), total)
+    ((reports, trained.iter().flat_map(|t| t.1.data.iter().map(|x| x.to_bits())).collect()), total)
 }
 
 #[test]
@@ -370,7 +371,7 @@ fn phases_after_the_update_change_no_bit_of_training() {
                 }
                 assert_eq!(trainer.exec.backend.memory(), total, "the account is not what was allocated");
                 let trained = trainer.trained().unwrap();
-                let bits: Vec<u32> = trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect();
+                let bits: Vec<u32> = trained.iter().flat_map(|t| t.1.data.iter().map(|x| x.to_bits())).collect();
                 (reports, bits, found, total)
             };
             let (reports, bits, _, whole) = run(plain, false);

@@ -18,11 +18,11 @@ use trimtab::models;
 use trimtab::nn::{Nn, Role, Weight};
 use trimtab::ops::{Attr, Linear, linear};
 use trimtab::peft::config::{AdapterConfig, Targets};
-use trimtab::peft::files::{HostTensor, base_layer, read_adapter};
+use trimtab::peft::files::{base_layer, read_adapter};
 use trimtab::peft::{Frozen, Method, full::Full, lora::Lora};
 use trimtab::plan::Plan;
 use trimtab::train::step::Step;
-use trimtab::weights::{Checkpoint, load};
+use trimtab::weights::{Checkpoint, HostTensor, load};
 
 /// f32 arithmetic in another order: the goldens themselves are that far from float64.
 const TOLERANCE: f64 = 1e-5;

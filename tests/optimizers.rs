@@ -22,7 +22,7 @@ use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::{Bits, MIN_8BIT, Optimizer, Rule};
 use trimtab::train::step::{Micro, Step};
 use trimtab::train::trainer::{StepReport, Trainer};
-use trimtab::weights::{Checkpoint, load};
+use trimtab::weights::{Checkpoint, HostTensor, load};
 
 fn path(p: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(p)
@@ -223,7 +223,7 @@ fn state_bytes(step: &Step) -> u64 {
     all as u64
 }
 
-type Trained = Vec<(String, Vec<usize>, Vec<f32>)>;
+type Trained = Vec<(String, HostTensor)>;
 
 fn run(trainer: &mut Trainer, steps: &[Vec<MicroBatch>], lr: f64) -> (Vec<StepReport>, Trained) {
     let reports = steps.iter().map(|micro| trainer.step(micro, lr).unwrap()).collect();
@@ -259,7 +259,7 @@ fn wrong(golden: &Golden, name: &str, (reports, trained): &(Vec<StepReport>, Tra
     let mut compared = 0;
     for key in keys {
         let want = golden.f32(&format!("{name}.param.{key}"));
-        let got = &trained.iter().find(|t| t.0 == key).unwrap_or_else(|| panic!("{key} is not trained")).2;
+        let got = &trained.iter().find(|t| t.0 == key).unwrap_or_else(|| panic!("{key} is not trained")).1.data;
         assert_eq!(got.len(), want.len());
         let off = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
         // NaN is not below it either.
@@ -321,7 +321,7 @@ fn rules() -> [(Rule, f64); 7] {
 }
 
 fn bits(trained: &Trained) -> Vec<u32> {
-    trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect()
+    trained.iter().flat_map(|t| t.1.data.iter().map(|x| x.to_bits())).collect()
 }
 
 #[test]

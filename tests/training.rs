@@ -17,7 +17,7 @@ use trimtab::tasks::causal_lm::layout;
 use trimtab::train::optimizer::Optimizer;
 use trimtab::train::step::{Micro, Step};
 use trimtab::train::trainer::{StepReport, Trainer};
-use trimtab::weights::{Checkpoint, load};
+use trimtab::weights::{Checkpoint, HostTensor, load};
 
 fn path(p: &str) -> PathBuf {
     common::root("tests").join(p)
@@ -59,7 +59,7 @@ impl Setup {
     }
 }
 
-type Trained = Vec<(String, Vec<usize>, Vec<f32>)>;
+type Trained = Vec<(String, HostTensor)>;
 
 fn run(trainer: &mut Trainer, steps: &[Vec<MicroBatch>], lr: impl Fn(usize) -> f64) -> (Vec<StepReport>, Trained) {
     let memory = trainer.exec.backend.memory();
@@ -110,7 +110,7 @@ fn adamw_steps_equal_pytorch() {
             }
             let expected = golden.names().iter().filter(|n| n.starts_with("param.")).count();
             assert_eq!(trained.len(), expected, "{name}: not the tensors that PyTorch trained");
-            for (key, _, got) in &trained {
+            for (key, HostTensor { data: got, .. }) in &trained {
                 let (max, avg) = differences(got, &golden.f32(&format!("param.{key}")));
                 assert!(
                     max < largest && avg < mean,
@@ -231,7 +231,7 @@ fn the_same_run_gives_the_same_bits() {
 }
 
 fn bits(trained: &Trained) -> Vec<u32> {
-    trained.iter().flat_map(|t| t.2.iter().map(|x| x.to_bits())).collect()
+    trained.iter().flat_map(|t| t.1.data.iter().map(|x| x.to_bits())).collect()
 }
 
 #[test]

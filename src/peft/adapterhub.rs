@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Save, Trained, files};
+use super::{Save, files};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::t5;
@@ -110,14 +110,14 @@ fn about(save: &Save, base: Option<&str>, name: Option<&str>, config: Value) -> 
 pub fn write(save: &mut Save, base: Option<&str>, name: &str, config: &Map<String, Value>) -> Result<()> {
     let dir = save.dir;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let (own, head): (Vec<Trained>, Vec<Trained>) = save.tensors()?.into_iter().partition(|t| is_adapter(&t.0));
+    let (own, head): (Vec<_>, Vec<_>) = save.tensors()?.into_iter().partition(|t| is_adapter(&t.0));
     files::write_tensors(&dir.join(WEIGHTS_FILE), &own)?;
     if !head.is_empty() {
         files::write_tensors(&dir.join(HEAD_FILE), &head)?;
         let mut about = about(save, base, None, Value::Null);
         let labels = save.config.get("label2id").cloned();
         let count = labels.as_ref().and_then(Value::as_object).map(Map::len);
-        about.insert("num_labels".into(), json!(count.or_else(|| head.last()?.1.first().copied())));
+        about.insert("num_labels".into(), json!(count.or_else(|| head.last()?.1.shape.first().copied())));
         if let Some(labels) = labels {
             about.insert("label2id".into(), labels);
         }

@@ -12,8 +12,7 @@ use super::config::AdapterConfig;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-pub use crate::weights::HostTensor;
-use crate::weights::write_safetensors_with;
+use crate::weights::{HostTensor, write_safetensors_with};
 
 /// What an adapter is, in its folder; written last, so that a folder with it is complete.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -78,17 +77,6 @@ pub fn saved(tensor: &str) -> String {
 pub fn module(name: &str) -> &str {
     let name = name.strip_prefix(PREFIX).unwrap_or(name);
     name.rsplit_once('.').map_or(name, |(module, _)| module)
-}
-
-/// A tensor to be written.
-#[derive(Clone, Copy, Debug)]
-pub struct Out<'a> {
-    /// Its name in the file.
-    pub name: &'a str,
-    /// Sizes of its axes, outermost first.
-    pub shape: &'a [usize],
-    /// Its values, row by row: the product of `shape`. Writing fails if one is not finite.
-    pub data: &'a [f32],
 }
 
 /// An adapter as its folder holds it.
@@ -253,8 +241,8 @@ fn some(names: &[&str], others: &[&str]) -> String {
 // ---- writing
 
 /// Writes the three files. Each appears whole or not at all, the config last: a folder with an
-/// `adapter_config.json` is complete.
-pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: &[Out]) -> Result<()> {
+/// `adapter_config.json` is complete. Tensors have their names in the file; one that is not finite is an error.
+pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: &[(&str, &HostTensor)]) -> Result<()> {
     let what = what(config);
     write_folder(dir, &config.to_json(), &lora_card(config, &what), tensors)
 }
@@ -268,7 +256,7 @@ fn lora_card<'a>(config: &'a AdapterConfig, what: &'a str) -> Card<'a> {
 }
 
 /// The same for any method: the text of its config and what its card says.
-pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: &[Out]) -> Result<()> {
+pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: &[(&str, &HostTensor)]) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     write_weights(&dir.join(WEIGHTS_FILE), tensors)?;
     durable::write(&dir.join(CARD_FILE), card.text().as_bytes())?;
@@ -276,22 +264,26 @@ pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: &[Out]) -> R
 }
 
 /// Writes tensors by name into a safetensors file.
-pub fn write_tensors(path: &Path, tensors: &[super::Trained]) -> Result<()> {
-    let outs: Vec<Out> = tensors.iter().map(|(name, shape, data)| Out { name, shape, data }).collect();
-    write_weights(path, &outs)
+pub fn write_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Result<()> {
+    write_weights(path, &by_name(tensors))
 }
 
-fn write_weights(path: &Path, tensors: &[Out]) -> Result<()> {
-    for t in tensors {
+/// Such pairs, borrowed.
+pub(super) fn by_name(tensors: &[(String, HostTensor)]) -> Vec<(&str, &HostTensor)> {
+    tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+}
+
+fn write_weights(path: &Path, tensors: &[(&str, &HostTensor)]) -> Result<()> {
+    for &(name, t) in tensors {
         if let Some(x) = t.data.iter().find(|x| !x.is_finite()) {
-            let found = format!("{x} in {}: the run diverged", t.name);
+            let found = format!("{x} in {name}: the run diverged");
             return Err(Error::file(path, found, "finite numbers; nothing was written (try a lower lr)"));
         }
     }
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let infos = tensors.iter().map(|t| (t.name.to_owned(), Dtype::F32, t.shape.to_vec())).collect();
+    let infos = tensors.iter().map(|(name, t)| ((*name).to_owned(), Dtype::F32, t.shape.clone())).collect();
     write_safetensors_with(path, &metadata, infos, &mut |i, out| {
-        out.write_all(bytemuck::cast_slice(tensors[i].data)).map_err(|e| Error::io(path, e))
+        out.write_all(bytemuck::cast_slice(&tensors[i].1.data)).map_err(|e| Error::io(path, e))
     })
 }
 

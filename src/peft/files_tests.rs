@@ -26,8 +26,8 @@ impl Drop for Scratch {
     }
 }
 
-fn outs(adapter: &Adapter) -> Vec<Out<'_>> {
-    adapter.tensors.iter().map(|(name, t)| Out { name, shape: &t.shape, data: &t.data }).collect()
+fn pairs(adapter: &Adapter) -> Vec<(&str, &HostTensor)> {
+    adapter.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
 }
 
 fn shapes(adapter: &Adapter) -> Vec<(String, Vec<usize>)> {
@@ -40,7 +40,7 @@ fn what_peft_wrote_is_written_again_byte_for_byte() {
     for name in plain.into_iter().chain(["lora_embed", "lora_lmhead", "lora_trainable_tokens", "lora_bias_all"]) {
         let scratch = Scratch::new(&name.replace('/', "-"));
         let adapter = read_adapter(&fixture(name)).unwrap();
-        let mut reversed = outs(&adapter);
+        let mut reversed = pairs(&adapter);
         reversed.reverse(); // the order they are given in must not matter
         write_adapter(&scratch.0, &adapter.config, &reversed).unwrap();
         let ours = std::fs::read(scratch.0.join(WEIGHTS_FILE)).unwrap();
@@ -153,12 +153,14 @@ fn half_precision_is_widened() {
 fn a_diverged_adapter_is_not_written() {
     let scratch = Scratch::new("diverged");
     let config = AdapterConfig::lora(1, 2.0, Targets::AllLinear);
-    let tensor = |data| Out { name: "x", shape: &[2], data };
-    let error = write_adapter(&scratch.0, &config, &[tensor(&[0.0, f32::NAN])]).unwrap_err();
+    let write = |data: &[f32]| {
+        write_adapter(&scratch.0, &config, &[("x", &HostTensor { shape: vec![2], data: data.to_vec() })])
+    };
+    let error = write(&[0.0, f32::NAN]).unwrap_err();
     assert!(error.to_string().contains("NaN in x"), "{error}");
     assert_eq!(std::fs::read_dir(&scratch.0).unwrap().count(), 0);
-    assert!(matches!(write_adapter(&scratch.0, &config, &[tensor(&[0.0])]), Err(Error::File { .. })));
-    write_adapter(&scratch.0, &config, &[tensor(&[0.0, 1.0])]).unwrap();
+    assert!(matches!(write(&[0.0]), Err(Error::File { .. })));
+    write(&[0.0, 1.0]).unwrap();
 }
 
 #[test]

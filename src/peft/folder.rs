@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Settings, Trained, files};
+use super::{Settings, files};
 use crate::error::{Error, Result};
 use crate::nn::WeightRef;
 use crate::tasks;
+use crate::weights::HostTensor;
 
 /// The modules that a method trains whole beside its own tensors, and what its config says of the base model.
 #[derive(Clone, Debug, Default)]
@@ -120,8 +121,12 @@ pub fn count(config: &Map<String, Value>, key: &str) -> Result<usize> {
 }
 
 /// Writes a folder: keys sorted, as PEFT has them.
-pub fn write(dir: &Path, mut config: Map<String, Value>, card: &files::Card, tensors: &[Trained]) -> Result<()> {
+pub fn write(
+    dir: &Path,
+    mut config: Map<String, Value>,
+    card: &files::Card,
+    tensors: &[(String, HostTensor)],
+) -> Result<()> {
     config.sort_keys();
-    let outs: Vec<files::Out> = tensors.iter().map(|(name, shape, data)| files::Out { name, shape, data }).collect();
-    files::write_folder(dir, &format!("{:#}", Value::Object(config)), card, &outs)
+    files::write_folder(dir, &format!("{:#}", Value::Object(config)), card, &files::by_name(tensors))
 }

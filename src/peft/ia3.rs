@@ -111,7 +111,7 @@ impl Method for Ia3 {
     fn save(&self, save: &mut Save) -> Result<()> {
         let tensors = save.tensors()?;
         let modules = |input: bool| -> Vec<&str> {
-            let all = tensors.iter().filter(|t| (t.1.len() == 2 && t.1[0] == 1) == input || !input);
+            let all = tensors.iter().filter(|t| (t.1.shape.len() == 2 && t.1.shape[0] == 1) == input || !input);
             all.filter_map(|t| t.0.strip_prefix("base_model.model.")?.strip_suffix(".ia3_l")).collect()
         };
         let mut config: Map<String, Value> = self.heads.config("IA3");

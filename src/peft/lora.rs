@@ -123,13 +123,8 @@ impl Method for Lora {
     fn save(&self, save: &mut Save) -> Result<()> {
         let trained = save.tensors()?;
         let copies = self.config.tied_copies(save.ties, &trained, save.kept)?;
-        let tensors: Vec<files::Out> = trained
-            .iter()
-            .chain(save.kept)
-            .chain(&copies)
-            .map(|(name, shape, data)| files::Out { name, shape, data })
-            .collect();
-        let adapted = || tensors.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
+        let tensors = [&trained, save.kept, &copies].map(files::by_name).concat();
+        let adapted = || tensors.iter().filter_map(|t| t.0.strip_suffix(".lora_A.weight"));
         let mut config = self.config.spelled_out(adapted());
         config.fan_in_fan_out = adapted().any(|name| save.transposed.iter().any(|m| *name == files::saved(m)));
         files::write_adapter(save.dir, &config, &tensors)

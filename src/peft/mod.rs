@@ -240,7 +240,7 @@ pub struct Save<'a> {
     /// model is read piece by piece, so that saving it needs no memory that training did not need.
     pub read: &'a mut Read<'a>,
     /// What [`Hooks::keeps`] named.
-    pub kept: &'a [Trained],
+    pub kept: &'a [(String, HostTensor)],
     /// Output heads, each with the embedding that it is tied to.
     pub ties: &'a [(String, String)],
     /// Sizes and names of the base model.
@@ -262,12 +262,12 @@ impl Opened {
 
 impl Save<'_> {
     /// All that was trained.
-    pub fn tensors(&mut self) -> Result<Vec<Trained>> {
+    pub fn tensors(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let mut tensors = Vec::with_capacity(self.trained.len());
         for (i, (name, shape)) in self.trained.iter().enumerate() {
             let mut data = vec![0f32; shape.iter().product()];
             (self.read)(i, 0, &mut data)?;
-            tensors.push((name.clone(), shape.clone(), data));
+            tensors.push((name.clone(), HostTensor { shape: shape.clone(), data }));
         }
         Ok(tensors)
     }
@@ -275,9 +275,6 @@ impl Save<'_> {
 
 /// (tensor, first value, where to)
 pub type Read<'a> = dyn FnMut(usize, usize, &mut [f32]) -> Result<()> + 'a;
-
-/// A trained (or kept) tensor: name, shape and values.
-pub type Trained = (String, Vec<usize>, Vec<f32>);
 
 static NONE: MethodDef = MethodDef {
     name: "none",

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::folder::{self, Heads};
-use super::{Method, MethodDef, Save, Settings, Trained, files, prompt};
+use super::{Method, MethodDef, Save, Settings, files, prompt};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, MAIN, Next, Nn, Qkv, Site, StreamId, WeightRef};
@@ -173,8 +173,8 @@ impl Method for Prefix {
     fn save(&self, save: &mut Save) -> Result<()> {
         let mut tensors = save.tensors()?;
         if let Some(hidden) = self.projection {
-            let encoder: Vec<Trained> = tensors.extract_if(.., |t| t.0.starts_with("prompt_encoder.")).collect();
-            tensors.push(self.project(&encoder, hidden)?);
+            let encoder: Vec<_> = tensors.extract_if(.., |t| t.0.starts_with("prompt_encoder.")).collect();
+            tensors.push((prompt::KEY.to_string(), self.project(&encoder, hidden)?));
             std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
             files::write_tensors(&save.dir.join(ENCODER_FILE), &encoder)?;
         }
@@ -194,9 +194,9 @@ impl Method for Prefix {
 
 impl Prefix {
     /// The table that the encoder gives, in f64 on the way.
-    fn project(&self, encoder: &[Trained], hidden: usize) -> Result<Trained> {
+    fn project(&self, encoder: &[(String, HostTensor)], hidden: usize) -> Result<HostTensor> {
         let get = |name: &str| {
-            let found = encoder.iter().find(|t| t.0 == name).map(|t| t.2.as_slice());
+            let found = encoder.iter().find(|t| t.0 == name).map(|t| t.1.data.as_slice());
             found.ok_or_else(|| Error::config("prefix", format!("no tensor {name}"), "the whole encoder"))
         };
         let linear = |x: &[f64], name: &str, features: usize| -> Result<Vec<f64>> {
@@ -209,7 +209,7 @@ impl Prefix {
         };
         let e: Vec<f64> = get(EMBEDDING)?.iter().map(|&x| x as f64).collect();
         let x: Vec<f64> = linear(&e, LAYERS[0], self.width)?.into_iter().map(f64::tanh).collect();
-        let table = linear(&x, LAYERS[1], hidden)?.into_iter().map(|x| x as f32).collect();
-        Ok((prompt::KEY.to_string(), vec![self.tokens, self.layers * 2 * self.width], table))
+        let data = linear(&x, LAYERS[1], hidden)?.into_iter().map(|x| x as f32).collect();
+        Ok(HostTensor { shape: vec![self.tokens, self.layers * 2 * self.width], data })
     }
 }

@@ -150,7 +150,7 @@ impl Method for Prompt {
 
     fn save(&self, save: &mut Save) -> Result<()> {
         let tensors = save.tensors()?;
-        let dim = tensors.iter().find(|t| t.0 == KEY).map_or(0, |t| t.1[1]);
+        let dim = tensors.iter().find(|t| t.0 == KEY).map_or(0, |t| t.1.shape[1]);
         let mut config = self.heads.config("PROMPT_TUNING");
         config.insert("num_transformer_submodules".into(), json!(self.parts));
         config.insert("num_virtual_tokens".into(), json!(self.tokens));

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use super::config::{AdapterConfig, Targets};
-use super::{Trained, files};
+use super::files;
 use crate::error::{Error, Result};
 use crate::weights::{HostTensor, load::transpose};
 
@@ -61,9 +61,9 @@ impl AdapterConfig {
     pub(super) fn tied_copies(
         &self,
         ties: &[(String, String)],
-        trained: &[Trained],
-        kept: &[Trained],
-    ) -> Result<Vec<Trained>> {
+        trained: &[(String, HostTensor)],
+        kept: &[(String, HostTensor)],
+    ) -> Result<Vec<(String, HostTensor)>> {
         let mut copies = Vec::new();
         for (head, embedding) in ties {
             let [whole, own] = [embedding, head].map(|m| files::saved(&format!("{m}.weight")));
@@ -112,11 +112,13 @@ impl AdapterConfig {
 }
 
 /// The tensor `from`, or its transpose, under another name.
-fn copy(tensors: &[Trained], from: &str, to: String, turned: bool) -> Option<Trained> {
-    let (_, shape, data) = tensors.iter().find(|t| t.0 == from)?;
-    match shape[..] {
-        [rows, cols] if turned => Some((to, vec![cols, rows], transpose(data, cols))),
-        _ => Some((to, shape.clone(), data.clone())),
+fn copy(tensors: &[(String, HostTensor)], from: &str, to: String, turned: bool) -> Option<(String, HostTensor)> {
+    let (_, tensor) = tensors.iter().find(|t| t.0 == from)?;
+    match tensor.shape[..] {
+        [rows, cols] if turned => {
+            Some((to, HostTensor { shape: vec![cols, rows], data: transpose(&tensor.data, cols) }))
+        }
+        _ => Some((to, tensor.clone())),
     }
 }
 

@@ -165,7 +165,7 @@ impl Method for TrainableTokens {
         let embedding = tensors.first().map(|t| files::module(&t.0).to_string());
         for (head, embedding) in save.ties {
             let rows = tensors.iter().find(|t| t.0 == key(embedding)).cloned();
-            tensors.extend(rows.map(|(_, shape, data)| (key(head), shape, data)));
+            tensors.extend(rows.map(|(_, rows)| (key(head), rows)));
         }
         let mut config = self.head.config("TRAINABLE_TOKENS");
         config.remove("modules_to_save");

@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::nn::Source;
 use crate::peft::Save;
-use crate::weights::load;
+use crate::weights::{HostTensor, load};
 
 impl Session {
     /// Writes what was trained: a PEFT adapter, or a whole model with its weights in `dtype`.
@@ -33,7 +33,8 @@ impl Session {
             frozen.push((tensor.clone(), weight.stored(&ty.shape)));
             others.push((weight.val, turned));
             if let Some(name) = held {
-                kept.push((name.clone(), ty.shape.clone(), load::decode(&exec.download(weight.val)?, &ty)?));
+                let data = load::decode(&exec.download(weight.val)?, &ty)?;
+                kept.push((name.clone(), HostTensor { shape: ty.shape, data }));
             }
         }
         // A tensor that files have transposed is read whole, once, since its rows there are columns here. What is frozen

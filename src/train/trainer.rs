@@ -7,9 +7,9 @@ use crate::exec::Exec;
 use crate::graph::program::Program;
 use crate::graph::{Def, LeafKind, Phase, Val};
 use crate::nn::Weight;
-use crate::peft::Trained;
 use crate::plan::Plan;
 use crate::train::step::{Leaves, Step};
+use crate::weights::HostTensor;
 
 /// What a step reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,11 +124,15 @@ impl Trainer {
         Ok(StepReport { loss, grad_norm, tokens: micro.iter().map(|m| m.tokens).sum(), trained })
     }
 
-    /// Every trainable tensor by name: shape and values.
-    pub fn trained(&mut self) -> Result<Vec<Trained>> {
-        let vals: Vec<_> = self.weights.iter().filter(|w| w.trainable).map(|w| (w.val, w.name.clone())).collect();
-        vals.into_iter()
-            .map(|(val, name)| Ok((name, self.exec.graph.shape(val).to_vec(), self.exec.download_f32(val)?)))
+    /// Every trainable tensor, with its name.
+    pub fn trained(&mut self) -> Result<Vec<(String, HostTensor)>> {
+        let Trainer { exec, weights, .. } = self;
+        let trained = weights.iter().filter(|w| w.trainable);
+        trained
+            .map(|w| {
+                let shape = exec.graph.shape(w.val).to_vec();
+                Ok((w.name.clone(), HostTensor { shape, data: exec.download_f32(w.val)? }))
+            })
             .collect()
     }
 }

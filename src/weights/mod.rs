@@ -38,7 +38,7 @@ pub struct Checkpoint {
 /// Ends of names in old files, and what they are called today.
 const RENAMED: [(&str, &str); 2] = [(".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")];
 
-/// A tensor that was read, widened to f32.
+/// A tensor in host memory, in f32: read from a file and widened, or on its way into one. Names go with it in pairs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
     /// Outermost dimension first.
