@@ -20,6 +20,16 @@ pub fn temp_dir() -> PathBuf {
     if cfg!(target_family = "wasm") { PathBuf::new() } else { std::env::temp_dir() }
 }
 
+/// Bytes that can still be written where `path` is, if that can be known.
+#[cfg(not(target_family = "wasm"))]
+pub fn free_space(path: &std::path::Path) -> Option<u64> {
+    fs4::available_space(path).ok()
+}
+#[cfg(target_family = "wasm")]
+pub fn free_space(_: &std::path::Path) -> Option<u64> {
+    None
+}
+
 /// Reads `into` from byte `at` of a file on.
 #[cfg(unix)]
 pub fn read_at(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {

@@ -12,7 +12,7 @@ mod lower;
 mod schedule;
 pub mod timeline;
 
-pub use account::{Account, Kind, kind_of};
+pub use account::{Account, Kind, class_name, kind_of};
 pub use liveness::{Interval, Storage};
 pub use lower::{Operands, lower};
 pub use schedule::{Move, Schedule, Step};

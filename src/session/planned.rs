@@ -8,8 +8,8 @@ use super::{Session, phases::Phases};
 use crate::backend::Backend;
 use crate::base::Base;
 use crate::error::{Error, Result};
-use crate::graph::Graph;
 use crate::graph::program::Program;
+use crate::graph::{Def, Graph, LeafKind};
 use crate::memory::{self, Chosen};
 use crate::models::Facts;
 use crate::nn::{Build, Hooks, Layout, Source, Weight, WeightRef};
@@ -134,6 +134,14 @@ impl Planned {
                 .sum()
         };
         (count(true), count(false))
+    }
+
+    /// Bytes of [`Session::state`], but for its header.
+    pub fn state_bytes(&self) -> u64 {
+        let graph = &self.program.graph;
+        let optimizer = graph.values.iter().filter(|v| v.def == Def::Leaf(LeafKind::Optim)).map(|v| v.ty.bytes());
+        let trained = self.program.weights.iter().filter(|w| w.trainable).map(|w| graph.ty(w.val).bytes());
+        optimizer.chain(trained).map(|bytes| bytes as u64).sum()
     }
 
     /// Names and shapes of what is trained.
