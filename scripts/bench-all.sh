@@ -48,7 +48,7 @@ part() {
         ;;
     profile)
         "$trimtab" train --model "$model" --data assets/shakespeare.txt --steps 4 --batch-size 4 --max-seq-len 256 \
-            --micro-tokens 1024 --device cpu --profile --out "$runs/profile" 2>&1 |
+            --micro-tokens 1024 --device cpu --profile --save-every 0 --overwrite --out "$runs/profile" 2>&1 |
             sed -n '/^time by op/,/^  step/p' | tee -a "$runs/tables.md"
         ;;
     curves)

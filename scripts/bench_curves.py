@@ -98,7 +98,7 @@ def measure(model, tokens, warmup, steps):
         quantize = ["--quantize", "nf4", "--double-quant"] if args.method == "qlora" else []
         command = [args.trimtab, "train", "--model", str(model), "--data", f"{work}/data.jsonl", "--out", f"{work}/run",
                    "--rank", str(RANK), *quantize, "--dtype", "f32", "--device", "cpu", "--batch-size", "1",
-                   "--max-seq-len", str(tokens), "--steps", str(warmup + steps), "--no-shuffle"]
+                   "--max-seq-len", str(tokens), "--steps", str(warmup + steps), "--no-shuffle", "--save-every", "0", "--overwrite"]
         with open(f"{work}/stderr", "w+") as err:
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
             _, status, usage = os.wait4(child.pid, 0)

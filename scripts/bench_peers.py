@@ -121,7 +121,7 @@ def trimtab(data, env):
             args.trimtab, "train", "--model", args.model, "--data", data, *METHOD[args.work],
             "--batch-size", str(args.batch), "--micro-tokens", str(args.batch * args.seq), "--max-seq-len", str(args.seq),
             "--steps", str(args.warmup + args.steps), "--lr", "2e-4", "--schedule", "constant", "--warmup", "0",
-            "--dtype", "f32", "--device", "cpu", "--no-shuffle", "--out", f"{out}/run", *args.trimtab_args.split()], env)
+            "--dtype", "f32", "--device", "cpu", "--no-shuffle", "--save-every", "0", "--out", f"{out}/run", *args.trimtab_args.split()], env)
         events = [json.loads(line) for line in open(f"{out}/run/metrics.jsonl")]
     steps = [{"loss": e["loss"], "seconds": e["tokens"] / e["tokens_per_second"]} for e in events if e["event"] == "step"]
     if args.work == "start":

@@ -35,5 +35,5 @@ plays=assets/shakespeare.txt
 cargo run --release --example train_tokenizer -- assets/base 2048 runs/corpus/base.txt "$plays" "$plays" "$plays" "$plays"
 [ "${1:-all}" = corpus ] && exit
 
-cargo run --release -- train --config assets/base/train.toml
+cargo run --release -- train --config assets/base/train.toml --overwrite
 cp runs/base-model/model.safetensors assets/base/model.safetensors

@@ -175,6 +175,11 @@ settings! {
         eval_every: Option<u64> = "N", { None }, if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Run folder that is written"]
         out: Option<PathBuf> = "DIR", { None };
+        #[doc = "A checkpoint every so many steps; 0: none"]
+        save_every: Option<u64> = "N", { None } as "a tenth of the steps, or ten minutes",
+            if |v| v.is_none_or(|v| v <= MOST) => "0 to 9223372036854775807";
+        #[doc = "How many checkpoints are kept"]
+        keep: usize = "N", { 2 }, if |v| (1..=MOST as usize).contains(v) => COUNT;
         #[doc = "Start from the files' weights, or from random ones (the folder then needs only config.json)"]
         init: Init = "INIT", { Init::Pretrained };
     }

@@ -23,10 +23,9 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) ->
         std::fs::rename(&unfinished, path).map_err(io)
     };
     let done = whole();
-    match done {
-        Ok(()) => sync_folder(path),
+    if done.is_err() {
         // The error that matters is the first one; a leftover is only untidy.
-        Err(_) => drop(std::fs::remove_file(&unfinished)),
+        let _ = std::fs::remove_file(&unfinished);
     }
     done
 }
@@ -47,10 +46,11 @@ pub fn is_unfinished(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().starts_with(UNFINISHED)
 }
 
-/// Waits until the disk has the names in the folder of `path`. Not every file system can; the content is safe without.
+/// Waits until the disk has the names in a folder. Not every file system can; without, a file that was replaced may be
+/// the old one after a crash of the machine, but is whole.
 pub fn sync_folder(path: &Path) {
     if cfg!(unix)
-        && let Ok(folder) = File::open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        && let Ok(folder) = File::open(path)
     {
         let _ = folder.sync_all();
     }

@@ -15,6 +15,7 @@ use trimtab::error::Error;
 use trimtab::peft::bottleneck::Kind;
 use trimtab::peft::folder::Heads;
 use trimtab::peft::{self, Bottleneck, adapter::Adapter, files};
+use trimtab::run::folder::Start;
 use trimtab::run::training::run;
 use trimtab::session::{Options, Planned};
 use trimtab::weights::HostTensor;
@@ -105,7 +106,7 @@ fn runs_learn_and_go_on() {
             let all =
                 [("model", base.as_str()), ("data", &data), ("max_seq_len", "32"), ("device", "cpu"), ("steps", "8")];
             let flags = Flags::of(&[&all[..], more].concat()).unwrap();
-            run(&RunConfig::resolve(None, &flags).unwrap(), &mut |_| Ok(())).unwrap()
+            run(&RunConfig::resolve(None, &flags).unwrap(), Start::Overwrite, &mut |_| Ok(())).unwrap()
         };
         let lr = ("lr", "1e-2");
         let first = run_of(&[("method", "adapter"), ("adapter_kind", kind), ("out", out.as_str()), lr]);

@@ -107,7 +107,7 @@ fn a_model_with_a_table_of_positions_takes_no_longer_sequences() {
         let (model, data) = (case(&format!("{name}/model")), case(&format!("{name}/batch.jsonl")));
         let train = |data: &str, out: &str| {
             let sizes = ["--steps", "2", "--micro-tokens", "128", "--max-seq-len", "128", "--device", "cpu"];
-            let args = ["train", "--model", &model, "--data", data, "--out", out];
+            let args = ["train", "--model", &model, "--data", data, "--out", out, "--overwrite"];
             scratch.run(&[&args[..], &sizes].concat())
         };
         train(&data, name).ok();
@@ -382,7 +382,7 @@ fn some_tokens_are_trained() {
     let model = fixture("golden/base");
     let rest = ["--data", "data.jsonl", "--device", "cpu", "--steps", "2", "--max-seq-len", "16", "--lr", "0.01"];
     let train = |more: &[&str]| scratch.run(&[&["train", "--model", &model][..], more, &rest].concat());
-    let method = ["--method", "trainable-tokens", "--out", "a"];
+    let method = ["--method", "trainable-tokens", "--out", "a", "--overwrite"];
     assert!(train(&method).fails(1).contains("trainable-tokens"));
     train(&[&method[..], &["--trainable-tokens", "7,90,3"]].concat()).ok();
     let config: Value = serde_json::from_slice(&scratch.read("a/adapter_config.json")).unwrap();
@@ -469,7 +469,7 @@ fn a_model_made_here_continues_a_text() {
         let train = ["train", "--model", "base", "--data", data.to_str().unwrap(), "--lr", "0.1", "--out"];
         scratch.run(&[&train[..], &[name], &small, &flags].concat()).ok();
         assert_ne!(first, text(&["--adapter", name]), "{name} changes nothing");
-        scratch.run(&[&train[..], &["further", "--adapter", name], &small].concat()).ok();
+        scratch.run(&[&train[..], &["further", "--overwrite", "--adapter", name], &small].concat()).ok();
         let config = |dir: &str| -> Value {
             serde_json::from_slice(&scratch.read(&format!("{dir}/adapter_config.json"))).unwrap()
         };
@@ -554,7 +554,7 @@ fn a_model_made_up_trains_within_its_budget() {
 
         let mut losses = Vec::new();
         for (out, more) in [("loose", &[][..]), ("tight", &["--memory", &tight])] {
-            let ran = scratch.run(&[&["train", "--out", out], &common[..], &run, more].concat());
+            let ran = scratch.run(&[&["train", "--overwrite", "--out", out], &common[..], &run, more].concat());
             let talk = ran.err();
             ran.ok();
             assert_eq!(talk.contains("to save memory"), out == "tight", "{talk}");

@@ -13,6 +13,7 @@ use trimtab::config::{Flags, RunConfig};
 use trimtab::generate::sample::Sampling;
 use trimtab::generate::{Ask, Room};
 use trimtab::peft::Frozen;
+use trimtab::run::folder::Start;
 use trimtab::run::metrics::Event;
 use trimtab::run::training;
 use trimtab::session::{Options, Planned};
@@ -74,7 +75,7 @@ fn loss(scratch: &Scratch, model: &Path, data: &Path, more: &[(&str, &str)]) -> 
     ];
     flags.extend_from_slice(more);
     let mut notes = Vec::new();
-    let summary = training::run(&RunConfig::resolve(None, &Flags::of(&flags)?)?, &mut |event| {
+    let summary = training::run(&RunConfig::resolve(None, &Flags::of(&flags)?)?, Start::Overwrite, &mut |event| {
         if let Event::Note(note) = event {
             notes.push(note);
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use trimtab::config::{FIELDS, Field, Flags, RunConfig};
+use trimtab::run::folder::Start;
 use trimtab::run::metrics::{Event, METRICS_FILE, Metrics};
 use trimtab::run::training;
 use trimtab::{Error, Result};
@@ -42,7 +43,7 @@ impl Drop for Scratch {
 
 /// Runs until the first step is done.
 fn one_step(config: &RunConfig) -> Result<()> {
-    let ended = training::run(config, &mut |event| match event {
+    let ended = training::run(config, Start::Overwrite, &mut |event| match event {
         Event::Step(_) => Err(Error::Cancelled),
         _ => Ok(()),
     });
@@ -153,7 +154,7 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
         let config = scratch.config(&flags).unwrap();
         let mut metrics = Metrics::new(&scratch.0);
         let mut finite = 0;
-        let error = training::run(&config, &mut |event| {
+        let error = training::run(&config, Start::Overwrite, &mut |event| {
             if let Event::Step(step) = &event {
                 finite += usize::from(step.skipped == 0);
             }
@@ -169,7 +170,7 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
     }
     // The control: at a rate that is none of these, nothing is skipped and the adapter is there.
     let config = scratch.config(&[("steps", "3"), ("lr", "1e-4")]).unwrap();
-    training::run(&config, &mut |event| match event {
+    training::run(&config, Start::Overwrite, &mut |event| match event {
         Event::Step(step) => {
             let _: () = assert_eq!(step.skipped, 0);
             Ok(())
@@ -185,7 +186,8 @@ fn what_is_not_finite_is_never_written() {
     for method in ["lora", "full"] {
         let scratch = Scratch::new(&format!("infinite-{method}"));
         let flags = [("optimizer", "sgd"), ("lr", "1e300"), ("steps", "1"), ("method", method)];
-        let error = training::run(&scratch.config(&flags).unwrap(), &mut |_| Ok(())).unwrap_err().to_string();
+        let error =
+            training::run(&scratch.config(&flags).unwrap(), Start::Overwrite, &mut |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("the run diverged"), "{method}: {error}");
         for file in ["adapter_model.safetensors", "adapter_config.json", "model.safetensors"] {
             assert!(!scratch.0.join(file).exists(), "{method}: {file}");

@@ -13,6 +13,7 @@ use trimtab::config::{Flags, RunConfig};
 use trimtab::data::pack::pack;
 use trimtab::dtype::DType;
 use trimtab::peft::{Method, Selection, full::Partial};
+use trimtab::run::folder::Start;
 use trimtab::run::training::run;
 use trimtab::session::{Base, Options, Planned};
 use trimtab::weights::Checkpoint;
@@ -104,9 +105,9 @@ fn a_pattern_that_names_nothing_is_an_error() {
 /// From the command line's settings on.
 #[test]
 fn a_run_trains_the_norms_alone() {
-    let out = scratch("partial_run");
-    std::fs::create_dir_all(&out).unwrap();
-    let data = out.join("data.jsonl");
+    let folder = scratch("partial_run");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (data, out) = (folder.join("data.jsonl"), folder.join("out"));
     std::fs::write(&data, "{\"text\": \"Full fathom five thy father lies;\"}\n").unwrap();
     let text = |path: &Path| path.display().to_string();
     let (base, data, out) = (text(&common::root("assets/base")), text(&data), text(&out));
@@ -121,7 +122,9 @@ fn a_run_trains_the_norms_alone() {
         ("max_seq_len", "32"),
         ("device", "cpu"),
     ];
-    let summary = run(&RunConfig::resolve(None, &Flags::of(&flags).unwrap()).unwrap(), &mut |_| Ok(())).unwrap();
+    let summary =
+        run(&RunConfig::resolve(None, &Flags::of(&flags).unwrap()).unwrap(), Start::Overwrite, &mut |_| Ok(()))
+            .unwrap();
     assert!(summary.last_loss < summary.first_loss);
     let (before, after) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&out).unwrap());
     for name in after.names() {

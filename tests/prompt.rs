@@ -9,6 +9,7 @@ use serde_json::Value;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::tokenizer::Tokenizer;
 use trimtab::peft::{self, prompt::KEY};
+use trimtab::run::folder::Start;
 use trimtab::run::training::run;
 use trimtab::weights::Checkpoint;
 
@@ -29,7 +30,7 @@ fn saved(name: &str, more: &[(&str, &str)]) -> (Vec<Vec<f32>>, Value, PathBuf) {
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("data.jsonl"), "{\"text\": \"Full fathom five thy father lies;\"}\n").unwrap();
     let [base, data, out] =
-        [common::root("assets/base"), dir.join("data.jsonl"), dir.clone()].map(|p| p.display().to_string());
+        [common::root("assets/base"), dir.join("data.jsonl"), dir.join("out")].map(|p| p.display().to_string());
     let same = [
         ("model", base.as_str()),
         ("data", &data),
@@ -41,7 +42,8 @@ fn saved(name: &str, more: &[(&str, &str)]) -> (Vec<Vec<f32>>, Value, PathBuf) {
         ("device", "cpu"),
     ];
     let flags = Flags::of(&[&same[..], more].concat()).unwrap();
-    run(&RunConfig::resolve(None, &flags).unwrap(), &mut |_| Ok(())).unwrap();
+    run(&RunConfig::resolve(None, &flags).unwrap(), Start::Overwrite, &mut |_| Ok(())).unwrap();
+    let dir = dir.join("out");
     let opened = peft::open(&dir).unwrap();
     let tensor = &opened.tensors[KEY];
     assert_eq!(tensor.shape[0], 11);

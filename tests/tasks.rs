@@ -11,6 +11,7 @@ use trimtab::data::row::{Codec, Row};
 use trimtab::data::tokenizer::Tokenizer;
 use trimtab::data::{Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use trimtab::models::Facts;
+use trimtab::run::folder::Start;
 use trimtab::run::metrics::{Event, Metrics};
 use trimtab::run::predict::{Input, predict};
 use trimtab::run::training::run;
@@ -155,7 +156,7 @@ fn a_decoder_learns_to_classify_texts() {
     let settings = config(&flags);
     let mut evals = Vec::new();
     let mut metrics = Metrics::new(&scratch.0.join("out"));
-    run(&settings, &mut |event| {
+    run(&settings, Start::Overwrite, &mut |event| {
         metrics.write(&event)?;
         if let Event::Eval { step, evaluated } = event {
             evals.push((step, evaluated));

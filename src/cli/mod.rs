@@ -1,5 +1,5 @@
 //! The command line: one file a command, each a thin layer over the library. Results go to standard output, talk to
-//! standard error; 0 is success, 1 is work that failed, 2 is a call that makes no sense.
+//! standard error; 0 is success, 1 is work that failed, 2 is a call that makes no sense, 130 is work that was interrupted.
 
 mod devices;
 mod generate;
@@ -41,8 +41,15 @@ enum Stop {
     Usage(Error),
     /// It made sense and failed: exit code 1.
     Work(Error),
+    /// The user ended it; what was done is kept, and was said.
+    Interrupted,
     /// Nobody reads the output any more, which is no failure.
     BrokenPipe,
+}
+
+impl Stop {
+    /// The exit code of what the user interrupted, by the convention of shells.
+    const INTERRUPTED: u8 = 130;
 }
 
 /// Errors of the library are those of work, unless a command says otherwise.
@@ -67,6 +74,7 @@ pub fn main() -> ExitCode {
     };
     let (error, code) = match outcome {
         Ok(()) | Err(Stop::BrokenPipe) => return ExitCode::SUCCESS,
+        Err(Stop::Interrupted) => return ExitCode::from(Stop::INTERRUPTED),
         Err(Stop::Work(error)) => (error, 1),
         Err(Stop::Usage(error)) => (error, 2),
     };

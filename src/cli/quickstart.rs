@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use trimtab::Error;
-use trimtab::config::RunConfig;
+use trimtab::config::{Origin, RunConfig};
 use trimtab::generate::sample::Sampling;
+use trimtab::run::folder::Start;
 use trimtab::run::metrics::{Event, METRICS_FILE};
 use trimtab::run::progress::Progress;
 use trimtab::run::text;
@@ -47,7 +48,9 @@ pub fn run(args: Args) -> Outcome {
     let mut base = config.clone();
     base.adapter = None;
     progress.show(&sample(&base, "before: the base model, which has read prose")?);
-    let summary = train::train(&config)?;
+    // The folder of the last quickstart is replaced; one that was asked for only if it holds nothing.
+    let asked = config.origin("out") == Some(&Origin::Flag);
+    let summary = train::train(&config, if asked { Start::New } else { Start::Overwrite })?;
     let mut tuned = config.clone();
     tuned.adapter = Some(out.clone());
     progress.show(&sample(&tuned, "after: the same model with the adapter")?);
@@ -62,7 +65,7 @@ pub fn run(args: Args) -> Outcome {
          \n\
          Next:\n  \
          trimtab generate --model {model} --adapter {} --prompt 'JULIET:'\n  \
-         trimtab train --config {}   (the same run again: the same bytes)\n  \
+         trimtab train --config {} --overwrite   (the same run again: the same bytes)\n  \
          trimtab train --model DIR|FILE.gguf --data FILE.jsonl --quantize nf4 --out runs/mine\n",
         summary.first_loss,
         summary.last_loss,

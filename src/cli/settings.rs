@@ -1,11 +1,12 @@
 //! The settings of `trimtab::config` as flags: help, choices and defaults come from its table.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use trimtab::Error;
 use trimtab::config::{FIELDS, Field, Flags, RunConfig};
+use trimtab::run::folder::CONFIG_FILE;
 
 use super::Stop;
 
@@ -17,6 +18,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Those of the run in the folder `run`, over which flags go.
+    pub fn go_on(&mut self, run: &Path) -> Result<(), Stop> {
+        let wrong = |name: &str, found: String, expected: &str| Err(Stop::Usage(Error::config(name, found, expected)));
+        if let Some(file) = &self.file {
+            return wrong("--config", file.display().to_string(), "none beside --resume RUN, whose settings are taken");
+        }
+        if let Some((_, out)) = self.flags.0.iter().find(|(name, out)| *name == "out" && Path::new(out) != run) {
+            return wrong("--out", out.clone(), "none beside --resume RUN, which is where the run is");
+        }
+        self.file = Some(run.join(CONFIG_FILE));
+        self.flags.0.push(("out", run.display().to_string()));
+        Ok(())
+    }
+
     /// What it means. With `--show-config` that is all that is wanted: it is printed, and None returned.
     pub fn resolve(&self) -> Result<Option<RunConfig>, Stop> {
         let config = RunConfig::resolve(self.file.as_deref(), &self.flags).map_err(Stop::Usage)?;

@@ -1,10 +1,14 @@
 //! `trimtab train`: a run from its settings to its files.
 
-use trimtab::Result;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use trimtab::config::RunConfig;
-use trimtab::run::metrics::{Event, Metrics};
+use trimtab::run::folder::{CONFIG_FILE, Start};
+use trimtab::run::metrics::Event;
 use trimtab::run::progress::Progress;
 use trimtab::run::training::{self as run, Summary};
+use trimtab::{Error, Result};
 
 use super::settings::Settings;
 use super::{Outcome, Stop, print};
@@ -14,28 +18,63 @@ use super::{Outcome, Stop, print};
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
+    /// Replace the run that --out holds
+    #[arg(long, conflicts_with = "resume", help_heading = "Run")]
+    overwrite: bool,
+    /// Go on with the run in RUN, with its settings, or with the one in --out; from its beginning if it has no checkpoint
+    #[arg(long, value_name = "RUN", num_args = 0..=1, help_heading = "Run")]
+    resume: Option<Option<PathBuf>>,
 }
 
 pub fn run(args: Args) -> Outcome {
-    let Some(config) = args.settings.resolve()? else { return Ok(()) };
+    let Args { mut settings, overwrite, resume } = args;
+    let start = match (&resume, overwrite) {
+        (Some(_), _) => Start::Resume,
+        (None, true) => Start::Overwrite,
+        (None, false) => Start::New,
+    };
+    if let Some(Some(run)) = resume {
+        if !run.join(CONFIG_FILE).is_file() {
+            let found = format!("{}, which has no {CONFIG_FILE}", run.display());
+            return Err(Stop::Usage(Error::config("--resume", found, "the folder of a run that was begun")));
+        }
+        settings.go_on(&run)?;
+    }
+    let Some(config) = settings.resolve()? else { return Ok(()) };
     let out = config.need("out").map_err(Stop::Usage)?.to_path_buf();
-    let summary = train(&config)?;
+    let summary = train(&config, start)?;
     let Summary { steps, first_loss, last_loss, .. } = summary;
     print(&format!("{steps} steps, loss {first_loss:.4} to {last_loss:.4}, in {}\n", out.display()))
 }
 
-/// Runs, shows what happens on standard error and keeps it in the run folder.
-pub fn train(config: &RunConfig) -> Result<Summary, Stop> {
+/// How often the user asked the run to stop.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+
+/// Runs, and shows what happens on standard error. Ctrl-C and SIGTERM end the run after its step, with a checkpoint; a
+/// second one at once.
+pub fn train(config: &RunConfig, start: Start) -> Result<Summary, Stop> {
     for name in ["model", "data", "out"] {
         config.need(name).map_err(Stop::Usage)?;
     }
-    let mut metrics = Metrics::new(config.need("out")?);
+    // Where signals cannot be had, they end the program, and the last checkpoint is what is left.
+    let _ = ctrlc::set_handler(|| match ASKED.fetch_add(1, Ordering::Relaxed) {
+        0 => eprintln!("\nstops after this step; once more: at once"),
+        _ => std::process::exit(Stop::INTERRUPTED.into()),
+    });
     let mut progress = Progress::stderr();
     let mut on = |event: Event| -> Result<()> {
         progress.show(&event);
-        metrics.write(&event)
+        match event {
+            Event::Step(_) | Event::Eval { .. } | Event::Loading { .. } if ASKED.load(Ordering::Relaxed) > 0 => {
+                Err(Error::Cancelled)
+            }
+            _ => Ok(()),
+        }
     };
-    let summary = run::run(config, &mut on);
+    let summary = run::run(config, start, &mut on);
     progress.finish();
-    Ok(summary?)
+    match summary {
+        Err(Error::Cancelled) => Err(Stop::Interrupted),
+        other => Ok(other?),
+    }
 }

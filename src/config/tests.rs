@@ -143,6 +143,8 @@ fn the_saved_file_repeats_the_run() {
         ("qa_padding", "true"),
         ("qa_token_types", "true"),
         ("max_skips", "3"),
+        ("save_every", "7"),
+        ("keep", "4"),
         ("steps", "9"),
         ("batch_size", "3"),
         ("max_seq_len", "100"),

@@ -22,7 +22,8 @@ pub const TYPE: &str = "AdapterHub's bottleneck adapters";
 pub const WEIGHTS_FILE: &str = "adapter.safetensors";
 const HEAD_FILE: &str = "model_head.safetensors";
 const HEAD_CONFIG: &str = "head_config.json";
-const CARD_FILE: &str = "README.md";
+/// Files of the folder that no other kind of adapter has.
+pub const FILES: [&str; 3] = [WEIGHTS_FILE, HEAD_FILE, HEAD_CONFIG];
 const VERSION: &str = "adapters.1.3.0";
 /// Key of adapter_config.json, once it is read, that names the tensors of the head.
 pub const HEAD_KEY: &str = "trimtab_head";
@@ -125,7 +126,7 @@ pub fn write(save: &mut Save, base: Option<&str>, name: &str, config: &Map<Strin
     }
     let about = about(save, base, Some(name), Value::Object(config.clone()));
     let class = about["model_class"].as_str().unwrap_or("AutoModel");
-    durable::write(&dir.join(CARD_FILE), card(base, class).as_bytes())?;
+    durable::write(&dir.join(files::CARD_FILE), card(base, class).as_bytes())?;
     write_json(&dir.join(files::CONFIG_FILE), about)
 }
 

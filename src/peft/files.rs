@@ -19,7 +19,8 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The adapter's tensors in its folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const LEGACY_FILE: &str = "adapter_model.bin";
-const CARD_FILE: &str = "README.md";
+/// What the folder says of itself.
+pub const CARD_FILE: &str = "README.md";
 const PREFIX: &str = "base_model.model.";
 
 /// Name in the file of A, `[rank, in]`, of the linear layer `module`.

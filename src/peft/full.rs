@@ -14,7 +14,7 @@ use crate::nn::{Hooks, WeightRef};
 use crate::weights::write_safetensors_with;
 
 /// The base model's files that go along as they are: those of its tokenizer, and how it generates.
-const KEPT: [&str; 13] = [
+pub const KEPT: [&str; 13] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

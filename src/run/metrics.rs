@@ -1,12 +1,13 @@
 //! What a run tells: events, for whoever shows them, and `metrics.jsonl`, which keeps the run and its steps.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::config::RunConfig;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::offload::Moved;
 use crate::plan::Account;
@@ -54,7 +55,21 @@ pub enum Event {
     },
     /// Where the time of the steps went, if the run was asked for it.
     Profile(Report),
-    /// All steps are done.
+    /// The run goes on after `step`, from the checkpoint at `path`.
+    Resumed {
+        /// Steps done so far.
+        step: u64,
+        /// The checkpoint's folder.
+        path: PathBuf,
+    },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// Steps done so far.
+        step: u64,
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// All is done and written.
     End {
         /// Bytes that the account said would be allocated, on the device and in host memory.
         account: u64,
@@ -145,6 +160,7 @@ impl Event {
                 "units": evaluated.units,
                 "metrics": evaluated.metrics.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<Map<_, _>>(),
             })),
+            Event::Resumed { step, .. } => Some(json!({ "event": "resume", "step": step })),
             Event::Profile(report) => Some(report.json()),
             Event::End { account, peak_resident, moved } => Some(json!({
                 "event": "end",
@@ -165,7 +181,8 @@ fn shortest(x: f32) -> f64 {
 }
 
 /// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step, one of event `eval` an evaluation,
-/// one of event `profile` where `--profile` asked for it, in the end one of event `end`.
+/// one of event `profile` where `--profile` asked for it, in the end one of event `end`; one of event `resume` where a run
+/// went on from a checkpoint.
 /// The file is begun at the first step, so that a run that fails before leaves an older one's alone; each line is
 /// handed to the system at once, so the file can be followed.
 pub struct Metrics {
@@ -181,8 +198,46 @@ impl Metrics {
         Metrics { path: dir.join(METRICS_FILE), file: None, waiting: String::new() }
     }
 
+    /// Goes on with the file of a run that was stopped: what it tells of steps after `step` is taken out, since they come
+    /// again. Returns the losses of the others.
+    pub fn resume(&mut self, step: u64) -> Result<Vec<(u64, f32)>> {
+        let mut losses = Vec::new();
+        let io = |e| Error::io(&self.path, e);
+        let old = match File::open(&self.path) {
+            Err(e) if step == 0 || e.kind() == std::io::ErrorKind::NotFound => return Ok(losses),
+            old => BufReader::new(old.map_err(io)?),
+        };
+        durable::replace(&self.path, |out| {
+            for line in old.lines() {
+                let line = line.map_err(io)?;
+                // The last line of a run that was killed may be half a line.
+                let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+                let at = event["step"].as_u64();
+                let kept = match event["event"].as_str() {
+                    Some("step" | "eval" | "resume") => at.is_some_and(|at| at <= step),
+                    Some("run") => true,
+                    _ => false,
+                };
+                if let (true, Some(at)) = (event["event"] == "step" && kept, at) {
+                    losses.push((at, event["loss"].as_f64().map_or(f32::NAN, |loss| loss as f32)));
+                }
+                if kept {
+                    writeln!(out, "{line}").map_err(io)?;
+                }
+            }
+            Ok(())
+        })?;
+        self.file = Some(File::options().append(true).open(&self.path).map_err(io)?);
+        self.waiting.clear();
+        Ok(losses)
+    }
+
     /// Writes the event's line, if it has one (that of the run waits for the next); errs if the file cannot be written.
     pub fn write(&mut self, event: &Event) -> Result<()> {
+        if let (Event::Checkpoint { .. }, Some(file)) = (event, &self.file) {
+            // A checkpoint never knows more steps than this file.
+            file.sync_data().map_err(|e| Error::io(&self.path, e))?;
+        }
         let Some(line) = event.line() else { return Ok(()) };
         let text = format!("{}{line}\n", std::mem::take(&mut self.waiting));
         if self.file.is_none() {

@@ -1,7 +1,11 @@
 //! Whole runs: from settings to files, and what is shown and kept of them on the way.
 
 mod bar;
+pub mod checkpoint;
+mod course;
 pub mod evaluate;
+pub mod folder;
+pub mod identity;
 mod inference;
 pub mod job;
 pub mod metrics;

@@ -60,6 +60,8 @@ impl Progress {
             }
             Event::Sample { when, prompt, text } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
             Event::Profile(report) => self.say(&report.to_string()),
+            Event::Resumed { step, path } => self.say(&format!("goes on after step {step}, from {}", path.display())),
+            Event::Checkpoint { .. } => {}
             Event::End { .. } => {}
             Event::Saved { path } => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => self.say(text),

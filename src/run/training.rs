@@ -1,30 +1,29 @@
 //! A training run from its config to its files: what `trimtab train` does.
 
-use std::path::Path;
+use serde::{Deserialize, Serialize};
 
+use super::checkpoint::{self, Checkpoint, Pace};
+use super::course::{Course, Tell};
+use super::folder::{Folder, Start};
+use super::identity::{Identity, Length};
+use super::job::Job;
+use super::metrics::{Event, Metrics, StepEvent};
+use super::options::options;
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
-use crate::config::{Method as MethodName, PromptInit, RunConfig};
-use crate::cpu::gemm;
+use crate::config::{Method as MethodName, PromptInit, RunConfig, SaveDtype};
 use crate::data::INPUT_IDS;
-use crate::data::pack::pack;
 use crate::data::sampler::Sampler;
 use crate::error::{Error, Result};
+use crate::graph::LeafKind;
 use crate::memory::Chosen;
 use crate::memory::{budget, resident};
-use crate::peft::prompt::Start;
+use crate::peft::prompt::Start as PromptStart;
 use crate::peft::{self, AdapterConfig, Method, Settings};
-use crate::plan::{Account, timeline};
-use crate::run::evaluate;
-use crate::run::job::Job;
-use crate::run::metrics::{Event, StepEvent};
-use crate::run::options::options;
-use crate::run::profile::Report;
-use crate::run::svg;
+
+use crate::plan::{Account, class_name, timeline};
 use crate::session::Planned;
-use crate::system::Instant;
 use crate::tasks::causal_lm;
-use crate::train::schedule;
 use crate::train::trainer::StepReport;
 
 /// What a finished run leaves.
@@ -92,10 +91,10 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
             if ids.is_empty() {
                 return Err(Error::config("prompt-init-text", format!("{text:?}"), "a text of at least one token"));
             }
-            Start::Text { text: text.clone(), ids, tokenizer: base_model.clone() }
+            PromptStart::Text { text: text.clone(), ids, tokenizer: base_model.clone() }
         }
-        (PromptInit::SampleVocab, _) => Start::Sampled,
-        _ => Start::Random,
+        (PromptInit::SampleVocab, _) => PromptStart::Sampled,
+        _ => PromptStart::Random,
     };
     let settings = Settings {
         targets: config.targets.clone(),
@@ -129,48 +128,54 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
     })
 }
 
-/// Plans, loads, trains and saves, telling `on` what happens.
-pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
-    let out = config.need("out")?;
+/// Plans, loads, trains and saves, telling `on` what happens. `start` says what is to be done with a run folder that holds
+/// something. Where `on` answers a step or an evaluation with [`Error::Cancelled`], a checkpoint is written, and that error
+/// returned.
+pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
     let data = config.need("data")?;
+    let mut folder = Folder::claim(config, start)?;
+    let mut tell = Tell { metrics: Metrics::new(folder.path()), on };
     let job = Job::open(config, adapts(config)?, Some(data))?;
     if job.task.def().name != causal_lm::DEF.name {
-        on(Event::Note(job.about()))?;
+        tell.note(job.about())?;
     }
     let (backend, profile) = device(config)?;
     let planned = plan(config, &job, backend)?;
     for note in job.base.notes.iter().chain(planned.notes()) {
-        on(Event::Note(note.clone()))?;
+        tell.note(note.clone())?;
     }
     let (trained, all) = planned.parameters();
-    on(Event::run(config, planned.device(), trained, all))?;
-    on(Event::Plan(planned.account().clone()))?;
+    tell.event(Event::run(config, planned.device(), trained, all))?;
+    tell.event(Event::Plan(planned.account().clone()))?;
     if !planned.chosen().is_empty() {
-        on(Event::Note(format!("to save memory:\n{}", budget::text(planned.chosen()).trim_end())))?;
+        tell.note(format!("to save memory:\n{}", budget::text(planned.chosen()).trim_end()))?;
     }
-    let layout = planned.layout()?.clone();
-    let account = planned.account().total + planned.account().host_total;
+    folder.has_room(written(config, &planned))?;
 
     let (data, warnings) = job.examples(config, data)?;
     let rows = config.eval_data.as_deref().map(|path| job.rows(config, path, false)).transpose()?;
     resident::give_back();
     for warning in warnings {
-        on(Event::Note(warning))?;
+        tell.note(warning)?;
     }
     let positions = job.facts.max_positions;
     if data.longest(INPUT_IDS) > positions {
-        on(Event::Note(format!(
-            "sequences of up to {} tokens; the base model was made for {positions}",
-            data.longest(INPUT_IDS)
-        )))?;
+        let longest = data.longest(INPUT_IDS);
+        tell.note(format!("sequences of up to {longest} tokens; the base model was made for {positions}"))?;
     }
     let mut sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
     let steps = match (config.steps, config.epochs) {
         (Some(steps), _) => steps,
         (None, epochs) => epochs.unwrap_or(1).saturating_mul(sampler.steps_per_epoch(config.batch_size) as u64),
     };
+    let length = Length { steps, warmup: config.warmup_steps(steps) };
+    let identity = Identity::of(config, &job.base, &data, planned.device(), planned.micro_tokens())?;
+    let resumed = match start {
+        Start::Resume => resumed(config, &folder, length, &identity, &mut tell)?,
+        Start::New | Start::Overwrite => None,
+    };
 
-    let adapter = match &config.adapter {
+    let adapter = match config.adapter.as_ref().filter(|_| resumed.is_none()) {
         Some(dir) => {
             let adapter = peft::open(dir)?;
             adapter.check(dir, &planned.trained())?;
@@ -179,97 +184,114 @@ pub fn run(config: &RunConfig, on: &mut dyn FnMut(Event) -> Result<()>) -> Resul
         None => None,
     };
     let tensors = adapter.as_ref().map(|a| &a.tensors);
-    let mut session = planned.start(tensors, &mut |done, total| on(Event::Loading { done, total }))?;
-    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-    write(&out.join("config.toml"), &config.to_toml())?;
+    let layout = planned.layout()?.clone();
+    let mut session = planned.start(tensors, &mut |done, total| tell.event(Event::Loading { done, total }))?;
+    let (mut done, mut skips) = (0, Skips::default());
+    if let Some(Checkpoint { path, about }) = &resumed {
+        session.load_state(&path.join(checkpoint::STATE_FILE))?;
+        sampler.restore(about.cursor)?;
+        (done, skips) = (about.step, about.skips);
+    }
+    let losses = if start == Start::Resume { tell.metrics.resume(done)? } else { Vec::new() };
+    folder.begin(config, start != Start::Resume)?;
+    if let Some(Checkpoint { path, .. }) = resumed {
+        tell.event(Event::Resumed { step: done, path })?;
+    }
+    let (saved, pace) = ((done > 0).then_some(done), Pace::new(config.save_every, steps));
+    let (job, folder) = (&job, &folder);
+    let course = Course {
+        config,
+        job,
+        folder,
+        session,
+        layout,
+        data,
+        rows,
+        sampler,
+        length,
+        identity,
+        done,
+        skips,
+        losses,
+        saved,
+        pace,
+        profile,
+    };
+    course.run(&mut tell)
+}
 
-    let warmup = config.warmup_steps(steps);
-    let mut losses: Vec<(u64, f32)> = Vec::new();
-    let mut skips = Skips::default();
-    let mut timed = Report::default();
-    for step in 0..steps {
-        let began = Instant::now();
-        let batch = sampler.next_batch(config.batch_size);
-        let micro = pack(&data, &batch, &layout, !config.shuffle)?;
-        let lr = config.lr * schedule::multiplier(config.schedule, step, warmup, steps);
-        let report = session.step(&micro, lr)?;
-        let seconds = began.elapsed().as_secs_f64();
-        timed = Report { steps: timed.steps + 1, seconds: timed.seconds + seconds, ..timed };
-        if let Some(profile) = profile.as_ref().filter(|_| step == 0 && steps > 1) {
-            // The first step touches its memory for the first time.
-            profile.reset();
-            timed = Report::default();
-        }
-        losses.push((step + 1, report.loss));
-        skips.count(&report);
-        on(Event::Step(StepEvent {
-            step: step + 1,
-            steps,
-            loss: report.loss,
-            lr,
-            grad_norm: report.grad_norm,
-            tokens: report.tokens as u64,
-            trained_tokens: report.trained as u64,
-            tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
-            skipped: skips.all,
-        }))?;
-        skips.check(config.max_skips, step + 1, &report)?;
-        let done = step + 1;
-        let due = done == steps || config.eval_every.is_some_and(|every| done.is_multiple_of(every));
-        if let Some(rows) = rows.as_ref().filter(|_| due) {
-            let evaluated = evaluate::evaluate(&mut session, &job, rows, config.batch_size)?;
-            on(Event::Eval { step: done, evaluated })?;
-        }
+/// The last checkpoint of the run in `folder`, if it is of this run.
+fn resumed(
+    config: &RunConfig,
+    folder: &Folder,
+    length: Length,
+    identity: &Identity,
+    tell: &mut Tell,
+) -> Result<Option<Checkpoint>> {
+    let Some(last) = checkpoint::last(folder.path(), &mut |text| tell.note(text))? else {
+        folder.check_unfinished()?;
+        tell.note("no checkpoint yet: from the beginning")?;
+        return Ok(None);
+    };
+    let about = &last.about;
+    about.identity.check(&last.path, identity)?;
+    about.length.check(&last.path, length, config, about.step)?;
+    if about.step > length.steps {
+        let found = format!("{} steps, of which {} has {}", length.steps, last.path.display(), about.step);
+        return Err(Error::config("--resume: steps", found, format!("{} or more", about.step)));
     }
-    if let Some(profile) = profile {
-        on(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
+    if (&about.trimtab, &about.identity.device) != (&env!("CARGO_PKG_VERSION").to_owned(), &identity.device) {
+        tell.note(format!(
+            "the checkpoint is of trimtab {} on {}: from here on results may differ by rounding from a run that was not stopped",
+            about.trimtab, about.identity.device
+        ))?;
     }
-    if skips.all > 0 {
-        on(Event::Note(format!("{} of {steps} steps were skipped: loss or gradient were not finite", skips.all)))?;
-    }
-    on(Event::End { account, peak_resident: resident::peak(), moved: session.trainer.exec.offload.moved })?;
-    // Saving copies the trained tensors; the buffers of products make room for that.
-    gemm::free_buffers();
-    resident::give_back();
-    session.save(out, config.save_dtype.into())?;
-    if config.method != MethodName::Full && !job.task.def().label.is_empty() {
-        // PEFT's files do not say what labels are called.
-        write(&out.join("config.json"), &format!("{:#}\n", job.base.config))?;
-    }
-    write(&out.join("loss.svg"), &svg::loss_curve("training loss", &losses))?;
-    on(Event::Saved { path: out.into() })?;
-    let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
-    Ok(Summary { steps, first_loss: loss(losses.first()), last_loss: loss(losses.last()) })
+    Ok(Some(last))
+}
+
+/// Bytes that a run writes into its folder at most: checkpoints, one of them before an older one is deleted, what was
+/// trained, and what is off the device.
+fn written(config: &RunConfig, planned: &Planned) -> u64 {
+    let checkpoints = if config.save_every == Some(0) { 0 } else { config.keep as u64 + 1 };
+    let (trained, all) = planned.parameters();
+    let saved = match (config.method, config.save_dtype) {
+        (MethodName::Full, SaveDtype::F32) => 4 * all,
+        (MethodName::Full, _) => 2 * all,
+        _ => 4 * trained,
+    };
+    let files = planned.account().files.iter().filter(|(name, _)| name != class_name(LeafKind::Frozen));
+    let one = planned.state_bytes() + if config.method == MethodName::Full { 0 } else { saved as u64 };
+    let parts = [checkpoints.saturating_mul(one), saved as u64].into_iter().chain(files.map(|(_, bytes)| *bytes));
+    parts.fold(0, u64::saturating_add)
 }
 
 /// Steps whose loss or gradient was not finite. The update leaves everything as it was where the gradient is not finite.
-#[derive(Default)]
-struct Skips {
-    all: u64,
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Skips {
+    /// Since the run began.
+    pub all: u64,
     /// Since the last one that was not skipped.
-    in_a_row: u64,
+    pub in_a_row: u64,
 }
 
 impl Skips {
-    fn count(&mut self, report: &StepReport) {
+    /// Counts a step.
+    pub fn count(&mut self, report: &StepReport) {
         let skipped = !report.is_finite();
         self.all += u64::from(skipped);
         self.in_a_row = if skipped { self.in_a_row + 1 } else { 0 };
     }
 
-    fn check(&self, most: u64, step: u64, report: &StepReport) -> Result<()> {
+    /// Errs after `most` in a row, of which `step` is the last.
+    pub fn check(&self, most: u64, step: &StepEvent) -> Result<()> {
         if self.in_a_row < most {
             return Ok(());
         }
         let found = format!(
-            "{} steps in a row, up to step {step}, whose loss or gradient is not finite (loss {}, gradient norm {})",
-            self.in_a_row, report.loss, report.grad_norm
+            "{} steps in a row, up to step {}, whose loss or gradient is not finite (loss {}, gradient norm {})",
+            self.in_a_row, step.step, step.loss, step.grad_norm
         );
         let expected = "finite numbers: try a lower lr, a longer warmup, or --dtype f32 or bf16; nothing was written";
         Err(Error::config("max-skips", found, expected))
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::io(path, e))
 }
