@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::units::exact;
+
 /// What functions here return: an [`Error`] unless said otherwise.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -62,7 +64,7 @@ pub enum Error {
         parameter: String,
     },
     /// The run needs more memory than there is; raised before anything is allocated.
-    #[error("{needed} bytes are needed and {available} are there: {hint}")]
+    #[error("{} are needed and {} are there: {hint}", exact(*needed), exact(*available))]
     Memory {
         /// Bytes the run would take.
         needed: u64,

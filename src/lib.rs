@@ -113,6 +113,7 @@ pub mod synth;
 mod system;
 pub mod tasks;
 pub mod train;
+mod units;
 pub mod weights;
 
 pub use error::{Error, Result};

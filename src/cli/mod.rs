@@ -99,8 +99,9 @@ fn report(error: &Error) -> String {
     match error {
         Error::Unsupported { what, hint } => with_hint(format!("{what} is not supported"), hint),
         Error::Device { device, found, hint } => with_hint(format!("device {device}: {found}"), hint),
-        Error::Memory { needed, available, hint } => {
-            with_hint(format!("{needed} bytes are needed and {available} are there"), hint)
+        Error::Memory { hint, .. } => {
+            let text = error.to_string();
+            with_hint(text.strip_suffix(&format!(": {hint}")).unwrap_or(&text).to_owned(), hint)
         }
         Error::Config { key, found, expected } => with_hint(format!("{key}: {found}"), &format!("expected {expected}")),
         Error::File { path, found, expected } => {

@@ -12,6 +12,7 @@ use crate::peft::bottleneck::Kind;
 use crate::peft::{Bias, Selection, Targets};
 use crate::tasks::{self, TaskDef};
 pub use crate::train::schedule::Schedule;
+use crate::units;
 
 /// A type a setting may have. Errors say what was expected.
 pub trait Setting: Sized {
@@ -320,34 +321,18 @@ macro_rules! words {
     )+ };
 }
 
+const BYTES: &str = "bytes, such as 6GiB (or 6G), 700MiB, 24GB (10^9) or 1048576";
+
 /// A number of bytes: 6GiB, 700MiB, 24GB or 1048576.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);
-
-const UNITS: [(&str, u64); 8] = [
-    ("KiB", 1 << 10),
-    ("MiB", 1 << 20),
-    ("GiB", 1 << 30),
-    ("TiB", 1 << 40),
-    ("KB", 1_000),
-    ("MB", 1_000_000),
-    ("GB", 1_000_000_000),
-    ("TB", 1_000_000_000_000),
-];
 
 impl Setting for Bytes {
     fn blank() -> Self {
         Bytes(0)
     }
     fn from_text(text: &str) -> Result<Self, String> {
-        let unit = UNITS.iter().find_map(|(name, size)| Some((text.strip_suffix(name)?, *size)));
-        let (number, size) = unit.unwrap_or((text.strip_suffix('B').unwrap_or(text), 1));
-        let number: f64 = number.trim().parse().unwrap_or(f64::NAN);
-        let bytes = number * size as f64;
-        match bytes >= 1.0 && bytes < (1u64 << 62) as f64 {
-            true => Ok(Bytes(bytes as u64)),
-            false => Err("bytes, such as 6GiB, 700MiB or 1048576".into()),
-        }
+        units::bytes(text).map(Bytes).ok_or_else(|| BYTES.into())
     }
     fn from_toml(value: &Value) -> Result<Self, String> {
         match value {
@@ -356,11 +341,7 @@ impl Setting for Bytes {
         }
     }
     fn to_toml(&self) -> Option<Value> {
-        let unit = UNITS[..4].iter().rev().find(|(_, size)| self.0.is_multiple_of(*size));
-        Some(Value::String(match unit {
-            Some((name, size)) => format!("{}{name}", self.0 / size),
-            None => self.0.to_string(),
-        }))
+        Some(Value::String(units::text(self.0)))
     }
 }
 

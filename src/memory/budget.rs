@@ -13,6 +13,7 @@ use crate::graph::op::OpRole;
 use crate::graph::program::Program;
 use crate::graph::{Graph, Phase, Val};
 use crate::plan::Plan;
+use crate::units;
 
 /// Whether an option is used: if the budget needs it, never, or always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -271,8 +272,9 @@ pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<(Program, P
             needed: least,
             available: budget,
             hint: format!(
-                "the smallest --memory that would do is {least}; or quantize (--quantize nf4), use a smaller rank, \
-                 fewer --micro-tokens or a smaller --max-seq-len"
+                "the smallest --memory that would do is {}; or quantize (--quantize nf4), use a smaller rank, \
+                 fewer --micro-tokens or a smaller --max-seq-len",
+                units::text(least.next_multiple_of(1 << 20))
             ),
         });
     }

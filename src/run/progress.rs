@@ -8,6 +8,7 @@ use super::bar::Bar;
 use super::metrics::{Event, StepEvent};
 use crate::plan::Account;
 use crate::system::Instant;
+pub use crate::units::{grouped, human};
 
 /// Plain lines about steps come at most this often, besides the first and the last.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -123,35 +124,6 @@ fn clock(seconds: f64) -> String {
     }
 }
 
-/// 1234567 as 1,234,567.
-pub fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// 1536 as 1.5 KiB.
-pub fn human(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    // 1023.95 would be shown as 1024.0.
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 /// The memory account as a table: class, size for people, bytes.
 pub fn table(account: &Account, device: &str) -> String {
     const TOTAL: &str = "total";
@@ -255,11 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_for_people() {
-        assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-        let sizes = [0, 1023, 1024, 1536, 1048570, 1 << 20, 3 << 30, 5 << 50];
-        let texts = ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 MiB", "3.0 GiB", "5120.0 TiB"];
-        assert_eq!(sizes.map(human), texts);
+    fn times_for_people() {
         assert_eq!([0.0, 59.6, 3723.0].map(clock), ["0:00", "1:00", "1:02:03"]);
     }
 }
