@@ -3,6 +3,7 @@
 //! of a fixed shape.
 
 mod added;
+mod format;
 mod long;
 pub mod pack;
 pub mod pairs;
@@ -11,6 +12,7 @@ pub mod row;
 pub mod sampler;
 mod stream;
 pub mod tokenizer;
+pub(crate) mod values;
 mod vocabulary;
 
 use crate::error::{Error, Result};

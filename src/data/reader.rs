@@ -1,6 +1,7 @@
 //! Files in, rows out, and a [`Dataset`] of what a task makes of them, in one pass.
 //!
-//! JSON Lines: one object a line. Plain text is one document, cut into windows of the longest length allowed.
+//! Rows are objects of JSON: one a line, or over several lines, or in an array. Plain text is one document, cut into
+//! windows of the longest length allowed.
 //!
 //! What is trained is decided by position, never by token id: an end token that also serves as padding
 //! is still learnt, or the model would never stop.
@@ -11,10 +12,13 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::format::{self, Format};
 use super::long::Long;
 use super::row::{Codec, Row};
+use super::values::{self, Values};
 use super::{Dataset, Example};
 use crate::error::{Error, Result};
+use crate::paths;
 
 /// What was read, and what could not be used as it was. Lines are those of the first case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,23 +91,23 @@ impl Report {
 /// Makes examples of a row: none if nothing would be trained; and whether it was cut.
 pub type Make<'a> = &'a dyn Fn(&Row, &Codec) -> Result<(Vec<Example>, bool)>;
 
-/// Reads `path`: plain text if it is named `.txt` or `.md`, JSON Lines if `.jsonl`, `.ndjson` or `.json`;
-/// otherwise its first character decides. `columns` are (name that a task reads, name in the file).
+/// Reads `path`: rows if it begins as JSON does, else plain text, which a file named `.jsonl`, `.ndjson` or `.json` must not
+/// be. `columns` are (name that a task reads, name in the file).
 pub fn read(path: &Path, codec: &Codec, make: Make, columns: &[(String, String)]) -> Result<(Dataset, Report)> {
     if codec.max_len < 2 {
         let expected = "at least 2: a token is learnt from the ones before it";
         return Err(Error::config("max_seq_len", codec.max_len.to_string(), expected));
     }
-    let (input, lines) = open(path)?;
+    let (input, format) = open(path)?;
     let mut reader = Reader { path, codec, make, columns, data: Dataset::default(), report: Report::default() };
-    if lines {
-        reader.lines(input)?
-    } else {
-        reader.text(input)?
-    };
+    match format {
+        Format::Text => reader.text(input)?,
+        rows => reader.rows(input, rows)?,
+    }
     let Reader { data, report, .. } = reader;
     if data.is_empty() {
         let found = match report.untrained {
+            0 if std::fs::metadata(path).is_ok_and(|m| m.len() == 0) => "an empty file".to_string(),
             0 => "no examples".to_string(),
             n => format!("{n} examples, none with a token to train in its first {}", codec.max_len),
         };
@@ -112,55 +116,50 @@ pub fn read(path: &Path, codec: &Codec, make: Make, columns: &[(String, String)]
     Ok((data, report))
 }
 
-/// Gives each row of the JSON Lines file `path` to `on`, until that returns false.
+/// Gives each row of the file `path` to `on`, until that returns false.
 pub fn rows(path: &Path, columns: &[(String, String)], on: &mut dyn FnMut(&Row) -> Result<bool>) -> Result<()> {
-    let (input, lines) = open(path)?;
-    match lines {
-        true => each(path, input, columns, on),
-        false => Err(Error::file(path, "plain text", "JSON Lines: one object a line, with labels")),
+    match open(path)? {
+        (_, Format::Text) => Err(Error::file(path, "plain text", "JSON Lines: one object a line, with labels")),
+        (input, format) => each(path, Values::new(path, input, format), columns, on),
     }
 }
 
-/// Whether `path` is JSON Lines, not plain text.
-pub fn is_lines(path: &Path) -> Result<bool> {
-    open(path).map(|(_, lines)| lines)
+/// Whether `path` holds rows, not plain text; an error if it is neither. Nothing but its first bytes is read.
+pub fn has_rows(path: &Path) -> Result<bool> {
+    open(path).map(|(_, format)| format != Format::Text)
 }
 
-/// Whether the first line holds token ids, so that no tokenizer is needed.
+/// Whether the first row holds token ids, so that no tokenizer is needed.
 pub fn is_tokenized(path: &Path, columns: &[(String, String)]) -> Result<bool> {
-    let (mut input, lines) = open(path)?;
-    let mut bytes = Vec::new();
-    while lines && bytes.iter().all(u8::is_ascii_whitespace) {
-        bytes.clear();
-        if input.read_until(b'\n', &mut bytes).map_err(|e| Error::io(path, e))? == 0 {
-            break;
-        }
+    let (input, format) = open(path)?;
+    if format == Format::Text {
+        return Ok(false);
     }
     let named = columns.iter().find(|(name, _)| name == super::INPUT_IDS).map(|(_, column)| column.as_str());
-    let column = named.unwrap_or(super::INPUT_IDS);
-    // What is wrong with a line is said when it is read.
-    let first = serde_json::from_slice::<Map<String, Value>>(&bytes);
-    Ok(lines && first.is_ok_and(|row| row.get(column).is_some_and(|v| !v.is_null())))
+    let mut tokenized = false;
+    // What is wrong with a row is said when it is read.
+    let _ = each(path, Values::new(path, input, format), &[], &mut |row| {
+        tokenized = row.has(named.unwrap_or(super::INPUT_IDS));
+        Ok(false)
+    });
+    Ok(tokenized)
 }
 
-/// The file after its byte order mark, and whether it is JSON Lines.
-fn open(path: &Path) -> Result<(BufReader<File>, bool)> {
+/// The file after its byte order mark, and what it is.
+fn open(path: &Path) -> Result<(BufReader<File>, Format)> {
+    paths::need(path, "a file of JSON Lines or plain text", false)?;
+    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !kind.is_file() {
+        let found = if kind.is_dir() { "a folder" } else { "a pipe or a device" };
+        return Err(Error::file(path, found, "a file: it is read more than once"));
+    }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut input = BufReader::with_capacity(1 << 20, file);
     let start = input.fill_buf().map_err(|e| Error::io(path, e))?;
     let mark = if start.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-    let first = start[mark..].iter().find(|b| !b.is_ascii_whitespace()).copied();
+    let format = format::of(path, &start[mark..])?;
     input.consume(mark);
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-    let lines = match extension.as_str() {
-        "txt" | "md" => false,
-        "jsonl" | "ndjson" | "json" => true,
-        _ => first == Some(b'{'),
-    };
-    if lines && first == Some(b'[') {
-        return Err(Error::file(path, "a JSON array", "one object a line (`jq -c '.[]'` makes that of it)"));
-    }
-    Ok((input, lines))
+    Ok((input, format))
 }
 
 struct Reader<'a> {
@@ -172,44 +171,60 @@ struct Reader<'a> {
     report: Report,
 }
 
-/// Gives each row of JSON Lines to `on`, until that returns false.
+/// Gives each row of `values` to `on`, until that returns false.
 fn each(
     path: &Path,
-    mut input: impl BufRead,
+    mut values: Values<impl BufRead>,
     columns: &[(String, String)],
     on: &mut dyn FnMut(&Row) -> Result<bool>,
 ) -> Result<()> {
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        bytes.clear();
-        if input.read_until(b'\n', &mut bytes).map_err(|e| Error::io(path, e))? == 0 {
-            break;
+    let mut first = true;
+    while let Some((line, bytes)) = values.next()? {
+        let fields = values::fields(path, line, bytes)?;
+        if std::mem::take(&mut first) {
+            nested(path, &fields)?;
         }
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        if !on(&row(path, line, &bytes, columns)?)? {
+        if !on(&row(path, line, fields, columns)?)? {
             break;
         }
     }
     Ok(())
 }
 
-/// The row that `bytes` are, with the names that a task reads.
-fn row<'a>(path: &'a Path, line: usize, bytes: &[u8], columns: &[(String, String)]) -> Result<Row<'a>> {
+/// An error if what should be the first row is an object that holds the rows.
+fn nested(path: &Path, fields: &Map<String, Value>) -> Result<()> {
+    const NAMES: [&str; 6] = ["data", "rows", "train", "examples", "instances", "items"];
+    let holds = |name: &&&str| {
+        let rows = fields.get(**name).and_then(Value::as_array);
+        rows.is_some_and(|rows| rows.first().is_some_and(Value::is_object))
+    };
+    match NAMES.iter().find(holds) {
+        None => Ok(()),
+        Some(name) => {
+            let expected = format!("the rows: `jq -c '.{name}[]' {} > rows.jsonl` takes them out", path.display());
+            Err(Error::file(path, format!("an object that holds the rows in its field {name}"), expected))
+        }
+    }
+}
+
+/// The row of these fields, with the names that a task reads.
+fn row<'a>(
+    path: &'a Path,
+    line: usize,
+    mut fields: Map<String, Value>,
+    columns: &[(String, String)],
+) -> Result<Row<'a>> {
     let wrong = |found: String, expected: String| Error::file(format!("{}:{line}", path.display()), found, expected);
-    let mut fields: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| {
-        // serde_json counts lines from its own input, which is one line.
-        let message = e.to_string();
-        let message = message.split(" at line 1 ").next().unwrap_or_default();
-        wrong(format!("{message} at column {}", e.column()), "a JSON object".into())
-    })?;
     // All are taken out before any is put back, so that two may change places.
     let mut moved = Vec::with_capacity(columns.len());
     for (name, actual) in columns {
         match fields.shift_remove(actual) {
             Some(value) => moved.push((name.clone(), value)),
-            None => return Err(wrong("no such column".into(), format!("{actual}, which --columns names"))),
+            None => {
+                let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+                let found = format!("no column {actual} among {}", names.join(", "));
+                return Err(wrong(found, "the columns that --columns names, as NAME=COLUMN".into()));
+            }
         }
     }
     fields.extend(moved);
@@ -217,9 +232,9 @@ fn row<'a>(path: &'a Path, line: usize, bytes: &[u8], columns: &[(String, String
 }
 
 impl Reader<'_> {
-    fn lines(&mut self, input: impl BufRead) -> Result<()> {
+    fn rows(&mut self, input: impl BufRead, format: Format) -> Result<()> {
         let (path, columns) = (self.path, self.columns);
-        each(path, input, columns, &mut |row| {
+        each(path, Values::new(path, input, format), columns, &mut |row| {
             let (examples, cut) = (self.make)(row, self.codec)?;
             self.report.texts(row);
             if cut {
@@ -248,7 +263,11 @@ impl Reader<'_> {
             let cut = whole_characters(&bytes, last);
             let piece = std::str::from_utf8(&bytes[..cut]).map_err(|e| {
                 let line = line + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-                self.wrong(line, "bytes that are not UTF-8", "text in UTF-8")
+                self.wrong(
+                    line,
+                    "bytes that are not UTF-8",
+                    "text in UTF-8 (if it is Latin-1: `iconv -f LATIN1 -t UTF-8`)",
+                )
             })?;
             let mut ids = long.push(piece)?;
             if last {
@@ -479,13 +498,15 @@ mod tests {
 
     #[test]
     fn tokenized_files_are_known_by_their_first_line() {
-        let table: [(&str, &[u8], bool); 7] = [
+        let table: [(&str, &[u8], bool); 9] = [
             ("a.jsonl", b"\xEF\xBB\xBF\n \r\n{\"input_ids\": [1]}\n{\"text\": \"\"}", true),
             ("a", b"{\"input_ids\": []}", true),
             ("a.jsonl", b"{\"text\": \"a\"}\n{\"input_ids\": [1]}", false),
             ("a.jsonl", b"{\"input_ids\": null}", false),
             ("a.jsonl", b"{\"input_ids\": [", false),
-            ("a.txt", b"{\"input_ids\": [1]}", false),
+            ("a.txt", b"{\"input_ids\": [1]}", true),
+            ("a.json", b"[\n{\"input_ids\": [1]}]", true),
+            ("a.txt", b"input_ids", false),
             ("a.jsonl", b"", false),
         ];
         for (name, content, want) in table {
@@ -493,6 +514,25 @@ mod tests {
         }
         let columns = [("input_ids".to_string(), "ids".to_string())];
         assert!(is_tokenized(&Temp::new("a.jsonl", b"{\"ids\": [1]}").0, &columns).unwrap());
+    }
+
+    #[test]
+    fn rows_are_the_same_in_every_layout() {
+        let rows = [r#"{"text": "ab", "score": NaN}"#, r#"{"prompt": "a", "completion": "b", "x": {"y": [1]}}"#];
+        let pretty = rows.map(|row| row.replace(", \"", ",\n  \"").replace('}', "\n}"));
+        let (want, _) = read_as("a.jsonl", rows.join("\n").as_bytes(), 8).unwrap();
+        for text in [
+            rows.concat(),
+            pretty.join("\n"),
+            format!("[{}]", rows.join(",")),
+            format!("[\n{}\n]\n", pretty.join(",\n")),
+        ] {
+            for name in ["a.json", "a.jsonl", "a.txt", "a"] {
+                assert_eq!(read_as(name, text.as_bytes(), 8).unwrap().0, want, "{name}: {text}");
+            }
+        }
+        let error = read_as("a.json", b"[{\"text\": \"a\"},\n\n{\"text\":\n3}]", 8).unwrap_err().to_string();
+        assert!(error.contains("a.json:3: found text 3"), "{error}");
     }
 
     #[test]
@@ -508,27 +548,31 @@ mod tests {
         assert_eq!(seen, [("b".to_string(), "a".to_string(), false, true)]);
         let missing = [("text".to_string(), "body".to_string())];
         let error = super::rows(&file.0, &missing, &mut |_| Ok(true)).unwrap_err().to_string();
-        assert!(error.contains("columns.jsonl:1: found no such column, expected body"), "{error}");
+        assert!(error.contains("columns.jsonl:1: found no column body among text, prompt, more"), "{error}");
     }
 
     #[test]
     fn errors_name_the_line_and_what_was_found() {
         let table: &[(&str, &[u8], &str)] = &[
-            ("a.jsonl", b"{\"text\": \"a\"}\n\n{\"text\": 3}", "a.jsonl:3: found invalid type: integer `3`"),
-            ("a.jsonl", b"{\"text\": \"a\"\n", "a.jsonl:1: found EOF while parsing an object"),
+            ("a.jsonl", b"{\"text\": \"a\"}\n\n{\"text\": 3}", "a.jsonl:3: found text 3, expected a string"),
+            ("a.jsonl", b"{\"text\": \"a\"\n", "a.jsonl:1: found an object that does not end"),
             ("a.jsonl", b"{\"messages\": []}", "a.jsonl:1: found the fields messages, expected exactly one of: text"),
             ("a.jsonl", b"{\"text\": \"a\", \"prompt\": \"b\"}", "the fields text, prompt"),
             ("a.jsonl", b"{\"prompt\": \"b\"}", "the fields prompt"),
             ("a.jsonl", b"{}", "the fields none"),
-            ("a.jsonl", b"[1]", "a JSON array"),
-            ("a.jsonl", b"{\"text\": \"\xff\"}", "a.jsonl:1: found invalid unicode code point"),
+            ("a.jsonl", b"[1]", "a.jsonl:1: found `1]`, expected an object"),
+            ("a.jsonl", b"{\"text\": \"\xff\"}", "a.jsonl:1: found bytes that are not UTF-8 at column 11"),
             ("a.jsonl", b"{\"input_ids\": [258]}", "a.jsonl:1: found token id 258, expected ids from 0 to 257"),
             ("a.jsonl", b"{\"input_ids\": [-1]}", "token id -1"),
             ("a.jsonl", b"{\"input_ids\": [99999999999999999999]}", "a.jsonl:1: found"),
-            ("a.jsonl", b"{\"input_ids\": [1.5]}", "invalid type: floating point"),
+            ("a.jsonl", b"{\"input_ids\": [1.5]}", "found input_ids [1.5], expected a list of whole numbers"),
             ("a.jsonl", b"{\"input_ids\": [1], \"labels\": [-99]}", "token id -99"),
             ("a.jsonl", b"{\"input_ids\": [1, 2], \"labels\": [1]}", "2 input_ids and 1 labels"),
-            ("a.jsonl", b"", "no examples"),
+            ("a.jsonl", b"", "a.jsonl: found an empty file"),
+            ("a.jsonl", b"\n", "no examples"),
+            ("a.jsonl", b"{\"text\": NaN}", "a.jsonl:1: found text NaN, expected a string"),
+            ("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": [\"b\"]}", "a.jsonl:2: found text [\"b\"], expected a string"),
+            ("a.json", b"{\"data\": [{\"text\": \"a\"}]}", "in its field data, expected the rows: `jq -c '.data[]'"),
             ("a.txt", b"fine\nfine\n\xff\xfe", "a.txt:3: found bytes that are not UTF-8"),
             ("a.txt", b"cut short \xc3", "a.txt:1: found bytes that are not UTF-8"),
         ];

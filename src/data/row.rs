@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::tokenizer::Tokenizer;
+use super::values::shown;
 use super::{ATTENTION_MASK, INPUT_IDS};
 use crate::error::{Error, Result};
 
@@ -31,14 +32,32 @@ impl Row<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match T::deserialize(value) {
                 Ok(value) => Ok(Some(value)),
-                Err(e) => Err(self.wrong(e.to_string(), format!("a {name} of the right type"))),
+                Err(e) => Err(self.wrong(format!("{name} {}", shown(value)), kind::<T>(&e))),
             },
         }
     }
 
     /// A field that must be there.
     pub fn need<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        self.get(name)?.ok_or_else(|| self.wrong(format!("the fields {}", self.names()), name))
+        self.get(name)?.ok_or_else(|| self.lacks(name))
+    }
+
+    /// The error of a field that must be there.
+    pub fn lacks(&self, name: &str) -> Error {
+        match self.fields.contains_key(name) {
+            true => self.wrong(format!("a {name} that is null"), format!("a {name}")),
+            false => self.wrong(format!("the fields {}", self.names()), name),
+        }
+    }
+
+    /// The error of a row that has not the fields of a task's `rows`.
+    pub fn unlike(&self, rows: &str) -> Error {
+        const CHATS: [&str; 2] = ["messages", "conversations"];
+        let expected = match CHATS.iter().any(|name| self.has(name)) {
+            true => format!("{rows}; a chat is to be written out as a text (apply_chat_template of transformers)"),
+            false => format!("{rows}; --columns NAME=COLUMN renames"),
+        };
+        self.wrong(format!("the fields {}", self.names()), expected)
     }
 
     /// The names of its fields, for messages.
@@ -99,6 +118,25 @@ impl Row<'_> {
     /// An error about this row.
     pub fn wrong(&self, found: impl Into<String>, expected: impl Into<String>) -> Error {
         Error::file(format!("{}:{}", self.path.display(), self.line), found, expected)
+    }
+}
+
+/// What `T` is in words, which serde's message says in part.
+fn kind<T>(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let of = message.rsplit_once(", expected ").map_or(message.as_str(), |(_, of)| of);
+    let word = match of {
+        "i64" | "i32" | "u64" | "usize" => "whole numbers",
+        "f64" | "f32" => "numbers",
+        "a string" => "strings",
+        "a sequence" => "lists",
+        other => return other.into(),
+    };
+    // A list says what it is made of only where it is a list.
+    match (std::any::type_name::<T>().contains("Vec<"), of) {
+        (true, "a sequence") => "a list".into(),
+        (true, _) => format!("a list of {word}"),
+        (false, _) => format!("a {}", word.trim_end_matches('s')),
     }
 }
 

@@ -10,6 +10,7 @@ use super::added;
 pub use super::stream::DecodeStream;
 use super::vocabulary::{self, Settings, token_text};
 use crate::durable;
+use crate::foreign;
 use crate::weights::gguf::Gguf;
 use crate::weights::{Checkpoint, read_json};
 use crate::{Error, Result};
@@ -265,8 +266,10 @@ fn no_tokenizer(folder: &Path) -> Error {
 }
 
 fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(json)
-        .map_err(|e| Error::file(path, format!("a tokenizer that does not load ({e})"), "a tokenizer.json"))?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| {
+        let found = format!("a tokenizer that does not load ({e})");
+        foreign::explain(path, Error::file(path, found, "a tokenizer.json"))
+    })?;
     // Some files cut or pad every text to a length that served one use of the model.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|e| failed("left whole", &e))?;

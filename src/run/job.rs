@@ -33,6 +33,10 @@ impl Job {
     /// from `data`.
     pub fn open(config: &RunConfig, adapted: bool, data: Option<&Path>) -> Result<Job> {
         let path = config.need("model")?;
+        // What is wrong with a path is said before anything takes its time.
+        for path in [data, config.eval_data.as_deref()].into_iter().flatten() {
+            reader::has_rows(path)?;
+        }
         let mut base = match config.init {
             Init::Pretrained => Base::open(path)?,
             Init::Random => Base::random(path)?,
@@ -101,7 +105,7 @@ impl Job {
 
     /// The examples of the training data, and what there is to say of it.
     pub fn examples(&self, config: &RunConfig, path: &Path) -> Result<(Dataset, Vec<String>)> {
-        if self.task.def().name != tasks::causal_lm::DEF.name && !reader::is_lines(path)? {
+        if self.task.def().name != tasks::causal_lm::DEF.name && !reader::has_rows(path)? {
             let expected = format!("JSON Lines, for task {}", self.task.def().name);
             return Err(Error::file(path, "plain text", expected));
         }

@@ -95,7 +95,7 @@ impl Task for CausalLm {
                 (ids, labels)
             }
             [false, false, false, true] => token_labels(row, codec)?,
-            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+            _ => return Err(row.unlike(ROWS)),
         };
         let cut = ids.len() > codec.max_len;
         ids.truncate(codec.max_len);

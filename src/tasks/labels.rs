@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{TaskDef, architecture};
 use crate::data::row::Row;
+use crate::data::values::shown;
 use crate::error::{Error, Result};
 
 /// The names of the labels 0, 1, ….
@@ -108,7 +109,7 @@ impl Labels {
         match found {
             Some(id) => Ok(id as i32),
             None => Err(row.wrong(
-                format!("label {label}"),
+                format!("label {}", shown(label)),
                 format!("0 to {}, or one of {}", self.len().saturating_sub(1), self.list()),
             )),
         }
@@ -147,6 +148,8 @@ struct Seen {
     /// The largest whole number.
     most: Option<u64>,
     fractions: bool,
+    /// A whole number below 0.
+    negative: Option<f64>,
     /// The longest list.
     list: Option<usize>,
 }
@@ -164,28 +167,36 @@ impl Seen {
             (_, Some(x)) if x.fract() == 0.0 && x >= 0.0 && !label.is_f64() => {
                 self.most = Some(self.most.unwrap_or(0).max(x as u64));
             }
+            (_, Some(x)) if x.fract() == 0.0 && !label.is_f64() => self.negative = Some(x),
             (_, Some(_)) => self.fractions = true,
             _ => {}
         }
     }
 
     fn any(&self) -> bool {
-        !self.names.is_empty() || self.most.is_some() || self.fractions
+        !self.names.is_empty() || self.most.is_some() || self.fractions || self.negative.is_some()
     }
 
     /// The labels, where each token has one or each sequence.
     fn labels(&self, of_tokens: bool) -> Result<Labels> {
         const MOST: u64 = 1 << 20;
-        let numbers = self.most.is_some() || self.fractions;
+        let numbers = self.most.is_some() || self.fractions || self.negative.is_some();
+        if let Some(x) = self.negative.filter(|_| self.names.is_empty() && self.list.is_none() && !self.fractions) {
+            let expected = "classes numbered from 0; for regression numbers with a point, such as -1.0";
+            return Err(bad(&format!("label {x}"), expected));
+        }
         let labels = match (self.names.is_empty(), self.list.filter(|_| !of_tokens)) {
-            (false, _) if numbers => return Err(bad("names and numbers", "one kind of labels")),
+            (false, _) if numbers => {
+                let name = self.names.first().map_or("", String::as_str);
+                return Err(bad(&format!("the name {name:?} among numbers"), "names alone, or numbers alone"));
+            }
             (false, _) => Labels::new(self.names.iter().cloned().collect()),
             (true, Some(width)) => Labels::numbered(width),
             (true, None) if self.fractions => Labels::numbered(1),
             (true, None) => match self.most {
                 Some(most) if most < MOST => Labels::numbered((most as usize + 1).max(2)),
                 Some(most) => return Err(bad(&format!("label {most}"), "numbers of classes, from 0")),
-                None => return Err(bad("none", "labels in the data, or id2label in config.json")),
+                None => return Err(bad("none in the data", "a label in each row, or id2label in config.json")),
             },
         };
         Ok(labels)
@@ -236,7 +247,12 @@ pub fn settle(task: &TaskDef, config: &mut Value, known: bool, rows: Option<Rows
     let mut seen = Seen::default();
     if let Some(rows) = rows.filter(|_| given.is_none() || !decided) {
         rows(&mut |row| {
-            task.label.iter().filter_map(|name| row.fields.get(*name)).for_each(|label| seen.add(label));
+            for label in task.label.iter().filter_map(|name| row.fields.get(*name)) {
+                if label.is_object() {
+                    return Err(row.wrong(format!("label {}", shown(label)), "a name, a number, or a list of them"));
+                }
+                seen.add(label);
+            }
             // Of known labels only their kind is wanted.
             Ok(given.is_none() || !seen.any())
         })?;
@@ -251,8 +267,8 @@ pub fn settle(task: &TaskDef, config: &mut Value, known: bool, rows: Option<Rows
     };
     if problem == Problem::Single && labels.len() < 2 {
         return Err(bad(
-            &format!("{} label of one of several", labels.len()),
-            "two or more, or problem_type regression",
+            &format!("only one, {:?}", labels.name(0)),
+            "two or more in the data, or problem_type regression in config.json",
         ));
     }
     if let Some(config) = config.as_object_mut() {
@@ -302,6 +318,8 @@ mod tests {
             (bare(), &[json!(0), json!(2)], &["LABEL_0", "LABEL_1", "LABEL_2"], "single_label_classification"),
             (bare(), &[json!(true)], &["LABEL_0", "LABEL_1"], "single_label_classification"),
             (bare(), &[json!(0.5), json!(2)], &["LABEL_0"], "regression"),
+            (bare(), &[json!(-1.5), json!(2)], &["LABEL_0"], "regression"),
+            (bare(), &[json!(-1.0), json!(1)], &["LABEL_0"], "regression"),
             (bare(), &[json!([0, 1, 1])], &["LABEL_0", "LABEL_1", "LABEL_2"], "multi_label_classification"),
             (bare(), &[json!(["b", "a"]), json!([])], &["a", "b"], "multi_label_classification"),
             (trained(three()), &[json!(1)], &["LABEL_0", "LABEL_1", "LABEL_2"], "single_label_classification"),
@@ -335,7 +353,14 @@ mod tests {
     #[test]
     fn labels_that_make_no_sense_are_errors() {
         let classify = &sequence_classification::DEF;
-        for labels in [&[json!("a"), json!(1)][..], &[], &[json!("only")], &[json!(1u64 << 40)]] {
+        for labels in [
+            &[json!("a"), json!(1)][..],
+            &[],
+            &[json!("only")],
+            &[json!(1u64 << 40)],
+            &[json!(-1), json!(1)],
+            &[json!({})],
+        ] {
             assert!(settled(classify, json!({}), labels).is_err(), "{labels:?}");
         }
         assert!(Labels::of_config(&json!({"id2label": {"0": "a", "2": "b"}})).is_err());

@@ -71,7 +71,7 @@ impl Task for MaskedLm {
                 labels.truncate(codec.max_len);
                 (example, labels, cut)
             }
-            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+            _ => return Err(row.unlike(ROWS)),
         };
         let trains = labels.iter().any(|&label| label != IGNORE);
         *example.ints_mut(LABELS) = labels;

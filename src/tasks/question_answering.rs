@@ -103,7 +103,7 @@ impl Task for QuestionAnswering {
                 (vec![example], cut)
             }
             [false, true, true] => (self.windows(row, codec)?, false),
-            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+            _ => return Err(row.unlike(ROWS)),
         };
         if !self.token_types {
             examples.iter_mut().for_each(|e| e.columns.retain(|(name, _)| *name != TOKEN_TYPE_IDS));
@@ -174,7 +174,7 @@ impl QuestionAnswering {
         let answer = match row.get::<Answers>(ANSWERS)? {
             Some(answers) => answers.bytes(row, &context)?,
             None if codec.unlabelled => None,
-            None => return Err(row.wrong(format!("the fields {}", row.names()), ANSWERS)),
+            None => return Err(row.lacks(ANSWERS)),
         };
         let windows = codec.tokenizer(row)?.encode_windows(&question, &context, codec.max_len, self.stride)?;
         let one = |window: &Encoded| {

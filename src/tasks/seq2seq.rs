@@ -88,7 +88,7 @@ impl Task for Seq2Seq {
                 let labels = labels.iter().map(label).collect::<Result<Vec<i32>>>()?;
                 (codec.ids(row, INPUT_IDS)?.unwrap_or_default(), labels, false)
             }
-            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+            _ => return Err(row.unlike(ROWS)),
         };
         let cut = was_cut || ids.len() > codec.max_len || labels.len() > codec.max_target_len;
         ids.truncate(codec.max_len);

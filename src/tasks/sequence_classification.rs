@@ -19,6 +19,7 @@ use super::{
     tokens,
 };
 use crate::data::row::{Codec, Row};
+use crate::data::values::shown;
 use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
@@ -80,7 +81,7 @@ impl SequenceClassification {
                 }
                 if values.iter().any(|v| !v.is_string()) {
                     let expected = format!("{} numbers, 0 or 1, or a list of names", self.labels.len());
-                    return Err(row.wrong(format!("label {label}"), expected));
+                    return Err(row.wrong(format!("label {}", shown(label)), expected));
                 }
                 let mut flags = vec![0.0; self.labels.len()];
                 for name in values {
@@ -95,9 +96,9 @@ impl SequenceClassification {
                     1 => "a number".to_string(),
                     n => format!("a list of {n} numbers"),
                 };
-                found.map(Column::Floats).ok_or_else(|| row.wrong(format!("label {label}"), expected()))
+                found.map(Column::Floats).ok_or_else(|| row.wrong(format!("label {}", shown(label)), expected()))
             }
-            (Problem::Multi, _) => Err(row.wrong(format!("label {label}"), "a list: any of several labels")),
+            (Problem::Multi, _) => Err(row.wrong(format!("label {}", shown(label)), "a list: any of several labels")),
         }
     }
 }
@@ -127,7 +128,7 @@ impl Task for SequenceClassification {
                 let (kept, cut) = text(row, codec, &first, pair.as_deref(), codec.max_len)?;
                 (encoded(row, codec, &kept)?, cut)
             }
-            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+            _ => return Err(row.unlike(ROWS)),
         };
         if let Some(pad) = self.pad {
             let ids = example.ints(INPUT_IDS);
@@ -141,7 +142,7 @@ impl Task for SequenceClassification {
         match row.fields.get(LABEL).filter(|label| !label.is_null()) {
             Some(label) => example.columns.push((LABEL, self.label(row, label)?)),
             None if codec.unlabelled => {}
-            None => return Err(row.wrong(format!("the fields {}", row.names()), LABEL)),
+            None => return Err(row.lacks(LABEL)),
         }
         Ok(Made { examples: vec![example], cut })
     }

@@ -63,7 +63,7 @@ impl TokenClassification {
                 labels.iter().map(|label| if none(label) { Ok(IGNORE) } else { self.labels.id(row, label) }).collect()
             }
             None if codec.unlabelled => Ok(vec![IGNORE; count]),
-            None => Err(row.wrong(format!("the fields {}", row.names()), name)),
+            None => Err(row.lacks(name)),
         }
     }
 
@@ -129,7 +129,7 @@ impl Task for TokenClassification {
                 *example.ints_mut(BYTES) = bytes_of_words(&kept);
                 (example, cut)
             }
-            _ => return Err(row.wrong(format!("the fields {}", row.names()), ROWS)),
+            _ => return Err(row.unlike(ROWS)),
         };
         let trains = codec.unlabelled || example.ints(LABELS).iter().any(|&label| label != IGNORE);
         Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut })
