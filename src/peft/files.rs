@@ -12,6 +12,8 @@ use super::config::AdapterConfig;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
+use crate::paths;
+use crate::weights::safetensors::damage;
 use crate::weights::{HostTensor, write_safetensors_with};
 
 /// What an adapter is, in its folder; written last, so that a folder with it is complete.
@@ -93,9 +95,22 @@ pub struct Adapter {
 
 /// Reads `adapter_config.json` of a folder.
 pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
+    AdapterConfig::parse(&read_config_text(dir)?)
+}
+
+/// The text of `adapter_config.json` of a folder.
+pub(super) fn read_config_text(dir: &Path) -> Result<String> {
+    const WANTED: &str = "the folder of an adapter, with adapter_config.json";
+    paths::need(dir, WANTED, true)?;
     let path = dir.join(CONFIG_FILE);
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    AdapterConfig::parse(&text)
+    if path.exists() || !dir.is_dir() {
+        return std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e));
+    }
+    let found = match dir.join("config.json").exists() {
+        true => "the folder of a model",
+        false => "a folder without adapter_config.json",
+    };
+    Err(Error::file(dir, found, WANTED))
 }
 
 /// Reads a whole adapter. Weights may be f64, f32, bf16 or f16.
@@ -142,8 +157,7 @@ pub fn read_file(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
 
 /// The same of its bytes; errors name `path`.
 pub fn read_bytes(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, HostTensor>> {
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| Error::file(path, format!("a damaged header ({e})"), "a safetensors file"))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| damage(path, bytes, &e))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {
         let data = widen(&view).ok_or_else(|| {

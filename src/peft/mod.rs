@@ -28,6 +28,7 @@ use serde_json::{Map, Value};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::models::Facts;
 use crate::nn::{Hooks, Site, WeightRef};
 use crate::weights::HostTensor;
@@ -160,10 +161,11 @@ pub struct Opened {
 
 /// The adapter_config.json of a folder, and its method.
 fn read_config(dir: &Path) -> Result<(Map<String, Value>, &'static MethodDef)> {
+    let text = files::read_config_text(dir)?;
     let path = dir.join(files::CONFIG_FILE);
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let config: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|e| Error::file(&path, e.to_string(), "a JSON object as PEFT or AdapterHub writes it"))?;
+    let wrong =
+        |e: serde_json::Error| Error::file(&path, e.to_string(), "a JSON object as PEFT or AdapterHub writes it");
+    let config: Map<String, Value> = serde_json::from_str(&text).map_err(|e| foreign::explain(&path, wrong(e)))?;
     let found = config.get("peft_type").and_then(Value::as_str).or(adapterhub::kind(&config)).unwrap_or("nothing");
     let Some(def) = METHODS.iter().copied().find(|m| m.peft_type == Some(found)) else {
         let known: Vec<&str> = METHODS.iter().filter_map(|m| m.peft_type).collect();

@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::mapped::FileBytes;
+use crate::foreign;
 use crate::quant::ggml::GgmlType;
 use crate::{Error, Result};
 
@@ -240,7 +241,8 @@ impl Gguf {
         let map = FileBytes::open(&file).map_err(|e| Error::io(path, e))?;
         let mut reader = Reader { path, bytes: &map, at: 0 };
         if reader.take(4, "magic")? != b"GGUF" {
-            return Err(Error::file(path, "another magic number", "a GGUF file, which starts with the bytes GGUF"));
+            let expected = "a GGUF file, which begins with the bytes GGUF, or the folder of a Hugging Face model";
+            return Err(foreign::explain(path, Error::file(path, "a file that is no GGUF file", expected)));
         }
         let version = reader.u32("version")?;
         if !(2..=3).contains(&version) {

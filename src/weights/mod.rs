@@ -18,7 +18,9 @@ use serde_json::Value;
 
 pub use self::safetensors::{Tensor, write_safetensors, write_safetensors_with};
 use crate::dtype::DType;
+use crate::foreign;
 use crate::offload::Store;
+use crate::paths;
 use crate::quant::ggml::{self, GgmlType};
 use crate::{Error, Result};
 use bnb::{Int8, Nf4Parts};
@@ -128,22 +130,46 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     match serde_json::from_slice(&bytes) {
         Ok(value @ Value::Object(_)) => Ok(Some(value)),
         Ok(_) => Err(Error::file(path, "another JSON value", "a JSON object")),
-        Err(e) => Err(Error::file(path, e.to_string(), "JSON")),
+        Err(e) => Err(foreign::explain(path, Error::file(path, e.to_string(), "JSON"))),
     }
 }
 
 /// The config.json of a folder, whether or not it holds weights.
 pub fn read_config(folder: &Path) -> Result<Value> {
-    read_json(&folder.join("config.json"))?
-        .ok_or_else(|| Error::file(folder, "a folder without config.json", "a Hugging Face model folder"))
+    paths::need(folder, MODEL, true)?;
+    read_json(&folder.join("config.json"))?.ok_or_else(|| no_config(folder))
+}
+
+/// What a model may be.
+const MODEL: &str = "a Hugging Face model's folder, or a .gguf file";
+
+/// What a folder without config.json is instead.
+fn no_config(folder: &Path) -> Error {
+    let of = |found: &str, expected: String| Error::file(folder, found, expected);
+    if folder.join("adapter_config.json").exists() {
+        return of("the folder of an adapter", "the folder of its base model; this one is for --adapter".into());
+    }
+    let inner = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+        paths.sort();
+        paths
+    };
+    if let Some(file) = inner(folder).iter().find(|path| path.extension().is_some_and(|e| e == "gguf")) {
+        return of("a folder with GGUF files", format!("the path of one of them, such as {}", file.display()));
+    }
+    if let Some(snapshot) = inner(&folder.join("snapshots")).pop() {
+        return of("a folder of the hub's cache", format!("a snapshot in it: {}", snapshot.display()));
+    }
+    of("a folder without config.json", MODEL.into())
 }
 
 impl Checkpoint {
     /// Opens a folder with config.json and model.safetensors (or its shards), or a .gguf file.
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
-        let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if kind.is_dir() {
+        paths::need(path, MODEL, true)?;
+        if path.is_dir() {
             return Checkpoint::open_folder(path);
         }
         if path.extension().is_some_and(|e| e == "safetensors") {
@@ -398,10 +424,14 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
     for (name, file) in map {
         // A plain name, so that an index cannot reach outside of its folder.
         let file = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|plain| plain == *f));
-        files.insert(file.ok_or_else(|| wrong(format!("{name} in {}", map[name])))?);
+        files.insert(file.ok_or_else(|| wrong(format!("{name} in {}, which is outside of the folder", map[name])))?);
     }
     if files.is_empty() {
         return Err(wrong("an empty weight_map".into()));
+    }
+    if let Some(missing) = files.iter().find(|file| !folder.join(file).exists()) {
+        let expected = "all the files that it names: fetch or copy the folder again";
+        return Err(Error::file(&path, format!("{missing}, which is not in the folder"), expected));
     }
     Ok(files.into_iter().map(|f| folder.join(f)).collect())
 }

@@ -1,6 +1,7 @@
 //! safetensors files: `header:u64 {JSON} data`. Reading maps the file; writing streams it.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
@@ -8,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use safetensors::Dtype;
-use safetensors::SafeTensors;
+use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::{Map, Value, json};
 
 use super::mapped::FileBytes;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::offload::{From, Part};
 
 /// An open file. Only its header has been read.
@@ -43,8 +45,7 @@ impl SafetensorsFile {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let map = FileBytes::open(&file).map_err(|e| Error::io(path, e))?;
-        let (header_bytes, header) =
-            SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, e.to_string(), "a safetensors file"))?;
+        let (header_bytes, header) = SafeTensors::read_metadata(&map).map_err(|e| damage(path, &map, &e))?;
         Ok(SafetensorsFile { path: path.into(), file: Arc::new(file), map, data: 8 + header_bytes, header })
     }
 
@@ -83,6 +84,37 @@ impl SafetensorsFile {
         let bytes = self.map.get(self.data + start..self.data + end)?;
         Some(View { dtype: info.dtype, shape: &info.shape, bytes })
     }
+}
+
+/// What is wrong with the `bytes` of the file `path`, which the library refused.
+pub(crate) fn damage(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
+    /// What the library takes as a header at most.
+    const LARGEST: u64 = 100_000_000;
+    const WHOLE: &str = "the whole file: fetch or copy it again";
+    let length = bytes.len() as u64;
+    let of = |found: String, expected: &str| foreign::explain(path, Error::file(path, found, expected));
+    let Some(header) = bytes.first_chunk().map(|first| u64::from_le_bytes(*first)) else {
+        return of(if bytes.is_empty() { "an empty file".into() } else { format!("a file of {length} bytes") }, WHOLE);
+    };
+    if header > LARGEST {
+        return of("bytes that are no safetensors header".into(), "a safetensors file");
+    }
+    if header > length - 8 {
+        return of(format!("a header of {header} bytes in a file of {length}: it is cut short"), WHOLE);
+    }
+    if let SafeTensorError::MetadataIncompleteBuffer = error {
+        let tensors: Option<Map<String, Value>> = serde_json::from_slice(&bytes[8..8 + header as usize]).ok();
+        let end = |info: &Value| info.get("data_offsets")?.get(1)?.as_u64();
+        let end = tensors.iter().flat_map(Map::values).filter_map(end).max().unwrap_or(0);
+        let whole = end.saturating_add(8 + header);
+        return match whole.cmp(&length) {
+            Ordering::Greater => {
+                of(format!("{length} bytes of {whole}, which its header tells of: it is cut short"), WHOLE)
+            }
+            _ => of(format!("{length} bytes, of which its header tells of {whole}"), WHOLE),
+        };
+    }
+    of(format!("a damaged header ({error})"), WHOLE)
 }
 
 /// One tensor to write.
