@@ -14,12 +14,15 @@ use crate::error::{Error, Result};
 use crate::memory::Toggle;
 use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
+use crate::paths;
 use crate::peft::{AdapterConfig, Bias, Bottleneck, Selection, Targets, Tokens, files, tokens::distinct};
 use crate::train::loraplus::LoraPlus;
 use crate::train::optimizer::{Bits, Rule};
 
+mod others;
 mod value;
 
+pub use others::meaning;
 pub use value::{
     AdapterKind, Bytes, Columns, Device, Dtype, Init, Method, Optimizer, PromptInit, Quantize, Recompute, SaveDtype,
     Schedule, Setting, Task,
@@ -346,6 +349,12 @@ fn find(name: &str) -> Result<&'static Field> {
 }
 
 fn near(name: &str) -> String {
+    match meaning(name) {
+        Some((ours, more)) if ours.is_empty() => return format!("no such setting: {more}"),
+        Some((ours, "")) => return format!("`{ours}`, which is what {name} is called here"),
+        Some((ours, more)) => return format!("`{ours}`, which is what {name} is called here: {more}"),
+        None => {}
+    }
     match nearest(&name.replace('-', "_"), FIELDS.iter().map(|f| f.name)) {
         Some(near) => format!("a setting; the nearest is `{}`", near.replace('_', "-")),
         None => "a setting (`trimtab train --help` lists them)".into(),
@@ -368,7 +377,16 @@ impl RunConfig {
     /// `adapter_config.json` is read and sets what is LoRA's own.
     pub fn resolve(file: Option<&Path>, flags: &Flags) -> Result<RunConfig> {
         let (text, path) = match file {
-            Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
+            Some(path) => {
+                const TOML: &str = "a TOML file: a line is KEY = VALUE, as --show-config prints them";
+                paths::need(path, TOML, false)?;
+                if let Some(kind) =
+                    path.extension().and_then(|e| e.to_str()).filter(|e| ["yaml", "yml", "json"].contains(e))
+                {
+                    return Err(Error::file(path, format!("a .{kind} file"), TOML));
+                }
+                (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path)
+            }
             None => (String::new(), Path::new("")),
         };
         Self::resolve_text(&text, path, flags)
@@ -381,10 +399,21 @@ impl RunConfig {
         let mut in_file: Vec<Option<&Value>> = vec![None; FIELDS.len()];
         for (key, value) in &table {
             let Some(i) = FIELDS.iter().position(|f| f.is_called(key)) else {
+                if value.is_table() {
+                    return Err(Error::file(path, format!("a table [{key}]"), "the settings alone, without tables"));
+                }
                 return Err(Error::file(path, format!("unknown key `{key}`"), near(key)));
             };
             if in_file[i].replace(value).is_some() {
                 return Err(Error::file(path, format!("`{key}` twice, with hyphens and underscores"), "each key once"));
+            }
+        }
+        for name in ["data", "eval_data"] {
+            let mut given: Vec<&str> = flags.0.iter().filter(|f| f.0 == name).map(|f| f.1.as_str()).collect();
+            given.dedup();
+            if given.len() > 1 {
+                let expected = format!("one file: `cat {} > all.jsonl` makes one of JSON Lines", given.join(" "));
+                return Err(Error::config(format!("--{}", name.replace('_', "-")), given.join(" and "), expected));
             }
         }
         let typed = |f: &Field| flags.0.iter().rev().find(|(name, _)| *name == f.name).map(|(_, text)| text);

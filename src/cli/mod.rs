@@ -1,6 +1,7 @@
 //! The command line: one file a command, each a thin layer over the library. Results go to standard output, talk to
 //! standard error; 0 is success, 1 is work that failed, 2 is a call that makes no sense, 130 is work that was interrupted.
 
+mod advice;
 mod devices;
 mod generate;
 mod plan;
@@ -13,7 +14,7 @@ mod train;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use trimtab::{Error, Result};
 
 /// Fine-tunes large language models in little memory, on the CPU and on any Vulkan, Metal or DX12 GPU.
@@ -63,7 +64,8 @@ type Outcome = Result<(), Stop>;
 
 pub fn main() -> ExitCode {
     // Clap reports its own errors on standard error and exits with 2.
-    let outcome = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| advice::advised(error, &Cli::command()).exit());
+    let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Plan(args) => plan::run(args),
