@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::generate::Generation;
 use crate::graph::program::Program;
 use crate::models::Model;
-use crate::nn::{Build, Layout, Nn, Site};
+use crate::nn::{Build, Layout, Nn, Site, Weight};
 use crate::tasks::Task;
 use crate::train::eval::Evaluation;
 use crate::train::step::{Leaves, Parts};
@@ -21,13 +21,15 @@ pub(super) struct Phases {
 }
 
 impl Phases {
-    /// One graph with the phases that `options` ask for, and the sites of its model.
+    /// One graph with the phases that `options` ask for, and the sites of its model. `check` is the methods' of sites and
+    /// weights: where no step can be built, it knows why.
     pub fn build(
         model: &dyn Model,
         task: &dyn Task,
         build: Build,
         options: &Options,
         caps: &Caps,
+        check: &dyn Fn(&[Site], &[Weight]) -> Result<()>,
     ) -> Result<(Program, Vec<Site>, Phases)> {
         let mut nn = Nn::new(build);
         let shape = options.shape();
@@ -35,7 +37,10 @@ impl Phases {
             true => {
                 let single = options.step_tokens.is_some_and(|most| most <= options.micro_tokens);
                 let parts = Parts { model, task, build, shape, single, optimizer: options.optimizer };
-                Some(Leaves::build(&mut nn, &parts, caps)?)
+                match Leaves::build(&mut nn, &parts, caps) {
+                    Ok(leaves) => Some(leaves),
+                    Err(error) => return Err(check(&nn.sites, &nn.weights).err().unwrap_or(error)),
+                }
             }
             false => None,
         };
@@ -49,6 +54,7 @@ impl Phases {
         };
         let Nn { g: graph, weights, sites, ties, .. } = nn;
         let forward = train.as_ref().map_or(graph.nodes.len(), |leaves| leaves.forward);
+        check(&sites, &weights)?;
         Ok((Program { graph, weights, forward }, sites, Phases { train, evaluation, generation, ties }))
     }
 

@@ -12,7 +12,7 @@ use crate::graph::program::Program;
 use crate::graph::{Def, Graph, LeafKind};
 use crate::memory::{self, Chosen};
 use crate::models::Facts;
-use crate::nn::{Build, Hooks, Layout, Source, Weight, WeightRef};
+use crate::nn::{Build, Hooks, Layout, Site, Source, Weight, WeightRef};
 use crate::peft::Method;
 use crate::plan::{Account, Plan};
 use crate::tasks::Task;
@@ -54,17 +54,19 @@ impl Planned {
         let stack: Vec<&dyn Hooks> = methods.iter().map(|m| &**m as &dyn Hooks).collect();
         let mut options = options;
         let wanted = options.micro_tokens;
-        let (program, phases, plan, mut chosen, notes) = loop {
-            let build = Build { stack: &stack, storage: &storage, act };
-            let (program, sites, phases) = Phases::build(&*model, task, build, &options, backend.caps())?;
-            methods.iter().try_for_each(|m| m.check(&sites))?;
-            let notes = methods.iter().flat_map(|m| m.notes(&sites)).collect();
-            let weights = program.weights.iter().filter_map(|w| match &w.source {
+        let check = |sites: &[Site], weights: &[Weight]| -> Result<()> {
+            methods.iter().try_for_each(|m| m.check(sites))?;
+            let base = weights.iter().filter_map(|w| match &w.source {
                 Source::Base { tensor, role, .. } => Some(WeightRef { name: tensor, role: *role }),
                 _ => None,
             });
-            let weights: Vec<WeightRef> = weights.collect();
-            methods.iter().try_for_each(|m| m.check_weights(&weights))?;
+            let base: Vec<WeightRef> = base.collect();
+            methods.iter().try_for_each(|m| m.check_weights(&base))
+        };
+        let (program, phases, plan, mut chosen, notes) = loop {
+            let build = Build { stack: &stack, storage: &storage, act };
+            let (program, sites, phases) = Phases::build(&*model, task, build, &options, backend.caps(), &check)?;
+            let notes = methods.iter().flat_map(|m| m.notes(&sites)).collect();
             match memory::fit(&program, backend.caps(), &options.memory) {
                 // The last resort, since it changes rounding; of no use where there are no micro-batches.
                 Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len && phases.layout().is_ok() => {
