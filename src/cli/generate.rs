@@ -51,9 +51,7 @@ pub fn run(args: Args) -> Outcome {
         Some(stop) => return Err(stop),
         None => print("\n")?,
     }
-    if let Some(warning) = &timing.warning {
-        eprintln!("note: {warning}");
-    }
+    timing.notes.iter().for_each(|note| eprintln!("note: {note}"));
     if timing.read.1 > 0.0 {
         eprintln!("{timing}");
     }

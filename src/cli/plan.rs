@@ -27,7 +27,8 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let Some(config) = args.settings.resolve()? else { return Ok(()) };
     config.need("model").map_err(Stop::Usage)?;
-    let Preview { device, account, chosen, svg } = run::preview(&config)?;
+    let Preview { device, account, chosen, notes, svg } = run::preview(&config)?;
+    notes.iter().for_each(|note| eprintln!("{note}"));
     if let Some(path) = args.svg {
         std::fs::write(&path, svg).map_err(|e| Error::io(&path, e))?;
     }

@@ -76,6 +76,7 @@ pub fn run(args: Args) -> Outcome {
         return Err(stop);
     }
     eprintln!("{}", report.about);
+    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
     if report.cut > 0 {
         eprintln!(
             "{} rows were cut to {} tokens: raise --max-seq-len to keep them whole",

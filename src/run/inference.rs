@@ -11,13 +11,14 @@ use crate::run::options::options;
 use crate::session::{Options, Planned, Session};
 use crate::tasks::Task;
 
-/// The model with the adapter of the settings, loaded; `wanted` says what for. A head of random weights is an error.
+/// The model with the adapter of the settings, loaded, and what there is to say of them; `wanted` says what for. A head of
+/// random weights is an error.
 pub fn open(
     config: &RunConfig,
     base: &Arc<Base>,
     task: &dyn Task,
     wanted: impl FnOnce(Options) -> Options,
-) -> Result<Session> {
+) -> Result<(Session, Vec<String>)> {
     let (method, tensors): (Box<dyn Method>, _) = match &config.adapter {
         Some(dir) => {
             let opened = peft::open(dir)?;
@@ -36,5 +37,6 @@ pub fn open(
         let expected = format!("a model that was trained for task {}", task.def().name);
         return Err(Error::file(&base.path, found, expected));
     }
-    planned.start(tensors.as_ref(), &mut |_, _| Ok(()))
+    let notes = base.notes.iter().chain(planned.notes()).cloned().collect();
+    Ok((planned.start(tensors.as_ref(), &mut |_, _| Ok(()))?, notes))
 }

@@ -123,7 +123,7 @@ impl Job {
     pub fn rows(&self, config: &RunConfig, path: &Path, unlabelled: bool) -> Result<Rows> {
         let how = How { tokenized: reader::is_tokenized(path, config.columns())?, unlabelled, traced: true };
         self.with_codec(config, how, |codec| {
-            let mut rows = Rows::new(path);
+            let mut rows = Rows::new(path, codec);
             reader::rows(path, config.columns(), &mut |row| self.add(&mut rows, row, codec).map(|()| true))?;
             match rows.rows.is_empty() {
                 true => Err(Error::file(path, "no rows", "at least one")),
@@ -135,7 +135,7 @@ impl Job {
     /// One row of these fields.
     pub fn row(&self, config: &RunConfig, fields: Map<String, Value>) -> Result<Rows> {
         self.with_codec(config, How { tokenized: false, unlabelled: true, traced: true }, |codec| {
-            let mut rows = Rows::new(Path::new("--text"));
+            let mut rows = Rows::new(Path::new("--text"), codec);
             let path = rows.path.clone();
             self.add(&mut rows, &Row { path: &path, line: 1, fields }, codec)?;
             self.fits(&rows.data)?;
@@ -180,6 +180,8 @@ pub struct Rows {
     pub data: Dataset,
     /// How many were cut to the longest length.
     pub cut: usize,
+    /// What a user should know of the tokenizer.
+    pub note: Option<String>,
 }
 
 /// A row and the numbers of its examples.
@@ -191,8 +193,9 @@ pub struct Read {
 }
 
 impl Rows {
-    fn new(path: &Path) -> Rows {
-        Rows { path: path.into(), rows: Vec::new(), data: Dataset::default(), cut: 0 }
+    fn new(path: &Path, codec: &Codec) -> Rows {
+        let note = codec.tokenizer.and_then(|t| t.warning()).map(String::from);
+        Rows { path: path.into(), rows: Vec::new(), data: Dataset::default(), cut: 0, note }
     }
 
     /// The row of a number.

@@ -26,6 +26,8 @@ pub struct Report {
     pub about: String,
     /// Rows that were cut to the longest length.
     pub cut: usize,
+    /// What a user should know of the model and its tokenizer.
+    pub notes: Vec<String>,
 }
 
 /// Gives a JSON object a row to `on`, in the rows' order, until that returns false. Of the settings, those about the
@@ -44,9 +46,11 @@ pub fn predict(config: &RunConfig, input: &Input, on: &mut dyn FnMut(&Value) -> 
         Input::File(path) => job.rows(config, path, true)?,
         Input::Row(fields) => job.row(config, fields.clone())?,
     };
-    let mut session = inference::open(config, &job.base, &*job.task, |options| Options { evaluate: true, ..options })?;
+    let wanted = |options| Options { evaluate: true, ..options };
+    let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, wanted)?;
+    notes.extend(rows.note.clone());
     evaluate::over(&mut session, &rows, config.batch_size, &mut |row, computed| {
         on(&job.task.predict(row, computed)?)
     })?;
-    Ok(Report { about: job.about(), cut: rows.cut })
+    Ok(Report { about: job.about(), cut: rows.cut, notes })
 }

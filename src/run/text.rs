@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::base::Base;
 use crate::config::{MOST_TOKENS, RunConfig};
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::generate::sample::Sampling;
 use crate::generate::{Ask, Room};
@@ -19,8 +20,8 @@ pub struct Timing {
     pub read: (usize, f64),
     /// Tokens that were written after the first, which the prompt gave, and their seconds.
     pub written: (usize, f64),
-    /// What a user should know of the tokenizer.
-    pub warning: Option<String>,
+    /// What a user should know of the model, its tokenizer and the prompt.
+    pub notes: Vec<String>,
 }
 
 impl std::fmt::Display for Timing {
@@ -86,16 +87,23 @@ pub fn generate(
     let chunk = if answers { 1 } else { tokens.min(Room::CHUNK) };
     let room = Room { tokens, source: ids.len(), chunk };
     let wanted = |options| Options { max_seq_len: tokens.max(ids.len()), generate: Some(room), ..options };
-    let mut session = inference::open(config, &base, &CausalLm, wanted)?;
+    let (mut session, mut notes) = inference::open(config, &base, &CausalLm, wanted)?;
+    notes.extend(tokenizer.warning().map(String::from));
+    if !answers && splits_words(&tokenizer, prompt)? {
+        notes.push(
+            "the prompt ends in a space, which the tokenizer has in the token of the word after it: the model has seldom seen \
+             such a text; leave the space out"
+                .into(),
+        );
+    }
     if !answers && !on(prompt) {
-        return Ok(Timing::default());
+        return Ok(Timing { notes, ..Timing::default() });
     }
 
     let ask = Ask { max_tokens, sampling: *sampling, stop: tokenizer.eos_ids() };
     // An answer is a text of its own.
     let mut text = tokenizer.decode_stream(if answers { &[] } else { &ids }, true)?;
-    let warning = tokenizer.warning().map(String::from);
-    let mut timing = Timing { read: (ids.len(), 0.0), warning, ..Timing::default() };
+    let mut timing = Timing { read: (ids.len(), 0.0), notes, ..Timing::default() };
     let (mut start, mut stopped) = (Instant::now(), false);
     session.generate(&ids, &ask, &mut |id| {
         match timing.read.1 {
@@ -112,4 +120,13 @@ pub fn generate(
         on(&rest);
     }
     Ok(timing)
+}
+
+/// Whether a text ends in a space that would be part of the next word's token.
+fn splits_words(tokenizer: &Tokenizer, text: &str) -> Result<bool> {
+    if !text.ends_with(' ') {
+        return Ok(false);
+    }
+    let (before, after) = (tokenizer.encode(text, false)?, tokenizer.encode(&format!("{text}a"), false)?);
+    Ok(!after.starts_with(&before))
 }

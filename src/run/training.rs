@@ -45,6 +45,8 @@ pub struct Preview {
     pub account: Account,
     /// What would be done to save memory; empty if nothing.
     pub chosen: Vec<Chosen>,
+    /// What there is to say of the model, the task and the method.
+    pub notes: Vec<String>,
     /// A picture of the arena over a step.
     pub svg: String,
 }
@@ -54,7 +56,9 @@ pub fn preview(config: &RunConfig) -> Result<Preview> {
     let job = Job::open(config, adapts(config)?, config.data.as_deref())?;
     let planned = plan(config, &job, backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
+    let about = (job.task.def().name != causal_lm::DEF.name).then(|| job.about());
     Ok(Preview {
+        notes: about.iter().chain(&job.base.notes).chain(planned.notes()).cloned().collect(),
         device: planned.device().to_owned(),
         account: planned.account().clone(),
         chosen: planned.chosen().to_vec(),
