@@ -1,6 +1,8 @@
 //! A plan on a device: allocated, compiled, and then run step after step without allocating anything.
 
-use crate::backend::{Backend, Buffer, HostSlice, Recording, Slice};
+mod trace;
+
+use crate::backend::{Backend, Buffer, HostSlice, Launch, Recording, Slice};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Phase, Val};
 use crate::offload::{Offload, Store};
@@ -44,9 +46,7 @@ impl Exec {
         }
         let mut phases = Vec::with_capacity(plan.launches.len());
         for (mut launches, steps) in std::mem::take(&mut plan.launches).into_iter().zip(&plan.schedule.phases) {
-            for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
-                arg.buffer = buffers[arg.buffer.0 as usize];
-            }
+            bind(&mut launches, &buffers);
             let mut stages = Vec::with_capacity(steps.len());
             for step in steps {
                 stages.push(match step {
@@ -194,5 +194,12 @@ impl Exec {
     /// The same of an F32 value, as numbers.
     pub fn download_f32(&mut self, v: Val) -> Result<Vec<f32>> {
         Ok(bytemuck::pod_collect_to_vec(&self.download(v)?))
+    }
+}
+
+/// From the plan's numbers of buffers to those of the device.
+fn bind(launches: &mut [Launch], buffers: &[Buffer]) {
+    for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
+        arg.buffer = buffers[arg.buffer.0 as usize];
     }
 }

@@ -162,6 +162,7 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
         });
         let error = error.unwrap_err().to_string();
         assert!(error.contains(&format!("{most} steps in a row")), "{error}");
+        assert!(error.contains("is in the output of op ") && error.contains("lower lr"), "{error}");
         assert!(finite > 0, "the first step is a number");
         let lines = std::fs::read_to_string(scratch.0.join(METRICS_FILE)).unwrap();
         let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();

@@ -38,6 +38,8 @@ pub struct OpDef {
     pub accumulates: bool,
     /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
     pub in_place: &'static [(usize, usize)],
+    /// Outputs that hold logarithms of sums: −∞ is the one of a sum without terms, and not a number that got out of hand.
+    pub log_sums: &'static [usize],
     /// What a launch costs, from the types of the inputs and of the outputs.
     pub cost: fn(&Attr, &[Ty], &[Ty]) -> Cost,
     /// Scratch bytes a launch needs beside its operands.
@@ -118,6 +120,7 @@ impl OpDef {
         grad: Grad::Missing,
         accumulates: false,
         in_place: &[],
+        log_sums: &[],
         cost: |_, _, _| Cost::default(),
         workspace: |_, _, _| 0,
         host: |_| {},

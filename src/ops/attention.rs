@@ -41,6 +41,7 @@ pub static ATTENTION: OpDef = OpDef {
     infer: infer_forward,
     reference: reference::forward,
     grad: Grad::Rule(rule),
+    log_sums: &[1],
     cost: |attr, ins, _| cost(attr, ins, 2),
     workspace: cuda::forward_workspace,
     host: host::forward,

@@ -131,7 +131,8 @@ impl Plan {
         Ok(plan)
     }
 
-    fn lower(&self, g: &Graph, index: usize, caps: &Caps) -> Result<Vec<Launch>> {
+    /// The launches of node `index`; their buffers are indices into [`Plan::buffers`].
+    pub fn lower(&self, g: &Graph, index: usize, caps: &Caps) -> Result<Vec<Launch>> {
         let node = &g.nodes[index];
         let slice = |p: Place| Slice { buffer: Buffer(p.buffer as u32), offset: p.offset, bytes: p.bytes };
         let slices = |vals: &[Val]| vals.iter().map(|&v| Ok(slice(self.place(g, v)?))).collect::<Result<Vec<_>>>();

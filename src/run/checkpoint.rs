@@ -14,7 +14,7 @@ use super::identity::{Identity, Length};
 use crate::data::sampler::Cursor;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::run::training::Skips;
+use crate::run::skips::Skips;
 use crate::session::Session;
 use crate::system::Instant;
 

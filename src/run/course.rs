@@ -9,13 +9,14 @@ use super::identity::{Identity, Length};
 use super::job::{Job, Rows};
 use super::metrics::{Event, Metrics, StepEvent};
 use super::profile::Report;
+use super::skips::Skips;
 use super::svg;
-use super::training::{Skips, Summary};
+use super::training::Summary;
 use crate::backend::profile::Profile;
 use crate::config::{Method, RunConfig};
 use crate::cpu::gemm;
 use crate::data::Dataset;
-use crate::data::pack::pack;
+use crate::data::pack::{MicroBatch, pack};
 use crate::data::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::memory::resident;
@@ -24,6 +25,7 @@ use crate::peft;
 use crate::session::Session;
 use crate::system::{self, Instant};
 use crate::train::schedule;
+use crate::train::trainer::StepReport;
 
 /// Keeps what a run tells in its folder, and passes it on.
 pub struct Tell<'a> {
@@ -44,6 +46,14 @@ impl Tell<'_> {
     pub fn note(&mut self, text: impl Into<String>) -> Result<()> {
         self.event(Event::Note(text.into()))
     }
+}
+
+/// A step that is done.
+struct Stepped {
+    micro: Vec<MicroBatch>,
+    report: StepReport,
+    event: StepEvent,
+    seconds: f64,
 }
 
 /// A run with all that it needs, between two of its steps.
@@ -89,7 +99,7 @@ impl Course<'_> {
         let mut timed = Report::default();
         let first = self.done;
         while self.done < self.length.steps {
-            let (event, seconds) = self.step()?;
+            let Stepped { micro, report, event, seconds } = self.step()?;
             timed = Report { steps: timed.steps + 1, seconds: timed.seconds + seconds, ..timed };
             if let Some(profile) = self.profile.as_ref().filter(|_| self.done == first + 1 && event.step < event.steps)
             {
@@ -98,7 +108,8 @@ impl Course<'_> {
                 timed = Report::default();
             }
             let stopped = is_stop(tell.event(Event::Step(event)))?;
-            self.skips.check(self.config.max_skips, &event)?;
+            let (most, session) = (self.config.max_skips, &mut self.session);
+            self.skips.check(most, self.done, &report, || session.first_not_finite(&micro))?;
             let stopped = stopped || is_stop(self.evaluate(tell))?;
             if stopped && self.done < self.length.steps {
                 return Err(self.stop(tell));
@@ -128,8 +139,7 @@ impl Course<'_> {
         Ok(Summary { steps, first_loss: loss(self.losses.first()), last_loss: loss(self.losses.last()) })
     }
 
-    /// The next step, and the seconds that it took.
-    fn step(&mut self) -> Result<(StepEvent, f64)> {
+    fn step(&mut self) -> Result<Stepped> {
         let Length { steps, warmup } = self.length;
         let began = Instant::now();
         let batch = self.sampler.next_batch(self.config.batch_size);
@@ -151,7 +161,7 @@ impl Course<'_> {
             tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
             skipped: self.skips.all,
         };
-        Ok((event, seconds))
+        Ok(Stepped { micro, report, event, seconds })
     }
 
     fn evaluate(&mut self, tell: &mut Tell) -> Result<()> {

@@ -13,6 +13,7 @@ pub mod options;
 pub mod predict;
 pub mod profile;
 pub mod progress;
+pub mod skips;
 pub mod svg;
 pub mod text;
 pub mod training;

@@ -1,14 +1,13 @@
 //! A training run from its config to its files: what `trimtab train` does.
 
-use serde::{Deserialize, Serialize};
-
 use super::checkpoint::{self, Checkpoint, Pace};
 use super::course::{Course, Tell};
 use super::folder::{Folder, Start};
 use super::identity::{Identity, Length};
 use super::job::Job;
-use super::metrics::{Event, Metrics, StepEvent};
+use super::metrics::{Event, Metrics};
 use super::options::options;
+use super::skips::Skips;
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
 use crate::config::{Method as MethodName, PromptInit, RunConfig, SaveDtype};
@@ -20,11 +19,9 @@ use crate::memory::Chosen;
 use crate::memory::{budget, resident};
 use crate::peft::prompt::Start as PromptStart;
 use crate::peft::{self, AdapterConfig, Method, Settings};
-
 use crate::plan::{Account, class_name, timeline};
 use crate::session::Planned;
 use crate::tasks::causal_lm;
-use crate::train::trainer::StepReport;
 
 /// What a finished run leaves.
 #[derive(Clone, Debug)]
@@ -267,35 +264,4 @@ fn written(config: &RunConfig, planned: &Planned) -> u64 {
     let one = planned.state_bytes() + if config.method == MethodName::Full { 0 } else { saved as u64 };
     let parts = [checkpoints.saturating_mul(one), saved as u64].into_iter().chain(files.map(|(_, bytes)| *bytes));
     parts.fold(0, u64::saturating_add)
-}
-
-/// Steps whose loss or gradient was not finite. The update leaves everything as it was where the gradient is not finite.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Skips {
-    /// Since the run began.
-    pub all: u64,
-    /// Since the last one that was not skipped.
-    pub in_a_row: u64,
-}
-
-impl Skips {
-    /// Counts a step.
-    pub fn count(&mut self, report: &StepReport) {
-        let skipped = !report.is_finite();
-        self.all += u64::from(skipped);
-        self.in_a_row = if skipped { self.in_a_row + 1 } else { 0 };
-    }
-
-    /// Errs after `most` in a row, of which `step` is the last.
-    pub fn check(&self, most: u64, step: &StepEvent) -> Result<()> {
-        if self.in_a_row < most {
-            return Ok(());
-        }
-        let found = format!(
-            "{} steps in a row, up to step {}, whose loss or gradient is not finite (loss {}, gradient norm {})",
-            self.in_a_row, step.step, step.loss, step.grad_norm
-        );
-        let expected = "finite numbers: try a lower lr, a longer warmup, or --dtype f32 or bf16; nothing was written";
-        Err(Error::config("max-skips", found, expected))
-    }
 }

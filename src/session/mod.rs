@@ -18,6 +18,7 @@ use crate::models::Facts;
 use crate::nn::Layout;
 use crate::peft::Method;
 use crate::train::eval::{Evaluated, Evaluation};
+use crate::train::finite::NotFinite;
 use crate::train::trainer::{StepReport, Trainer};
 pub use options::{Options, activations};
 use phases::lacks;
@@ -61,6 +62,12 @@ impl Session {
         on: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<StepReport> {
         self.trainer.step_with(micro, lr, on)
+    }
+
+    /// Where a step left the finite numbers: after one whose report is not finite, with its micro-batches. It repeats the
+    /// step op by op and names the first op whose output is not finite (see [`Trainer::first_not_finite`]).
+    pub fn first_not_finite(&mut self, micro: &[MicroBatch]) -> Result<Option<NotFinite>> {
+        self.trainer.first_not_finite(micro)
     }
 
     /// Loss and outputs of a packed micro-batch, without dropout, on the weights as they are.

@@ -8,6 +8,7 @@ use crate::graph::program::Program;
 use crate::graph::{Def, LeafKind, Phase, Val};
 use crate::nn::Weight;
 use crate::plan::Plan;
+use crate::train::finite::{self, NotFinite};
 use crate::train::step::{Leaves, Step};
 use crate::weights::HostTensor;
 
@@ -97,16 +98,9 @@ impl Trainer {
         let Trainer { exec, leaves: Some(leaves), seed, steps, .. } = self else {
             return Err(Error::unsupported("a step of a program that does not train", "plan it with the option train"));
         };
-        let trained: usize = micro.iter().map(|m| m.trained).sum();
-        let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
-        exec.upload(leaves.inv_count, bytemuck::bytes_of(&inv))?;
-        exec.upload(leaves.loss, bytemuck::bytes_of(&0f32))?;
+        let trained = begin(exec, leaves, micro)?;
         for (index, batch) in micro.iter().enumerate() {
-            let rng = [*seed as u32, (*seed >> 32) as u32, *steps as u32, index as u32];
-            exec.upload(leaves.rng, bytemuck::cast_slice(&rng))?;
-            for input in &leaves.inputs.leaves {
-                exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
-            }
+            write(exec, leaves, batch, [*seed as u32, (*seed >> 32) as u32, *steps as u32, index as u32])?;
             exec.run(Phase::MICRO)?;
             if let Err(stop) = on(index + 1) {
                 forget(exec)?;
@@ -124,6 +118,29 @@ impl Trainer {
         Ok(StepReport { loss, grad_norm, tokens: micro.iter().map(|m| m.tokens).sum(), trained })
     }
 
+    /// Repeats the last step, whose micro-batches were `micro`, op by op, and names the first op whose output is not finite;
+    /// none if all are. The step must have changed nothing, as one does whose gradient is not finite. It takes many times
+    /// as long as a step, and a little more memory on the device; what it writes there is gone when it returns.
+    pub fn first_not_finite(&mut self, micro: &[MicroBatch]) -> Result<Option<NotFinite>> {
+        let found = self.search(micro);
+        forget(&mut self.exec)?;
+        found
+    }
+
+    fn search(&mut self, micro: &[MicroBatch]) -> Result<Option<NotFinite>> {
+        let Trainer { exec, leaves: Some(leaves), seed, steps, .. } = self else { return Ok(None) };
+        let step = steps.saturating_sub(1);
+        begin(exec, leaves, micro)?;
+        for (index, batch) in micro.iter().enumerate() {
+            write(exec, leaves, batch, [*seed as u32, (*seed >> 32) as u32, step as u32, index as u32])?;
+            let found = finite::search(exec, Phase::MICRO, leaves.forward, index)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        finite::search(exec, Phase::UPDATE, leaves.forward, micro.len().saturating_sub(1))
+    }
+
     /// Every trainable tensor, with its name.
     pub fn trained(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let Trainer { exec, weights, .. } = self;
@@ -135,6 +152,24 @@ impl Trainer {
             })
             .collect()
     }
+}
+
+/// Writes what a step begins with; the number of its trained units.
+fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch]) -> Result<usize> {
+    let trained: usize = micro.iter().map(|m| m.trained).sum();
+    let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
+    exec.upload(leaves.inv_count, bytemuck::bytes_of(&inv))?;
+    exec.upload(leaves.loss, bytemuck::bytes_of(&0f32))?;
+    Ok(trained)
+}
+
+/// Writes what MICRO reads: the fields of `batch`, and the key of its random numbers.
+fn write(exec: &mut Exec, leaves: &Leaves, batch: &MicroBatch, rng: [u32; 4]) -> Result<()> {
+    exec.upload(leaves.rng, bytemuck::cast_slice(&rng))?;
+    for input in &leaves.inputs.leaves {
+        exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
+    }
+    Ok(())
 }
 
 /// Sets the sums of gradients to zero, as an update leaves them.
