@@ -176,3 +176,77 @@ fn looking_leaves_no_trace() {
         }
     }
 }
+
+/// Activations in f16, on a card that has no bf16.
+fn narrow() -> Option<(Device, Options)> {
+    Some((Device::ptx(75)?, Options { dtype: DType::F16, ..Options::default() }))
+}
+
+/// Gradients that reach 100,000 or so: f16 ends at 65504.
+fn steep(session: &mut Session) {
+    change(session, "model.norm.weight", |_| 3000.0).unwrap();
+}
+
+fn factor(session: &Session) -> f32 {
+    session.trainer.loss_scale().unwrap().factor()
+}
+
+/// The scale falls until gradients fit, and is part of the state: a session that goes on from it comes to the same bits.
+#[test]
+fn steps_that_overflow_f16_lower_the_loss_scale() {
+    let Some((device, options)) = narrow() else { return };
+    let mut whole = start(&device, 8.0, options.clone());
+    let micro = step(&whole);
+    steep(&mut whole);
+    let untouched = whole.adapter().unwrap();
+    let first = whole.step(&micro, 1e-3).unwrap();
+    assert!(first.loss.is_finite() && !first.grad_norm.is_finite(), "{first:?}");
+    assert_eq!((factor(&whole), whole.adapter().unwrap() == untouched), (512.0, true));
+    // Looked for at the scale of that step, not at that of the next.
+    let found = whole.first_not_finite(&micro).unwrap().unwrap();
+    assert_eq!((found.pass, found.dtype), (Pass::Backward, DType::F16), "{found:?}");
+    assert!(found.hint().contains("65504"), "{}", found.hint());
+    whole.step(&micro, 1e-3).unwrap();
+    assert_eq!(factor(&whole), 256.0);
+
+    let state = whole.state().unwrap();
+    let rest = whole.step(&micro, 1e-3).unwrap();
+    assert!(rest.is_finite() && factor(&whole) == 256.0 && whole.adapter().unwrap() != untouched, "{rest:?}");
+    let mut resumed = start(&device, 8.0, options.clone());
+    steep(&mut resumed);
+    resumed.set_state(&state).unwrap();
+    assert_eq!(resumed.step(&micro, 1e-3).unwrap(), rest);
+    assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
+    // The control: without the state's scale it overflows again. A state of f32, which has none, is one too.
+    let mut other = start(&device, 8.0, options);
+    steep(&mut other);
+    let wide = start(&Device::cpu(), 8.0, Options::default()).state().unwrap();
+    other.set_state(&wide).unwrap();
+    assert!(factor(&other) == 1024.0 && !other.step(&micro, 1e-3).unwrap().is_finite());
+}
+
+/// Where activations are f32 there is no scale, whatever dtype was asked for, and nothing of it in the state.
+#[test]
+fn there_is_no_loss_scale_without_f16() {
+    for device in devices() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let mut session = start(&device, 8.0, Options { dtype, ..Options::default() });
+            let (state, key) = (session.state().unwrap(), b"loss_scale");
+            let has = state.windows(key.len()).any(|w| w == key);
+            assert_eq!((session.trainer.loss_scale(), has), (None, false), "{} {dtype}", device.name);
+        }
+    }
+}
+
+/// Of numbers that f16 cannot hold on the way forward, the hint says so.
+#[test]
+fn an_overflow_of_f16_on_the_way_forward_is_named() {
+    let Some((device, options)) = narrow() else { return };
+    let mut session = start(&device, 8.0, options);
+    let micro = step(&session);
+    change(&mut session, "model.norm.weight", |_| 60000.0).unwrap();
+    session.step(&micro, 1e-3).unwrap();
+    let found = session.first_not_finite(&micro).unwrap().unwrap();
+    assert_eq!((found.op, found.site.as_str(), found.pass), ("rms_norm", "model.norm", Pass::Forward), "{found:?}");
+    assert!(found.value.is_infinite() && found.hint().contains("65504"), "{found:?}");
+}

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Session;
 use crate::durable;
@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Def, LeafKind, Val};
 use crate::nn::{Source, Weight};
 use crate::peft::files;
+use crate::train::scale::LossScale;
 use crate::weights::load;
 use crate::weights::safetensors::{SafetensorsFile, write_to};
 
@@ -60,8 +61,8 @@ impl Session {
         self.derive()
     }
 
-    /// All that training needs to go on: trained tensors, the optimizer's state, and the number of steps, as the bytes of a
-    /// safetensors file. A session of the same model, method and optimizer that takes them goes on to the same bits,
+    /// All that training needs to go on: trained tensors, the optimizer's state, the number of steps and the loss scale, as
+    /// the bytes of a safetensors file. A session of the same model, method and optimizer that takes them goes on to the same bits,
     /// whatever was chosen to save memory.
     pub fn state(&mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
@@ -76,11 +77,14 @@ impl Session {
 
     fn write_state(&mut self, path: &Path, out: &mut dyn Write) -> Result<()> {
         let leaves = self.leaves();
+        let mut about = Map::from_iter([("steps".to_string(), json!(self.trainer.steps))]);
+        if let Some(scale) = self.trainer.loss_scale() {
+            scale.save(&mut about);
+        }
         let exec = &mut self.trainer.exec;
         let size = |val: Val| exec.graph.ty(val).bytes();
         let infos = leaves.iter().map(|(name, val)| (name.clone(), Dtype::U8, vec![size(*val)])).collect();
-        let about = json!({ "steps": self.trainer.steps }).to_string();
-        let metadata = BTreeMap::from([(ABOUT.to_string(), about)]);
+        let metadata = BTreeMap::from([(ABOUT.to_string(), Value::Object(about).to_string())]);
         let mut piece = vec![0; PIECE];
         write_to(out, path, &metadata, infos, &mut |i, out| {
             let (val, bytes) = (leaves[i].1, exec.graph.ty(leaves[i].1).bytes());
@@ -125,6 +129,9 @@ impl Session {
         let Some(steps) = about.as_ref().and_then(|about| about.get("steps")?.as_u64()) else {
             return Err(Error::config(what, "no number of steps", "what Session::state gave"));
         };
+        let Some(scale) = about.as_ref().and_then(Value::as_object).and_then(LossScale::load) else {
+            return Err(Error::config(what, "a loss scale that is none", "what Session::state gave"));
+        };
         let leaves = self.leaves();
         let session = "a session of this model, method and optimizer";
         // All is checked before anything is taken.
@@ -151,6 +158,7 @@ impl Session {
             }
         }
         self.trainer.steps = steps;
+        self.trainer.set_loss_scale(scale);
         self.derive()
     }
 

@@ -5,6 +5,7 @@ pub mod finite;
 mod gradients;
 pub mod loraplus;
 pub mod optimizer;
+pub mod scale;
 pub mod schedule;
 pub mod step;
 pub mod trainer;

@@ -36,6 +36,8 @@ pub struct Leaves {
     pub rng: Val,
     /// 1 / units of the whole step, F32[1].
     pub inv_count: Val,
+    /// Where activations are f16: the loss scale and its inverse, F32[1] each ([`crate::train::scale`]).
+    pub scale: Option<(Val, Val)>,
     /// The step's loss so far, F32[1]; the host sets it to zero first.
     pub loss: Val,
     /// Sum of squares of the gradient before clipping, F32[1].
@@ -75,11 +77,6 @@ pub struct Micro {
     /// A step is one of them, and not any number: its gradients are not added up.
     pub single: bool,
 }
-
-/// What the loss is multiplied by before its gradients are taken, where activations are f16: a mean over some thousand
-/// tokens has gradients near 1e-3 and smaller, f16 becomes coarse below 6e-5. A gradient that overflows makes the norm
-/// infinite, and such a step is skipped.
-const LOSS_SCALE: f32 = 1024.0;
 
 impl Step {
     /// Builds the step of causal language modelling for any number of micro-batches of `tokens` packed tokens, activations
@@ -137,14 +134,15 @@ impl Leaves {
         let one = nn.one();
 
         // Gradients of activations in f16 are kept where f16 is fine-grained; a power of two changes no other bit.
-        let lift = match act {
+        let scale = match act {
             DType::F16 => {
-                let up = nn.constant("loss_scale", &[1], || vec![LOSS_SCALE]);
-                Some((up, nn.constant("loss_unscale", &[1], || vec![1.0 / LOSS_SCALE])))
+                let [up, down] =
+                    ["loss_scale", "loss_unscale"].map(|name| nn.g.leaf(LeafKind::Io, name, Ty::f32(&[1])));
+                Some((up, down))
             }
             _ => None,
         };
-        let inv = lift.map_or(Ok(inv_count), |(up, _)| nn.g.scale(inv_count, up))?;
+        let inv = scale.map_or(Ok(inv_count), |(up, _)| nn.g.scale(inv_count, up))?;
         let micro_loss = task.forward(nn, model, inv)?.loss;
         let (rng, inputs) = (nn.rng(), nn.inputs());
         let params: Vec<Val> = nn.weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
@@ -156,7 +154,7 @@ impl Leaves {
         let gradients = autograd::backward(g, &[(micro_loss, one)], &params)?;
         g.block = 0;
         g.site = "loss".into();
-        let lower = |g: &mut Graph, x: Val| lift.map_or(Ok(x), |(_, down)| g.scale(x, down));
+        let lower = |g: &mut Graph, x: Val| scale.map_or(Ok(x), |(_, down)| g.scale(x, down));
         let shown = lower(g, micro_loss)?;
         autograd::accumulate(g, loss, shown)?;
         let mut leaves = Vec::with_capacity(params.len());
@@ -187,6 +185,6 @@ impl Leaves {
         if single {
             forward += gradients::make_transient(g, &leaves, forward)?;
         }
-        Ok(Leaves { inputs, rng, inv_count, loss, sum_squares, hypers, optimizer, tables, forward })
+        Ok(Leaves { inputs, rng, inv_count, scale, loss, sum_squares, hypers, optimizer, tables, forward })
     }
 }

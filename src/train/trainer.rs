@@ -9,6 +9,7 @@ use crate::graph::{Def, LeafKind, Phase, Val};
 use crate::nn::Weight;
 use crate::plan::Plan;
 use crate::train::finite::{self, NotFinite};
+use crate::train::scale::LossScale;
 use crate::train::step::{Leaves, Step};
 use crate::weights::HostTensor;
 
@@ -41,6 +42,10 @@ pub struct Trainer {
     seed: u64,
     /// Every step is one micro-batch.
     once: bool,
+    /// Where activations are f16.
+    scale: Option<LossScale>,
+    /// The loss scale of the last step.
+    scaled: f32,
     /// Steps done.
     pub steps: u64,
 }
@@ -65,7 +70,8 @@ impl Trainer {
         for (leaf, words) in leaves.iter().flat_map(|leaves| &leaves.tables) {
             exec.upload(*leaf, bytemuck::cast_slice(words))?;
         }
-        Ok(Trainer { exec, leaves, weights, seed, once, steps: 0 })
+        let scale = leaves.as_ref().and_then(|leaves| leaves.scale).map(|_| LossScale::default());
+        Ok(Trainer { exec, leaves, weights, seed, once, scale, scaled: 1.0, steps: 0 })
     }
 
     /// The leaves of the step, if there is one.
@@ -76,6 +82,16 @@ impl Trainer {
     /// The leaves that are loaded.
     pub fn weights(&self) -> &[Weight] {
         &self.weights
+    }
+
+    /// The loss scale of the next step, where activations are f16.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.scale
+    }
+
+    /// Sets it, to go on from a state; of no effect where activations are not f16.
+    pub(crate) fn set_loss_scale(&mut self, scale: LossScale) {
+        self.scale = self.scale.map(|_| scale);
     }
 
     /// One optimizer step at rate `lr` over micro-batches that were packed for this plan.
@@ -95,10 +111,11 @@ impl Trainer {
             let found = format!("{} micro-batches in a step", micro.len());
             return Err(Error::config("step_tokens", found, "one: gradients were not planned to be added up"));
         }
-        let Trainer { exec, leaves: Some(leaves), seed, steps, .. } = self else {
+        self.scaled = self.scale.map_or(1.0, |scale| scale.factor());
+        let Trainer { exec, leaves: Some(leaves), seed, steps, scale, scaled, .. } = self else {
             return Err(Error::unsupported("a step of a program that does not train", "plan it with the option train"));
         };
-        let trained = begin(exec, leaves, micro)?;
+        let trained = begin(exec, leaves, micro, *scaled)?;
         for (index, batch) in micro.iter().enumerate() {
             write(exec, leaves, batch, [*seed as u32, (*seed >> 32) as u32, *steps as u32, index as u32])?;
             exec.run(Phase::MICRO)?;
@@ -115,6 +132,9 @@ impl Trainer {
         *steps += 1;
         let loss = exec.download_f32(leaves.loss)?[0];
         let grad_norm = exec.download_f32(leaves.sum_squares)?[0].sqrt();
+        if let Some(scale) = scale {
+            scale.after(grad_norm);
+        }
         Ok(StepReport { loss, grad_norm, tokens: micro.iter().map(|m| m.tokens).sum(), trained })
     }
 
@@ -128,9 +148,9 @@ impl Trainer {
     }
 
     fn search(&mut self, micro: &[MicroBatch]) -> Result<Option<NotFinite>> {
-        let Trainer { exec, leaves: Some(leaves), seed, steps, .. } = self else { return Ok(None) };
+        let Trainer { exec, leaves: Some(leaves), seed, steps, scaled, .. } = self else { return Ok(None) };
         let step = steps.saturating_sub(1);
-        begin(exec, leaves, micro)?;
+        begin(exec, leaves, micro, *scaled)?;
         for (index, batch) in micro.iter().enumerate() {
             write(exec, leaves, batch, [*seed as u32, (*seed >> 32) as u32, step as u32, index as u32])?;
             let found = finite::search(exec, Phase::MICRO, leaves.forward, index)?;
@@ -155,11 +175,15 @@ impl Trainer {
 }
 
 /// Writes what a step begins with; the number of its trained units.
-fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch]) -> Result<usize> {
+fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch], scale: f32) -> Result<usize> {
     let trained: usize = micro.iter().map(|m| m.trained).sum();
     let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
     exec.upload(leaves.inv_count, bytemuck::bytes_of(&inv))?;
     exec.upload(leaves.loss, bytemuck::bytes_of(&0f32))?;
+    if let Some((up, down)) = leaves.scale {
+        exec.upload(up, bytemuck::bytes_of(&scale))?;
+        exec.upload(down, bytemuck::bytes_of(&(1.0 / scale)))?;
+    }
     Ok(trained)
 }
 
