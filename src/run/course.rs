@@ -12,6 +12,7 @@ use super::profile::Report;
 use super::skips::Skips;
 use super::svg;
 use super::training::Summary;
+use super::watch::Watch;
 use crate::backend::profile::Profile;
 use crate::config::{Method, RunConfig};
 use crate::cpu::gemm;
@@ -96,6 +97,8 @@ impl Course<'_> {
     /// All steps that are left, and the files.
     pub fn run(mut self, tell: &mut Tell) -> Result<Summary> {
         let account = self.session.trainer.exec.plan.account.total + self.session.trainer.exec.plan.account.host_total;
+        let scale = |session: &Session| session.trainer.loss_scale().map(|scale| scale.factor());
+        let mut watch = Watch::new(scale(&self.session));
         let mut timed = Report::default();
         let first = self.done;
         while self.done < self.length.steps {
@@ -108,6 +111,9 @@ impl Course<'_> {
                 timed = Report::default();
             }
             let stopped = is_stop(tell.event(Event::Step(event)))?;
+            for note in watch.after(self.done, &report, scale(&self.session)) {
+                tell.note(note)?;
+            }
             let (most, session) = (self.config.max_skips, &mut self.session);
             self.skips.check(most, self.done, &report, || session.first_not_finite(&micro))?;
             let stopped = stopped || is_stop(self.evaluate(tell))?;

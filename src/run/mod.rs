@@ -17,3 +17,4 @@ pub mod skips;
 pub mod svg;
 pub mod text;
 pub mod training;
+mod watch;
