@@ -124,6 +124,14 @@ pub fn rows(path: &Path, columns: &[(String, String)], on: &mut dyn FnMut(&Row) 
     }
 }
 
+/// An error if `path` is neither rows nor text, or its first row is no object or lacks a column. No more of it is read.
+pub fn check(path: &Path, columns: &[(String, String)]) -> Result<()> {
+    match open(path)? {
+        (_, Format::Text) => Ok(()),
+        (input, format) => each(path, Values::new(path, input, format), columns, &mut |_| Ok(false)),
+    }
+}
+
 /// Whether `path` holds rows, not plain text; an error if it is neither. Nothing but its first bytes is read.
 pub fn has_rows(path: &Path) -> Result<bool> {
     open(path).map(|(_, format)| format != Format::Text)
@@ -531,6 +539,10 @@ mod tests {
                 assert_eq!(read_as(name, text.as_bytes(), 8).unwrap().0, want, "{name}: {text}");
             }
         }
+        let two = Temp::new("two.jsonl", b"{\"text\": \"a\"}\nnothing");
+        check(&two.0, &[]).unwrap();
+        assert!(check(&two.0, &[("text".into(), "body".into())]).is_err());
+        assert!(check(&Temp::new("one.jsonl", b"{\"text\": a}").0, &[]).is_err());
         let error = read_as("a.json", b"[{\"text\": \"a\"},\n\n{\"text\":\n3}]", 8).unwrap_err().to_string();
         assert!(error.contains("a.json:3: found text 3"), "{error}");
     }

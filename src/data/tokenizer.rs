@@ -38,6 +38,8 @@ impl Tokenizer {
     /// Reads tokenizer.json, or else vocab.txt, or vocab.json and merges.txt, as [`super::vocabulary`] says, and the
     /// tokens that the folder's other files add. Special tokens are those of tokenizer_config.json (or, in old folders,
     /// special_tokens_map.json), generation_config.json and config.json, in that order.
+    /// `add_bos_token` and `add_eos_token` do not count beside a tokenizer.json, which says itself what it puts around a
+    /// text, as in transformers.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Tokenizer> {
         let folder = folder.as_ref();
         let read = |name: &str| Ok::<_, Error>(read_json(&folder.join(name))?.unwrap_or(Value::Null));

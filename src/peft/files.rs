@@ -123,7 +123,7 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let path = dir.join(WEIGHTS_FILE);
     if !path.exists() && dir.join(LEGACY_FILE).exists() {
         return Err(Error::unsupported(
-            format!("{}: pickled weights", dir.join(LEGACY_FILE).display()),
+            format!("{}: a pickle of weights", dir.join(LEGACY_FILE).display()),
             "load the adapter with PEFT and save it again, which writes safetensors",
         ));
     }

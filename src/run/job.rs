@@ -33,9 +33,9 @@ impl Job {
     /// from `data`.
     pub fn open(config: &RunConfig, adapted: bool, data: Option<&Path>) -> Result<Job> {
         let path = config.need("model")?;
-        // What is wrong with a path is said before anything takes its time.
+        // What is wrong with the files of data is said before anything takes its time.
         for path in [data, config.eval_data.as_deref()].into_iter().flatten() {
-            reader::has_rows(path)?;
+            reader::check(path, config.columns())?;
         }
         let mut base = match config.init {
             Init::Pretrained => Base::open(path)?,
@@ -75,7 +75,8 @@ impl Job {
             Ok(Some(labels)) if !def.label.is_empty() => {
                 let names: Vec<&str> = labels.names().iter().take(SHOWN).map(String::as_str).collect();
                 let more = if labels.len() > SHOWN { ", …" } else { "" };
-                format!("task {}, {} labels: {}{more}", def.name, labels.len(), names.join(", "))
+                let word = if labels.len() == 1 { "label" } else { "labels" };
+                format!("task {}, {} {word}: {}{more}", def.name, labels.len(), names.join(", "))
             }
             _ => format!("task {}", def.name),
         }

@@ -23,10 +23,11 @@ pub static DEF: TaskDef = TaskDef {
     label: &[],
     of_tokens: false,
     make: |setup| match (setup.facts.encoder, setup.facts.decoder_start) {
-        (true, _) => {
-            Err(Error::unsupported("causal-lm with an encoder, whose tokens see what follows them", "masked-lm"))
-        }
-        (_, Some(_)) => Err(Error::unsupported("causal-lm with an encoder-decoder", "seq2seq")),
+        (true, _) => Err(Error::unsupported(
+            "causal-lm with an encoder, whose tokens see what follows them",
+            "use --task masked-lm, or a task with labels",
+        )),
+        (_, Some(_)) => Err(Error::unsupported("causal-lm with an encoder-decoder", "use --task seq2seq")),
         _ => Ok(Box::new(CausalLm)),
     },
 };

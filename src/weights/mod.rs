@@ -407,7 +407,7 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
     let Some(index) = read_json(&path)? else {
         if folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists() {
             return Err(Error::unsupported(
-                format!("{}: pickled weights (pytorch_model.bin)", folder.display()),
+                format!("{}: a pickle of weights (pytorch_model.bin)", folder.display()),
                 "convert them to safetensors: loading a pickle can run any code",
             ));
         }
