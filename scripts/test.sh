@@ -54,6 +54,8 @@ else
     echo "no standard library for wasm32-unknown-unknown: the build for browsers is skipped"
 fi
 cargo test --workspace
+# Adapters to PEFT and back, where there is a Python that has it.
+scripts/interop.sh --ready
 # The CPU kernels again, as processors with less than this one run them.
 lesser=portable
 [ "$(uname -m)" = x86_64 ] && lesser="avx512 avx2 portable"
