@@ -117,8 +117,9 @@ mod tests {
 
     #[test]
     fn a_gradient_of_zero_is_said_once() {
-        // (gradient norms, trained tokens, step of the note, a part of it)
-        let table: [(&[f32], usize, Option<(u64, &str)>); 7] = [
+        /// Gradient norms, trained tokens, step of the note and a part of it.
+        type Row<'a> = (&'a [f32], usize, Option<(u64, &'a str)>);
+        let table: [Row; 7] = [
             (&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 5, Some((3, "likely reasons"))),
             (&[1.0, 0.0, 0.0, 0.0], 0, Some((4, "all -100"))),
             (&[0.0, 0.0, 1.0, 0.0, 0.0, 1.0], 5, None),
@@ -143,7 +144,9 @@ mod tests {
         // A number from −1 to 1, another each time.
         let noise = |i: usize| (i as f32 * 12.9898).sin();
         let run = |n: usize, loss: &dyn Fn(usize) -> f32| notes((0..n).map(|i| (loss(i), 1.0, 5)));
-        let table: [(&str, usize, &dyn Fn(usize) -> f32, bool); 10] = [
+        /// What it is, number of steps, their losses, and whether there is a note.
+        type Row<'a> = (&'a str, usize, &'a dyn Fn(usize) -> f32, bool);
+        let table: [Row; 10] = [
             ("rises", 200, &|i| 2.0 + 0.05 * i as f32, true),
             ("jumps", 60, &|i| if i < 30 { 2.0 } else { 11.0 }, true),
             (
