@@ -16,6 +16,7 @@ use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
 use crate::paths;
 use crate::peft::{AdapterConfig, Bias, Bottleneck, Selection, Targets, Tokens, files, tokens::distinct};
+pub use crate::session::MOST_TOKENS;
 use crate::train::loraplus::LoraPlus;
 use crate::train::optimizer::{Bits, Rule};
 
@@ -62,9 +63,6 @@ impl fmt::Display for Origin {
 /// Most steps, epochs and the like: what TOML can say.
 const MOST: u64 = i64::MAX as u64;
 const COUNT: &str = "1 to 9223372036854775807";
-/// Most tokens of a sequence or a micro-batch: sizes that are computed from it, squares too, fit in 64 bits.
-pub const MOST_TOKENS: usize = 1 << 23;
-
 /// One setting: a row of the table.
 pub struct Field {
     /// With underscores. The flag and the key in the file have hyphens: [`Field::key`].
@@ -265,7 +263,7 @@ settings! {
     "Optimizer" {
         #[doc = "Highest learning rate"]
         lr: f64 = "X", { |c| if c.method == Method::Full { 2e-5 } else { 2e-4 } } as "2e-4 for lora, 2e-5 for full",
-            if |v| v.is_finite() && *v >= 0.0 => "a finite number, 0 or more";
+            if |v| (0.0..=f64::from(f32::MAX)).contains(v) => "0 to 3.4e38";
         #[doc = "How it falls after the warmup: not at all, in a line to 0, or along half a cosine to 0"]
         schedule: Schedule = "SCHEDULE", { Schedule::Cosine };
         #[doc = "Steps in which it rises from 0; below 1, that share of all steps"]

@@ -186,7 +186,8 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
 fn what_is_not_finite_is_never_written() {
     for method in ["lora", "full"] {
         let scratch = Scratch::new(&format!("infinite-{method}"));
-        let flags = [("optimizer", "sgd"), ("lr", "1e300"), ("steps", "1"), ("method", method)];
+        let rates = [("optimizer", "sgd"), ("lr", "3e38"), ("weight_decay", "1e30")];
+        let flags = [&rates[..], &[("steps", "1"), ("method", method)]].concat();
         let error =
             training::run(&scratch.config(&flags).unwrap(), Start::Overwrite, &mut |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("the run diverged"), "{method}: {error}");

@@ -72,7 +72,7 @@ impl Setup {
         let mut data = Dataset::default();
         for i in 0..6u32 {
             let n = [self.tokens, 5, self.tokens / 2, 3, 7, self.tokens - 1][i as usize].clamp(2, self.tokens) as u32;
-            let ids: Vec<u32> = (0..n).map(|j| (i * 31 + j * 7) % 100).collect();
+            let ids: Vec<u32> = (0..n).map(|j| (i * 31 + j * 7) % 96).collect();
             data.push(&Example::whole(ids)).unwrap();
         }
         let step = |indices: &[usize]| pack(&data, indices, &layout(self.tokens), true).unwrap();

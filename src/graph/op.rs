@@ -38,6 +38,9 @@ pub struct OpDef {
     pub accumulates: bool,
     /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
     pub in_place: &'static [(usize, usize)],
+    /// From the types of the inputs: the one that holds numbers of rows or classes, and how many there are. Larger numbers
+    /// mean nothing, and negative ones that there is none.
+    pub indexes: fn(&[Ty]) -> Option<(usize, usize)>,
     /// Outputs that hold logarithms of sums: −∞ is the one of a sum without terms, and not a number that got out of hand.
     pub log_sums: &'static [usize],
     /// What a launch costs, from the types of the inputs and of the outputs.
@@ -120,6 +123,7 @@ impl OpDef {
         grad: Grad::Missing,
         accumulates: false,
         in_place: &[],
+        indexes: |_| None,
         log_sums: &[],
         cost: |_, _, _| Cost::default(),
         workspace: |_, _, _| 0,

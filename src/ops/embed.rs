@@ -52,6 +52,7 @@ pub static EMBED: OpDef = OpDef {
         // A table that is no leaf may be activations in 16 bits.
         Ok(vec![None, Some(g.cast(dw, g.ty(node.ins[1]).dtype)?)])
     }),
+    indexes: |ins| Some((0, ins[1].rows())),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     host: host_embed,
     wgsl: wgsl_embed,

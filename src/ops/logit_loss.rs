@@ -45,6 +45,7 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
     },
     grad: Grad::Rule(rule),
     in_place: &[(0, 1)],
+    indexes: |ins| Some((1, ins[0].cols())),
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].rows() + ins[0].cols() },
     workspace: |_, ins, _| 4 * ins[0].rows() as u64,
     host: host::cross_entropy,

@@ -59,6 +59,7 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         let dw = if wants[1] { Some(g.scale(node.outs[1 + loss.grad_x as usize], dloss)?) } else { None };
         Ok(vec![dx, dw, None, None])
     }),
+    indexes: |ins| Some((2, ins[1].rows())),
     cost: |attr, ins, _| {
         let products = 1 + loss(attr).grad_x as u64 + loss(attr).grad_w as u64;
         let flops = 2 * products * ins[0].len() as u64 * ins[1].rows() as u64;

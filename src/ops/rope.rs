@@ -29,6 +29,7 @@ pub static ROPE: OpDef = OpDef {
     reference,
     grad: Grad::Rule(rule),
     in_place: &[(0, 0)],
+    indexes: |ins| Some((2, ins[1].rows())),
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: 2 },
     host,
     wgsl,

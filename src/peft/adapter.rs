@@ -26,7 +26,10 @@ pub static DEF: MethodDef = MethodDef {
     name: "adapter",
     peft_type: Some(adapterhub::TYPE),
     same_at_start: false,
-    new: |settings| Ok(Box::new(Adapter::new(settings.bottleneck.clone(), Heads::new(settings)))),
+    new: |settings| {
+        settings.bottleneck.check()?;
+        Ok(Box::new(Adapter::new(settings.bottleneck.clone(), Heads::new(settings))))
+    },
     read: |config| {
         let own = config.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
         let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_string);

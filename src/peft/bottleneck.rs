@@ -188,6 +188,19 @@ impl Bottleneck {
         Ok(Bottleneck { parts, leave_out, input, norm_after, activation, scaling, dropout, reduction, start, raw })
     }
 
+    /// An error if a number is none that can be computed with.
+    pub(super) fn check(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::config("bottleneck: dropout", self.dropout.to_string(), "0 to below 1"));
+        }
+        match self.scaling {
+            Scaling::Fixed(x) if !x.is_finite() => {
+                Err(Error::config("bottleneck: scaling", x.to_string(), "a finite number"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A new one, with the values of AdapterHub's `DoubleSeqBnConfig`, `SeqBnConfig` and `ParBnConfig` where none is given.
     pub fn new(kind: Kind, reduction: Option<f64>, activation: Option<&str>, dropout: f64) -> Result<Bottleneck> {
         let parallel = kind == Kind::Parallel;

@@ -511,8 +511,18 @@ impl AdapterConfig {
         }
         let rank = first(&compiled.rank, &self.rank_pattern, module, self.rank);
         let alpha = first(&compiled.alpha, &self.alpha_pattern, module, self.alpha);
+        if !(1..=MAX_RANK).contains(&rank) {
+            return Err(Error::config("rank", format!("{rank} at {module}"), format!("1 to {MAX_RANK}")));
+        }
         let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
-        Ok(LoraSpec { rank, alpha, scale: (alpha / divisor) as f32, dropout: self.dropout as f32 })
+        let (scale, dropout) = ((alpha / divisor) as f32, self.dropout as f32);
+        if !scale.is_finite() {
+            return Err(Error::config("alpha", format!("{alpha} at {module}"), "a finite number of f32"));
+        }
+        if !(0.0..1.0).contains(&dropout) {
+            return Err(Error::config("dropout", self.dropout.to_string(), "0 to below 1"));
+        }
+        Ok(LoraSpec { rank, alpha, scale, dropout })
     }
 
     /// The same at a module of a role: `all-linear` leaves heads out.

@@ -110,6 +110,20 @@ pub struct Settings {
     pub facts: Facts,
 }
 
+/// Most virtual tokens, or keys, before a sequence.
+pub const MOST_VIRTUAL_TOKENS: usize = 4096;
+
+impl Settings {
+    fn checked_virtual_tokens(&self) -> Result<usize> {
+        let fits = (1..=MOST_VIRTUAL_TOKENS).contains(&self.virtual_tokens);
+        let error = || {
+            let expected = format!("1 to {MOST_VIRTUAL_TOKENS}");
+            Error::config("virtual-tokens", self.virtual_tokens.to_string(), expected)
+        };
+        fits.then_some(self.virtual_tokens).ok_or_else(error)
+    }
+}
+
 /// Makes a method from an adapter_config.json.
 pub type ReadConfig = fn(&Map<String, Value>) -> Result<Box<dyn Method>>;
 

@@ -32,8 +32,11 @@ pub static DEF: MethodDef = MethodDef {
     new: |settings: &Settings| {
         let facts = &settings.facts;
         let width = facts.kv_heads * facts.head_dim;
+        if settings.encoder_hidden == Some(0) {
+            return Err(Error::config("encoder_hidden", "0", "1 or more"));
+        }
         Ok(Box::new(Prefix {
-            tokens: settings.virtual_tokens,
+            tokens: settings.checked_virtual_tokens()?,
             layers: facts.layers,
             width,
             heads_of_keys: facts.kv_heads,

@@ -21,7 +21,7 @@ pub static DEF: MethodDef = MethodDef {
     peft_type: Some("PROMPT_TUNING"),
     same_at_start: false,
     new: |settings: &Settings| {
-        let (tokens, parts) = (settings.virtual_tokens, if settings.encoder_decoder { 2 } else { 1 });
+        let (tokens, parts) = (settings.checked_virtual_tokens()?, if settings.encoder_decoder { 2 } else { 1 });
         let (start, count) = (settings.prompt_start.clone(), tokens * parts);
         let rows = match &start {
             Start::Random => None,

@@ -25,6 +25,10 @@ impl Rows<'_> {
     /// The rows, as those of `w` have them at first, and the ids as a value.
     fn declare(&self, nn: &mut Nn, w: Val) -> Result<(Val, Val)> {
         let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
+        if self.ids.is_empty() || !distinct(self.ids) {
+            let found = if self.ids.is_empty() { "none" } else { "an id more than once" };
+            return Err(Error::config("trainable tokens", found, "token ids, each once"));
+        }
         if let Some(id) = self.ids.iter().find(|&&id| id >= vocab) {
             let expected = format!("ids below {vocab}, the size of the vocabulary");
             return Err(Error::config("trainable tokens", id.to_string(), expected));

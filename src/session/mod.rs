@@ -20,7 +20,7 @@ use crate::peft::Method;
 use crate::train::eval::{Evaluated, Evaluation};
 use crate::train::finite::NotFinite;
 use crate::train::trainer::{StepReport, Trainer};
-pub use options::{Options, activations};
+pub use options::{MOST_TOKENS, Options, activations};
 use phases::lacks;
 pub use planned::Planned;
 

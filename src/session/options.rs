@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::backend::Caps;
 use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::generate::Room;
 use crate::memory::Request;
 use crate::tasks::Shape;
@@ -51,7 +52,38 @@ pub struct Options {
     pub spill: Option<PathBuf>,
 }
 
+/// Most tokens of a sequence or a micro-batch: sizes that are computed from it, squares too, fit in 64 bits.
+pub const MOST_TOKENS: usize = 1 << 23;
+
 impl Options {
+    /// An error if they ask for what cannot be planned. The optimizer's constants are checked with the step.
+    pub(super) fn check(&self) -> Result<()> {
+        let room = self.generate.map(|room| [room.tokens, room.source.max(1), room.chunk.max(1)]);
+        let room = |i: usize| room.map_or(1, |room| room[i]);
+        let counts = [
+            ("max_seq_len", self.max_seq_len),
+            ("micro_tokens", self.micro_tokens),
+            ("micro_targets", self.micro_targets.unwrap_or(1)),
+            ("micro_sequences", self.micro_sequences.unwrap_or(1)),
+            ("generate: tokens", room(0)),
+            ("generate: source", room(1)),
+            ("generate: chunk", room(2)),
+        ];
+        if let Some((name, n)) = counts.into_iter().find(|(_, n)| !(1..=MOST_TOKENS).contains(n)) {
+            return Err(Error::config(name, n.to_string(), format!("1 to {MOST_TOKENS}")));
+        }
+        if self.train {
+            self.optimizer.check()?;
+        }
+        if !self.dtype.is_float() {
+            return Err(Error::config("dtype", self.dtype.name(), "f32, bf16 or f16"));
+        }
+        match self.quantize.filter(|q| !q.is_quantized() && !q.is_float()) {
+            Some(other) => Err(Error::config("quantize", other.name(), "nf4, nf4_dq or a float type")),
+            None => Ok(()),
+        }
+    }
+
     /// The sizes of a micro-batch.
     pub(super) fn shape(&self) -> Shape {
         let tokens = self.micro_tokens;

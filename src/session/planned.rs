@@ -12,7 +12,7 @@ use crate::graph::program::Program;
 use crate::graph::{Def, Graph, LeafKind};
 use crate::memory::{self, Chosen};
 use crate::models::Facts;
-use crate::nn::{Build, Hooks, Layout, Site, Source, Weight, WeightRef};
+use crate::nn::{Build, Hooks, Layout, Site, Source, StreamId, Weight, WeightRef};
 use crate::peft::Method;
 use crate::plan::{Account, Plan};
 use crate::tasks::Task;
@@ -48,7 +48,12 @@ impl Planned {
         options: Options,
         backend: Box<dyn Backend>,
     ) -> Result<Self> {
-        let model = base.model(options.max_seq_len)?;
+        options.check()?;
+        // What methods put before a sequence has positions too.
+        let streams = task.layout(options.shape()).streams.len();
+        let ahead = |id| methods.iter().map(move |m| m.lead(id, streams).saturating_add(m.prefix(id, streams)));
+        let ahead = (0..streams).map(|i| ahead(StreamId(i)).fold(0, usize::saturating_add)).max().unwrap_or(0);
+        let model = base.model(options.max_seq_len.saturating_add(ahead))?;
         let storage = base.storage(options.quantize, options.dtype);
         let act = activations(options.dtype, backend.caps());
         let stack: Vec<&dyn Hooks> = methods.iter().map(|m| &**m as &dyn Hooks).collect();

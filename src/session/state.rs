@@ -52,6 +52,11 @@ impl Session {
         let graph = &self.trainer.exec.graph;
         let expected: Vec<_> = trained.iter().map(|w| (w.name.clone(), w.stored(graph.shape(w.val)))).collect();
         files::check(Path::new("adapter"), &tensors, &expected)?;
+        for (name, _) in &expected {
+            if let Some(x) = tensors[name].data.iter().find(|x| !x.is_finite()) {
+                return Err(Error::config("adapter's bytes", format!("{x} in {name}"), "finite numbers"));
+            }
+        }
         for weight in trained {
             let tensor = &tensors[&weight.name];
             let turned = weight.source.is_transposed() && tensor.shape.len() == 2;

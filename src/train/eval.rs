@@ -8,12 +8,14 @@ use crate::graph::{Phase, Val};
 use crate::models::Model;
 use crate::nn::{Axis, Inputs, Nn};
 use crate::tasks::{Shape, Task};
+use crate::train::feed::Feed;
 
 /// The leaves of an evaluation that the host writes and reads.
 #[derive(Clone)]
 pub struct Evaluation {
     /// What a micro-batch holds.
     pub inputs: Inputs,
+    feed: Feed,
     /// The loss, summed over its units.
     loss: Val,
     output: Option<(Axis, Val)>,
@@ -42,14 +44,14 @@ impl Evaluation {
             Some((axis, val)) => Some((axis, nn.output("eval.output", val)?)),
             None => None,
         };
-        Ok(Evaluation { inputs: nn.inputs(), loss, output })
+        let inputs = nn.inputs();
+        Ok(Evaluation { feed: Feed::new(&nn.g, &inputs), inputs, loss, output })
     }
 
     /// Computes a micro-batch that was packed for the layout of `inputs`.
     pub fn run(&self, exec: &mut Exec, batch: &MicroBatch) -> Result<Evaluated> {
-        for input in &self.inputs.leaves {
-            exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
-        }
+        self.feed.check(batch)?;
+        self.feed.write(exec, batch)?;
         exec.run(Phase::EVAL)?;
         let loss = f64::from(exec.download_f32(self.loss)?[0]);
         let mut outputs = Vec::with_capacity(batch.examples.len());
@@ -63,10 +65,10 @@ impl Evaluation {
                     Axis::Key(_) => 0..0,
                     Axis::Token(stream) => {
                         let at = placed.get(stream.0).copied().unwrap_or_default();
-                        at.start + at.lead..at.start + at.len - at.pad
+                        at.start.saturating_add(at.lead)..at.start.saturating_add(at.len).saturating_sub(at.pad)
                     }
                 };
-                let own = all.get(rows.start * width..rows.end * width).unwrap_or_default();
+                let own = all.get(rows.start.saturating_mul(width)..rows.end.saturating_mul(width)).unwrap_or_default();
                 outputs.push((example, own.to_vec()));
             }
         }

@@ -1,6 +1,7 @@
 //! Training: the graph of a step, its optimizer, and the trainer that runs it; evaluation.
 
 pub mod eval;
+mod feed;
 pub mod finite;
 mod gradients;
 pub mod loraplus;

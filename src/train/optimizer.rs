@@ -1,5 +1,6 @@
 //! The optimizers as a run names them: rules, their constants, and what of them a step's kernels are told.
 
+use crate::error::{Error, Result};
 use crate::graph::weight::Weight;
 use crate::train::loraplus::{Group, LoraPlus};
 
@@ -111,6 +112,39 @@ impl Default for Optimizer {
 }
 
 impl Optimizer {
+    /// An error if a constant is none that the kernels, which have them in f32, can use.
+    pub fn check(&self) -> Result<()> {
+        const ANY: (&str, fn(f32) -> bool) = ("a finite number", |_| true);
+        const COUNTS: (&str, fn(f32) -> bool) = ("a finite number, 0 or more", |x| x >= 0.0);
+        const ABOVE: (&str, fn(f32) -> bool) = ("a finite number above 0", |x| x > 0.0);
+        const BELOW: (&str, fn(f32) -> bool) = ("a finite number, 0 or less", |x| x <= 0.0);
+        const SHARE: (&str, fn(f32) -> bool) = ("0 to below 1", |x| (0.0..1.0).contains(&x));
+        let mut all = vec![("weight_decay", self.weight_decay, COUNTS), ("max_grad_norm", self.max_grad_norm, COUNTS)];
+        match self.rule {
+            Rule::AdamW { beta1, beta2, eps, .. } => {
+                all.extend([("beta1", beta1, SHARE), ("beta2", beta2, SHARE), ("eps", eps, ABOVE)]);
+            }
+            Rule::Lion { beta1, beta2, .. } => all.extend([("beta1", beta1, SHARE), ("beta2", beta2, SHARE)]),
+            Rule::Sgd { momentum, dampening, .. } => {
+                all.extend([("momentum", momentum, COUNTS), ("dampening", dampening, ANY)]);
+            }
+            Rule::Adafactor { decay_rate, eps, clip_threshold } => {
+                all.extend([
+                    ("decay_rate", decay_rate, BELOW),
+                    ("eps", eps, ABOVE),
+                    ("clip_threshold", clip_threshold, ABOVE),
+                ]);
+            }
+        }
+        if let Some(plus) = self.loraplus {
+            all.extend([("loraplus ratio", plus.ratio, ABOVE), ("loraplus embedding", plus.embedding, COUNTS)]);
+        }
+        match all.into_iter().find(|(_, x, (_, fits))| !((*x as f32).is_finite() && fits(*x as f32))) {
+            Some((name, x, (expected, _))) => Err(Error::config(format!("optimizer: {name}"), x.to_string(), expected)),
+            None => Ok(()),
+        }
+    }
+
     /// The group of `of`, a trained tensor of so many axes and one of a model's weights `all`.
     pub fn group(&self, of: &Weight, axes: usize, all: &[Weight]) -> Group {
         let group = self.loraplus.map_or(Group::PLAIN, |plus| plus.group(of, axes, all));

@@ -11,6 +11,7 @@ use crate::nn::{Build, Hooks, Inputs, Nn, Site, StorageOf};
 use crate::peft::Method;
 use crate::tasks::causal_lm::CausalLm;
 use crate::tasks::{Shape, Task};
+use crate::train::feed::Feed;
 use crate::train::gradients;
 use crate::train::loraplus::Group;
 use crate::train::optimizer::Optimizer;
@@ -32,6 +33,7 @@ pub struct Step {
 pub struct Leaves {
     /// What a micro-batch holds.
     pub inputs: Inputs,
+    pub(super) feed: Feed,
     /// Random-number key, U32[4].
     pub rng: Val,
     /// 1 / units of the whole step, F32[1].
@@ -127,6 +129,7 @@ impl Leaves {
     pub fn build(nn: &mut Nn, parts: &Parts, caps: &Caps) -> Result<Leaves> {
         let Parts { model, task, build, shape, single, optimizer } = *parts;
         let act = build.act;
+        optimizer.check()?;
         nn.begin(Phase::MICRO, task.layout(shape))?;
         let [inv_count, loss, sum_squares] =
             ["inv_count", "loss", "sum_squares"].map(|name| nn.g.leaf(LeafKind::Io, name, Ty::f32(&[1])));
@@ -185,6 +188,7 @@ impl Leaves {
         if single {
             forward += gradients::make_transient(g, &leaves, forward)?;
         }
-        Ok(Leaves { inputs, rng, inv_count, scale, loss, sum_squares, hypers, optimizer, tables, forward })
+        let feed = Feed::new(&nn.g, &inputs);
+        Ok(Leaves { inputs, feed, rng, inv_count, scale, loss, sum_squares, hypers, optimizer, tables, forward })
     }
 }

@@ -115,6 +115,16 @@ impl Trainer {
         let Trainer { exec, leaves: Some(leaves), seed, steps, scale, scaled, .. } = self else {
             return Err(Error::unsupported("a step of a program that does not train", "plan it with the option train"));
         };
+        if micro.is_empty() {
+            return Err(Error::config("micro-batches", "none in a step", "at least one"));
+        }
+        for (_, group) in &leaves.hypers {
+            let rate = group.rate * lr;
+            if !(lr >= 0.0 && (rate as f32).is_finite()) {
+                let found = if group.rate == 1.0 { format!("{lr}") } else { format!("{lr}, for some tensors {rate}") };
+                return Err(Error::config("lr", found, format!("0 to {:e}", f32::MAX)));
+            }
+        }
         let trained = begin(exec, leaves, micro, *scaled)?;
         for (index, batch) in micro.iter().enumerate() {
             write(exec, leaves, batch, [*seed as u32, (*seed >> 32) as u32, *steps as u32, index as u32])?;
@@ -176,6 +186,7 @@ impl Trainer {
 
 /// Writes what a step begins with; the number of its trained units.
 fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch], scale: f32) -> Result<usize> {
+    micro.iter().try_for_each(|batch| leaves.feed.check(batch))?;
     let trained: usize = micro.iter().map(|m| m.trained).sum();
     let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
     exec.upload(leaves.inv_count, bytemuck::bytes_of(&inv))?;
@@ -190,10 +201,7 @@ fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch], scale: f32) -> 
 /// Writes what MICRO reads: the fields of `batch`, and the key of its random numbers.
 fn write(exec: &mut Exec, leaves: &Leaves, batch: &MicroBatch, rng: [u32; 4]) -> Result<()> {
     exec.upload(leaves.rng, bytemuck::cast_slice(&rng))?;
-    for input in &leaves.inputs.leaves {
-        exec.upload(input.val, batch.get(&input.field.name)?.bytes())?;
-    }
-    Ok(())
+    leaves.feed.write(exec, batch)
 }
 
 /// Sets the sums of gradients to zero, as an update leaves them.

@@ -39,6 +39,7 @@ pub static EMBED_COLS: OpDef = OpDef {
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.ty(node.ins[1]).cols(), acc: false };
         Ok(vec![None, Some(g.node(&EMBED_COLS_DW, Attr::EmbedGrad(attr), &[node.ins[0], dy])?[0])])
     }),
+    indexes: |ins| Some((0, ins[1].cols())),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     host: host_embed_cols,
     wgsl: wgsl_embed_cols,
