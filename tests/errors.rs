@@ -182,6 +182,8 @@ impl Inputs {
         let rows = "{\"text\": \"It was the best of times.\"}\n{\"text\": \"It was the worst of times.\"}\n";
         self.write("rows.jsonl", rows);
         self.write("more.jsonl", rows);
+        self.write("data/part-1.jsonl", rows);
+        self.write("data/part-2.jsonl", rows);
         self.write("lfs-pointer.jsonl", POINTER);
         let wide: Vec<u8> = rows.encode_utf16().flat_map(u16::to_le_bytes).collect();
         self.write("utf16.jsonl", [&[0xFF, 0xFE], &wide[..]].concat());

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -47,27 +47,27 @@ impl Report {
         let mut out = Vec::new();
         if let Some(line) = self.first_truncated {
             out.push(format!(
-                "{} examples were cut to {max_seq_len} tokens, the first at line {line}: raise --max-seq-len to keep them whole",
-                self.truncated
+                "{} cut to {max_seq_len} tokens, the first at line {line}: raise --max-seq-len to keep all of it",
+                some(self.truncated, "example was", "examples were")
             ));
         }
         if let Some(line) = self.first_untrained {
             out.push(format!(
-                "{} examples were left out, the first at line {line}: no token of theirs would be trained",
-                self.untrained
+                "{} left out, the first at line {line}: no token of it would be trained",
+                some(self.untrained, "example was", "examples were")
             ));
         }
         if let Some(line) = self.first_spaced {
             out.push(format!(
-                "{} prompts end in a space, the first at line {line}: most tokenizers have the space in the token after it, \
+                "{} in a space, the first at line {line}: most tokenizers have the space in the token after it, \
                  so a model asked with such a prompt sees what it has not learnt; begin the completions with the space",
-                self.spaced
+                some(self.spaced, "prompt ends", "prompts end")
             ));
         }
         if let Some(line) = self.first_empty {
             out.push(format!(
-                "{} completions are empty, the first at line {line}: only the end of the text is learnt there",
-                self.empty
+                "{} empty, the first at line {line}: only the end of the text is learnt there",
+                some(self.empty, "completion is", "completions are")
             ));
         }
         out
@@ -86,6 +86,11 @@ impl Report {
             self.first_empty.get_or_insert(row.line);
         }
     }
+}
+
+/// A number of things in words.
+fn some(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
 }
 
 /// Makes examples of a row: none if nothing would be trained; and whether it was cut.
@@ -107,7 +112,6 @@ pub fn read(path: &Path, codec: &Codec, make: Make, columns: &[(String, String)]
     let Reader { data, report, .. } = reader;
     if data.is_empty() {
         let found = match report.untrained {
-            0 if std::fs::metadata(path).is_ok_and(|m| m.len() == 0) => "an empty file".to_string(),
             0 => "no examples".to_string(),
             n => format!("{n} examples, none with a token to train in its first {}", codec.max_len),
         };
@@ -157,17 +161,33 @@ pub fn is_tokenized(path: &Path, columns: &[(String, String)]) -> Result<bool> {
 fn open(path: &Path) -> Result<(BufReader<File>, Format)> {
     paths::need(path, "a file of JSON Lines or plain text", false)?;
     let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if kind.is_dir() {
+        let expected = match inside(path) {
+            Some(file) => format!("a file in it, such as {}", file.display()),
+            None => "a file".into(),
+        };
+        return Err(Error::file(path, "a folder", expected));
+    }
     if !kind.is_file() {
-        let found = if kind.is_dir() { "a folder" } else { "a pipe or a device" };
-        return Err(Error::file(path, found, "a file: it is read more than once"));
+        return Err(Error::file(path, "a pipe or a device", "a file, which can be read more than once"));
     }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut input = BufReader::with_capacity(1 << 20, file);
     let start = input.fill_buf().map_err(|e| Error::io(path, e))?;
+    if start.is_empty() {
+        return Err(Error::file(path, "an empty file", "rows, or text"));
+    }
     let mark = if start.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
     let format = format::of(path, &start[mark..])?;
     input.consume(mark);
     Ok((input, format))
+}
+
+/// The first file of a folder that has the name of rows or text.
+fn inside(folder: &Path) -> Option<PathBuf> {
+    const NAMES: [&str; 5] = ["jsonl", "ndjson", "json", "txt", "md"];
+    let named = |path: &PathBuf| path.extension().is_some_and(|e| NAMES.iter().any(|name| e == *name));
+    std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(named).min()
 }
 
 struct Reader<'a> {
@@ -322,7 +342,6 @@ fn whole_characters(bytes: &[u8], last: bool) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::LazyLock;
 
     use super::super::tokenizer::Tokenizer;
@@ -475,6 +494,8 @@ mod tests {
         let want = Report { spaced: 2, first_spaced: Some(1), empty: 2, first_empty: Some(2), ..Report::default() };
         assert_eq!(report, want);
         let warnings = report.warnings(8);
+        let one = Report { truncated: 1, first_truncated: Some(3), ..Report::default() };
+        assert!(one.warnings(8)[0].starts_with("1 example was cut to 8 tokens, the first at line 3"));
         assert!(warnings[0].starts_with("2 prompts end in a space, the first at line 1"), "{warnings:?}");
         assert!(warnings[1].starts_with("2 completions are empty, the first at line 2"), "{warnings:?}");
     }
@@ -484,7 +505,7 @@ mod tests {
         // Three pieces, one without a line break in it, with characters of several bytes across the borders.
         let mut text = "käse\n".repeat(200_000);
         text.push_str(&"ü".repeat(1 << 20));
-        for (length, window) in [(0, 2), (1, 2), (7, 3), (10, 5), (text.len() / 2 * 2, 4096)] {
+        for (length, window) in [(1, 2), (7, 3), (10, 5), (text.len() / 2 * 2, 4096)] {
             let text = &text[..text.floor_char_boundary(length)];
             let (data, report) = match read_as("a.txt", text.as_bytes(), window) {
                 Ok(read) => read,
@@ -506,7 +527,7 @@ mod tests {
 
     #[test]
     fn tokenized_files_are_known_by_their_first_line() {
-        let table: [(&str, &[u8], bool); 9] = [
+        let table: [(&str, &[u8], bool); 8] = [
             ("a.jsonl", b"\xEF\xBB\xBF\n \r\n{\"input_ids\": [1]}\n{\"text\": \"\"}", true),
             ("a", b"{\"input_ids\": []}", true),
             ("a.jsonl", b"{\"text\": \"a\"}\n{\"input_ids\": [1]}", false),
@@ -515,7 +536,6 @@ mod tests {
             ("a.txt", b"{\"input_ids\": [1]}", true),
             ("a.json", b"[\n{\"input_ids\": [1]}]", true),
             ("a.txt", b"input_ids", false),
-            ("a.jsonl", b"", false),
         ];
         for (name, content, want) in table {
             assert_eq!(is_tokenized(&Temp::new(name, content).0, &[]).unwrap(), want, "{name}: {content:?}");

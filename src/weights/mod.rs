@@ -129,7 +129,14 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     };
     match serde_json::from_slice(&bytes) {
         Ok(value @ Value::Object(_)) => Ok(Some(value)),
-        Ok(_) => Err(Error::file(path, "another JSON value", "a JSON object")),
+        Ok(other) => {
+            let kind = match other {
+                Value::Array(_) => "a JSON array",
+                Value::String(_) => "a JSON string",
+                _ => "a JSON value that is no object",
+            };
+            Err(Error::file(path, kind, "a JSON object"))
+        }
         Err(e) => Err(foreign::explain(path, Error::file(path, e.to_string(), "JSON"))),
     }
 }
