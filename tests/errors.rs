@@ -66,7 +66,7 @@ impl Case {
     }
 
     /// Without what was told of the run before the error.
-    fn from_its_error(&self) -> Case {
+    fn shortened(&self) -> Case {
         let told = self.told.find("\nerror: ").map_or(self.told.clone(), |at| format!("…{}", &self.told[at..]));
         Case { told, ..self.clone() }
     }
@@ -238,7 +238,7 @@ fn each_mistake_is_told_as_the_document_says() {
     for case in &cases {
         let ran = case.run(&inputs.0);
         if !case.is(&ran) {
-            blessed = blessed.replacen(&case.block(), &ran.from_its_error().block(), 1);
+            blessed = blessed.replacen(&case.block(), &ran.shortened().block(), 1);
             wrong.push(format!("the document has\n{}\nand the command tells\n{}\n", case.block(), ran.block()));
         }
     }

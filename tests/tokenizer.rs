@@ -250,3 +250,26 @@ fn smollm2() {
         assert_eq!(tokenizer.vocab_size(), 49152);
     }
 }
+
+/// As in transformers 5.23, which takes these two keys out of tokenizer_config.json where there is a tokenizer.json.
+#[test]
+fn what_is_put_around_a_text_is_the_tokenizers_matter() {
+    let folder = std::env::temp_dir().join(format!("trimtab-around-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let ids = |tokenizer: &Value, key: &str, value: Value| {
+        let config = json!({"bos_token": "<s>", "eos_token": "</s>", key: value});
+        std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        std::fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
+        Tokenizer::from_folder(&folder).unwrap().encode("a", true).unwrap()
+    };
+    let text = std::fs::read_to_string(path("fixtures/field/spm_tokenizer/tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in [("add_bos_token", false), ("add_bos_token", true), ("add_eos_token", true)] {
+        assert_eq!(ids(&tokenizer, key, value.into()), [1, 30], "{key} {value}");
+    }
+    tokenizer["post_processor"] = Value::Null;
+    for (key, value) in [("add_bos_token", true), ("add_eos_token", true)] {
+        assert_eq!(ids(&tokenizer, key, value.into()), [30], "{key} {value}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

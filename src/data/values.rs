@@ -236,6 +236,9 @@ fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> 
 mod tests {
     use super::*;
 
+    /// A text, and its objects with their lines.
+    type Cut<'a> = (Format, &'a str, &'a [(usize, &'a str)]);
+
     fn cut(format: Format, text: &str) -> Result<Vec<(usize, String)>> {
         // A buffer of one byte: objects are over many of them.
         let input = std::io::BufReader::with_capacity(1, text.as_bytes());
@@ -250,7 +253,7 @@ mod tests {
 
     #[test]
     fn objects_are_found_with_their_lines() {
-        let table: &[(Format, &str, &[(usize, &str)])] = &[
+        let table: &[Cut] = &[
             (Format::Lines, "{\"a\":1}\n\n \r\n{\"b\":2}", &[(1, "{\"a\":1}"), (4, "{\"b\":2}")]),
             (
                 Format::Objects,

@@ -127,6 +127,9 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
             "load the adapter with PEFT and save it again, which writes safetensors",
         ));
     }
+    if !path.exists() {
+        return Err(Error::file(dir, format!("a folder without {WEIGHTS_FILE}"), "the whole folder of an adapter"));
+    }
     let mut tensors = BTreeMap::new();
     for (name, tensor) in read_file(&path)? {
         if tensors.insert(usual(&name), tensor).is_some() {

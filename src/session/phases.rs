@@ -20,6 +20,9 @@ pub(super) struct Phases {
     pub ties: Vec<(String, String)>,
 }
 
+/// Whether methods fit the sites and weights of a model.
+pub(super) type Check<'a> = &'a dyn Fn(&[Site], &[Weight]) -> Result<()>;
+
 impl Phases {
     /// One graph with the phases that `options` ask for, and the sites of its model. `check` is the methods' of sites and
     /// weights: where no step can be built, it knows why.
@@ -29,7 +32,7 @@ impl Phases {
         build: Build,
         options: &Options,
         caps: &Caps,
-        check: &dyn Fn(&[Site], &[Weight]) -> Result<()>,
+        check: Check,
     ) -> Result<(Program, Vec<Site>, Phases)> {
         let mut nn = Nn::new(build);
         let shape = options.shape();
