@@ -8,6 +8,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use super::Read;
 use super::config::AdapterConfig;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -258,9 +259,37 @@ fn some(names: &[&str], others: &[&str]) -> String {
 
 // ---- writing
 
+/// Values that are read and written at a time.
+const PIECE: usize = 1 << 18;
+
+/// Tensors to be written, which need not be in memory.
+pub struct Tensors<'a> {
+    /// Names in the file, and shapes.
+    pub names: Vec<(String, Vec<usize>)>,
+    /// Reads values of the tensor of a number in `names`, from one of a number on.
+    pub read: Box<Read<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Those that are in memory.
+    pub fn held(tensors: Vec<(&'a str, &'a HostTensor)>) -> Tensors<'a> {
+        let names = tensors.iter().map(|(name, tensor)| (name.to_string(), tensor.shape.clone())).collect();
+        let read = move |i: usize, first: usize, into: &mut [f32]| {
+            let (name, tensor) = tensors[i];
+            let values = tensor.data.get(first..first + into.len());
+            let values = values.ok_or_else(|| {
+                Error::config(name, format!("{} elements", tensor.data.len()), format!("those of {:?}", tensor.shape))
+            })?;
+            into.copy_from_slice(values);
+            Ok(())
+        };
+        Tensors { names, read: Box::new(read) }
+    }
+}
+
 /// Writes the three files. Each appears whole or not at all, the config last: a folder with an
-/// `adapter_config.json` is complete. Tensors have their names in the file; one that is not finite is an error.
-pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: &[(&str, &HostTensor)]) -> Result<()> {
+/// `adapter_config.json` is complete. A value that is not finite is an error.
+pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: Tensors) -> Result<()> {
     let what = what(config);
     write_folder(dir, &config.to_json(), &lora_card(config, &what), tensors)
 }
@@ -274,7 +303,7 @@ fn lora_card<'a>(config: &'a AdapterConfig, what: &'a str) -> Card<'a> {
 }
 
 /// The same for any method: the text of its config and what its card says.
-pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: &[(&str, &HostTensor)]) -> Result<()> {
+pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: Tensors) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     write_weights(&dir.join(WEIGHTS_FILE), tensors)?;
     durable::write(&dir.join(CARD_FILE), card.text().as_bytes())?;
@@ -283,7 +312,7 @@ pub fn write_folder(dir: &Path, config: &str, card: &Card, tensors: &[(&str, &Ho
 
 /// Writes tensors by name into a safetensors file.
 pub fn write_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Result<()> {
-    write_weights(path, &by_name(tensors))
+    write_weights(path, Tensors::held(by_name(tensors)))
 }
 
 /// Such pairs, borrowed.
@@ -291,17 +320,24 @@ pub(super) fn by_name(tensors: &[(String, HostTensor)]) -> Vec<(&str, &HostTenso
     tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
 }
 
-fn write_weights(path: &Path, tensors: &[(&str, &HostTensor)]) -> Result<()> {
-    for &(name, t) in tensors {
-        if let Some(x) = t.data.iter().find(|x| !x.is_finite()) {
-            let found = format!("{x} in {name}: the run diverged");
-            return Err(Error::file(path, found, "finite numbers; nothing was written (try a lower lr)"));
-        }
-    }
+fn write_weights(path: &Path, tensors: Tensors) -> Result<()> {
+    let Tensors { names, mut read } = tensors;
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let infos = tensors.iter().map(|(name, t)| ((*name).to_owned(), Dtype::F32, t.shape.clone())).collect();
+    let infos = names.iter().map(|(name, shape)| (name.clone(), Dtype::F32, shape.clone())).collect();
+    let mut values = vec![0f32; PIECE];
     write_safetensors_with(path, &metadata, infos, &mut |i, out| {
-        out.write_all(bytemuck::cast_slice(&tensors[i].1.data)).map_err(|e| Error::io(path, e))
+        let (name, shape) = &names[i];
+        let len: usize = shape.iter().product();
+        for first in (0..len).step_by(PIECE) {
+            let values = &mut values[..PIECE.min(len - first)];
+            read(i, first, values)?;
+            if let Some(x) = values.iter().find(|x| !x.is_finite()) {
+                let found = format!("{x} in {name}: the run diverged");
+                return Err(Error::file(path, found, "finite numbers; nothing was written (try a lower lr)"));
+            }
+            out.write_all(bytemuck::cast_slice(values)).map_err(|e| Error::io(path, e))?;
+        }
+        Ok(())
     })
 }
 

@@ -128,5 +128,10 @@ pub fn write(
     tensors: &[(String, HostTensor)],
 ) -> Result<()> {
     config.sort_keys();
-    files::write_folder(dir, &format!("{:#}", Value::Object(config)), card, &files::by_name(tensors))
+    files::write_folder(
+        dir,
+        &format!("{:#}", Value::Object(config)),
+        card,
+        files::Tensors::held(files::by_name(tensors)),
+    )
 }

@@ -121,12 +121,22 @@ impl Method for Lora {
     }
 
     fn save(&self, save: &mut Save) -> Result<()> {
-        let trained = save.tensors()?;
-        let copies = self.config.tied_copies(save.ties, &trained, save.kept)?;
-        let tensors = [&trained, save.kept, &copies].map(files::by_name).concat();
-        let adapted = || tensors.iter().filter_map(|t| t.0.strip_suffix(".lora_A.weight"));
+        // Of those that are trained in large numbers no copy is made.
+        let tied = if self.config.copies_trained()? { save.tensors()? } else { Vec::new() };
+        let copies = self.config.tied_copies(save.ties, &tied, save.kept)?;
+        let Save { trained, kept, read, .. } = save;
+        let more = [*kept, &copies].map(files::by_name).concat();
+        let names: Vec<(String, Vec<usize>)> = trained.to_vec();
+        let names = names.into_iter().chain(more.iter().map(|(name, t)| (name.to_string(), t.shape.clone())));
+        let names: Vec<(String, Vec<usize>)> = names.collect();
+        let adapted = || names.iter().filter_map(|t| t.0.strip_suffix(".lora_A.weight"));
         let mut config = self.config.spelled_out(adapted());
         config.fan_in_fan_out = adapted().any(|name| save.transposed.iter().any(|m| *name == files::saved(m)));
-        files::write_adapter(save.dir, &config, &tensors)
+        let (count, mut held) = (trained.len(), files::Tensors::held(more));
+        let read = |i: usize, first: usize, into: &mut [f32]| match i < count {
+            true => read(i, first, into),
+            false => (held.read)(i - count, first, into),
+        };
+        files::write_adapter(save.dir, &config, files::Tensors { names: names.clone(), read: Box::new(read) })
     }
 }

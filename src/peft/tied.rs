@@ -57,6 +57,11 @@ impl AdapterConfig {
         Ok(())
     }
 
+    /// Whether the file has copies of what is trained.
+    pub(super) fn copies_trained(&self) -> Result<bool> {
+        Ok(self.ties_saved() || self.ties_factors()?)
+    }
+
     /// What PEFT's file has of tied heads besides what is trained and kept; `ties` holds each head with its embedding.
     pub(super) fn tied_copies(
         &self,
