@@ -15,6 +15,7 @@ use crate::memory::Toggle;
 use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
 use crate::paths;
+use crate::peft::bottleneck::LEAST_REDUCTION;
 use crate::peft::{AdapterConfig, Bias, Bottleneck, Selection, Targets, Tokens, files, tokens::distinct};
 pub use crate::session::MOST_TOKENS;
 use crate::train::loraplus::LoraPlus;
@@ -226,7 +227,7 @@ settings! {
         adapter_kind: AdapterKind = "KIND", { AdapterKind::Pfeiffer };
         #[doc = "Bottleneck adapters: features of a layer to one of the bottleneck"]
         reduction_factor: f64 = "X", { |c| if c.adapter_kind == AdapterKind::Parallel { 2.0 } else { 16.0 } }
-            as "16, for parallel 2", if |v| v.is_finite() && *v > 0.0 => "a finite number above 0";
+            as "16, for parallel 2", if |v| (LEAST_REDUCTION..=f64::MAX).contains(v) => "a finite number, 0.001 or more";
         #[doc = "Bottleneck adapters: the function between the projections: relu, gelu, gelu_new, silu, swish or tanh"]
         non_linearity: String = "NAME",
             { |c| if c.adapter_kind == AdapterKind::Houlsby { "swish".into() } else { "relu".into() } }

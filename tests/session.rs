@@ -257,6 +257,31 @@ fn what_does_not_fit_is_refused_and_takes_nothing() {
     }
 }
 
+/// The state's bytes with another number of steps, which its header has after `steps`.
+fn with_steps(state: &[u8], steps: u64) -> Vec<u8> {
+    let (length, rest) = state.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    header["__metadata__"]["trimtab"] = serde_json::json!({ "steps": steps }).to_string().into();
+    let header = header.to_string();
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+#[test]
+fn a_state_has_a_next_step() {
+    let subject = &Subject::all()[0];
+    let mut session = subject.start(options());
+    let steps = subject.steps(&session);
+    train(&mut session, &steps[..1]);
+    let state = session.state().unwrap();
+    let before = session.trainer.steps;
+    let error = session.set_state(&with_steps(&state, u64::MAX)).unwrap_err().to_string();
+    assert!(error.contains("no number of steps") && session.trainer.steps == before, "{error}");
+    session.set_state(&with_steps(&state, u64::MAX - 1)).unwrap();
+    train(&mut session, &steps[..1]);
+    assert_eq!(session.trainer.steps, u64::MAX);
+}
+
 /// A callback that says so ends loading, a step or a text; a step that was begun leaves no trace.
 #[test]
 fn callbacks_cancel() {

@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::config::{activation, bad, flag, number, rate, size, text};
+use super::config::{activation, bad, flag, layer_count, number, rate, size, text};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
@@ -140,7 +140,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         facts: Facts {
             vocab: size(config, "vocab_size", None)?,
             hidden,
-            layers: size(config, key("num_hidden_layers", "n_layers"), Some(12))?,
+            layers: layer_count(config, key("num_hidden_layers", "n_layers"), Some(12))?,
             kv_heads: heads,
             head_dim: hidden / heads,
             max_positions: positions.saturating_sub(before),

@@ -5,14 +5,45 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::ops::Activation;
 
-/// A positive whole number; without a default it must be there.
+/// The most features of a layer, or rows of a table. The bytes of all weights of [`MOST_LAYERS`] layers fit in 64 bits.
+const MOST: usize = 1 << 22;
+/// The most layers: what is known of each is in a list, and a model is written layer by layer.
+const MOST_LAYERS: usize = 10_000;
+/// The longest sequence or distance: no size is made of it alone.
+const MOST_POSITIONS: usize = u32::MAX as usize;
+
+/// A positive whole number that weights' shapes are made of; without a default it must be there.
 pub fn size(config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
+    up_to(MOST, config, key, default)
+}
+
+/// A number of layers; without a default it must be there.
+pub fn layer_count(config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
+    up_to(MOST_LAYERS, config, key, default)
+}
+
+/// A number of positions that no weight's shape is made of; without a default it must be there.
+pub fn position_count(config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
+    up_to(MOST_POSITIONS, config, key, default)
+}
+
+fn up_to(most: usize, config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
     match (config.get(key), default) {
         (None | Some(Value::Null), Some(d)) => Ok(d),
-        (Some(Value::Number(n)), _) if n.as_u64().is_some_and(|n| (1..=1 << 32).contains(&n)) => {
+        (Some(Value::Number(n)), _) if n.as_u64().is_some_and(|n| (1..=most as u64).contains(&n)) => {
             Ok(n.as_u64().unwrap_or(1) as usize)
         }
-        (found, _) => Err(bad(key, found.map_or("nothing".into(), |v| v.to_string()), "a positive whole number")),
+        (found, _) => {
+            Err(bad(key, found.map_or("nothing".into(), |v| v.to_string()), format!("a whole number from 1 to {most}")))
+        }
+    }
+}
+
+/// Features of all heads of a layer, whose number `key` is.
+pub fn head_features(key: &str, heads: usize, head_dim: usize) -> Result<usize> {
+    match heads.saturating_mul(head_dim) {
+        all @ ..=MOST => Ok(all),
+        _ => Err(bad(key, heads, format!("at most {MOST} features of all heads, which have {head_dim} each"))),
     }
 }
 
@@ -67,4 +98,49 @@ pub fn rate(config: &Value, key: &str, default: f32) -> Result<f32> {
 /// An error about a key.
 pub fn bad(key: &str, found: impl ToString, expected: impl Into<String>) -> Error {
     Error::config(format!("config.json: {key}"), found.to_string(), expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::models;
+
+    /// What is made of a size, and the bytes of all weights together, fits in 64 bits.
+    #[test]
+    fn sizes_that_are_none_are_errors() {
+        let llama = json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 2,
+            "num_hidden_layers": 1, "vocab_size": 8});
+        let t5 = json!({"model_type": "t5", "d_model": 4, "d_kv": 2, "d_ff": 6, "num_layers": 1, "num_heads": 2,
+            "vocab_size": 8});
+        let bert = json!({"model_type": "bert", "hidden_size": 4, "num_attention_heads": 2, "vocab_size": 8});
+        let gpt2 = json!({"model_type": "gpt2"});
+        let table = [
+            (&llama, "num_hidden_layers", json!(10_000), json!(10_001)),
+            (&llama, "hidden_size", json!(1 << 22), json!((1 << 22) + 1)),
+            (&llama, "head_dim", json!(1 << 21), json!(1 << 22)),
+            (&llama, "max_position_embeddings", json!(1u64 << 32), json!((1u64 << 32) + 1)),
+            (&llama, "vocab_size", json!(8), json!(0)),
+            (&llama, "vocab_size", json!(8), json!(8.5)),
+            (&llama, "intermediate_size", json!(1), json!(-1)),
+            (&t5, "num_layers", json!(10_000), json!(10_001)),
+            (&t5, "num_decoder_layers", json!(10_000), json!(u64::MAX)),
+            (&t5, "num_heads", json!(1 << 21), json!(1 << 22)),
+            (&bert, "num_hidden_layers", json!(10_000), json!(10_001)),
+            (&bert, "max_position_embeddings", json!(1 << 22), json!(1u64 << 32)),
+            (&gpt2, "n_layer", json!(10_000), json!(10_001)),
+        ];
+        for (config, key, right, wrong) in table {
+            let with = |value: &Value| {
+                let mut config = config.clone();
+                config[key] = value.clone();
+                models::read(&config, 16).map(drop)
+            };
+            with(&right).unwrap();
+            let error = with(&wrong).unwrap_err().to_string();
+            // The features of all heads are told of their number.
+            assert!(error.contains(key) || key == "head_dim" && error.contains("heads"), "{key} = {wrong}: {error}");
+        }
+    }
 }

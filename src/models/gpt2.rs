@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::config::{activation, bad, flag, number, rate, size};
+use super::config::{activation, bad, flag, layer_count, number, rate, size};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::error::{Error, Result};
 use crate::graph::Val;
@@ -48,7 +48,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         facts: Facts {
             vocab: size(config, "vocab_size", Some(50257))?,
             hidden,
-            layers: size(config, "n_layer", Some(12))?,
+            layers: layer_count(config, "n_layer", Some(12))?,
             kv_heads: heads,
             head_dim: hidden / heads,
             max_positions: size(config, "n_positions", Some(1024))?,

@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::config::{bad, flag, number, size, text};
+use super::config::{bad, flag, head_features, layer_count, number, position_count, size, text};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::error::Result;
 use crate::graph::Val;
@@ -68,6 +68,7 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     if head_dim % 2 != 0 {
         return Err(bad("head_dim", head_dim, "an even number"));
     }
+    head_features("num_attention_heads", heads, head_dim)?;
     let gemma = kind == "gemma";
     let act = match (text(config, "hidden_activation").or(text(config, "hidden_act")), gemma) {
         (None, true) | (Some("gelu"), true) | (Some("gelu_pytorch_tanh"), _) => Activation::GeluTanh,
@@ -75,10 +76,10 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         (Some("gelu"), false) => Activation::Gelu,
         (Some(other), _) => return Err(bad("hidden_act", other, "silu, gelu or gelu_pytorch_tanh")),
     };
-    let max_positions = size(config, "max_position_embeddings", Some(class_positions))?;
+    let max_positions = position_count(config, "max_position_embeddings", Some(class_positions))?;
     let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma);
     let attention_bias = flag(config, "attention_bias");
-    let count = size(config, "num_hidden_layers", None)?;
+    let count = layer_count(config, "num_hidden_layers", None)?;
     let (mut layers, mut ropes) = (Vec::new(), Vec::new());
     for window in windows(config, kind, count)? {
         let name = if window.is_some() && kind != "mistral" { SLIDING } else { FULL };
@@ -195,7 +196,7 @@ fn windows(config: &Value, kind: &str, layers: usize) -> Result<Vec<Option<usize
     let window = match config.get("sliding_window") {
         Some(Value::Null) => None,
         _ if kind == "mistral" || (qwen && flag(config, "use_sliding_window")) => {
-            Some(size(config, "sliding_window", Some(4096))?)
+            Some(position_count(config, "sliding_window", Some(4096))?)
         }
         _ => None,
     };
@@ -206,7 +207,7 @@ fn windows(config: &Value, kind: &str, layers: usize) -> Result<Vec<Option<usize
         None | Some(Value::Null) => {
             let first = match config.get("max_window_layers") {
                 Some(Value::Number(n)) if n.as_u64() == Some(0) => 0,
-                _ => size(config, "max_window_layers", Some(28))?,
+                _ => position_count(config, "max_window_layers", Some(28))?,
             };
             return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
         }

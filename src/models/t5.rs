@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::config::{bad, flag, number, rate, size, text};
+use super::config::{bad, flag, head_features, layer_count, number, position_count, rate, size, text};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::data::INPUT_IDS;
 use crate::error::Result;
@@ -56,7 +56,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     let hidden = size(config, "d_model", None)?;
     let heads = size(config, "num_heads", None)?;
     let head_dim = size(config, "d_kv", None)?;
-    let layers = size(config, "num_layers", None)?;
+    head_features("num_heads", heads, head_dim)?;
+    let layers = layer_count(config, "num_layers", None)?;
     let kind = text(config, "feed_forward_proj").unwrap_or("relu");
     let (gated, act) = match kind.strip_prefix("gated-") {
         Some(act) => (true, act),
@@ -74,7 +75,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         _ => return Err(bad("feed_forward_proj", kind, "relu, gelu, silu, or gated- and one of these")),
     };
     let buckets = size(config, "relative_attention_num_buckets", Some(32))?;
-    let max_distance = size(config, "relative_attention_max_distance", Some(128))?;
+    let max_distance = position_count(config, "relative_attention_max_distance", Some(128))?;
     if buckets < 4 || buckets % 2 != 0 || max_distance <= buckets / 2 {
         return Err(bad(
             "relative_attention_num_buckets",
@@ -94,7 +95,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     let facts = Facts {
         vocab: size(config, "vocab_size", None)?,
         hidden,
-        layers: size(config, "num_decoder_layers", Some(layers))?,
+        layers: layer_count(config, "num_decoder_layers", Some(layers))?,
         kv_heads: heads,
         head_dim,
         // Positions are relative: there is no longest sequence.

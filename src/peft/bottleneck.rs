@@ -84,6 +84,9 @@ pub struct Bottleneck {
 }
 
 /// Keys of what is not offered unless they are null or false, and what is.
+/// The least reduction factor: bottlenecks may be wider than the layer, but of a size that is one.
+pub const LEAST_REDUCTION: f64 = 0.001;
+
 const OFF: [(&str, &str); 7] = [
     ("ln_before", "an adapter without a norm of its own is"),
     ("ln_after", "an adapter without a norm of its own is"),
@@ -165,8 +168,8 @@ impl Bottleneck {
             }
             found => found
                 .and_then(Value::as_f64)
-                .filter(|r| *r > 0.0 && r.is_finite())
-                .ok_or_else(|| bad("reduction_factor", found, "a number above 0"))?,
+                .filter(|r| (LEAST_REDUCTION..=f64::MAX).contains(r))
+                .ok_or_else(|| bad("reduction_factor", found, "a number, 0.001 or more"))?,
         };
         let named = raw.get("non_linearity").and_then(Value::as_str).unwrap_or_default().to_lowercase();
         let name = match (named.as_str(), versioned) {
@@ -313,6 +316,7 @@ mod tests {
             ("non_linearity", json!("leakyrelu")),
             ("scaling", json!("none")),
             ("reduction_factor", json!(0)),
+            ("reduction_factor", json!(1e-300)),
             ("residual_before_ln", json!("before")),
             ("output_adapter", json!(false)),
             ("leave_out", json!([-1])),

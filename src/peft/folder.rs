@@ -111,13 +111,19 @@ pub fn names(config: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A whole number.
-pub fn count(config: &Map<String, Value>, key: &str) -> Result<usize> {
-    let found = config.get(key).and_then(Value::as_u64).filter(|n| (1..1 << 32).contains(n));
+/// The most virtual tokens, which are listed when a graph is written.
+pub const MOST_TOKENS: usize = 1 << 16;
+/// The most layers, and features of one: as many as config.json may have.
+pub const MOST_LAYERS: usize = 10_000;
+/// See [`MOST_LAYERS`].
+pub const MOST_FEATURES: usize = 1 << 22;
+
+/// A whole number from 1 to `most`.
+pub fn count(config: &Map<String, Value>, key: &str, most: usize) -> Result<usize> {
+    let found = config.get(key).and_then(Value::as_u64).filter(|n| (1..=most as u64).contains(n));
     let shown = || config.get(key).map_or("nothing".into(), Value::to_string);
-    found
-        .map(|n| n as usize)
-        .ok_or_else(|| Error::config(format!("adapter_config.json: {key}"), shown(), "a whole number, 1 or more"))
+    let expected = || format!("a whole number from 1 to {most}");
+    found.map(|n| n as usize).ok_or_else(|| Error::config(format!("adapter_config.json: {key}"), shown(), expected()))
 }
 
 /// Writes a folder: keys sorted, as PEFT has them.
@@ -134,4 +140,39 @@ pub fn write(
         card,
         files::Tensors::held(files::by_name(tensors)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peft::METHODS;
+
+    /// Sizes of which a graph is written, or lists are made, are held against limits when they are read.
+    #[test]
+    fn sizes_that_are_none_are_errors() {
+        let prefix = json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2, "num_layers": 1, "token_dim": 4,
+            "num_attention_heads": 2, "encoder_hidden_size": 4, "prefix_projection": true, "trimtab_encoder": true});
+        let prompt = json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2});
+        let table = [
+            (&prefix, "num_virtual_tokens", MOST_TOKENS),
+            (&prefix, "num_layers", MOST_LAYERS),
+            (&prefix, "token_dim", MOST_FEATURES),
+            (&prefix, "num_attention_heads", MOST_FEATURES),
+            (&prefix, "encoder_hidden_size", MOST_FEATURES),
+            (&prompt, "num_virtual_tokens", MOST_TOKENS),
+        ];
+        for (config, key, most) in table {
+            let read = |value: Value| {
+                let mut config = config.as_object().unwrap().clone();
+                config.insert(key.into(), value);
+                let def = METHODS.iter().find(|m| m.peft_type == config["peft_type"].as_str()).unwrap();
+                (def.read)(&config).map(drop)
+            };
+            read(json!(most)).unwrap();
+            for wrong in [json!(most + 1), json!(u64::MAX), json!(0), json!(-1), json!(1.5), Value::Null] {
+                let error = read(wrong.clone()).unwrap_err().to_string();
+                assert!(error.contains(&format!("{key}: found {wrong}")), "{error}");
+            }
+        }
+    }
 }

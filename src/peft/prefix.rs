@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::folder::{self, Heads};
+use super::folder::{self, Heads, MOST_FEATURES, MOST_LAYERS, MOST_TOKENS};
 use super::{Method, MethodDef, Save, Settings, files, prompt};
 use crate::error::{Error, Result};
 use crate::graph::Val;
@@ -50,12 +50,16 @@ pub static DEF: MethodDef = MethodDef {
         // The file holds the table itself; only where the encoder is beside it does training go on with projection.
         let with_encoder = project && config.contains_key("trimtab_encoder");
         Ok(Box::new(Prefix {
-            tokens: folder::count(config, "num_virtual_tokens")?,
-            layers: folder::count(config, "num_layers")?,
-            width: folder::count(config, "token_dim")?,
-            heads_of_keys: folder::count(config, "num_attention_heads")?,
-            encoder_decoder: folder::count(config, "num_transformer_submodules").unwrap_or(1) > 1,
-            projection: if with_encoder { Some(folder::count(config, "encoder_hidden_size")?) } else { None },
+            tokens: folder::count(config, "num_virtual_tokens", MOST_TOKENS)?,
+            layers: folder::count(config, "num_layers", MOST_LAYERS)?,
+            width: folder::count(config, "token_dim", MOST_FEATURES)?,
+            heads_of_keys: folder::count(config, "num_attention_heads", MOST_FEATURES)?,
+            encoder_decoder: folder::count(config, "num_transformer_submodules", 2).unwrap_or(1) > 1,
+            projection: if with_encoder {
+                Some(folder::count(config, "encoder_hidden_size", MOST_FEATURES)?)
+            } else {
+                None
+            },
             heads: Heads::read(config)?,
         }))
     },

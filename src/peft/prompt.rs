@@ -31,8 +31,8 @@ pub static DEF: MethodDef = MethodDef {
         Ok(Box::new(Prompt { tokens, parts, start, rows, heads: Heads::new(settings) }))
     },
     read: |config| {
-        let parts = folder::count(config, "num_transformer_submodules").unwrap_or(1);
-        let tokens = folder::count(config, "num_virtual_tokens")?;
+        let parts = folder::count(config, "num_transformer_submodules", 2).unwrap_or(1);
+        let tokens = folder::count(config, "num_virtual_tokens", folder::MOST_TOKENS)?;
         Ok(Box::new(Prompt { tokens, parts, start: Start::read(config), rows: None, heads: Heads::read(config)? }))
     },
 };

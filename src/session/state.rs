@@ -131,7 +131,9 @@ impl Session {
         release: &dyn Fn(),
     ) -> Result<()> {
         let about = about.and_then(|text| text.parse::<Value>().ok());
-        let Some(steps) = about.as_ref().and_then(|about| about.get("steps")?.as_u64()) else {
+        // The number of the next step is one more.
+        let number = about.as_ref().and_then(|about| about.get("steps")?.as_u64()).filter(|&steps| steps < u64::MAX);
+        let Some(steps) = number else {
             return Err(Error::config(what, "no number of steps", "what Session::state gave"));
         };
         let Some(scale) = about.as_ref().and_then(Value::as_object).and_then(LossScale::load) else {

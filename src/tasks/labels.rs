@@ -18,6 +18,9 @@ pub struct Labels {
     names: Vec<String>,
 }
 
+/// The most labels whose number alone is known: names are made of them, however short the file that says the number.
+const MOST: usize = 1 << 15;
+
 /// What a sequence's labels are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
@@ -75,8 +78,13 @@ impl Labels {
                 None => Err(bad(config["id2label"].to_string())),
             };
         }
-        let count = config.get("num_labels").and_then(Value::as_u64).filter(|n| *n > 0);
-        Ok(count.map(|n| Labels::numbered(n as usize)))
+        match config.get("num_labels").and_then(Value::as_u64).filter(|n| *n > 0) {
+            Some(n) if n > MOST as u64 => {
+                let expected = format!("at most {MOST}, or an id2label with a name for each");
+                Err(Error::config("config.json: num_labels", n.to_string(), expected))
+            }
+            count => Ok(count.map(|n| Labels::numbered(n as usize))),
+        }
     }
 
     /// How many there are.
@@ -179,7 +187,6 @@ impl Seen {
 
     /// The labels, where each token has one or each sequence.
     fn labels(&self, of_tokens: bool) -> Result<Labels> {
-        const MOST: u64 = 1 << 20;
         let numbers = self.most.is_some() || self.fractions || self.negative.is_some();
         if let Some(x) = self.negative.filter(|_| self.names.is_empty() && self.list.is_none() && !self.fractions) {
             let expected = "classes numbered from 0; for regression numbers with a point, such as -1.0";
@@ -194,8 +201,11 @@ impl Seen {
             (true, Some(width)) => Labels::numbered(width),
             (true, None) if self.fractions => Labels::numbered(1),
             (true, None) => match self.most {
-                Some(most) if most < MOST => Labels::numbered((most as usize + 1).max(2)),
-                Some(most) => return Err(bad(&format!("label {most}"), "numbers of classes, from 0")),
+                Some(most) if most < MOST as u64 => Labels::numbered((most as usize + 1).max(2)),
+                Some(most) => {
+                    let expected = format!("numbers of classes, below {MOST}; or names, or id2label in config.json");
+                    return Err(bad(&format!("label {most}"), &expected));
+                }
                 None => return Err(bad("none in the data", "a label in each row, or id2label in config.json")),
             },
         };
@@ -364,6 +374,12 @@ mod tests {
             assert!(settled(classify, json!({}), labels).is_err(), "{labels:?}");
         }
         assert!(Labels::of_config(&json!({"id2label": {"0": "a", "2": "b"}})).is_err());
+        // A number alone makes no list of names of any length.
+        for many in [MOST as u64 + 1, u64::MAX] {
+            assert!(Labels::of_config(&json!({"num_labels": many})).is_err(), "{many}");
+            assert!(settled(classify, json!({}), &[json!(many - 1)]).is_err(), "{many}");
+        }
+        assert_eq!(Labels::of_config(&json!({"num_labels": MOST})).unwrap().unwrap().len(), MOST);
         assert!(Problem::of_config(&json!({"problem_type": "ranking"})).is_err());
     }
 }

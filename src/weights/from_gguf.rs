@@ -247,13 +247,14 @@ impl Reader<'_> {
 
     fn rope_scaling(&self, theta: f64, head_dim: usize) -> Result<Value> {
         if let Some(tensor) = self.gguf.tensor(ROPE_FREQUENCIES) {
-            let mut factors = vec![0.0; head_dim / 2];
-            if tensor.ty != GgmlType::F32 || tensor.shape != [factors.len()] {
+            if tensor.ty != GgmlType::F32 || tensor.shape != [head_dim / 2] {
                 return Err(self.error(
                     format!("{ROPE_FREQUENCIES} of {} {:?}", tensor.ty.name(), tensor.shape),
-                    format!("{} F32", factors.len()),
+                    format!("{} F32", head_dim / 2),
                 ));
             }
+            // The tensor is in the file, so there are not too many.
+            let mut factors = vec![0.0; head_dim / 2];
             ggml::dequantize(tensor.ty, self.gguf.data(tensor), &mut factors);
             return llama3_scaling(&factors, theta).ok_or_else(|| {
                 Error::unsupported(
