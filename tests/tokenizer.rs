@@ -225,6 +225,29 @@ fn damaged_tokenizers_do_not_panic() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// What the `tokenizers` crate panics on is an error, and so is what is no JSON, with its place.
+#[test]
+fn a_panic_of_the_library_is_an_error() {
+    let folder = std::env::temp_dir().join(format!("trimtab-panicking-tokenizer-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let with = |normalizer: Value| {
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0, "?": 1}, "unk_token": "?"});
+        json!({"version": "1.0", "normalizer": normalizer, "model": model}).to_string()
+    };
+    let loaded = |text: &str| {
+        std::fs::write(folder.join("tokenizer.json"), text).unwrap();
+        Tokenizer::from_folder(&folder)
+    };
+    assert_eq!(loaded(&with(Value::Null)).unwrap().encode("a", false).unwrap(), [0], "the control");
+    let charsmap = json!({"type": "Precompiled", "precompiled_charsmap": "!"});
+    let decoder = r#"{"version": "1.0", "decoder": {"type": "Fuse"type": 1}, "model": {}}"#;
+    for (text, part) in [(with(charsmap), "does not load (Precompiled"), (decoder.into(), "line 1 column")] {
+        let error = loaded(&text).err().unwrap().to_string();
+        assert!(error.contains(part) && error.contains("tokenizer.json"), "{error}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// The real model, where it has been fetched: ids that transformers gives for its GGUF file.
 #[test]
 fn smollm2() {

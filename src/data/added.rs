@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use super::guard::guarded;
 use super::vocabulary::token_text;
 use crate::error::{Error, Result};
 use crate::weights::read_json;
@@ -132,7 +133,10 @@ pub(super) fn add(inner: &mut tokenizers::Tokenizer, folder: &Path, settings: &M
         token.special |= named.iter().any(|other| other.content == token.content);
     }
     if !new.is_empty() {
-        inner.add_tokens(&new);
+        guarded(|| Ok(inner.add_tokens(&new))).map_err(|e| {
+            let found = format!("tokens that cannot be added ({e})");
+            Error::file(folder.join("tokenizer_config.json"), found, "tokens beside those of tokenizer.json")
+        })?;
     }
     Ok(())
 }

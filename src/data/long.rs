@@ -4,6 +4,7 @@
 //! Each piece is encoded with the end of the one before it. Where both encodings agree over a stretch of tokens, away from
 //! either edge, the later one takes over. Where they never do, the pieces are encoded as one.
 
+use super::guard::guarded;
 use super::tokenizer::{Tokenizer, failed};
 use crate::error::Result;
 
@@ -65,7 +66,7 @@ impl<'a> Long<'a> {
     }
 
     fn places(&self, text: &str) -> Result<Vec<Place>> {
-        let encoding = self.tokenizer.inner.encode(text, false).map_err(|e| failed("encoded", &e))?;
+        let encoding = guarded(|| self.tokenizer.inner.encode(text, false)).map_err(|e| failed("encoded", &e))?;
         let places = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(places.map(|(&id, &(start, end))| Place { id, start, end }).collect())
     }

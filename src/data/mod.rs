@@ -4,6 +4,7 @@
 
 mod added;
 mod format;
+mod guard;
 mod long;
 pub mod pack;
 pub mod pairs;

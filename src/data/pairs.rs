@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use tokenizers::{Encoding, PreTokenizerWrapper};
 
+use super::guard::guarded;
 use super::tokenizer::{Tokenizer, failed};
 use crate::{Error, Result};
 
@@ -176,7 +177,8 @@ impl Tokenizer {
             true => Cow::Owned(format!(" {}", word.as_ref())),
             false => Cow::Borrowed(word.as_ref()),
         });
-        let encoding = self.inner.encode_char_offsets(with.collect::<Vec<_>>(), true);
+        let spaced = with.collect::<Vec<_>>();
+        let encoding = guarded(|| self.inner.encode_char_offsets(spaced, true));
         let mut encoded = Encoded::new(&encoding.map_err(|e| failed("encoded", &e))?);
         let characters: Vec<Characters> = words.iter().map(|w| Characters::new(w.as_ref())).collect();
         for (offsets, word) in encoded.offsets.iter_mut().zip(&encoded.words) {
@@ -189,10 +191,10 @@ impl Tokenizer {
     }
 
     fn encode_whole(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
-        let encoding = match pair {
+        let encoding = guarded(|| match pair {
             Some(pair) => self.inner.encode_char_offsets((text, pair), true),
             None => self.inner.encode_char_offsets(text, true),
-        };
+        });
         let mut encoded = Encoded::new(&encoding.map_err(|e| failed("encoded", &e))?);
         let characters = [text, pair.unwrap_or_default()].map(Characters::new);
         for (offsets, sequence) in encoded.offsets.iter_mut().zip(&encoded.sequence) {

@@ -4,6 +4,7 @@
 //! bytes only when it is over. So each text is decoded again with some of the tokens before it, and what a decoder may
 //! still change waits.
 
+use super::guard::guarded;
 use super::tokenizer::{Tokenizer, failed};
 use crate::error::Result;
 
@@ -30,7 +31,7 @@ impl<'a> DecodeStream<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, skip_special: bool, before: &[u32]) -> Result<DecodeStream<'a>> {
         let bytes = match tokenizer.inner.get_decoder() {
             Some(decoder) => {
-                let probe = tokenizers::Decoder::decode(decoder, vec!["<0x61>".into()]);
+                let probe = guarded(|| tokenizers::Decoder::decode(decoder, vec!["<0x61>".into()]));
                 probe.map_err(|e| failed("decoded", &e))? == "a"
             }
             None => false,

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::added;
+use super::guard::guarded;
 pub use super::stream::DecodeStream;
 use super::vocabulary::{self, Settings, token_text};
 use crate::durable;
@@ -145,7 +146,7 @@ impl Tokenizer {
     /// The ids of a text. Special tokens in the text are recognized; `add_special` adds those the
     /// model wants around one (a beginning, for most).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special);
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special));
         Ok(encoding.map_err(|e| failed("encoded", &e))?.get_ids().to_vec())
     }
 
@@ -162,7 +163,7 @@ impl Tokenizer {
 
     /// The text of ids. Bytes that are not UTF-8 become U+FFFD; ids that do not exist are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| failed("decoded", &e))
+        guarded(|| self.inner.decode(ids, skip_special)).map_err(|e| failed("decoded", &e))
     }
 
     /// Decodes ids as they come, after those of a text `before` that has been given out; see [`DecodeStream`].
@@ -268,7 +269,10 @@ fn no_tokenizer(folder: &Path) -> Error {
 }
 
 fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| {
+    // What is no JSON at all is told with its place.
+    let json_error = |e: serde_json::Error| Error::file(path, e.to_string(), "a tokenizer.json");
+    serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| foreign::explain(path, json_error(e)))?;
+    let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(|e| {
         let found = format!("a tokenizer that does not load ({e})");
         foreign::explain(path, Error::file(path, found, "a tokenizer.json"))
     })?;
