@@ -323,6 +323,33 @@ fn plan_prints_the_account() {
     assert_eq!(wide["rows"]["trainable weights"].as_u64(), rows["trainable weights"].as_u64().map(|b| 4 * b));
 }
 
+/// An adapter is of no use where a frozen part of the model was drawn: it is said when it is trained.
+#[test]
+fn a_frozen_part_that_the_files_lack_is_said() {
+    use trimtab::weights::{Checkpoint, safetensors};
+    let scratch = Scratch::new("pooler");
+    let case = |path: &str| fixture(&format!("families2/bert-classify-lora/{path}"));
+    std::fs::create_dir_all(scratch.0.join("model")).unwrap();
+    std::fs::copy(case("model/config.json"), scratch.0.join("model/config.json")).unwrap();
+    let whole = Checkpoint::open(case("model")).unwrap();
+    let kept = whole.names().filter(|name| !name.contains("pooler"));
+    let tensors = kept.map(|name| safetensors::Tensor {
+        name: name.into(),
+        dtype: safetensors::Dtype::F32,
+        shape: whole.info(name).unwrap().shape.clone(),
+        bytes: bytemuck::cast_slice::<f32, u8>(&whole.read(name).unwrap()).to_vec().into(),
+    });
+    let path = scratch.0.join("model/model.safetensors");
+    safetensors::write_safetensors(&path, &Default::default(), tensors).unwrap();
+    for (model, said) in [("model".to_string(), true), (case("model"), false)] {
+        let args = ["train", "--model", &model, "--data", &case("batch.jsonl"), "--out", "run", "--overwrite"];
+        let ran = scratch.run(&[&args[..], &["--steps", "1", "--max-seq-len", "64", "--device", "cpu"]].concat());
+        let talk = ran.err();
+        ran.ok();
+        assert_eq!(talk.contains("pooler.dense.weight is not in the model's files"), said, "{talk}");
+    }
+}
+
 const DATA: &str = "{\"input_ids\": [1, 5, 9, 13, 2], \"labels\": [-100, 5, 9, 13, 2]}\n\
                     {\"input_ids\": [1, 7, 7, 2], \"labels\": [1, 7, 7, 2]}\n\
                     {\"input_ids\": [1, 90, 80, 70, 60, 50, 2], \"labels\": [-100, -100, -100, 70, 60, 50, 2]}\n";

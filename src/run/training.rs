@@ -145,6 +145,12 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     for note in job.base.notes.iter().chain(planned.notes()) {
         tell.note(note.clone())?;
     }
+    if let Some(name) = planned.drawn_and_kept() {
+        tell.note(format!(
+            "{name} is not in the model's files: it is drawn and not trained, and an adapter does not have it, so that the \
+             adapter is of no use without it (with --method full it is trained and saved)"
+        ))?;
+    }
     let (trained, all) = planned.parameters();
     tell.event(Event::run(config, planned.device(), trained, all))?;
     tell.event(Event::Plan(planned.account().clone()))?;

@@ -170,6 +170,17 @@ impl Planned {
         self.program.weights.iter().find(missing).map(|w| w.name.as_str())
     }
 
+    /// A tensor that the base model's files lack, and that is drawn and not trained: what is learnt depends on it, and an
+    /// adapter's files do not have it.
+    pub fn drawn_and_kept(&self) -> Option<&str> {
+        let base = self.base.checkpoint.as_ref()?;
+        let missing = |w: &&Weight| match &w.source {
+            Source::Base { tensor, fresh: Some(_), .. } => !w.trainable && base.info(tensor).is_none(),
+            _ => false,
+        };
+        self.program.weights.iter().find(missing).map(|w| w.name.as_str())
+    }
+
     /// Allocates, compiles and loads. `adapter` holds the tensors of an adapter to start from;
     /// `progress(bytes loaded, of)` is called along the way, and an error of it ends the loading.
     pub fn start(
