@@ -122,6 +122,11 @@ impl Inputs {
         inputs.write("learning.toml", "learning_rate = 1e-4\n");
         inputs.write("tables.toml", "[lora]\nrank = 4\n");
         inputs.write("typo.toml", "bacth-size = 4\n");
+        inputs.write("project/README.md", "A project of mine.\n");
+        let run =
+            "train --model model --data rows.jsonl --out finished --steps 1 --max-seq-len 16 --rank 1 --device cpu";
+        let ran = Case { command: run.into(), told: String::new(), code: 0 }.run(&inputs.0);
+        assert_eq!(ran.code, 0, "{}", ran.told);
         inputs
     }
 
@@ -298,7 +303,7 @@ fn flags_that_the_document_advises_are_there() {
     let prose = text.split("```").step_by(2).collect::<String>();
     for flag in prose.split("--").skip(1) {
         let flag: String = flag.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-        let others = ["local-dir", "config", "temperature"];
+        let others = ["local-dir", "config", "temperature", "overwrite", "resume"];
         assert!(known(flag.trim_end_matches('-')) || others.contains(&flag.as_str()) || flag.is_empty(), "--{flag}");
     }
 }
