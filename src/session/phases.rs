@@ -9,7 +9,7 @@ use crate::models::Model;
 use crate::nn::{Build, Layout, Nn, Site, Weight};
 use crate::tasks::Task;
 use crate::train::eval::Evaluation;
-use crate::train::step::{Leaves, Parts};
+use crate::train::step::{Leaves, NOTHING_TO_TRAIN, Parts, nothing_to_train};
 
 /// The leaves of the phases that there are.
 pub(super) struct Phases {
@@ -42,7 +42,12 @@ impl Phases {
                 let parts = Parts { model, task, build, shape, single, optimizer: options.optimizer };
                 match Leaves::build(&mut nn, &parts, caps) {
                     Ok(leaves) => Some(leaves),
-                    Err(error) => return Err(check(&nn.sites, &nn.weights).err().unwrap_or(error)),
+                    // The whole model was written, so that the methods know what there would have been to train.
+                    Err(Error::Config { found, .. }) if found == NOTHING_TO_TRAIN => {
+                        check(&nn.sites, &nn.weights)?;
+                        return Err(nothing_to_train());
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             false => None,

@@ -124,6 +124,14 @@ impl Step {
     }
 }
 
+/// What is found where no tensor is trained.
+pub const NOTHING_TO_TRAIN: &str = "nothing to train";
+
+/// The error of a model in which no tensor is trained.
+pub fn nothing_to_train() -> Error {
+    Error::config("method", NOTHING_TO_TRAIN, "targets that match layers of the model")
+}
+
 impl Leaves {
     /// Appends the phases MICRO and UPDATE of the step to an empty graph.
     pub fn build(nn: &mut Nn, parts: &Parts, caps: &Caps) -> Result<Leaves> {
@@ -151,7 +159,7 @@ impl Leaves {
         let params: Vec<Val> = nn.weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
         let g = &mut nn.g;
         if params.is_empty() {
-            return Err(Error::config("method", "nothing to train", "targets that match layers of the model"));
+            return Err(nothing_to_train());
         }
         let mut forward = g.nodes.len();
         let gradients = autograd::backward(g, &[(micro_loss, one)], &params)?;
