@@ -49,7 +49,7 @@ impl Scratch {
     /// One step without a change on all of `data`: (tokens, trained, loss, standard error).
     fn step(&self, data: &str) -> (u64, u64, f64, String) {
         let sizes = ["--device", "cpu", "--steps", "1", "--lr", "0", "--batch-size", "64", "--max-seq-len", "64"];
-        let args = ["train", "--model", "m", "--data", data, "--out", "o", "--no-shuffle"];
+        let args = ["train", "--model", "m", "--data", data, "--out", "o", "--overwrite", "--no-shuffle"];
         let ran = self.run(&[&args[..], &sizes].concat());
         let error = String::from_utf8(ran.stderr).unwrap();
         assert_eq!(ran.status.code(), Some(0), "{data}: {error}");
@@ -353,7 +353,7 @@ fn a_gguf_file_without_a_pre_tokenizer_is_told_of() {
         assert_eq!(ran.status.code(), Some(0), "{error}");
         error
     };
-    let train = ["train", "--data", "d.jsonl", "--out", "o", "--steps", "1", "--max-seq-len", "32"];
+    let train = ["train", "--data", "d.jsonl", "--out", "o", "--overwrite", "--steps", "1", "--max-seq-len", "32"];
     let generate = ["generate", "--prompt", "the", "--max-tokens", "2"];
     std::fs::write(scratch.path("x.gguf"), &bytes).unwrap();
     assert!(!run(&train).contains("tokenizer.ggml.pre") && !run(&generate).contains("tokenizer.ggml.pre"));

@@ -120,7 +120,7 @@ mod tests {
             (&llama, "num_hidden_layers", json!(10_000), json!(10_001)),
             (&llama, "hidden_size", json!(1 << 22), json!((1 << 22) + 1)),
             (&llama, "head_dim", json!(1 << 21), json!(1 << 22)),
-            (&llama, "max_position_embeddings", json!(1u64 << 32), json!((1u64 << 32) + 1)),
+            (&llama, "max_position_embeddings", json!(u32::MAX), json!(1u64 << 32)),
             (&llama, "vocab_size", json!(8), json!(0)),
             (&llama, "vocab_size", json!(8), json!(8.5)),
             (&llama, "intermediate_size", json!(1), json!(-1)),
