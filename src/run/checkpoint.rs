@@ -114,6 +114,12 @@ pub fn last(run: &Path, on: &mut dyn FnMut(String) -> Result<()>) -> Result<Opti
     Ok(None)
 }
 
+/// Bytes of all checkpoints of a run.
+pub fn bytes(run: &Path) -> u64 {
+    let files = list(run).into_iter().flat_map(|(_, path)| std::fs::read_dir(path).into_iter().flatten().flatten());
+    files.filter_map(|file| file.metadata().ok()).map(|about| about.len()).sum()
+}
+
 /// Checkpoints by falling step.
 fn list(run: &Path) -> Vec<(u64, PathBuf)> {
     let entries = std::fs::read_dir(run.join(FOLDER)).into_iter().flatten().flatten();

@@ -110,7 +110,14 @@ impl Course<'_> {
                 profile.reset();
                 timed = Report::default();
             }
-            let stopped = is_stop(tell.event(Event::Step(event)))?;
+            let stopped = match is_stop(tell.event(Event::Step(event))) {
+                Err(error @ Error::Io { .. }) => {
+                    // Whoever hears it may: the file could not be written.
+                    let _ = (tell.on)(Event::Note(self.rescue()));
+                    return Err(error);
+                }
+                answer => answer?,
+            };
             for note in watch.after(self.done, &report, scale(&self.session)) {
                 tell.note(note)?;
             }
@@ -179,6 +186,7 @@ impl Course<'_> {
     }
 
     fn checkpoint(&mut self, tell: &mut Tell) -> Result<()> {
+        tell.metrics.sync()?;
         let path = self.write_checkpoint(self.folder.path())?;
         checkpoint::prune(self.folder.path(), self.done, self.config.keep);
         self.saved = Some(self.done);

@@ -92,9 +92,11 @@ impl Folder {
         &self.path
     }
 
-    /// Whether `needed` bytes can be written; where that cannot be known, they can.
+    /// Whether `needed` bytes can be written; where that cannot be known, they can. Checkpoints that are there make room for
+    /// those that come.
     pub fn has_room(&self, needed: u64) -> Result<()> {
-        match system::free_space(&self.path) {
+        let old = checkpoint::bytes(&self.path);
+        match system::free_space(&self.path).map(|free| free.saturating_add(old)) {
             Some(free) if free < needed => Err(Error::config(
                 "out",
                 format!("{} free for {}", human(free), self.path.display()),

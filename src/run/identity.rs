@@ -200,3 +200,16 @@ fn examples(data: &Dataset) -> String {
     }
     hasher.finalize().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::FIELDS;
+
+    #[test]
+    fn what_is_free_is_a_setting() {
+        let unknown = |name: &&str| FIELDS.iter().all(|field| field.name != *name);
+        assert_eq!(FREE.iter().find(|name| unknown(name)), None);
+        assert!(unknown(&"no_such_setting"));
+    }
+}

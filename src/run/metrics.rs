@@ -232,12 +232,13 @@ impl Metrics {
         Ok(losses)
     }
 
+    /// Waits until the disk has the file: before a checkpoint is written, which never knows more steps than it.
+    pub fn sync(&self) -> Result<()> {
+        self.file.as_ref().map_or(Ok(()), |file| file.sync_data().map_err(|e| Error::io(&self.path, e)))
+    }
+
     /// Writes the event's line, if it has one (that of the run waits for the next); errs if the file cannot be written.
     pub fn write(&mut self, event: &Event) -> Result<()> {
-        if let (Event::Checkpoint { .. }, Some(file)) = (event, &self.file) {
-            // A checkpoint never knows more steps than this file.
-            file.sync_data().map_err(|e| Error::io(&self.path, e))?;
-        }
         let Some(line) = event.line() else { return Ok(()) };
         let text = format!("{}{line}\n", std::mem::take(&mut self.waiting));
         if self.file.is_none() {
