@@ -142,7 +142,10 @@ impl Course<'_> {
             tell.note(format!("{skipped} of {steps} steps were skipped: loss or gradient were not finite"))?;
         }
         if let Err(error) = self.write() {
-            tell.note(self.rescue())?;
+            // What is not finite is worth no rescue.
+            if matches!(error, Error::Io { .. }) {
+                tell.note(self.rescue())?;
+            }
             return Err(error);
         }
         let moved = self.session.trainer.exec.offload.moved;
