@@ -6,10 +6,10 @@ use crate::error::{Error, Result};
 use crate::generate::Generation;
 use crate::graph::program::Program;
 use crate::models::Model;
-use crate::nn::{Build, Layout, Nn, Site, Weight};
+use crate::nn::{Build, Layout, Nn, Site};
 use crate::tasks::Task;
 use crate::train::eval::Evaluation;
-use crate::train::step::{Leaves, NOTHING_TO_TRAIN, Parts, nothing_to_train};
+use crate::train::step::{Check, Leaves, Parts};
 
 /// The leaves of the phases that there are.
 pub(super) struct Phases {
@@ -20,12 +20,9 @@ pub(super) struct Phases {
     pub ties: Vec<(String, String)>,
 }
 
-/// Whether methods fit the sites and weights of a model.
-pub(super) type Check<'a> = &'a dyn Fn(&[Site], &[Weight]) -> Result<()>;
-
 impl Phases {
-    /// One graph with the phases that `options` ask for, and the sites of its model. `check` is the methods' of sites and
-    /// weights: where no step can be built, it knows why.
+    /// One graph with the phases that `options` ask for, and the sites of its model. `check` is told of sites and
+    /// weights when the model is written.
     pub fn build(
         model: &dyn Model,
         task: &dyn Task,
@@ -40,15 +37,7 @@ impl Phases {
             true => {
                 let single = options.step_tokens.is_some_and(|most| most <= options.micro_tokens);
                 let parts = Parts { model, task, build, shape, single, optimizer: options.optimizer };
-                match Leaves::build(&mut nn, &parts, caps) {
-                    Ok(leaves) => Some(leaves),
-                    // The whole model was written, so that the methods know what there would have been to train.
-                    Err(Error::Config { found, .. }) if found == NOTHING_TO_TRAIN => {
-                        check(&nn.sites, &nn.weights)?;
-                        return Err(nothing_to_train());
-                    }
-                    Err(error) => return Err(error),
-                }
+                Some(Leaves::build(&mut nn, &parts, caps, check)?)
             }
             false => None,
         };
@@ -62,7 +51,9 @@ impl Phases {
         };
         let Nn { g: graph, weights, sites, ties, .. } = nn;
         let forward = train.as_ref().map_or(graph.nodes.len(), |leaves| leaves.forward);
-        check(&sites, &weights)?;
+        if train.is_none() {
+            check(&sites, &weights)?;
+        }
         Ok((Program { graph, weights, forward }, sites, Phases { train, evaluation, generation, ties }))
     }
 

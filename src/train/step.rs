@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::program::Program;
 use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::models::Model;
-use crate::nn::{Build, Hooks, Inputs, Nn, Site, StorageOf};
+use crate::nn::{Build, Hooks, Inputs, Nn, Site, StorageOf, Weight};
 use crate::peft::Method;
 use crate::tasks::causal_lm::CausalLm;
 use crate::tasks::{Shape, Task};
@@ -113,7 +113,7 @@ impl Step {
     /// The step of any task.
     pub fn of(parts: &Parts, caps: &Caps) -> Result<Step> {
         let mut nn = Nn::new(parts.build);
-        let leaves = Leaves::build(&mut nn, parts, caps)?;
+        let leaves = Leaves::build(&mut nn, parts, caps, &|_, _| Ok(()))?;
         Ok(Step::finish(nn, leaves))
     }
 
@@ -124,17 +124,13 @@ impl Step {
     }
 }
 
-/// What is found where no tensor is trained.
-pub const NOTHING_TO_TRAIN: &str = "nothing to train";
-
-/// The error of a model in which no tensor is trained.
-pub fn nothing_to_train() -> Error {
-    Error::config("method", NOTHING_TO_TRAIN, "targets that match layers of the model")
-}
+/// Whether methods fit the sites and weights of a model.
+pub type Check<'a> = &'a dyn Fn(&[Site], &[Weight]) -> Result<()>;
 
 impl Leaves {
-    /// Appends the phases MICRO and UPDATE of the step to an empty graph.
-    pub fn build(nn: &mut Nn, parts: &Parts, caps: &Caps) -> Result<Leaves> {
+    /// Appends the phases MICRO and UPDATE of the step to an empty graph. `check` is asked when the model is written, before
+    /// what it trains is looked for.
+    pub fn build(nn: &mut Nn, parts: &Parts, caps: &Caps, check: Check) -> Result<Leaves> {
         let Parts { model, task, build, shape, single, optimizer } = *parts;
         let act = build.act;
         optimizer.check()?;
@@ -155,11 +151,12 @@ impl Leaves {
         };
         let inv = scale.map_or(Ok(inv_count), |(up, _)| nn.g.scale(inv_count, up))?;
         let micro_loss = task.forward(nn, model, inv)?.loss;
+        check(&nn.sites, &nn.weights)?;
         let (rng, inputs) = (nn.rng(), nn.inputs());
         let params: Vec<Val> = nn.weights.iter().filter(|w| w.trainable).map(|w| w.val).collect();
         let g = &mut nn.g;
         if params.is_empty() {
-            return Err(nothing_to_train());
+            return Err(Error::config("method", "nothing to train", "targets that match layers of the model"));
         }
         let mut forward = g.nodes.len();
         let gradients = autograd::backward(g, &[(micro_loss, one)], &params)?;
