@@ -6,15 +6,15 @@ use crate::error::{Error, Result};
 use crate::ops::Activation;
 
 /// The most features of a layer, or rows of a table. The bytes of all weights of [`MOST_LAYERS`] layers fit in 64 bits.
-const MOST: usize = 1 << 22;
+pub const MOST_FEATURES: usize = 1 << 22;
 /// The most layers: what is known of each is in a list, and a model is written layer by layer.
-const MOST_LAYERS: usize = 10_000;
+pub const MOST_LAYERS: usize = 10_000;
 /// The longest sequence or distance: no size is made of it alone.
 const MOST_POSITIONS: usize = u32::MAX as usize;
 
 /// A positive whole number that weights' shapes are made of; without a default it must be there.
 pub fn size(config: &Value, key: &str, default: Option<usize>) -> Result<usize> {
-    up_to(MOST, config, key, default)
+    up_to(MOST_FEATURES, config, key, default)
 }
 
 /// A number of layers; without a default it must be there.
@@ -42,8 +42,8 @@ fn up_to(most: usize, config: &Value, key: &str, default: Option<usize>) -> Resu
 /// Features of all heads of a layer, whose number `key` is.
 pub fn head_features(key: &str, heads: usize, head_dim: usize) -> Result<usize> {
     match heads.saturating_mul(head_dim) {
-        all @ ..=MOST => Ok(all),
-        _ => Err(bad(key, heads, format!("at most {MOST} features of all heads, which have {head_dim} each"))),
+        all @ ..=MOST_FEATURES => Ok(all),
+        _ => Err(bad(key, heads, format!("at most {MOST_FEATURES} features of all heads, which have {head_dim} each"))),
     }
 }
 

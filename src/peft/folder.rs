@@ -113,10 +113,6 @@ pub fn names(config: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
 
 /// The most virtual tokens, which are listed when a graph is written.
 pub const MOST_TOKENS: usize = 1 << 16;
-/// The most layers, and features of one: as many as config.json may have.
-pub const MOST_LAYERS: usize = 10_000;
-/// See [`MOST_LAYERS`].
-pub const MOST_FEATURES: usize = 1 << 22;
 
 /// A whole number from 1 to `most`.
 pub fn count(config: &Map<String, Value>, key: &str, most: usize) -> Result<usize> {
@@ -145,6 +141,7 @@ pub fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::config::{MOST_FEATURES, MOST_LAYERS};
     use crate::peft::METHODS;
 
     /// Sizes of which a graph is written, or lists are made, are held against limits when they are read.

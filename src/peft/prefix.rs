@@ -11,10 +11,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::folder::{self, Heads, MOST_FEATURES, MOST_LAYERS, MOST_TOKENS};
+use super::folder::{self, Heads, MOST_TOKENS};
 use super::{Method, MethodDef, Save, Settings, files, prompt};
 use crate::error::{Error, Result};
 use crate::graph::Val;
+use crate::models::config::{MOST_FEATURES, MOST_LAYERS};
 use crate::nn::{Hooks, Init, MAIN, Next, Nn, Qkv, Site, StreamId, WeightRef};
 use crate::ops::Activation;
 use crate::weights::HostTensor;
