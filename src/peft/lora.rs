@@ -126,9 +126,8 @@ impl Method for Lora {
         let copies = self.config.tied_copies(save.ties, &tied, save.kept)?;
         let Save { trained, kept, read, .. } = save;
         let more = [*kept, &copies].map(files::by_name).concat();
-        let names: Vec<(String, Vec<usize>)> = trained.to_vec();
-        let names = names.into_iter().chain(more.iter().map(|(name, t)| (name.to_string(), t.shape.clone())));
-        let names: Vec<(String, Vec<usize>)> = names.collect();
+        let held = more.iter().map(|(name, t)| (name.to_string(), t.shape.clone()));
+        let names: Vec<(String, Vec<usize>)> = trained.iter().cloned().chain(held).collect();
         let adapted = || names.iter().filter_map(|t| t.0.strip_suffix(".lora_A.weight"));
         let mut config = self.config.spelled_out(adapted());
         config.fan_in_fan_out = adapted().any(|name| save.transposed.iter().any(|m| *name == files::saved(m)));
@@ -137,6 +136,6 @@ impl Method for Lora {
             true => read(i, first, into),
             false => (held.read)(i - count, first, into),
         };
-        files::write_adapter(save.dir, &config, files::Tensors { names: names.clone(), read: Box::new(read) })
+        files::write_adapter(save.dir, &config, files::Tensors { names, read: Box::new(read) })
     }
 }

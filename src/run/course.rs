@@ -1,6 +1,6 @@
 //! The steps of a run: batches, updates, evaluations, checkpoints, and what is written in the end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, About, Pace};
 use super::evaluate;
@@ -19,6 +19,7 @@ use crate::cpu::gemm;
 use crate::data::Dataset;
 use crate::data::pack::{MicroBatch, pack};
 use crate::data::sampler::Sampler;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::memory::resident;
 use crate::nn::Layout;
@@ -197,7 +198,7 @@ impl Course<'_> {
         tell.event(Event::Checkpoint { step: self.done, path })
     }
 
-    fn write_checkpoint(&mut self, run: &Path) -> Result<std::path::PathBuf> {
+    fn write_checkpoint(&mut self, run: &Path) -> Result<PathBuf> {
         let about = About::new(self.done, self.length, self.sampler.cursor(), self.skips, self.identity.clone());
         let adapter = peft::named(self.config.method.name())?.peft_type.is_some();
         let (config, job) = (self.config, self.job);
@@ -228,7 +229,7 @@ impl Course<'_> {
         resident::give_back();
         write_trained(&mut self.session, self.folder.path(), self.config, self.job)?;
         self.folder.write("loss.svg", &svg::loss_curve("training loss", &self.losses))?;
-        crate::durable::sync_folder(self.folder.path());
+        durable::sync_folder(self.folder.path());
         Ok(())
     }
 
@@ -260,7 +261,7 @@ fn write_trained(session: &mut Session, dir: &Path, config: &RunConfig, job: &Jo
     if config.method != Method::Full && !job.task.def().label.is_empty() {
         // PEFT's files do not say what labels are called.
         let path = dir.join("config.json");
-        crate::durable::write(&path, format!("{:#}\n", job.base.config).as_bytes())?;
+        durable::write(&path, format!("{:#}\n", job.base.config).as_bytes())?;
     }
     Ok(())
 }

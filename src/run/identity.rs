@@ -70,10 +70,10 @@ impl Identity {
             }
             None => None,
         };
-        let Value::Object(mut settings) = config.to_json() else { return Err(Error::Cancelled) };
-        settings.retain(|name, _| !FREE.contains(&name.as_str()));
+        let all = config.to_json();
+        let fixed = all.as_object().into_iter().flatten().filter(|(name, _)| !FREE.contains(&name.as_str()));
         // As text: a float that is read from JSON may come back as its neighbour.
-        settings.values_mut().for_each(|value| *value = value.to_string().into());
+        let settings = fixed.map(|(name, value)| (name.clone(), value.to_string().into())).collect();
         Ok(Identity {
             // The number of threads changes nothing.
             device: if device.starts_with("cpu") { format!("cpu ({})", Isa::best().name()) } else { device.into() },
