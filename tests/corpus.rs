@@ -1,7 +1,11 @@
 //! Replays the corpora of the fuzz targets (`fuzz/`), and each of their files cut and with bytes changed: the same functions
 //! and the same limit on memory as when fuzzing, on a stable compiler.
 
-use std::path::{Path, PathBuf};
+#[path = "common/scratch.rs"]
+mod scratch;
+
+use scratch::Scratch;
+use std::path::Path;
 use std::process::Command;
 
 #[path = "../fuzz/src/limit.rs"]
@@ -14,23 +18,6 @@ static ALLOCATOR: limit::Limited = limit::Limited;
 
 /// Bytes that all corpora may have.
 const MOST: u64 = 300 << 10;
-
-/// A folder of its own that goes when the test ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("trimtab-corpus-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// The files of a target's corpus, by name.
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -75,7 +62,7 @@ fn corpora_are_read_within_the_limit() {
     }));
     let mut bytes = 0;
     for target in targets::TARGETS {
-        let folder = Folder::new(target.name);
+        let folder = Scratch::new(target.name);
         // What is made once is no input's.
         (target.run)(&[], &folder.0);
         let files = corpus(target.name);

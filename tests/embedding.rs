@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::devices::{Device, devices};
+use common::scratch::Scratch;
 use trimtab::Error;
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::{Dataset, Example};
@@ -91,21 +92,6 @@ fn losses(session: &mut Session, steps: usize, lr: f64) -> Vec<f32> {
 /// An adapter without what PEFT writes twice.
 fn opened(dir: &Path) -> Adapter {
     Adapter { config: read_config(dir).unwrap(), tensors: peft::open(dir).unwrap().tensors }
-}
-
-/// A folder that is removed when the test is done.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        Scratch(std::env::temp_dir().join(format!("trimtab-embedding-{}-{name}", std::process::id())))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
-    }
 }
 
 #[test]

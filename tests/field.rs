@@ -6,6 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::scratch::Scratch;
 use serde_json::Value;
 use trimtab::backend::cpu::Cpu;
 use trimtab::base::Base;
@@ -18,17 +19,7 @@ use trimtab::run::metrics::Event;
 use trimtab::run::training;
 use trimtab::session::{Options, Planned};
 
-/// A folder for the files of one test.
-struct Scratch(PathBuf);
-
 impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let dir = std::env::temp_dir().join(format!("trimtab-field-{}-{name}", std::process::id()));
-        std::fs::remove_dir_all(&dir).ok();
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
-    }
-
     /// The base model of the golden fixtures with another config.json.
     fn base(&self, config: &str) -> PathBuf {
         let dir = self.0.join("m");
@@ -36,12 +27,6 @@ impl Scratch {
         std::fs::copy(base().join("model.safetensors"), dir.join("model.safetensors")).unwrap();
         std::fs::write(dir.join("config.json"), config).unwrap();
         dir
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
     }
 }
 

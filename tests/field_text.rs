@@ -1,8 +1,12 @@
 //! Texts, tokenizers and rows as people have them (fixtures/field), with the values of transformers 5.23.
 
+#[path = "common/scratch.rs"]
+mod scratch;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use scratch::Scratch;
 use serde_json::{Value, json};
 use trimtab::data::tokenizer::Tokenizer;
 
@@ -10,17 +14,7 @@ fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
 }
 
-/// A folder that goes when the test is over.
-struct Scratch(PathBuf);
-
 impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let folder = std::env::temp_dir().join(format!("trimtab-field-text-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        Scratch(folder)
-    }
-
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -67,12 +61,6 @@ impl Scratch {
             Some(0) => Ok(String::from_utf8(ran.stdout).unwrap()),
             _ => Err(String::from_utf8(ran.stderr).unwrap()),
         }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

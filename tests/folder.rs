@@ -5,23 +5,22 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use common::scratch::{Scratch, copy};
 use trimtab::config::{Flags, RunConfig};
 use trimtab::error::{Error, Result};
 use trimtab::run::folder::Start;
 use trimtab::run::metrics::Event;
 use trimtab::run::training;
 
-struct Scratch(PathBuf);
+/// A folder with a model and data for a run.
+fn begin(name: &str) -> Scratch {
+    let scratch = Scratch::new(name);
+    copy(&common::root("tests/fixtures/golden/base"), &scratch.0.join("model"));
+    std::fs::write(scratch.0.join("data.jsonl"), "{\"input_ids\": [1, 5, 9, 13, 2]}\n").unwrap();
+    scratch
+}
 
 impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let dir = std::env::temp_dir().join(format!("trimtab-folder-{}-{name}", std::process::id()));
-        std::fs::remove_dir_all(&dir).ok();
-        copy(&common::root("tests/fixtures/golden/base"), &dir.join("model"));
-        std::fs::write(dir.join("data.jsonl"), "{\"input_ids\": [1, 5, 9, 13, 2]}\n").unwrap();
-        Scratch(dir)
-    }
-
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -47,20 +46,6 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
-}
-
 /// Every file below a folder.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
@@ -77,7 +62,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// Whatever is in a folder that a run may not have stays as it is, to the byte; nothing new comes to be.
 #[test]
 fn a_folder_of_something_else_is_refused_and_untouched() {
-    let scratch = Scratch::new("refused");
+    let scratch = begin("refused");
     scratch.train("run", Start::New, &[]).unwrap();
     scratch.train("adapter", Start::New, &[]).unwrap();
     std::fs::create_dir_all(scratch.path("project")).unwrap();
@@ -124,7 +109,7 @@ fn a_folder_of_something_else_is_refused_and_untouched() {
 /// A run that fails before its first step leaves the folder as it was, so that it can be tried again.
 #[test]
 fn a_run_that_does_not_begin_leaves_no_trace() {
-    let scratch = Scratch::new("trace");
+    let scratch = begin("trace");
     scratch.train("run", Start::New, &[]).unwrap();
     std::fs::create_dir_all(scratch.path("empty")).unwrap();
     let before = files(&scratch.0);
@@ -143,7 +128,7 @@ fn a_run_that_does_not_begin_leaves_no_trace() {
 /// Nothing of the older run is left to be taken for the new one's.
 #[test]
 fn an_overwritten_run_leaves_nothing_of_itself() {
-    let scratch = Scratch::new("overwritten");
+    let scratch = begin("overwritten");
     scratch.train("run", Start::New, &[("method", "full"), ("steps", "5")]).unwrap();
     std::fs::write(scratch.path("run/notes.txt"), "mine").unwrap();
     // Stopped in the middle: the older run's model must not be there.
@@ -165,7 +150,7 @@ fn an_overwritten_run_leaves_nothing_of_itself() {
 /// Two runs never write one folder.
 #[test]
 fn a_folder_in_which_a_run_is_on_is_refused() {
-    let scratch = Scratch::new("lock");
+    let scratch = begin("lock");
     let mut tried = 0;
     scratch
         .run(&scratch.path("run"), Start::New, &[], &mut |event| {
@@ -187,7 +172,7 @@ fn a_folder_in_which_a_run_is_on_is_refused() {
 /// A disk that is too small is told before anything is loaded.
 #[test]
 fn too_little_room_is_said_before_the_run() {
-    let scratch = Scratch::new("room");
+    let scratch = begin("room");
     // As many checkpoints as no disk can hold.
     let many = [("keep", "9000000000000000000")];
     let mut steps = 0;
@@ -206,7 +191,7 @@ fn too_little_room_is_said_before_the_run() {
 #[test]
 fn files_have_ordinary_modes() {
     use std::os::unix::fs::PermissionsExt;
-    let scratch = Scratch::new("modes");
+    let scratch = begin("modes");
     scratch.train("run", Start::New, &[]).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
     let plain = mode(&scratch.path("data.jsonl"));

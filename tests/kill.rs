@@ -5,30 +5,27 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::devices::Device;
+use common::scratch::{Scratch, copy};
 
-/// A folder for the files of one test; the commands run in it.
-struct Scratch(PathBuf);
+/// A folder with data for a run.
+fn begin(name: &str) -> Scratch {
+    let scratch = Scratch::new(name);
+    let rows: String = (0..24)
+        .map(|row| {
+            let ids: Vec<String> = (0..5 + row % 9).map(|i| (1 + (row * 7 + i * 5) % 90).to_string()).collect();
+            format!("{{\"input_ids\": [{}]}}\n", ids.join(", "))
+        })
+        .collect();
+    std::fs::write(scratch.0.join("data.jsonl"), rows).unwrap();
+    scratch
+}
 
 impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let dir = std::env::temp_dir().join(format!("trimtab-kill-{}-{name}", std::process::id()));
-        std::fs::remove_dir_all(&dir).ok();
-        std::fs::create_dir_all(&dir).unwrap();
-        let rows: String = (0..24)
-            .map(|row| {
-                let ids: Vec<String> = (0..5 + row % 9).map(|i| (1 + (row * 7 + i * 5) % 90).to_string()).collect();
-                format!("{{\"input_ids\": [{}]}}\n", ids.join(", "))
-            })
-            .collect();
-        std::fs::write(dir.join("data.jsonl"), rows).unwrap();
-        Scratch(dir)
-    }
-
     fn start(&self, args: &[&str], threads: &str) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
         command.args(args).current_dir(&self.0).env("RAYON_NUM_THREADS", threads);
@@ -60,12 +57,6 @@ impl Scratch {
             let entries = std::fs::read_dir(self.0.join(dir)).into_iter().flatten().flatten();
             entries.map(|e| e.file_name()).any(|name| name.to_string_lossy().starts_with(".trimtab-"))
         })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
     }
 }
 
@@ -171,7 +162,7 @@ fn a_run_that_is_killed_again_and_again_ends_in_the_same_bits() {
     let model = model();
     let (mut kills, mut writing) = (0, 0);
     for case in CASES.iter().filter(|case| case.device == "cpu" || Device::wgpu().is_some()) {
-        let scratch = Scratch::new(case.name);
+        let scratch = begin(case.name);
         let args = [&train(&model, case.device)[..], case.flags].concat();
         let began = Instant::now();
         scratch.ok(&[&args[..], &["--out", "never"]].concat());
@@ -188,7 +179,7 @@ fn a_run_that_is_killed_again_and_again_ends_in_the_same_bits() {
 /// Ctrl-C and SIGTERM finish the step and write a checkpoint, whatever --save-every says.
 #[test]
 fn a_signal_ends_the_run_after_its_step() {
-    let (scratch, model) = (Scratch::new("signal"), model());
+    let (scratch, model) = (begin("signal"), model());
     let mut args = train(&model, "cpu");
     args.extend(["--save-every", "0", "--lr", "1e-5"]);
     args.extend(["--steps", "400"]);
@@ -217,7 +208,7 @@ type Damage = (&'static str, fn(&Path));
 /// Every file of a checkpoint, at every kind of damage: the one before it is taken.
 #[test]
 fn a_damaged_checkpoint_is_passed_over() {
-    let (scratch, model) = (Scratch::new("damage"), model());
+    let (scratch, model) = (begin("damage"), model());
     let args = [&train(&model, "cpu")[..], &["--out", "run"]].concat();
     scratch.ok(&args);
     let never = scratch.result("run");
@@ -254,18 +245,10 @@ fn a_damaged_checkpoint_is_passed_over() {
     assert!(scratch.ok(&["train", "--resume", "run"]).contains("goes on after step 24, from run/checkpoints/step-24"));
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
-}
-
 /// What would change the result is named; what would not is allowed.
 #[test]
 fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
-    let (scratch, model) = (Scratch::new("differs"), model());
+    let (scratch, model) = (begin("differs"), model());
     scratch.ok(&[&train(&model, "cpu")[..], &["--out", "run"]].concat());
     let data = std::fs::read_to_string(scratch.0.join("data.jsonl")).unwrap();
     std::fs::write(scratch.0.join("other.jsonl"), data.replacen("[1, ", "[2, ", 1)).unwrap();
@@ -317,7 +300,7 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
 /// A run whose learning rates do not depend on its length can be made longer.
 #[test]
 fn more_steps_follow_where_they_change_none() {
-    let (scratch, model) = (Scratch::new("longer"), model());
+    let (scratch, model) = (begin("longer"), model());
     let constant = ["--schedule", "constant", "--warmup", "4"];
     let args = [&train(&model, "cpu")[..], &constant].concat();
     scratch.ok(&[&args[..], &["--out", "run"]].concat());
@@ -329,7 +312,7 @@ fn more_steps_follow_where_they_change_none() {
 /// `--resume` starts over where there is no checkpoint yet, and not where a finished run would be lost.
 #[test]
 fn without_a_checkpoint_a_run_begins_anew() {
-    let (scratch, model) = (Scratch::new("anew"), model());
+    let (scratch, model) = (begin("anew"), model());
     let args = train(&model, "cpu");
     let said = scratch.ok(&[&args[..], &["--out", "run", "--resume"]].concat());
     assert!(said.contains("no checkpoint yet: from the beginning"), "{said}");
@@ -345,7 +328,7 @@ fn without_a_checkpoint_a_run_begins_anew() {
 /// A disk on which checkpoints cannot be written is said, and the run goes on.
 #[test]
 fn a_run_goes_on_without_checkpoints() {
-    let (scratch, model) = (Scratch::new("nodisk"), model());
+    let (scratch, model) = (begin("nodisk"), model());
     std::fs::create_dir_all(scratch.0.join("run")).unwrap();
     // A file where the folder of checkpoints would be; the lock makes the folder one of a run.
     std::fs::write(scratch.0.join("run/checkpoints"), "").unwrap();

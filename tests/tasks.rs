@@ -3,8 +3,7 @@
 
 mod common;
 
-use std::path::PathBuf;
-
+use common::scratch::Scratch;
 use serde_json::{Value, json};
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::row::{Codec, Row};
@@ -12,7 +11,7 @@ use trimtab::data::tokenizer::Tokenizer;
 use trimtab::data::{Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use trimtab::models::Facts;
 use trimtab::run::folder::Start;
-use trimtab::run::metrics::{Event, Metrics};
+use trimtab::run::metrics::Event;
 use trimtab::run::predict::{Input, predict};
 use trimtab::run::training::run;
 use trimtab::tasks::{self, Made, Setup};
@@ -90,16 +89,7 @@ fn texts_become_transformers_features() {
     }
 }
 
-/// A folder that goes when the test ends.
-struct Scratch(PathBuf);
-
 impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let dir = std::env::temp_dir().join(format!("trimtab-tasks-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
-    }
-
     fn write(&self, name: &str, text: &str) -> String {
         std::fs::write(self.0.join(name), text).unwrap();
         self.path(name)
@@ -107,12 +97,6 @@ impl Scratch {
 
     fn path(&self, name: &str) -> String {
         self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
     }
 }
 
@@ -155,9 +139,7 @@ fn a_decoder_learns_to_classify_texts() {
     ];
     let settings = config(&flags);
     let mut evals = Vec::new();
-    let mut metrics = Metrics::new(&scratch.0.join("out"));
     run(&settings, Start::Overwrite, &mut |event| {
-        metrics.write(&event)?;
         if let Event::Eval { step, evaluated } = event {
             evals.push((step, evaluated));
         }

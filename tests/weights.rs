@@ -1,9 +1,13 @@
 //! Model files: what is read is what the libraries that wrote them say, and no file makes us panic.
 
+#[path = "common/scratch.rs"]
+mod scratch;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use scratch::Scratch;
 use serde_json::json;
 use trimtab::Error;
 use trimtab::dtype::DType;
@@ -17,26 +21,11 @@ fn path(rest: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(rest)
 }
 
-/// A folder that goes away with the value.
-struct Scratch(PathBuf);
-
 impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let folder = std::env::temp_dir().join(format!("trimtab-weights-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        Scratch(folder)
-    }
     fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, bytes).unwrap();
         path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

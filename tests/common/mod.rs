@@ -12,6 +12,7 @@ pub mod interpret;
 #[cfg(feature = "cuda")]
 pub mod ptx;
 pub mod run;
+pub mod scratch;
 pub mod tolerance;
 
 /// A path in the repository: where cargo says it is, or, for a binary that runs where it was not built, where the
