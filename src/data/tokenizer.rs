@@ -269,11 +269,12 @@ fn no_tokenizer(folder: &Path) -> Error {
 }
 
 fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
-    // What is no JSON at all is told with its place.
-    let json_error = |e: serde_json::Error| Error::file(path, e.to_string(), "a tokenizer.json");
-    serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| foreign::explain(path, json_error(e)))?;
     let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(|e| {
-        let found = format!("a tokenizer that does not load ({e})");
+        // What is no JSON at all is told with its place.
+        let found = match serde_json::from_slice::<serde::de::IgnoredAny>(json) {
+            Err(e) => e.to_string(),
+            Ok(_) => format!("a tokenizer that does not load ({e})"),
+        };
         foreign::explain(path, Error::file(path, found, "a tokenizer.json"))
     })?;
     // Some files cut or pad every text to a length that served one use of the model.
