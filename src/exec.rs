@@ -20,12 +20,20 @@ pub struct Exec {
     /// Where everything is and what runs.
     pub plan: Plan,
     buffers: Vec<Buffer>,
-    /// By phase.
-    phases: Vec<Vec<Stage>>,
+    /// By size of the micro-batches, the plan's own first.
+    sizes: Vec<Recorded>,
     /// Host memory that transfers go through, where the device's memory is not the process's own.
     staging: Vec<u8>,
     /// By move: the number of its request under way.
     requests: Vec<u64>,
+}
+
+/// The launches of a plan on the device.
+struct Recorded {
+    /// By phase.
+    phases: Vec<Vec<Stage>>,
+    /// The plan's transfers.
+    moves: Vec<Move>,
 }
 
 /// A piece of a phase, ready to run.
@@ -44,34 +52,36 @@ impl Exec {
         for allocation in &plan.buffers {
             buffers.push(backend.alloc(allocation.bytes)?);
         }
-        let mut phases = Vec::with_capacity(plan.launches.len());
-        for (mut launches, steps) in std::mem::take(&mut plan.launches).into_iter().zip(&plan.schedule.phases) {
-            bind(&mut launches, &buffers);
-            let mut stages = Vec::with_capacity(steps.len());
-            for step in steps {
-                stages.push(match step {
-                    Step::Run(range) => Stage::Run(backend.record(&launches[range.clone()])?),
-                    Step::Start(m) => Stage::Start(*m),
-                    Step::Wait(m) => Stage::Wait(*m),
-                    Step::Store(m) => Stage::Store(*m),
-                });
-            }
-            phases.push(stages);
-        }
+        let sizes = vec![record(&mut *backend, &buffers, &mut plan, None)?];
         let staging = vec![0; plan.schedule.staging as usize];
         let requests = vec![0; plan.schedule.moves.len()];
         let offload = Offload::new(system::temp_dir());
-        Ok(Exec { offload, backend, graph, plan, buffers, phases, staging, requests })
+        Ok(Exec { offload, backend, graph, plan, buffers, sizes, staging, requests })
+    }
+
+    /// Records `phases` of a plan for smaller micro-batches in the memory of this one ([`Plan::narrowed`]). They are size 1,
+    /// those of the next call size 2, and so on.
+    pub fn add_size(&mut self, mut plan: Plan, phases: &[Phase]) -> Result<()> {
+        let Exec { backend, buffers, sizes, .. } = self;
+        sizes.push(record(&mut **backend, buffers, &mut plan, Some(phases))?);
+        Ok(())
     }
 
     /// Runs the nodes of `phase`, if the graph has any.
     pub fn run(&mut self, phase: Phase) -> Result<()> {
-        for i in 0..self.phases.get(phase.0).map_or(0, Vec::len) {
-            match self.phases[phase.0][i] {
+        self.run_at(phase, 0)
+    }
+
+    /// The same for micro-batches of a size: 0 is the plan's own.
+    pub fn run_at(&mut self, phase: Phase, size: usize) -> Result<()> {
+        for i in 0..self.sizes[size].phases.get(phase.0).map_or(0, Vec::len) {
+            let recorded = &self.sizes[size];
+            let moved = |m: usize| (m, recorded.moves[m]);
+            match recorded.phases[phase.0][i] {
                 Stage::Run(recording) => self.backend.replay(recording)?,
-                Stage::Start(m) => self.start(m)?,
-                Stage::Wait(m) => self.wait(m)?,
-                Stage::Store(m) => self.store(m)?,
+                Stage::Start(m) => self.start(moved(m))?,
+                Stage::Wait(m) => self.wait(moved(m))?,
+                Stage::Store(m) => self.store(moved(m).1)?,
             }
         }
         Ok(())
@@ -87,8 +97,7 @@ impl Exec {
         Ok((HostSlice { ptr: self.staging[from..from + bytes].as_mut_ptr(), bytes }, false))
     }
 
-    fn start(&mut self, index: usize) -> Result<()> {
-        let m = self.plan.schedule.moves[index];
+    fn start(&mut self, (index, m): (usize, Move)) -> Result<()> {
         let store = self.offload.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
         let (to, _) = self.host_side(&m)?;
         // SAFETY: the plan gives the fetched value's bytes, or its staging, to nothing else from here until the
@@ -97,9 +106,8 @@ impl Exec {
         Ok(())
     }
 
-    fn wait(&mut self, index: usize) -> Result<()> {
+    fn wait(&mut self, (index, m): (usize, Move)) -> Result<()> {
         self.offload.wait(self.requests[index])?;
-        let m = self.plan.schedule.moves[index];
         match self.host_side(&m)? {
             (_, true) => Ok(()),
             (from, false) => {
@@ -110,9 +118,8 @@ impl Exec {
         }
     }
 
-    fn store(&mut self, index: usize) -> Result<()> {
+    fn store(&mut self, m: Move) -> Result<()> {
         let began = system::Instant::now();
-        let m = self.plan.schedule.moves[index];
         let (side, own) = self.host_side(&m)?;
         // SAFETY: a range of the staging memory or of the arena that belongs to this value alone now.
         let bytes = unsafe { std::slice::from_raw_parts_mut(side.ptr, side.bytes) };
@@ -195,6 +202,31 @@ impl Exec {
     pub fn download_f32(&mut self, v: Val) -> Result<Vec<f32>> {
         Ok(bytemuck::pod_collect_to_vec(&self.download(v)?))
     }
+}
+
+/// Records the launches of `plan`: of `phases`, or of all.
+fn record(
+    backend: &mut dyn Backend,
+    buffers: &[Buffer],
+    plan: &mut Plan,
+    phases: Option<&[Phase]>,
+) -> Result<Recorded> {
+    let mut recorded = Vec::with_capacity(plan.launches.len());
+    for (phase, mut launches) in std::mem::take(&mut plan.launches).into_iter().enumerate() {
+        bind(&mut launches, buffers);
+        let mut stages = Vec::new();
+        let wanted = phases.is_none_or(|phases| phases.contains(&Phase(phase)));
+        for step in plan.schedule.phases[phase].iter().filter(|_| wanted) {
+            stages.push(match step {
+                Step::Run(range) => Stage::Run(backend.record(&launches[range.clone()])?),
+                Step::Start(m) => Stage::Start(*m),
+                Step::Wait(m) => Stage::Wait(*m),
+                Step::Store(m) => Stage::Store(*m),
+            });
+        }
+        recorded.push(stages);
+    }
+    Ok(Recorded { phases: recorded, moves: plan.schedule.moves.clone() })
 }
 
 /// From the plan's numbers of buffers to those of the device.

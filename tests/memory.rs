@@ -18,7 +18,7 @@ use trimtab::data::{Dataset, Example};
 use trimtab::dtype::{ALIGN, DType, Ty, align};
 use trimtab::graph::{LeafKind, Phase, Val};
 use trimtab::memory::budget::{PROCESS, counted};
-use trimtab::memory::{self, Ahead, Choices, Request};
+use trimtab::memory::{self, Ahead, Choices, Fitted, Request};
 use trimtab::models;
 use trimtab::nn::Role;
 use trimtab::ops::{Attr, OpRole, elementwise, optim};
@@ -439,7 +439,7 @@ fn a_budget_is_kept_or_refused_before_anything_is_allocated() {
         let budget = PROCESS + (whole - PROCESS) * (5 + dice.below(110) as u64) / 100;
         let request = Request { budget: Some(budget), ..Request::default() };
         match memory::fit(&step.program, &caps, &request) {
-            Ok((fitted, plan, chosen)) => {
+            Ok(Fitted { program: fitted, plan, chosen, .. }) => {
                 assert!(counted(&plan, &caps) <= budget, "{setup:?}");
                 assert_eq!(chosen.is_empty(), whole <= budget, "{setup:?} in {budget}: {chosen:?}");
                 let want = run(&setup, &base, step.clone(), plain);

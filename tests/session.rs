@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,12 +11,12 @@ use trimtab::Error;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::Cpu;
 use trimtab::base::Base;
-use trimtab::data::pack::{MicroBatch, pack};
+use trimtab::data::pack::{MicroBatch, pack_sized};
 use trimtab::data::{DECODER_INPUT_IDS, Dataset, Example, INPUT_IDS, LABELS};
 use trimtab::dtype::DType;
 use trimtab::generate::sample::Sampling;
 use trimtab::generate::{Ask, Room};
-use trimtab::memory::{Request, Toggle};
+use trimtab::memory::{Level, Request, Toggle};
 use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{self, Method, full::Full, lora::Lora};
 use trimtab::session::{Options, Planned, Session};
@@ -77,7 +78,7 @@ impl Subject {
             }
             data.push(&example).unwrap();
         }
-        let step = |first: usize| pack(&data, &[first, first + 1, first + 2], session.layout().unwrap(), true).unwrap();
+        let step = |first: usize| pack_sized(&data, &[first, first + 1, first + 2], session.layouts(), true).unwrap();
         let steps: Vec<_> = [0, 3, 6, 9].map(step).to_vec();
         assert!(steps.iter().all(|s| s.len() > 1));
         assert!([INPUT_IDS, LABELS].iter().all(|name| data.total(name) > 0));
@@ -91,6 +92,7 @@ fn options() -> Options {
         generate: Some(Room { tokens: 24, source: 24, chunk: 4 }),
         max_seq_len: 32,
         micro_tokens: 32,
+        micro_smaller: vec![16],
         ..Options::default()
     }
 }
@@ -168,6 +170,47 @@ fn the_account_counts_every_phase() {
             let room = Room { tokens: 48, ..options.generate.unwrap() };
             assert!(subject.planned(Options { generate: Some(room), ..options }).account().total > total);
         }
+    }
+}
+
+/// Smaller micro-batches have the memory of the largest, and whatever is chosen to save memory, their bits are the same; a
+/// step of them is that of larger ones, but for rounding.
+#[test]
+fn smaller_micro_batches_are_in_the_plan_of_the_largest() {
+    let requests = [
+        Request::default(),
+        Request { recompute: Some(Level::All), ..Request::default() },
+        Request { stream: Toggle::On, page_optimizer: Toggle::On, offload: Toggle::On, ..Request::default() },
+    ];
+    for (i, subject) in Subject::all().iter().enumerate() {
+        let with = |memory, micro_smaller: &[usize]| {
+            let planned = subject.planned(Options { memory, micro_smaller: micro_smaller.to_vec(), ..options() });
+            (planned.sizes(), planned.account().total, planned.start(None, &mut |_, _| Ok(())).unwrap())
+        };
+        let (_, total, mut whole) = with(requests[0], &[]);
+        let steps = subject.steps(&whole);
+        let want = train(&mut whole, &steps);
+        let mut first: Option<Vec<(f32, f32)>> = None;
+        for memory in requests {
+            // A size that is not smaller is none.
+            let (sizes, narrow, mut session) = with(memory, &[64, 24, 16]);
+            assert_eq!((sizes, session.layouts().len()), (vec![32, 24, 16], 3), "{i}");
+            assert!(memory != requests[0] || narrow == total, "{i}: {narrow} bytes, and {total} without");
+            let steps = subject.steps(&session);
+            let lens: BTreeSet<usize> = steps.iter().flatten().map(|micro| micro.ints(INPUT_IDS).len()).collect();
+            assert!(lens.len() > 1, "{i}: {lens:?}");
+            let got = train(&mut session, &steps);
+            for ((loss, norm), (their_loss, their_norm)) in got.iter().zip(&want) {
+                assert!((loss - their_loss).abs() <= 1e-4 * their_loss, "{i}: {got:?} and {want:?}");
+                assert!((norm - their_norm).abs() <= 1e-3 * their_norm, "{i}: {got:?} and {want:?}");
+            }
+            assert_eq!(*first.get_or_insert(got.clone()), got, "{i}: {memory:?}");
+        }
+        // A micro-batch of another program's size is none of this one.
+        let (_, _, mut other) = with(requests[0], &[16]);
+        let (_, _, narrow) = with(requests[0], &[24]);
+        let strange = subject.steps(&narrow).into_iter().flatten().find(|m| m.ints(INPUT_IDS).len() == 24);
+        assert!(other.eval(&strange.unwrap()).is_err());
     }
 }
 

@@ -34,6 +34,31 @@ impl MicroBatch {
     pub fn ints(&self, name: &str) -> &[i32] {
         self.get(name).map_or(&[], Column::ints)
     }
+
+    /// The same with more padding: the shape of `layout`, which has the same fields and is not smaller.
+    pub fn widened(&self, layout: &Layout) -> Result<MicroBatch> {
+        let mut wide = self.clone();
+        wide.fill(layout)?;
+        Ok(wide)
+    }
+
+    /// Pads every field to the shape of `layout`.
+    fn fill(&mut self, layout: &Layout) -> Result<()> {
+        for (field, (_, values)) in layout.fields.iter().zip(&mut self.fields) {
+            let all = layout.rows(field.axis)? * field.width;
+            match (field.pad, values) {
+                (Pad::Int(x), Column::Ints(v)) => v.resize(all, x),
+                (Pad::Float(x), Column::Floats(v)) => v.resize(all, x),
+                // Each token of padding is a sequence of its own: attention over padding costs nothing and is defined.
+                (_, Column::Ints(v)) => {
+                    let from = v.len() / 2;
+                    v.extend((from..all / 2).flat_map(|t| [t as i32, t as i32 + 1]));
+                }
+                (_, Column::Floats(v)) => v.resize(all, 0.0),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A micro-batch that is being filled.
@@ -55,12 +80,6 @@ impl<'a> Bin<'a> {
         let batch = MicroBatch { fields, examples: Vec::new(), placed: Vec::new(), tokens: 0, trained: 0 };
         let none = vec![0; layout.streams.len()];
         Bin { layout, batch, used: none.clone(), keys: none }
-    }
-
-    /// Whether a sequence of these rows of each stream fits.
-    fn fits(&self, lens: &[usize]) -> bool {
-        let mut streams = self.layout.streams.iter().zip(&self.used).zip(lens);
-        self.batch.examples.len() < self.layout.sequences && streams.all(|((s, used), len)| used + len <= s.tokens)
     }
 
     fn push(&mut self, data: &Dataset, example: usize, lens: &[usize]) -> Result<()> {
@@ -102,20 +121,13 @@ impl<'a> Bin<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<MicroBatch> {
-        for (field, (_, values)) in self.layout.fields.iter().zip(&mut self.batch.fields) {
-            let all = self.layout.rows(field.axis)? * field.width;
-            match (field.pad, values) {
-                (Pad::Int(x), Column::Ints(v)) => v.resize(all, x),
-                (Pad::Float(x), Column::Floats(v)) => v.resize(all, x),
-                // Each token of padding is a sequence of its own: attention over padding costs nothing and is defined.
-                (_, Column::Ints(v)) => {
-                    let from = v.len() / 2;
-                    v.extend((from..all / 2).flat_map(|t| [t as i32, t as i32 + 1]));
-                }
-                (_, Column::Floats(v)) => v.resize(all, 0.0),
-            }
-        }
+    /// The micro-batch, in the smallest of `layouts` that holds it; the first holds all.
+    fn finish(mut self, layouts: &[Layout]) -> Result<MicroBatch> {
+        let holds = |layout: &&Layout| {
+            let mut streams = layout.streams.iter().zip(&self.used);
+            self.batch.examples.len() <= layout.sequences && streams.all(|(stream, used)| *used <= stream.tokens)
+        };
+        self.batch.fill(layouts.iter().rfind(holds).unwrap_or(self.layout))?;
         Ok(self.batch)
     }
 }
@@ -125,6 +137,13 @@ impl<'a> Bin<'a> {
 /// decreasing), which seldom needs more micro-batches than there must be. The same input gives the same
 /// output. The step's trained units are the sum of the micro-batches' `trained`.
 pub fn pack(data: &Dataset, step: &[usize], layout: &Layout, in_order: bool) -> Result<Vec<MicroBatch>> {
+    pack_sized(data, step, std::slice::from_ref(layout), in_order)
+}
+
+/// The same where micro-batches have several sizes, the largest first: those that the largest leaves partly empty become
+/// the smallest that holds them.
+pub fn pack_sized(data: &Dataset, step: &[usize], layouts: &[Layout], in_order: bool) -> Result<Vec<MicroBatch>> {
+    let layout = layouts.first().ok_or_else(|| Error::config("layouts", "none", "at least one"))?;
     let mut examples = Vec::with_capacity(step.len());
     let longest = step.iter().map(|&i| data.len_of(i, layout.streams[0].column)).max().unwrap_or(0);
     for &i in step {
@@ -145,26 +164,46 @@ pub fn pack(data: &Dataset, step: &[usize], layout: &Layout, in_order: bool) -> 
         }
         examples.push((i, lens));
     }
+    let lens: Vec<&[usize]> = examples.iter().map(|(_, lens)| lens.as_slice()).collect();
+    let capacity: Vec<usize> = layout.streams.iter().map(|stream| stream.tokens).collect();
+    let fill = |members: Vec<usize>| {
+        let mut bin = Bin::new(layout);
+        members.into_iter().try_for_each(|m| bin.push(data, examples[m].0, &examples[m].1))?;
+        bin.finish(layouts)
+    };
+    arrange(&lens, &capacity, layout.sequences, in_order).into_iter().map(fill).collect()
+}
+
+/// Puts sequences of `lens` rows of each stream together, at most `sequences` of them and `capacity` rows of each stream,
+/// which no sequence exceeds: numbers of sequences, group by group.
+pub(super) fn arrange(lens: &[&[usize]], capacity: &[usize], sequences: usize, in_order: bool) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lens.len()).collect();
     if !in_order {
-        examples.sort_by_key(|(_, lens)| Reverse(lens[0]));
+        order.sort_by_key(|&i| Reverse(lens[i][0]));
     }
-    let mut bins: Vec<Bin> = Vec::new();
+    let mut bins: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
     // Micro-batches by the room that they have left in the first stream: finding one takes the logarithm of their number.
     let mut rooms: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for (example, lens) in examples {
-        let fitting = rooms.range((lens[0], 0)..).find(|(_, bin)| bins[*bin].fits(&lens)).copied();
-        let (room, bin) = fitting.unwrap_or((layout.streams[0].tokens, bins.len()));
+    for i in order {
+        let fits = |(used, members): &(Vec<usize>, Vec<usize>)| {
+            let mut streams = used.iter().zip(capacity).zip(lens[i]);
+            members.len() < sequences && streams.all(|((used, most), len)| used + len <= *most)
+        };
+        let fitting = rooms.range((lens[i][0], 0)..).find(|(_, bin)| fits(&bins[*bin])).copied();
+        let (room, bin) = fitting.unwrap_or((capacity[0], bins.len()));
         if fitting.is_none() {
-            bins.push(Bin::new(layout));
+            bins.push((vec![0; capacity.len()], Vec::new()));
             if in_order {
                 rooms.clear();
             }
         }
         rooms.remove(&(room, bin));
-        rooms.insert((room - lens[0], bin));
-        bins[bin].push(data, example, &lens)?;
+        rooms.insert((room - lens[i][0], bin));
+        let (used, members) = &mut bins[bin];
+        used.iter_mut().zip(lens[i]).for_each(|(used, len)| *used += len);
+        members.push(i);
     }
-    bins.into_iter().map(Bin::finish).collect()
+    bins.into_iter().map(|(_, members)| members).collect()
 }
 
 #[cfg(test)]

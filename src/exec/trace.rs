@@ -27,10 +27,11 @@ impl Exec {
             }
             match (role, moved) {
                 (OpRole::Fetch, Some(m)) => {
-                    self.start(m)?;
-                    self.wait(m)?;
+                    let moved = (m, self.plan.schedule.moves[m]);
+                    self.start(moved)?;
+                    self.wait(moved)?;
                 }
-                (_, Some(m)) => self.store(m)?,
+                (_, Some(m)) => self.store(self.plan.schedule.moves[m])?,
                 (_, None) => {
                     self.run_node(index)?;
                     let (op, outs) = (self.graph.nodes[index].op, self.graph.nodes[index].outs.clone());

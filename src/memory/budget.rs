@@ -212,6 +212,12 @@ struct Tried {
     seconds: f64,
 }
 
+impl Tried {
+    fn fitted(self, chosen: Vec<Chosen>) -> Fitted {
+        Fitted { program: self.step, plan: self.plan, choices: self.choices, chosen }
+    }
+}
+
 fn attempt(step: &Program, choices: Choices, caps: &Caps) -> Result<Tried> {
     let step = apply(step, &choices)?;
     let plan = Plan::new(&step.graph, caps)?;
@@ -219,9 +225,20 @@ fn attempt(step: &Program, choices: Choices, caps: &Caps) -> Result<Tried> {
     Ok(Tried { choices, step, plan, bytes, seconds })
 }
 
-/// `step` as `request` wants it, its plan, and what was chosen. If nothing fits: [`Error::Memory`] with the smallest
-/// budget that would.
-pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<(Program, Plan, Vec<Chosen>)> {
+/// A step that fits.
+pub struct Fitted {
+    /// The step with the choices made.
+    pub program: Program,
+    /// Its plan.
+    pub plan: Plan,
+    /// The choices, to be made for the same step with smaller micro-batches too.
+    pub choices: Choices,
+    /// What they do, in words.
+    pub chosen: Vec<Chosen>,
+}
+
+/// `step` as `request` wants it. If nothing fits: [`Error::Memory`] with the smallest budget that would.
+pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<Fitted> {
     let mut chosen = Vec::new();
     let forced = |choices: Choices, knob: &Knob| match knob.toggle(request) {
         Toggle::On => knob.set(choices, knob.most(step)),
@@ -237,7 +254,7 @@ pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<(Program, P
         if choices != usual {
             describe(&mut chosen, attempt(step, usual, caps).ok(), step, choices, caps);
         }
-        return Ok((tried.step, tried.plan, chosen));
+        return Ok(tried.fitted(chosen));
     };
     let mut open: Vec<Knob> = KNOBS.into_iter().filter(|k| k.toggle(request) == Toggle::Auto).collect();
     let mut order: Vec<Knob> = Vec::new();
@@ -296,7 +313,7 @@ pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<(Program, P
     }
     let plain = attempt(step, Choices::default(), caps).ok();
     describe(&mut chosen, plain, step, now.choices, caps);
-    Ok((now.step, now.plan, chosen))
+    Ok(now.fitted(chosen))
 }
 
 /// Says what each choice does, one after the other.

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::graph::program::Program;
 use crate::graph::{Def, Graph, Val};
 
-pub use budget::{Chosen, Request, Toggle, fit};
+pub use budget::{Chosen, Fitted, Request, Toggle, fit};
 pub use recompute::Level;
 pub use stream::Ahead;
 
@@ -65,10 +65,16 @@ fn handed_on(g: &Graph) -> HashSet<Val> {
 
 /// `step` with `choices` made.
 pub fn apply(step: &Program, choices: &Choices) -> Result<Program> {
+    apply_as_in(step, step, choices)
+}
+
+/// The same so that `step` has the nodes of `like`, the same step with micro-batches of another size: what is cheap to
+/// compute again depends on sizes.
+pub fn apply_as_in(like: &Program, step: &Program, choices: &Choices) -> Result<Program> {
     let mut step = step.clone();
     let (blocks, layers) = (blocks(&step), layers(&step));
     let g = &mut step.graph;
-    let dropped = recompute::dropped(g, step.forward, |block| match block {
+    let dropped = recompute::dropped(&like.graph, like.forward, |block| match block {
         0 => Level::None,
         b if b > layers => Level::None,
         b if b <= choices.all => Level::All,

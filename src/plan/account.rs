@@ -117,10 +117,12 @@ pub fn kind_of(g: &Graph, storage: &Storage) -> Kind {
 }
 
 impl Account {
-    pub(super) fn add(&mut self, row: &str, bytes: u64) {
-        if bytes > 0 {
-            self.rows.push((row.into(), bytes));
-            self.total += bytes;
+    pub(crate) fn add(&mut self, row: &str, bytes: u64) {
+        self.total += bytes;
+        match self.rows.iter_mut().find(|(name, _)| name == row) {
+            Some((_, all)) => *all += bytes,
+            None if bytes > 0 => self.rows.push((row.into(), bytes)),
+            None => {}
         }
     }
 

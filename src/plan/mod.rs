@@ -21,7 +21,7 @@ use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
 use crate::error::{Error, Result};
 use crate::graph::op::OpRole;
-use crate::graph::{Def, Graph, LeafKind, Val};
+use crate::graph::{Def, Graph, LeafKind, Phase, Val};
 
 /// A place in one of the plan's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,34 +101,76 @@ impl Plan {
             let (buffer, offset) = (first + (base / segment(caps)) as usize, base % segment(caps));
             places[leaf.index()] = Some(Place { buffer, offset, bytes: g.ty(leaf).bytes() as u64 });
         }
-        for node in &g.nodes {
-            for (&out, target) in node.outs.iter().zip(&node.into) {
-                if let Some(t) = target.filter(|&t| g.offloaded(t).is_none()) {
-                    places[out.index()] = Some(view(g, &places, t)?);
-                }
-            }
-        }
+        place_targets(g, &mut places)?;
         let account = Account::new(g, &buffers, &storages, end);
         let (launches, schedule) = (vec![Vec::new(); g.phases()], Schedule::default());
         let mut plan = Plan { buffers, places, work, storages, launches, schedule, account };
+        plan.launch(g, caps)?;
+        let all: Vec<Phase> = (0..g.phases()).map(Phase).collect();
+        plan.account.add("launch parameters", plan.parameter_bytes(&all, caps));
+        plan.account.add_host("staging", plan.schedule.staging);
+        Ok(plan)
+    }
+
+    /// The plan of `small`, which is `g` with smaller micro-batches, in the memory of this plan of `g`: each value is at the
+    /// start of the place of the same value of `g`, so that the two never need more than one of them does. Errs where `small`
+    /// is not of the same nodes, or a value of it is larger.
+    pub fn narrowed(&self, g: &Graph, small: &Graph, caps: &Caps) -> Result<Plan> {
+        alike(g, small)?;
+        let cut = |what: String, place: Option<Place>, bytes: u64| match place {
+            Some(place) if bytes > place.bytes => {
+                Err(small.refuse("plan", format!("{what} takes {bytes} B, of {} B planned", place.bytes)))
+            }
+            place => Ok(place.map(|place| Place { bytes, ..place })),
+        };
+        let places = self.places.iter().zip(&small.values);
+        let places = places.map(|(&place, value)| cut(value.name.clone(), place, value.ty.bytes() as u64));
+        let work = self.work.iter().enumerate().map(|(node, &place)| match liveness::workspace(small, node, caps) {
+            0 => Ok(None),
+            bytes if place.is_none() => Err(small.refuse("plan", format!("{bytes} B of scratch memory, none planned"))),
+            bytes => cut(format!("the scratch memory of node {node}"), place, bytes),
+        });
+        let mut places = places.collect::<Result<Vec<_>>>()?;
+        place_targets(small, &mut places)?;
+        let mut plan = Plan {
+            buffers: self.buffers.clone(),
+            places,
+            work: work.collect::<Result<_>>()?,
+            storages: Vec::new(),
+            launches: vec![Vec::new(); small.phases()],
+            schedule: Schedule::default(),
+            account: Account::default(),
+        };
+        plan.launch(small, caps)?;
+        if plan.schedule.staging > self.schedule.staging {
+            let found = format!("{} B of staging, of {} B planned", plan.schedule.staging, self.schedule.staging);
+            return Err(small.refuse("plan", found));
+        }
+        Ok(plan)
+    }
+
+    /// Lowers every node, and puts transfers among the launches.
+    fn launch(&mut self, g: &Graph, caps: &Caps) -> Result<()> {
         let mut counts = Vec::with_capacity(g.nodes.len());
         for (index, node) in g.nodes.iter().enumerate() {
             let launches = match node.op.role {
                 OpRole::Fetch | OpRole::Store => Vec::new(),
-                OpRole::Compute | OpRole::Clear => plan.lower(g, index, caps)?,
+                OpRole::Compute | OpRole::Clear => self.lower(g, index, caps)?,
             };
             counts.push(launches.len());
-            plan.launches[node.phase.0].extend(launches);
+            self.launches[node.phase.0].extend(launches);
         }
-        plan.schedule = Schedule::new(g, &plan, &counts, caps)?;
-        let recorded = |phase: usize| {
-            let runs = plan.schedule.runs(phase);
-            runs.map(|r| recording_bytes(&plan.launches[phase][r], caps)).sum::<u64>()
+        self.schedule = Schedule::new(g, self, &counts, caps)?;
+        Ok(())
+    }
+
+    /// Bytes that the device needs besides the buffers to run the launches of `phases`.
+    pub fn parameter_bytes(&self, phases: &[Phase], caps: &Caps) -> u64 {
+        let recorded = |phase: &Phase| {
+            let Some(launches) = self.launches.get(phase.0) else { return 0 };
+            self.schedule.runs(phase.0).map(|r| recording_bytes(&launches[r], caps)).sum::<u64>()
         };
-        let bytes = (0..plan.launches.len()).map(recorded).sum();
-        plan.account.add("launch parameters", bytes);
-        plan.account.add_host("staging", plan.schedule.staging);
-        Ok(plan)
+        phases.iter().map(recorded).sum()
     }
 
     /// The launches of node `index`; their buffers are indices into [`Plan::buffers`].
@@ -155,6 +197,44 @@ impl Plan {
 /// Arena and leaves are cut at multiples of this; nothing straddles a cut.
 fn segment(caps: &Caps) -> u64 {
     (caps.max_buffer / crate::dtype::ALIGN as u64 * crate::dtype::ALIGN as u64).max(crate::dtype::ALIGN as u64)
+}
+
+/// What overwrites a leaf is where the leaf is.
+fn place_targets(g: &Graph, places: &mut [Option<Place>]) -> Result<()> {
+    for node in &g.nodes {
+        for (&out, target) in node.outs.iter().zip(&node.into) {
+            if let Some(t) = target.filter(|&t| g.offloaded(t).is_none()) {
+                places[out.index()] = Some(view(g, places, t)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An error unless `small` has the nodes of `g`, each of the same op on the same values.
+fn alike(g: &Graph, small: &Graph) -> Result<()> {
+    let other = g.nodes.iter().zip(&small.nodes).find(|(a, b)| {
+        !std::ptr::eq(a.op, b.op) || (a.phase, &a.ins, &a.outs, &a.into) != (b.phase, &b.ins, &b.outs, &b.into)
+    });
+    if let Some((a, b)) = other {
+        let found = format!("{} at {} where the largest have {} at {}", b.op.name, b.site, a.op.name, a.site);
+        return Err(small.refuse("plan", found));
+    }
+    // Where a part of a value begins may depend on the size of the whole.
+    let source = |def: &Def| match *def {
+        Def::View { of, .. } => Def::View { of, start: 0 },
+        ref other => other.clone(),
+    };
+    let other = g.values.iter().zip(&small.values).find(|(a, b)| {
+        (source(&a.def), a.ty.dtype, a.offloaded, a.transient) != (source(&b.def), b.ty.dtype, b.offloaded, b.transient)
+    });
+    if let Some((a, b)) = other {
+        return Err(small.refuse("plan", format!("the value {} where the largest have {}", b.name, a.name)));
+    }
+    match (g.nodes.len(), g.values.len()) == (small.nodes.len(), small.values.len()) {
+        true => Ok(()),
+        false => Err(small.refuse("plan", format!("{} nodes, of the largest {}", small.nodes.len(), g.nodes.len()))),
+    }
 }
 
 /// A view is within what it views.

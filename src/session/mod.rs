@@ -31,6 +31,8 @@ pub struct Session {
     facts: Facts,
     /// Output heads, each with the embedding that it is tied to.
     ties: Vec<(String, String)>,
+    /// Of each size of micro-batches, the largest first.
+    layouts: Vec<Layout>,
     /// The program on its device: weights, optimizer state, and number of steps.
     pub trainer: Trainer,
     evaluation: Option<Evaluation>,
@@ -46,6 +48,12 @@ impl Session {
     /// What a micro-batch holds: what the packer needs, for steps and evaluations.
     pub fn layout(&self) -> Result<&Layout> {
         phases::layout(self.trainer.leaves(), self.evaluation.as_ref())
+    }
+
+    /// What a micro-batch of each size holds, the largest first: that of [`Session::layout`], then those of
+    /// [`Options::micro_smaller`]. None if there are no micro-batches.
+    pub fn layouts(&self) -> &[Layout] {
+        &self.layouts
     }
 
     /// One optimizer step at rate `lr` over packed micro-batches (`data::pack`).

@@ -35,6 +35,10 @@ pub struct Options {
     pub max_seq_len: usize,
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
+    /// Sizes of smaller micro-batches that a session takes too, in tokens, each in the same memory as the largest one.
+    pub micro_smaller: Vec<usize>,
+    /// The longest sequence that there is, if that is known: micro-batches may become as small where memory wants it.
+    pub longest: Option<usize>,
     /// Target tokens of a micro-batch in encoder-decoders; else as many as `micro_tokens`.
     pub micro_targets: Option<usize>,
     /// The most sequences of a micro-batch; else as many as it has tokens.
@@ -84,6 +88,22 @@ impl Options {
         }
     }
 
+    /// The same with the micro-batches of another size, which `single` says whether a step has one of.
+    pub(super) fn narrowed(&self, tokens: usize, single: bool) -> Options {
+        let part = |targets: usize| (targets * tokens).div_ceil(self.micro_tokens.max(1)).max(1);
+        Options {
+            micro_tokens: tokens,
+            micro_targets: self.micro_targets.map(part),
+            step_tokens: single.then_some(0),
+            ..self.clone()
+        }
+    }
+
+    /// Whether a step is one micro-batch.
+    pub(super) fn single(&self) -> bool {
+        self.step_tokens.is_some_and(|most| most <= self.micro_tokens)
+    }
+
     /// The sizes of a micro-batch.
     pub(super) fn shape(&self) -> Shape {
         let tokens = self.micro_tokens;
@@ -102,6 +122,8 @@ impl Default for Options {
             dtype: DType::F32,
             max_seq_len: 1024,
             micro_tokens: 1024,
+            micro_smaller: Vec::new(),
+            longest: None,
             micro_targets: None,
             micro_sequences: None,
             step_tokens: None,

@@ -35,7 +35,7 @@ impl Phases {
         let shape = options.shape();
         let train = match options.train {
             true => {
-                let single = options.step_tokens.is_some_and(|most| most <= options.micro_tokens);
+                let single = options.single();
                 let parts = Parts { model, task, build, shape, single, optimizer: options.optimizer };
                 Some(Leaves::build(&mut nn, &parts, caps, check)?)
             }
@@ -55,6 +55,16 @@ impl Phases {
             check(&sites, &weights)?;
         }
         Ok((Program { graph, weights, forward }, sites, Phases { train, evaluation, generation, ties }))
+    }
+
+    /// Takes micro-batches of the size of `smaller`, which are the phases of the same model, too.
+    pub fn add(&mut self, smaller: Phases) {
+        if let (Some(train), Some(other)) = (&mut self.train, smaller.train) {
+            train.feed.add(other.feed);
+        }
+        if let (Some(evaluation), Some(other)) = (&mut self.evaluation, smaller.evaluation) {
+            evaluation.feed.add(other.feed);
+        }
     }
 
     /// What a micro-batch holds.

@@ -9,8 +9,8 @@ use crate::backend::Backend;
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::graph::program::Program;
-use crate::graph::{Def, Graph, LeafKind};
-use crate::memory::{self, Chosen};
+use crate::graph::{Def, Graph, LeafKind, Phase};
+use crate::memory::{self, Chosen, Fitted, budget};
 use crate::models::Facts;
 use crate::nn::{Build, Hooks, Layout, Site, Source, StreamId, Weight, WeightRef};
 use crate::peft::Method;
@@ -20,6 +20,9 @@ use crate::tasks::causal_lm::CausalLm;
 use crate::train::trainer::Trainer;
 use crate::weights::{HostTensor, load};
 
+/// The phases whose micro-batches have several sizes.
+const SIZED: [Phase; 2] = [Phase::MICRO, Phase::EVAL];
+
 /// A session that is planned to the byte, with nothing allocated and nothing loaded.
 pub struct Planned {
     base: Arc<Base>,
@@ -28,10 +31,19 @@ pub struct Planned {
     program: Program,
     phases: Phases,
     plan: Plan,
+    smaller: Vec<Smaller>,
     options: Options,
     facts: Facts,
     chosen: Vec<Chosen>,
     notes: Vec<String>,
+}
+
+/// A smaller size of micro-batches.
+struct Smaller {
+    tokens: usize,
+    layout: Layout,
+    /// Its launches, in the memory of the plan of the largest.
+    plan: Plan,
 }
 
 impl Planned {
@@ -68,21 +80,45 @@ impl Planned {
             let base: Vec<WeightRef> = base.collect();
             methods.iter().try_for_each(|m| m.check_weights(&base))
         };
-        let (program, phases, plan, mut chosen, notes) = loop {
+        let caps = backend.caps();
+        let written = |options: &Options| {
             let build = Build { stack: &stack, storage: &storage, act };
-            let (program, sites, phases) = Phases::build(&*model, task, build, &options, backend.caps(), &check)?;
-            let notes = methods.iter().flat_map(|m| m.notes(&sites)).collect();
-            match memory::fit(&program, backend.caps(), &options.memory) {
+            Phases::build(&*model, task, build, options, caps, &check)
+        };
+        let least = options.longest.unwrap_or(options.max_seq_len);
+        let (whole, Fitted { program, mut plan, choices, mut chosen }, mut phases, mut notes) = loop {
+            let (whole, sites, phases) = written(&options)?;
+            let notes: Vec<String> = methods.iter().flat_map(|m| m.notes(&sites)).collect();
+            match memory::fit(&whole, caps, &options.memory) {
                 // The last resort, since it changes rounding; of no use where there are no micro-batches.
-                Err(Error::Memory { .. }) if options.micro_tokens > options.max_seq_len && phases.layout().is_ok() => {
-                    options.micro_tokens = (options.micro_tokens / 2).max(options.max_seq_len);
+                Err(Error::Memory { .. }) if options.micro_tokens > least && phases.layout().is_ok() => {
+                    let fewer = (options.micro_tokens / 2).max(least);
+                    options.micro_targets = options.narrowed(fewer, false).micro_targets;
+                    options.micro_tokens = fewer;
                 }
-                other => {
-                    let (program, plan, chosen) = other?;
-                    break (program, phases, plan, chosen, notes);
-                }
+                other => break (whole, other?, phases, notes),
             }
         };
+        let mut smaller = Vec::new();
+        for &tokens in options.micro_smaller.iter().filter(|&&tokens| tokens < options.micro_tokens) {
+            let (step, _, small) = written(&options.narrowed(tokens, options.single()))?;
+            let step = memory::apply_as_in(&whole, &step, &choices)?;
+            let narrowed = match plan.narrowed(&program.graph, &step.graph, caps) {
+                Ok(narrowed) => narrowed,
+                Err(error) => {
+                    notes.push(format!("no micro-batches of {tokens} tokens: {error}"));
+                    continue;
+                }
+            };
+            let bytes = narrowed.parameter_bytes(&SIZED, caps);
+            if options.memory.budget.is_some_and(|budget| budget::counted(&plan, caps) + bytes > budget) {
+                notes.push(format!("no micro-batches of {tokens} tokens: no memory is left for their launches"));
+                continue;
+            }
+            plan.account.add("launch parameters", bytes);
+            smaller.push(Smaller { tokens, layout: small.layout()?.clone(), plan: narrowed });
+            phases.add(small);
+        }
         if options.micro_tokens < wanted {
             let what = format!(
                 "micro-batches of {} tokens, not {wanted}: gradients are summed in another order, so results differ \
@@ -93,7 +129,8 @@ impl Planned {
         }
         drop(storage);
         let facts = model.facts().clone();
-        Ok(Planned { base: base.clone(), methods, backend, program, phases, plan, options, facts, chosen, notes })
+        let base = base.clone();
+        Ok(Planned { base, methods, backend, program, phases, plan, smaller, options, facts, chosen, notes })
     }
 
     /// What the methods have to say of the model.
@@ -114,6 +151,16 @@ impl Planned {
     /// What a micro-batch holds: what the packer needs.
     pub fn layout(&self) -> Result<&Layout> {
         self.phases.layout()
+    }
+
+    /// Tokens of each size of micro-batches, the largest first.
+    pub fn sizes(&self) -> Vec<usize> {
+        std::iter::once(self.options.micro_tokens).chain(self.smaller.iter().map(|s| s.tokens)).collect()
+    }
+
+    /// What a micro-batch of each size holds, the largest first.
+    pub fn layouts(&self) -> Result<Vec<Layout>> {
+        Ok(std::iter::once(self.phases.layout()?).chain(self.smaller.iter().map(|s| &s.layout)).cloned().collect())
     }
 
     /// The step's graph and where its values are, for pictures of them.
@@ -188,15 +235,19 @@ impl Planned {
         adapter: Option<&BTreeMap<String, HostTensor>>,
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Session> {
-        let Planned { base, methods, backend, program, phases, plan, options, facts, .. } = self;
+        let layouts = self.layouts().unwrap_or_default();
+        let Planned { base, methods, backend, program, phases, plan, smaller, options, facts, .. } = self;
         let Phases { train, evaluation, generation, ties } = phases;
         let mut trainer = Trainer::of(backend, program, train, plan, options.seed)?;
+        for Smaller { plan, .. } in smaller {
+            trainer.exec.add_size(plan, &SIZED)?;
+        }
         if let Some(dir) = &options.spill {
             trainer.exec.offload.set_dir(dir);
         }
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: facts.init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
-        Ok(Session { base, methods, facts, ties, trainer, evaluation, generation })
+        Ok(Session { base, methods, facts, ties, layouts, trainer, evaluation, generation })
     }
 }

@@ -15,7 +15,7 @@ use crate::train::feed::Feed;
 pub struct Evaluation {
     /// What a micro-batch holds.
     pub inputs: Inputs,
-    feed: Feed,
+    pub(crate) feed: Feed,
     /// The loss, summed over its units.
     loss: Val,
     output: Option<(Axis, Val)>,
@@ -48,11 +48,11 @@ impl Evaluation {
         Ok(Evaluation { feed: Feed::new(&nn.g, &inputs), inputs, loss, output })
     }
 
-    /// Computes a micro-batch that was packed for the layout of `inputs`.
+    /// Computes a micro-batch that was packed for the layout of `inputs`, or for that of a smaller size.
     pub fn run(&self, exec: &mut Exec, batch: &MicroBatch) -> Result<Evaluated> {
-        self.feed.check(batch)?;
+        let size = self.feed.check(batch)?;
         self.feed.write(exec, batch)?;
-        exec.run(Phase::EVAL)?;
+        exec.run_at(Phase::EVAL, size)?;
         let loss = f64::from(exec.download_f32(self.loss)?[0]);
         let mut outputs = Vec::with_capacity(batch.examples.len());
         if let Some((axis, val)) = self.output {

@@ -9,9 +9,9 @@ use crate::graph::{Graph, Val};
 use crate::nn::Inputs;
 use crate::nn::inputs::Column;
 
-/// What a program reads of a micro-batch.
+/// What a program reads of a micro-batch, for each size that it takes: its largest first.
 #[derive(Clone)]
-pub(super) struct Feed(Vec<Entry>);
+pub(crate) struct Feed(Vec<Vec<Entry>>);
 
 /// A field.
 #[derive(Clone)]
@@ -39,12 +39,19 @@ impl Feed {
                 entry.end = Some(entry.end.map_or(end, |other| other.min(end)));
             }
         }
-        Feed(entries)
+        Feed(vec![entries])
     }
 
-    /// Whether `batch` is one of this program. Negative numbers stand for nothing everywhere.
-    pub fn check(&self, batch: &MicroBatch) -> Result<()> {
-        for Entry { name, ty, end, .. } in &self.0 {
+    /// Takes micro-batches of the sizes of `smaller` too, which is of the same program with other shapes.
+    pub fn add(&mut self, smaller: Feed) {
+        self.0.extend(smaller.0);
+    }
+
+    /// The size of `batch`, if it is one of this program: 0 is the largest. Negative numbers stand for nothing everywhere.
+    pub fn check(&self, batch: &MicroBatch) -> Result<usize> {
+        let fits = |entry: &Entry| batch.get(&entry.name).is_ok_and(|column| column.len() == entry.ty.len());
+        let size = self.0.iter().position(|entries| entries.iter().all(fits)).unwrap_or(0);
+        for Entry { name, ty, end, .. } in &self.0[size] {
             let wrong = |found: String, expected: String| Err(Error::config("micro-batch", found, expected));
             let column = batch.get(name)?;
             let kind = matches!(column, Column::Floats(_)) == (ty.dtype == DType::F32);
@@ -63,11 +70,11 @@ impl Feed {
                 return wrong(format!("{x} in {name}"), format!("numbers below {}", end.unwrap_or_default()));
             }
         }
-        Ok(())
+        Ok(size)
     }
 
-    /// Writes the fields of a batch that was checked.
+    /// Writes the fields of a batch that was checked, of any size.
     pub fn write(&self, exec: &mut Exec, batch: &MicroBatch) -> Result<()> {
-        self.0.iter().try_for_each(|entry| exec.upload(entry.val, batch.get(&entry.name)?.bytes()))
+        self.0[0].iter().try_for_each(|entry| exec.upload(entry.val, batch.get(&entry.name)?.bytes()))
     }
 }

@@ -33,7 +33,7 @@ pub struct Step {
 pub struct Leaves {
     /// What a micro-batch holds.
     pub inputs: Inputs,
-    pub(super) feed: Feed,
+    pub(crate) feed: Feed,
     /// Random-number key, U32[4].
     pub rng: Val,
     /// 1 / units of the whole step, F32[1].

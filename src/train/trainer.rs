@@ -125,10 +125,10 @@ impl Trainer {
                 return Err(Error::config("lr", found, format!("0 to {:e}", f32::MAX)));
             }
         }
-        let trained = begin(exec, leaves, micro, *scaled)?;
-        for (index, batch) in micro.iter().enumerate() {
+        let sizes = begin(exec, leaves, micro, *scaled)?;
+        for (index, (batch, size)) in micro.iter().zip(sizes).enumerate() {
             write(exec, leaves, batch, [*seed as u32, (*seed >> 32) as u32, *steps as u32, index as u32])?;
-            exec.run(Phase::MICRO)?;
+            exec.run_at(Phase::MICRO, size)?;
             if let Err(stop) = on(index + 1) {
                 forget(exec)?;
                 return Err(stop);
@@ -145,7 +145,8 @@ impl Trainer {
         if let Some(scale) = scale {
             scale.after(grad_norm);
         }
-        Ok(StepReport { loss, grad_norm, tokens: micro.iter().map(|m| m.tokens).sum(), trained })
+        let sum = |of: fn(&MicroBatch) -> usize| micro.iter().map(of).sum();
+        Ok(StepReport { loss, grad_norm, tokens: sum(|m| m.tokens), trained: sum(|m| m.trained) })
     }
 
     /// Repeats the last step, whose micro-batches were `micro`, op by op, and names the first op whose output is not finite;
@@ -162,6 +163,8 @@ impl Trainer {
         let step = steps.saturating_sub(1);
         begin(exec, leaves, micro, *scaled)?;
         for (index, batch) in micro.iter().enumerate() {
+            // Op by op there is the plan's own size alone.
+            let batch = &batch.widened(&leaves.inputs.layout)?;
             write(exec, leaves, batch, [*seed as u32, (*seed >> 32) as u32, step as u32, index as u32])?;
             let found = finite::search(exec, Phase::MICRO, leaves.forward, index)?;
             if found.is_some() {
@@ -184,9 +187,9 @@ impl Trainer {
     }
 }
 
-/// Writes what a step begins with; the number of its trained units.
-fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch], scale: f32) -> Result<usize> {
-    micro.iter().try_for_each(|batch| leaves.feed.check(batch))?;
+/// Writes what a step begins with; the size of each of its micro-batches.
+fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch], scale: f32) -> Result<Vec<usize>> {
+    let sizes = micro.iter().map(|batch| leaves.feed.check(batch)).collect::<Result<_>>()?;
     let trained: usize = micro.iter().map(|m| m.trained).sum();
     let inv = if trained == 0 { 0.0 } else { 1.0 / trained as f32 };
     exec.upload(leaves.inv_count, bytemuck::bytes_of(&inv))?;
@@ -195,7 +198,7 @@ fn begin(exec: &mut Exec, leaves: &Leaves, micro: &[MicroBatch], scale: f32) -> 
         exec.upload(up, bytemuck::bytes_of(&scale))?;
         exec.upload(down, bytemuck::bytes_of(&(1.0 / scale)))?;
     }
-    Ok(trained)
+    Ok(sizes)
 }
 
 /// Writes what MICRO reads: the fields of `batch`, and the key of its random numbers.
