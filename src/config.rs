@@ -524,10 +524,10 @@ impl RunConfig {
         if self.steps.is_some() && self.epochs.is_some() {
             return clash("steps", "steps and epochs", "one of the two");
         }
-        if self.micro_tokens < self.max_seq_len {
+        if let Some(tokens) = self.micro_tokens.filter(|tokens| *tokens < self.max_seq_len) {
             return Err(Error::config(
                 "micro-tokens",
-                format!("{} with max-seq-len {}", self.micro_tokens, self.max_seq_len),
+                format!("{tokens} with max-seq-len {}", self.max_seq_len),
                 format!("{} or more (or a smaller max-seq-len): a sequence is not split", self.max_seq_len),
             ));
         }

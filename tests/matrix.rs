@@ -13,13 +13,14 @@ use common::devices::Device;
 use trimtab::base::Base;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::Dataset;
-use trimtab::data::pack::{MicroBatch, pack};
+use trimtab::data::pack::{MicroBatch, pack_sized};
 use trimtab::error::{Error, Result};
 use trimtab::models::FAMILIES;
 use trimtab::nn::Weight;
 use trimtab::peft::{self, Frozen, METHODS, Method};
 use trimtab::run::job::Job;
-use trimtab::run::options::options;
+use trimtab::run::micro::Micro;
+use trimtab::run::options;
 use trimtab::run::training::method;
 use trimtab::session::{Options, Planned, Session};
 use trimtab::tasks::TASKS;
@@ -122,7 +123,9 @@ impl Cell {
 
     fn planned(&self, method: Box<dyn Method>, train: bool, device: &Device) -> Result<Planned> {
         let options = Options { train, evaluate: true, step_tokens: None, ..options(&self.config) };
-        Planned::of(&self.job.base, vec![method], &*self.job.task, options, device.open())
+        let planned = Planned::of(&self.job.base, vec![method], &*self.job.task, options, device.open())?;
+        assert_eq!(planned.sizes(), SIZES, "{}: {:?}", self.name, planned.notes());
+        Ok(planned)
     }
 
     fn fresh(&self, device: &Device) -> Result<Session> {
@@ -139,8 +142,30 @@ impl Cell {
 
     fn step(&self, session: &Session, i: usize) -> Vec<MicroBatch> {
         let examples: Vec<usize> = (0..4).map(|j| (4 * i + j) % self.data.len()).collect();
-        pack(&self.data, &examples, session.layout().unwrap(), true).unwrap()
+        pack_sized(&self.data, &examples, session.layouts(), true).unwrap()
     }
+}
+
+/// Tokens of micro-batches of each size; what a step leaves for the second fits the smaller one.
+const SIZES: [usize; 2] = [32, 16];
+
+fn options(config: &RunConfig) -> Options {
+    Options { micro_smaller: SIZES[1..].to_vec(), ..options::options(config, &Micro::fixed(config)) }
+}
+
+/// Smaller micro-batches compute what larger ones do that hold the same; whether there was one.
+fn sizes_agree(cell: &Cell, session: &mut Session) -> Result<bool, String> {
+    let mut any = false;
+    for micro in (0..2).flat_map(|i| cell.step(session, i)) {
+        let wide = micro.widened(session.layout().unwrap()).unwrap();
+        any |= wide != micro;
+        let (small, large) = (session.eval(&micro).unwrap(), session.eval(&wide).unwrap());
+        // Sums over more rows, of which some are zero, are of other parts.
+        if (small.loss - large.loss).abs() > 1e-6 * large.loss.abs() || small.outputs.len() != large.outputs.len() {
+            return Err(format!("a micro-batch has the loss {}, and {} in a larger one", small.loss, large.loss));
+        }
+    }
+    Ok(any)
 }
 
 /// Loss of the first rows on the weights as they are.
@@ -183,6 +208,9 @@ fn check(cell: &Cell, device: &Device, rounding: f64) -> Result<(), String> {
         trained.iter().filter(|(name, old)| after[*name] == **old).map(|(name, _)| name).collect();
     if !still.is_empty() {
         return Err(format!("trained, and as before: {still:?}"));
+    }
+    if !sizes_agree(cell, &mut session)? {
+        return Err("every micro-batch was of the largest size".into());
     }
     // Saved and opened again it computes the same, and goes on to the same bits.
     let (now, state) = (loss(cell, &mut session), session.state().map_err(say)?);

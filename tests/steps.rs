@@ -14,6 +14,7 @@ use trimtab::config::{Flags, RunConfig};
 use trimtab::data::pack::pack;
 use trimtab::peft::{self, full::Full};
 use trimtab::run::job::Job;
+use trimtab::run::micro::Micro;
 use trimtab::run::options::options;
 use trimtab::session::{Options, Planned};
 
@@ -58,7 +59,7 @@ fn run(dir: &Path, device: &Device, times: f64) -> Result<Result<(), String>> {
             (opened.method, Some(opened.tensors))
         }
     };
-    let options = Options { step_tokens: None, ..options(&config) };
+    let options = Options { step_tokens: None, ..options(&config, &Micro::fixed(&config)) };
     let planned = Planned::of(&job.base, vec![method], &*job.task, options, device.open())?;
     if let Some(tensors) = &start {
         peft::check(Path::new(&adapter), tensors, &planned.trained())?;

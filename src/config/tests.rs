@@ -34,7 +34,7 @@ fn flags_override_the_file_and_the_file_the_defaults() {
     // The last of two equal flags counts, as on every command line.
     assert_eq!(resolve("", &[("rank", "1"), ("rank", "2")]).unwrap().rank, 2);
     assert_eq!(resolve("method = 'full'", &[]).unwrap().lr, 2e-5);
-    assert_eq!(resolve("max_seq_len = 64", &[]).unwrap().micro_tokens, 64);
+    assert_eq!(resolve("max_seq_len = 64", &[]).unwrap().max_target_len, 64);
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod pairs;
 pub mod reader;
 pub mod row;
 pub mod sampler;
+pub mod sizes;
 mod stream;
 pub mod tokenizer;
 pub(crate) mod values;

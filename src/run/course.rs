@@ -17,7 +17,7 @@ use crate::backend::profile::Profile;
 use crate::config::{Method, RunConfig};
 use crate::cpu::gemm;
 use crate::data::Dataset;
-use crate::data::pack::{MicroBatch, pack};
+use crate::data::pack::{MicroBatch, pack_sized};
 use crate::data::sampler::Sampler;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -68,8 +68,8 @@ pub struct Course<'a> {
     pub folder: &'a Folder,
     /// The model on its device.
     pub session: Session,
-    /// What a micro-batch holds.
-    pub layout: Layout,
+    /// What a micro-batch of each size holds.
+    pub layouts: Vec<Layout>,
     /// What is learnt from.
     pub data: Dataset,
     /// What is evaluated on.
@@ -138,7 +138,7 @@ impl Course<'_> {
         if let Some(profile) = &self.profile {
             tell.event(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
         }
-        let (steps, skipped) = (self.length.steps, self.skips.all);
+        let (steps, skipped) = (self.done, self.skips.all);
         if skipped > 0 {
             tell.note(format!("{skipped} of {steps} steps were skipped: loss or gradient were not finite"))?;
         }
@@ -160,7 +160,7 @@ impl Course<'_> {
         let Length { steps, warmup } = self.length;
         let began = Instant::now();
         let batch = self.sampler.next_batch(self.config.batch_size);
-        let micro = pack(&self.data, &batch, &self.layout, !self.config.shuffle)?;
+        let micro = pack_sized(&self.data, &batch, &self.layouts, !self.config.shuffle)?;
         let lr = self.config.lr * schedule::multiplier(self.config.schedule, self.done, warmup, steps);
         let report = self.session.step(&micro, lr)?;
         let seconds = began.elapsed().as_secs_f64();

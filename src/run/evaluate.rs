@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::data::pack::pack;
+use crate::data::pack::pack_sized;
 use crate::data::row::Row;
 use crate::error::Result;
 use crate::run::job::{Job, Rows};
@@ -18,13 +18,12 @@ pub fn over(
     batch: usize,
     on: &mut dyn FnMut(&Row, &[Computed]) -> Result<bool>,
 ) -> Result<(f64, usize)> {
-    let layout = session.layout()?.clone();
+    let layouts = session.layouts().to_vec();
     let (mut loss, mut units) = (0.0, 0);
     let all: Vec<usize> = (0..rows.rows.len()).collect();
-    for chunk in all.chunks(batch.max(1)) {
-        let examples: Vec<usize> = chunk.iter().flat_map(|&row| rows.rows[row].examples.clone()).collect();
+    for (chunk, examples) in all.chunks(batch.max(1)).zip(rows.chunks(batch)) {
         let mut outputs: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        for micro in pack(&rows.data, &examples, &layout, false)? {
+        for micro in pack_sized(&rows.data, &examples, &layouts, false)? {
             let evaluated = session.eval(&micro)?;
             loss += evaluated.loss;
             units += evaluated.units;

@@ -16,7 +16,7 @@ use crate::train::schedule;
 
 /// Settings that do not change what is trained. Files are compared by what is in them, not by their paths, and the number
 /// of steps by the learning rates that it gives.
-const FREE: [&str; 21] = [
+const FREE: [&str; 23] = [
     "model",
     "data",
     "columns",
@@ -53,15 +53,21 @@ pub struct Identity {
     pub data: String,
     /// How many examples there are.
     pub examples: usize,
-    /// Tokens of a micro-batch: the order in which gradients are summed.
-    pub micro_tokens: usize,
+    /// Tokens of micro-batches of each size: the order in which gradients are summed.
+    pub micro_tokens: Vec<usize>,
     /// The settings that results depend on, as JSON.
     pub settings: Map<String, Value>,
 }
 
 impl Identity {
     /// Of the run of these settings on this model and these examples.
-    pub fn of(config: &RunConfig, base: &Base, data: &Dataset, device: &str, micro_tokens: usize) -> Result<Identity> {
+    pub fn of(
+        config: &RunConfig,
+        base: &Base,
+        data: &Dataset,
+        device: &str,
+        micro_tokens: Vec<usize>,
+    ) -> Result<Identity> {
         let adapter = match &config.adapter {
             Some(dir) => {
                 let path = dir.join(files::CONFIG_FILE);

@@ -7,16 +7,18 @@ use crate::base::Base;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::peft::{self, Frozen, Method};
+use crate::run::micro::{Micro, Steps};
 use crate::run::options::options;
 use crate::session::{Options, Planned, Session};
 use crate::tasks::Task;
 
-/// The model with the adapter of the settings, loaded, and what there is to say of them; `wanted` says what for. A head of
-/// random weights is an error.
+/// The model with the adapter of the settings, loaded, and what there is to say of them; `steps` are those that are to be
+/// evaluated, if that is what it is for, and `wanted` says what else. A head of random weights is an error.
 pub fn open(
     config: &RunConfig,
     base: &Arc<Base>,
     task: &dyn Task,
+    steps: Option<&Steps>,
     wanted: impl FnOnce(Options) -> Options,
 ) -> Result<(Session, Vec<String>)> {
     let (method, tensors): (Box<dyn Method>, _) = match &config.adapter {
@@ -26,7 +28,9 @@ pub fn open(
         }
         None => (Box::new(Frozen), None),
     };
-    let options = wanted(Options { train: false, evaluate: false, step_tokens: None, ..options(config) });
+    let micro = steps.map_or_else(|| Micro::fixed(config), |s| Micro::fitted(config, task, &[&*method], s));
+    let evaluate = steps.is_some();
+    let options = wanted(Options { train: false, evaluate, step_tokens: None, ..options(config, &micro) });
     let planned = Planned::of(base, vec![method], task, options, backend::open(&config.device)?)?;
     if let Some((dir, tensors)) = &tensors {
         peft::check(dir, tensors, &planned.trained())?;

@@ -199,6 +199,11 @@ impl Rows {
         Rows { path: path.into(), rows: Vec::new(), data: Dataset::default(), cut: 0, note }
     }
 
+    /// The examples of `batch` rows at a time.
+    pub fn chunks(&self, batch: usize) -> impl Iterator<Item = Vec<usize>> {
+        self.rows.chunks(batch.max(1)).map(|rows| rows.iter().flat_map(|row| row.examples.clone()).collect())
+    }
+
     /// The row of a number.
     pub fn row(&self, i: usize) -> Row<'_> {
         let Read { line, fields, .. } = &self.rows[i];

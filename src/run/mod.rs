@@ -10,6 +10,7 @@ mod inference;
 pub mod job;
 pub mod metrics;
 pub mod options;
+pub mod micro;
 pub mod predict;
 pub mod profile;
 pub mod progress;

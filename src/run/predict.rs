@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::run::job::Job;
+use crate::run::micro::Steps;
 use crate::run::{evaluate, inference};
-use crate::session::Options;
 
 /// What is asked about.
 #[derive(Clone, Debug)]
@@ -46,8 +46,8 @@ pub fn predict(config: &RunConfig, input: &Input, on: &mut dyn FnMut(&Value) -> 
         Input::File(path) => job.rows(config, path, true)?,
         Input::Row(fields) => job.row(config, fields.clone())?,
     };
-    let wanted = |options| Options { evaluate: true, ..options };
-    let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, wanted)?;
+    let steps = Steps::each(&rows.data, rows.chunks(config.batch_size));
+    let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, Some(&steps), |options| options)?;
     notes.extend(rows.note.clone());
     evaluate::over(&mut session, &rows, config.batch_size, &mut |row, computed| {
         on(&job.task.predict(row, computed)?)

@@ -87,7 +87,7 @@ pub fn generate(
     let chunk = if answers { 1 } else { tokens.min(Room::CHUNK) };
     let room = Room { tokens, source: ids.len(), chunk };
     let wanted = |options| Options { max_seq_len: tokens.max(ids.len()), generate: Some(room), ..options };
-    let (mut session, mut notes) = inference::open(config, &base, &CausalLm, wanted)?;
+    let (mut session, mut notes) = inference::open(config, &base, &CausalLm, None, wanted)?;
     notes.extend(tokenizer.warning().map(String::from));
     if !answers && splits_words(&tokenizer, prompt)? {
         notes.push(

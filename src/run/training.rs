@@ -4,18 +4,19 @@ use super::checkpoint::{self, Checkpoint, Pace};
 use super::course::{Course, Tell};
 use super::folder::{Folder, Start};
 use super::identity::{Identity, Length};
-use super::job::Job;
+use super::job::{Job, Rows};
 use super::metrics::{Event, Metrics};
 use super::options::options;
 use super::skips::Skips;
 use crate::backend::profile::{Profile, Profiled};
+use super::micro::{self, Micro, Steps};
 use crate::backend::{self, Backend};
 use crate::config::{Method as MethodName, PromptInit, RunConfig, SaveDtype};
-use crate::data::INPUT_IDS;
 use crate::data::sampler::Sampler;
 use crate::error::{Error, Result};
 use crate::graph::LeafKind;
 use crate::memory::Chosen;
+use crate::data::{Dataset, INPUT_IDS};
 use crate::memory::{budget, resident};
 use crate::peft::prompt::Start as PromptStart;
 use crate::peft::{self, AdapterConfig, Method, Settings};
@@ -51,11 +52,12 @@ pub struct Preview {
 /// What is known of the run that `config` describes.
 pub fn preview(config: &RunConfig) -> Result<Preview> {
     let job = Job::open(config, adapts(config)?, config.data.as_deref())?;
-    let planned = plan(config, &job, backend::open(&config.device)?)?;
+    let learnt = config.data.as_deref().map(|data| Learnt::read(config, &job, data)).transpose()?;
+    let (planned, full) = plan(config, &job, learnt.as_ref(), backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
     let about = (job.task.def().name != causal_lm::DEF.name).then(|| job.about());
     Ok(Preview {
-        notes: about.iter().chain(&job.base.notes).chain(planned.notes()).cloned().collect(),
+        notes: about.iter().chain(&job.base.notes).chain(planned.notes()).chain(&full).cloned().collect(),
         device: planned.device().to_owned(),
         account: planned.account().clone(),
         chosen: planned.chosen().to_vec(),
@@ -63,8 +65,41 @@ pub fn preview(config: &RunConfig) -> Result<Preview> {
     })
 }
 
-fn plan(config: &RunConfig, job: &Job, backend: Box<dyn Backend>) -> Result<Planned> {
-    Planned::of(&job.base, vec![method(config, job)?], &*job.task, options(config), backend)
+/// What a run learns from, and what it is evaluated on.
+struct Learnt {
+    data: Dataset,
+    warnings: Vec<String>,
+    rows: Option<Rows>,
+    sampler: Sampler,
+}
+
+impl Learnt {
+    fn read(config: &RunConfig, job: &Job, data: &Path) -> Result<Learnt> {
+        let (data, warnings) = job.examples(config, data)?;
+        let rows = config.eval_data.as_deref().map(|path| job.rows(config, path, false)).transpose()?;
+        let sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
+        Ok(Learnt { data, warnings, rows, sampler })
+    }
+}
+
+/// The plan of a run on what is `learnt`, and how full its micro-batches will be.
+fn plan(
+    config: &RunConfig,
+    job: &Job,
+    learnt: Option<&Learnt>,
+    backend: Box<dyn Backend>,
+) -> Result<(Planned, Option<String>)> {
+    let method = method(config, job)?;
+    let micro = match learnt {
+        Some(Learnt { data, rows, sampler, .. }) => {
+            let steps = Steps::of(config, data, rows.as_ref().map(|rows| &rows.data), sampler);
+            Micro::fitted(config, &*job.task, &[&*method], &steps)
+        }
+        None => Micro::fixed(config),
+    };
+    let planned = Planned::of(&job.base, vec![method], &*job.task, options(config, &micro), backend)?;
+    let full = micro.full.map(|full| micro::describe(&planned.sizes(), full));
+    Ok((planned, full))
 }
 
 /// Whether what is trained is an adapter that PEFT reads.
@@ -141,7 +176,10 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         tell.note(job.about())?;
     }
     let (backend, profile) = device(config)?;
-    let planned = plan(config, &job, backend)?;
+    let learnt = Learnt::read(config, &job, data)?;
+    resident::give_back();
+    let (planned, full) = plan(config, &job, Some(&learnt), backend)?;
+    let Learnt { data, warnings, rows, mut sampler } = learnt;
     for note in job.base.notes.iter().chain(planned.notes()) {
         tell.note(note.clone())?;
     }
@@ -159,10 +197,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     }
     folder.has_room(written(config, &planned))?;
 
-    let (data, warnings) = job.examples(config, data)?;
-    let rows = config.eval_data.as_deref().map(|path| job.rows(config, path, false)).transpose()?;
-    resident::give_back();
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(full) {
         tell.note(warning)?;
     }
     let positions = job.facts.max_positions;
@@ -170,13 +205,12 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         let longest = data.longest(INPUT_IDS);
         tell.note(format!("sequences of up to {longest} tokens; the base model was made for {positions}"))?;
     }
-    let mut sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
     let steps = match (config.steps, config.epochs) {
         (Some(steps), _) => steps,
         (None, epochs) => epochs.unwrap_or(1).saturating_mul(sampler.steps_per_epoch(config.batch_size) as u64),
     };
     let length = Length { steps, warmup: config.warmup_steps(steps) };
-    let identity = Identity::of(config, &job.base, &data, planned.device(), planned.micro_tokens())?;
+    let identity = Identity::of(config, &job.base, &data, planned.device(), planned.sizes())?;
     let resumed = match start {
         Start::Resume => resumed(config, &folder, length, &identity, &mut tell)?,
         Start::New | Start::Overwrite => None,
@@ -191,7 +225,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         None => None,
     };
     let tensors = adapter.as_ref().map(|a| &a.tensors);
-    let layout = planned.layout()?.clone();
+    let layouts = planned.layouts()?;
     let mut session = planned.start(tensors, &mut |done, total| tell.event(Event::Loading { done, total }))?;
     let (mut done, mut skips) = (0, Skips::default());
     if let Some(Checkpoint { path, about }) = &resumed {
@@ -211,7 +245,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         job,
         folder,
         session,
-        layout,
+        layouts,
         data,
         rows,
         sampler,
