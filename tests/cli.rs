@@ -508,10 +508,12 @@ fn quickstart_shows_before_and_after() {
     let out = ran.ok();
     let order = ["before", "frozen weights", "step 1/1", "after"].map(|part| talk.find(part));
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{order:?} in {talk}");
-    for file in ["adapter_model.safetensors", "adapter_config.json", "loss.svg", "metrics.jsonl", "config.toml"] {
+    for file in
+        ["adapter_model.safetensors", "adapter_config.json", "loss.svg", "report.html", "metrics.jsonl", "config.toml"]
+    {
         assert!(!scratch.read(&format!("tour/{file}")).is_empty());
     }
-    assert!(out.contains("tour/loss.svg") && out.contains("Next:"), "{out}");
+    assert!(out.contains("tour/report.html") && out.contains("Next:"), "{out}");
     assert!(String::from_utf8(scratch.read("tour/loss.svg")).unwrap().starts_with("<svg"));
 }
 

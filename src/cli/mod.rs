@@ -7,6 +7,7 @@ mod generate;
 mod plan;
 mod predict;
 mod quickstart;
+mod report;
 mod settings;
 mod synth;
 mod train;
@@ -33,6 +34,7 @@ enum Command {
     Predict(predict::Args),
     Devices(devices::Args),
     Quickstart(quickstart::Args),
+    Report(report::Args),
     Synth(synth::Args),
 }
 
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Predict(args) => predict::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Quickstart(args) => quickstart::run(args),
+        Command::Report(args) => report::run(args),
         Command::Synth(args) => synth::run(args),
     };
     let (error, code) = match outcome {
@@ -81,7 +84,7 @@ pub fn main() -> ExitCode {
         Err(Stop::Usage(error)) => (error, 2),
     };
     // If standard error is closed there is nobody to tell.
-    let _ = write!(std::io::stderr(), "{}", report(&error));
+    let _ = write!(std::io::stderr(), "{}", message(&error));
     ExitCode::from(code)
 }
 
@@ -96,7 +99,7 @@ fn print(text: &str) -> Outcome {
 }
 
 /// `error:` and what happened, then `hint:` and what to do, where the error knows.
-fn report(error: &Error) -> String {
+fn message(error: &Error) -> String {
     let with_hint = |what: String, hint: &str| format!("error: {what}\nhint: {hint}\n");
     match error {
         Error::Unsupported { what, hint } => with_hint(format!("{what} is not supported"), hint),

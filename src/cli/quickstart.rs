@@ -8,6 +8,7 @@ use trimtab::generate::sample::Sampling;
 use trimtab::run::folder::Start;
 use trimtab::run::metrics::{Event, METRICS_FILE};
 use trimtab::run::progress::Progress;
+use trimtab::run::report::REPORT_FILE;
 use trimtab::run::text;
 
 use super::settings::Settings;
@@ -60,7 +61,7 @@ pub fn run(args: Args) -> Outcome {
     print(&format!(
         "loss {:.3} to {:.3} in {} steps\n\
          adapter  {}\n\
-         curve    {}\n\
+         curves   {}\n\
          numbers  {}\n\
          \n\
          Next:\n  \
@@ -71,7 +72,7 @@ pub fn run(args: Args) -> Outcome {
         summary.last_loss,
         summary.steps,
         show(&out.join("adapter_model.safetensors")),
-        show(&out.join("loss.svg")),
+        show(&out.join(REPORT_FILE)),
         show(&out.join(METRICS_FILE)),
         show(&out),
         show(&out.join("config.toml")),

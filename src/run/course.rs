@@ -10,6 +10,7 @@ use super::job::{Job, Rows};
 use super::metrics::{Event, Metrics, StepEvent};
 use super::profile::Report;
 use super::skips::Skips;
+use super::report;
 use super::svg;
 use super::training::Summary;
 use super::watch::Watch;
@@ -108,6 +109,7 @@ impl Course<'_> {
             if let Some(profile) = self.profile.as_ref().filter(|_| self.done == first + 1 && event.step < event.steps)
             {
                 // The first step touches its memory for the first time.
+            took = (took.0 + event.tokens, took.1 + seconds);
                 profile.reset();
                 timed = Report::default();
             }
@@ -150,7 +152,9 @@ impl Course<'_> {
             return Err(error);
         }
         let moved = self.session.trainer.exec.offload.moved;
-        tell.event(Event::End { account, peak_resident: resident::peak(), moved })?;
+        tell.event(Event::End { account, peak_resident: resident::peak(), moved, took })?;
+        let run = self.folder.path();
+        report::write(&[run.into()], &run.join(report::REPORT_FILE))?;
         tell.event(Event::Saved { path: self.folder.path().into() })?;
         let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
         Ok(Summary { steps, first_loss: loss(self.losses.first()), last_loss: loss(self.losses.last()) })

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use super::checkpoint;
 use super::metrics::METRICS_FILE;
 use super::progress::human;
+use super::report::REPORT_FILE;
 use crate::config::{Flags, RunConfig};
 use crate::durable;
 use crate::error::{Error, Result};
@@ -127,6 +128,7 @@ impl Folder {
         self.begun = true;
         // The config first: without it a folder is no adapter and no model.
         let mut old = vec![files::CONFIG_FILE, "config.json", files::WEIGHTS_FILE, "model.safetensors", "loss.svg"];
+        old.push(REPORT_FILE);
         if all {
             old.extend(
                 [METRICS_FILE, files::CARD_FILE, prefix::ENCODER_FILE]

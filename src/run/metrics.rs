@@ -77,6 +77,8 @@ pub enum Event {
         peak_resident: Option<u64>,
         /// Bytes moved between the device and where they are kept, and the wait for them.
         moved: Moved,
+        /// Tokens of the steps that were taken since the run began or went on, and their seconds.
+        took: (u64, f64),
     },
     /// A text of the model; `when` says at which point of the run.
     Sample {
@@ -162,13 +164,15 @@ impl Event {
             })),
             Event::Resumed { step, .. } => Some(json!({ "event": "resume", "step": step })),
             Event::Profile(report) => Some(report.json()),
-            Event::End { account, peak_resident, moved } => Some(json!({
+            Event::End { account, peak_resident, moved, took } => Some(json!({
                 "event": "end",
                 "account_bytes": account,
                 "peak_resident_bytes": peak_resident,
                 "fetched_bytes": moved.fetched,
                 "stored_bytes": moved.stored,
                 "stalled_seconds": moved.stalled.as_secs_f64(),
+                "tokens": took.0,
+                "seconds": took.1,
             })),
             _ => None,
         }
@@ -287,7 +291,7 @@ mod tests {
             metrics.write(&event).unwrap();
         }
         let moved = Moved { fetched: 5, stored: 6, stalled: std::time::Duration::from_millis(1500) };
-        metrics.write(&Event::End { account: 7, peak_resident: None, moved }).unwrap();
+        metrics.write(&Event::End { account: 7, peak_resident: None, moved, took: (300, 2.5) }).unwrap();
         let text = std::fs::read_to_string(dir.join(METRICS_FILE)).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
@@ -301,7 +305,7 @@ mod tests {
                    "trained_tokens": 90, "tokens_per_second": 12.5, "skipped": 1}),
         ];
         let end = json!({"event": "end", "account_bytes": 7, "peak_resident_bytes": null, "fetched_bytes": 5,
-                         "stored_bytes": 6, "stalled_seconds": 1.5});
+                         "stored_bytes": 6, "stalled_seconds": 1.5, "tokens": 300, "seconds": 2.5});
         // Read as the file is: a float's text may be read back as its neighbour.
         let read = |v: &Value| -> Value { serde_json::from_str(&v.to_string()).unwrap() };
         assert_eq!(lines, expected.iter().chain([&end]).map(read).collect::<Vec<_>>());

@@ -63,7 +63,11 @@ impl Progress {
             Event::Profile(report) => self.say(&report.to_string()),
             Event::Resumed { step, path } => self.say(&format!("goes on after step {step}, from {}", path.display())),
             Event::Checkpoint { .. } => {}
-            Event::End { .. } => {}
+            Event::End { peak_resident, took: (tokens, seconds), .. } => {
+                let rate = grouped((*tokens as f64 / seconds).round() as u64);
+                let memory = peak_resident.map(|bytes| format!(", at most {} of memory", human(bytes)));
+                self.say(&format!("{} for the steps, {rate} tokens/s{}", clock(*seconds), memory.unwrap_or_default()));
+            }
             Event::Saved { path } => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => self.say(text),
         }
@@ -116,7 +120,7 @@ impl Progress {
 }
 
 /// Seconds as 1:02:03 or 2:03.
-fn clock(seconds: f64) -> String {
+pub fn clock(seconds: f64) -> String {
     let s = seconds.round() as u64;
     match s / 3600 {
         0 => format!("{}:{:02}", s / 60, s % 60),

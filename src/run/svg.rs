@@ -1,4 +1,4 @@
-//! The loss curve as a picture: one SVG file that needs nothing else and reads well on light and dark pages.
+//! Curves as pictures: SVG that needs nothing else and reads well on light and dark pages.
 
 use std::fmt::Write;
 
@@ -13,18 +13,37 @@ const POINTS: usize = 1500;
 
 const STYLE: &str = "\
 text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-size:15px;font-weight:600;fill:#24292f}\
-.grid{stroke:#8c959f;stroke-opacity:.25}path{fill:none;stroke:#0969da;stroke-linejoin:round}\
+.grid{stroke:#8c959f;stroke-opacity:.25}path{fill:none;stroke-linejoin:round}\
 .raw{stroke-opacity:.3}.smooth{stroke-width:2}\
-@media(prefers-color-scheme:dark){text{fill:#9198a1}.title{fill:#f0f6fc}path{stroke:#58a6ff}}";
+.c0{stroke:#0969da}.c1{stroke:#cf222e}.c2{stroke:#1a7f37}.c3{stroke:#8250df}.c4{stroke:#bf8700}.c5{stroke:#1b7c83}\
+@media(prefers-color-scheme:dark){text{fill:#9198a1}.title{fill:#f0f6fc}\
+.c0{stroke:#58a6ff}.c1{stroke:#ff7b72}.c2{stroke:#3fb950}.c3{stroke:#bc8cff}.c4{stroke:#d29922}.c5{stroke:#39c5cf}}";
+/// Colours in `STYLE`.
+const COLOURS: usize = 6;
 
-/// Draws (step, loss) pairs in the order given: each loss faint, their running mean on top. Losses that are
-/// not finite (or might as well not be) are left out.
+/// A line of a chart.
+pub struct Line {
+    /// What the legend calls it.
+    pub name: String,
+    /// (step, value) in the order in which they are drawn.
+    pub points: Vec<(f64, f64)>,
+    /// Each value is faint, and their running mean is on top.
+    pub noisy: bool,
+}
+
+/// Draws (step, loss) pairs in the order given: each loss faint, their running mean on top.
 pub fn loss_curve(title: &str, losses: &[(u64, f32)]) -> String {
-    let points: Vec<(f64, f64)> =
-        losses.iter().filter(|p| p.1.abs() < 1e30).map(|&(s, l)| (s as f64, l as f64)).collect();
-    let smooth = smoothed(&points);
-    let (x0, x1) = range(points.iter().map(|p| p.0));
-    let (mut y0, mut y1) = range(points.iter().map(|p| p.1));
+    let points = losses.iter().map(|&(step, loss)| (step as f64, f64::from(loss))).collect();
+    chart(title, &[Line { name: String::new(), points, noisy: true }])
+}
+
+/// Draws lines over steps, with a legend if there are several. Values that are not finite (or might as well not be) are left
+/// out.
+pub fn chart(title: &str, lines: &[Line]) -> String {
+    let shown = |line: &Line| -> Vec<(f64, f64)> { line.points.iter().filter(|p| p.1.abs() < 1e30).copied().collect() };
+    let drawn: Vec<Vec<(f64, f64)>> = lines.iter().map(shown).collect();
+    let (x0, x1) = range(drawn.iter().flatten().map(|p| p.0));
+    let (mut y0, mut y1) = range(drawn.iter().flatten().map(|p| p.1));
     let y_ticks = ticks(y0, y1, 6);
     // The frame ends at round numbers.
     if let [first, .., last] = y_ticks[..] {
@@ -52,20 +71,45 @@ pub fn loss_curve(title: &str, losses: &[(u64, f32)]) -> String {
     }
     let middle = (LEFT + RIGHT) / 2.0;
     svg.push_str(&format!("<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">step</text>\n", HEIGHT - 8.0));
-    for (class, line) in [("raw", &points), ("smooth", &smooth)] {
-        let stride = line.len().div_ceil(POINTS).max(1);
-        // Counted from the end, so that the last point is always there.
-        let shown = line.iter().enumerate().filter(|(i, _)| (line.len() - 1 - i) % stride == 0);
-        let mut path = String::new();
-        for (i, (_, &(step, loss))) in shown.enumerate() {
-            let letter = if i == 0 { 'M' } else { 'L' };
-            write!(path, "{letter}{:.1} {:.1}", x(step), y(loss)).ok();
+    for (i, (line, points)) in lines.iter().zip(&drawn).enumerate() {
+        let colour = i % COLOURS;
+        let smooth = smoothed(points);
+        let strokes: &[(&str, &[(f64, f64)])] =
+            if line.noisy { &[("raw", points), ("smooth", &smooth)] } else { &[("smooth", points)] };
+        for (class, points) in strokes {
+            let path = path(points, &x, &y);
+            if !path.is_empty() {
+                svg.push_str(&format!("<path class=\"{class} c{colour}\" d=\"{path}\"/>\n"));
+            }
         }
-        if !path.is_empty() {
-            svg.push_str(&format!("<path class=\"{class}\" d=\"{path}\"/>\n"));
+        if lines.len() > 1 {
+            let (at, name) = (TOP + 16.0 * i as f64, escaped(&line.name));
+            let (from, to) = (RIGHT - 28.0, RIGHT - 8.0);
+            svg.push_str(&format!(
+                "<path class=\"smooth c{colour}\" d=\"M{from} {at}L{to} {at}\"/>\
+                 <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{name}</text>\n",
+                from - 6.0,
+                at + 4.0
+            ));
         }
     }
     svg + "</svg>\n"
+}
+
+/// The `d` of a path through points. One point is a line of no length, which round ends would show: it gets some.
+fn path(points: &[(f64, f64)], x: &dyn Fn(f64) -> f64, y: &dyn Fn(f64) -> f64) -> String {
+    let stride = points.len().div_ceil(POINTS).max(1);
+    // Counted from the end, so that the last point is always there.
+    let shown = points.iter().enumerate().filter(|(i, _)| (points.len() - 1 - i) % stride == 0);
+    let mut path = String::new();
+    for (i, (_, &(step, value))) in shown.enumerate() {
+        let letter = if i == 0 { 'M' } else { 'L' };
+        write!(path, "{letter}{:.1} {:.1}", x(step), y(value)).ok();
+    }
+    if points.len() == 1 {
+        path.push_str("h4");
+    }
+    path
 }
 
 /// The mean of each point and its neighbours on either side, about a thirtieth of the run: an exponential mean
@@ -106,14 +150,15 @@ fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
 }
 
 /// As short as can be: the ticks are round, so what is beyond ten digits is rounding.
-fn number(v: f64) -> String {
+pub fn number(v: f64) -> String {
     match v.abs() {
         a if a != 0.0 && !(1e-4..1e7).contains(&a) => format!("{v:.1e}"),
         _ => format!("{v:.6}").trim_end_matches('0').trim_end_matches('.').to_string(),
     }
 }
 
-fn escaped(text: &str) -> String {
+/// `text` for a page: without control characters, and with nothing in it that is markup.
+pub fn escaped(text: &str) -> String {
     let clean = text.chars().filter(|c| !c.is_control());
     clean.fold(String::new(), |out, c| match c {
         '<' => out + "&lt;",
