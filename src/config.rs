@@ -182,6 +182,10 @@ settings! {
             if |v| v.is_none_or(|v| v <= MOST) => "0 to 9223372036854775807";
         #[doc = "How many checkpoints are kept"]
         keep: usize = "N", { 2 }, if |v| (1..=MOST as usize).contains(v) => COUNT;
+        #[doc = "Leave the weights of the evaluation with the least loss, not the last ones"]
+        keep_best: bool = "BOOL", { false };
+        #[doc = "Stop after so many evaluations in a row without a smaller loss"]
+        patience: Option<u64> = "N", { None }, if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Start from the files' weights, or from random ones (the folder then needs only config.json)"]
         init: Init = "INIT", { Init::Pretrained };
     }
@@ -257,9 +261,9 @@ settings! {
         qa_padding: bool = "BOOL", { false };
         #[doc = "Question answering: give token types to a model with an adapter, which PEFT's class does not do"]
         qa_token_types: bool = "BOOL", { false };
-        #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change; at least --max-seq-len"]
-        micro_tokens: usize = "T", { |c| c.max_seq_len } as "--max-seq-len",
-            if |v| (2..=MOST_TOKENS).contains(v) => "2 to 8388608";
+        #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change but for rounding"]
+        micro_tokens: Option<usize> = "T", { None } as "what the data fill best, at most --max-seq-len",
+            if |v| v.is_none_or(|v| (2..=MOST_TOKENS).contains(&v)) => "2 to 8388608";
     }
     "Optimizer" {
         #[doc = "Highest learning rate"]
@@ -558,6 +562,12 @@ impl RunConfig {
         }
         if self.eval_every.is_some() && self.eval_data.is_none() {
             return clash("eval-every", "a number without eval-data", "eval-data, or no eval-every");
+        }
+        if self.patience.is_some() && self.eval_every.is_none() {
+            return clash("patience", "a number without eval-every", "eval-every, or no patience");
+        }
+        if self.keep_best && self.eval_data.is_none() {
+            return clash("keep-best", "true without eval-data", "eval-data, or no keep-best");
         }
         if self.double_quant && self.quantize != Quantize::Nf4 {
             return clash("double-quant", "true with quantize none", "quantize = \"nf4\"");

@@ -101,6 +101,8 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("method = 'full'", &[("loraplus_lr_ratio", "16")], "method lora"),
         ("lr = 0", &[("loraplus_lr_ratio", "16")], "loraplus-lr-ratio"),
         ("nesterov = true", &[("optimizer", "sgd")], "nesterov"),
+        ("patience = 2", &[("eval_data", "x")], "patience"),
+        ("", &[("keep_best", "true")], "keep-best"),
         ("nesterov = true", &[("momentum", "0.9"), ("dampening", "0.1")], "nesterov"),
         ("", &[("adafactor_decay_rate", "0.8")], "adafactor-decay-rate"),
         ("", &[("seed", "18446744073709551615")], "seed"),
@@ -188,7 +190,9 @@ fn the_saved_file_repeats_the_run() {
     let text = config.to_toml();
     let again = resolve(&text, &[]).unwrap();
     assert_eq!(again.to_json(), config.to_json(), "{text}");
-    let unset = ["method", "adapter", "epochs", "nesterov", "eval_data", "eval_every", "train"]; // each excludes some of the rest
+    // Each excludes some of the rest, or needs another of these.
+    let unset =
+        ["method", "adapter", "epochs", "nesterov", "eval_data", "eval_every", "keep_best", "patience", "train"];
     for field in FIELDS {
         let typed = flags.iter().any(|(name, _)| *name == field.name);
         assert!(typed != unset.contains(&field.name), "{}: not in this test", field.name);
@@ -201,7 +205,8 @@ fn the_saved_file_repeats_the_run() {
     let config = resolve("targets = ['q_proj', 'v_proj']", &[]).unwrap();
     assert_eq!(resolve(&config.to_toml(), &[]).unwrap().targets, config.targets);
     let full = resolve(
-        "method = 'full'\ntrain = ['layers.0-1/bias', 'head']\nepochs = 3\neval-data = 'e.jsonl'\neval-every = 5",
+        "method = 'full'\ntrain = ['layers.0-1/bias', 'head']\nepochs = 3\neval-data = 'e.jsonl'\neval-every = 5\n\
+         keep-best = true\npatience = 3",
         &[],
     )
     .unwrap();

@@ -14,6 +14,7 @@ use super::identity::{Identity, Length};
 use crate::data::sampler::Cursor;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::run::best::Best;
 use crate::run::skips::Skips;
 use crate::session::Session;
 use crate::system::Instant;
@@ -42,14 +43,17 @@ pub struct About {
     pub cursor: Cursor,
     /// Steps that were skipped.
     pub skips: Skips,
+    /// Its evaluations.
+    #[serde(default)]
+    pub best: Best,
     /// What the run is.
     pub identity: Identity,
 }
 
 impl About {
     /// After `step` steps of a run.
-    pub fn new(step: u64, length: Length, cursor: Cursor, skips: Skips, identity: Identity) -> About {
-        About { format: FORMAT, trimtab: env!("CARGO_PKG_VERSION").into(), step, length, cursor, skips, identity }
+    pub fn new(step: u64, length: Length, cursor: Cursor, skips: Skips, best: Best, identity: Identity) -> About {
+        About { format: FORMAT, trimtab: env!("CARGO_PKG_VERSION").into(), step, length, cursor, skips, best, identity }
     }
 }
 
@@ -68,7 +72,7 @@ pub fn write(
     about: &About,
     more: &mut dyn FnMut(&mut Session, &Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let path = run.join(FOLDER).join(format!("{NAME}{}", about.step));
+    let path = of(run, about.step);
     let unfinished = durable::beside(&path);
     let io = |e| Error::io(&path, e);
     removed(&unfinished)?;
@@ -93,11 +97,17 @@ pub fn write(
     done.map(|()| path)
 }
 
-/// Deletes all checkpoints but the last `keep` up to `step`; later ones are of another course of the run.
-pub fn prune(run: &Path, step: u64, keep: usize) {
+/// The folder of the checkpoint of `step`.
+pub fn of(run: &Path, step: u64) -> PathBuf {
+    run.join(FOLDER).join(format!("{NAME}{step}"))
+}
+
+/// Deletes all checkpoints but the last `keep` up to `step`, and that of `best`; later ones are of another course of the run.
+pub fn prune(run: &Path, step: u64, keep: usize, best: Option<u64>) {
     let all = list(run);
     let (now, later): (Vec<_>, Vec<_>) = all.into_iter().partition(|c| c.0 <= step);
-    for (_, path) in now.into_iter().skip(keep).chain(later) {
+    let old = now.into_iter().skip(keep).filter(|c| Some(c.0) != best);
+    for (_, path) in old.chain(later) {
         // What cannot be deleted only takes room.
         let _ = removed(&path);
     }

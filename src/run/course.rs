@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::best::Best;
 use super::checkpoint::{self, About, Pace};
 use super::evaluate;
 use super::folder::Folder;
@@ -9,8 +10,8 @@ use super::identity::{Identity, Length};
 use super::job::{Job, Rows};
 use super::metrics::{Event, Metrics, StepEvent};
 use super::profile::Report;
-use super::skips::Skips;
 use super::report;
+use super::skips::Skips;
 use super::svg;
 use super::training::Summary;
 use super::watch::Watch;
@@ -85,6 +86,8 @@ pub struct Course<'a> {
     pub done: u64,
     /// Steps that were skipped.
     pub skips: Skips,
+    /// Its evaluations.
+    pub best: Best,
     /// Step and loss of those done.
     pub losses: Vec<(u64, f32)>,
     /// The step of the last checkpoint.
@@ -103,13 +106,14 @@ impl Course<'_> {
         let mut watch = Watch::new(scale(&self.session));
         let mut timed = Report::default();
         let first = self.done;
-        while self.done < self.length.steps {
+        let mut took = (0, 0.0);
+        while self.done < self.length.steps && !self.best.is_over(self.config.patience) {
             let Stepped { micro, report, event, seconds } = self.step()?;
+            took = (took.0 + event.tokens, took.1 + seconds);
             timed = Report { steps: timed.steps + 1, seconds: timed.seconds + seconds, ..timed };
             if let Some(profile) = self.profile.as_ref().filter(|_| self.done == first + 1 && event.step < event.steps)
             {
                 // The first step touches its memory for the first time.
-            took = (took.0 + event.tokens, took.1 + seconds);
                 profile.reset();
                 timed = Report::default();
             }
@@ -137,6 +141,7 @@ impl Course<'_> {
                 }
             }
         }
+        self.settle(tell)?;
         if let Some(profile) = &self.profile {
             tell.event(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
         }
@@ -190,20 +195,44 @@ impl Course<'_> {
         let due = done == self.length.steps || every.is_some_and(|every| done.is_multiple_of(every));
         let Some(rows) = self.rows.as_ref().filter(|_| due) else { return Ok(()) };
         let evaluated = evaluate::evaluate(&mut self.session, self.job, rows, self.config.batch_size)?;
-        tell.event(Event::Eval { step: done, evaluated })
+        let better = self.best.count(done, evaluated.loss);
+        let answer = tell.event(Event::Eval { step: done, evaluated });
+        if better && self.config.keep_best {
+            self.checkpoint(tell)?;
+        }
+        answer
+    }
+
+    /// After the last step: why it was the last, and the weights of the best evaluation, if those are wanted.
+    fn settle(&mut self, tell: &mut Tell) -> Result<()> {
+        let Course { config: RunConfig { patience, keep_best, .. }, done, length, .. } = self;
+        if let (true, Some(patience)) = (*done < length.steps, *patience) {
+            tell.note(format!(
+                "ends after step {done} of {}: {patience} evaluations without a better one",
+                length.steps
+            ))?;
+            if self.saved != Some(self.done) && self.config.save_every != Some(0) {
+                self.checkpoint(tell)?;
+            }
+        }
+        let Some(best) = self.best.step().filter(|best| *keep_best && *best != self.done) else { return Ok(()) };
+        let state = checkpoint::of(self.folder.path(), best).join(checkpoint::STATE_FILE);
+        self.session.load_state(&state)?;
+        tell.note(format!("the weights are those after step {best}, whose evaluation was the best"))
     }
 
     fn checkpoint(&mut self, tell: &mut Tell) -> Result<()> {
         tell.metrics.sync()?;
         let path = self.write_checkpoint(self.folder.path())?;
-        checkpoint::prune(self.folder.path(), self.done, self.config.keep);
+        checkpoint::prune(self.folder.path(), self.done, self.config.keep, self.best.step());
         self.saved = Some(self.done);
         self.pace.written();
         tell.event(Event::Checkpoint { step: self.done, path })
     }
 
     fn write_checkpoint(&mut self, run: &Path) -> Result<PathBuf> {
-        let about = About::new(self.done, self.length, self.sampler.cursor(), self.skips, self.identity.clone());
+        let about =
+            About::new(self.done, self.length, self.sampler.cursor(), self.skips, self.best, self.identity.clone());
         let adapter = peft::named(self.config.method.name())?.peft_type.is_some();
         let (config, job) = (self.config, self.job);
         checkpoint::write(run, &mut self.session, &about, &mut |session, dir| match adapter {

@@ -36,6 +36,8 @@ const FREE: [&str; 23] = [
     "max_skips",
     "save_every",
     "keep",
+    "keep_best",
+    "patience",
     "save_dtype",
     "profile",
 ];
@@ -106,7 +108,11 @@ impl Identity {
         let count = |n: usize, other: &str| format!("{n} {other}examples");
         let strange = if self.data == now.data { "" } else { "other " };
         differ("data", count(self.examples, ""), count(now.examples, strange));
-        differ("micro-batches", format!("{} tokens", self.micro_tokens), format!("{} tokens", now.micro_tokens));
+        // Other data may fill others best; that is said already.
+        let tokens = |sizes: &[usize]| format!("of {sizes:?} tokens");
+        if self.data == now.data {
+            differ("micro-batches", tokens(&self.micro_tokens), tokens(&now.micro_tokens));
+        }
         let text = |value: Option<&Value>| match value {
             Some(Value::String(text)) => text.clone(),
             _ => "nothing".into(),

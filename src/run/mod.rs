@@ -1,6 +1,7 @@
 //! Whole runs: from settings to files, and what is shown and kept of them on the way.
 
 mod bar;
+pub mod best;
 pub mod checkpoint;
 mod course;
 pub mod evaluate;
@@ -10,12 +11,12 @@ mod inference;
 pub mod job;
 pub mod metrics;
 pub mod micro;
-pub mod predict;
 pub mod options;
+pub mod predict;
 pub mod profile;
 pub mod progress;
-pub mod skips;
 pub mod report;
+pub mod skips;
 pub mod svg;
 pub mod text;
 pub mod training;

@@ -1,22 +1,25 @@
 //! A training run from its config to its files: what `trimtab train` does.
 
+use std::path::Path;
+
+use super::best::Best;
 use super::checkpoint::{self, Checkpoint, Pace};
 use super::course::{Course, Tell};
 use super::folder::{Folder, Start};
 use super::identity::{Identity, Length};
 use super::job::{Job, Rows};
 use super::metrics::{Event, Metrics};
+use super::micro::{self, Micro, Steps};
 use super::options::options;
 use super::skips::Skips;
 use crate::backend::profile::{Profile, Profiled};
-use super::micro::{self, Micro, Steps};
 use crate::backend::{self, Backend};
 use crate::config::{Method as MethodName, PromptInit, RunConfig, SaveDtype};
 use crate::data::sampler::Sampler;
+use crate::data::{Dataset, INPUT_IDS};
 use crate::error::{Error, Result};
 use crate::graph::LeafKind;
 use crate::memory::Chosen;
-use crate::data::{Dataset, INPUT_IDS};
 use crate::memory::{budget, resident};
 use crate::peft::prompt::Start as PromptStart;
 use crate::peft::{self, AdapterConfig, Method, Settings};
@@ -227,11 +230,11 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let tensors = adapter.as_ref().map(|a| &a.tensors);
     let layouts = planned.layouts()?;
     let mut session = planned.start(tensors, &mut |done, total| tell.event(Event::Loading { done, total }))?;
-    let (mut done, mut skips) = (0, Skips::default());
+    let (mut done, mut skips, mut best) = (0, Skips::default(), Best::default());
     if let Some(Checkpoint { path, about }) = &resumed {
         session.load_state(&path.join(checkpoint::STATE_FILE))?;
         sampler.restore(about.cursor)?;
-        (done, skips) = (about.step, about.skips);
+        (done, skips, best) = (about.step, about.skips, about.best);
     }
     let losses = if start == Start::Resume { tell.metrics.resume(done)? } else { Vec::new() };
     folder.begin(config, start != Start::Resume)?;
@@ -253,6 +256,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         identity,
         done,
         skips,
+        best,
         losses,
         saved,
         pace,
@@ -294,6 +298,7 @@ fn resumed(
 /// trained, and what is off the device.
 fn written(config: &RunConfig, planned: &Planned) -> u64 {
     let checkpoints = if config.save_every == Some(0) { 0 } else { config.keep as u64 + 1 };
+    let checkpoints = checkpoints + u64::from(config.keep_best);
     let (trained, all) = planned.parameters();
     let saved = match (config.method, config.save_dtype) {
         (MethodName::Full, SaveDtype::F32) => 4 * all,
