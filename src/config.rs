@@ -26,8 +26,8 @@ mod value;
 
 pub use others::meaning;
 pub use value::{
-    AdapterKind, Bytes, Columns, Device, Dtype, Init, Method, Optimizer, PromptInit, Quantize, Recompute, SaveDtype,
-    Schedule, Setting, Task,
+    AdapterKind, Bytes, Columns, Device, Dtype, Format, Init, Method, Optimizer, PromptInit, Quantize, Recompute,
+    SaveDtype, Schedule, Setting, Sources, Task, TooLong,
 };
 
 /// Where a value came from.
@@ -91,6 +91,11 @@ impl Field {
     /// As it is written after `--` and in files, where underscores are read too.
     pub fn key(&self) -> String {
         self.name.replace('_', "-")
+    }
+
+    /// Whether all that is typed counts, not the last alone.
+    pub fn is_list(&self) -> bool {
+        ["data", "eval_data"].contains(&self.name)
     }
 
     fn is_called(&self, key: &str) -> bool {
@@ -165,14 +170,18 @@ settings! {
     "Model and data" {
         #[doc = "Base model: a Hugging Face folder or a GGUF file"]
         model: Option<PathBuf> = "DIR|FILE.gguf", { None };
-        #[doc = "Training text: JSONL with text, prompt and completion, or input_ids and labels; or plain text"]
-        data: Option<PathBuf> = "FILE", { None };
+        #[doc = "Rows to learn from, of JSON, CSV or Parquet: text, prompt and completion, or input_ids; or plain text"]
+        data: Option<Sources> = "FILE[:WEIGHT]", { None };
+        #[doc = "What the files of data are: jsonl, json, csv, tsv, parquet or text"]
+        format: Option<Format> = "FORMAT", { None } as "what they look like";
         #[doc = "What is learnt: causal-lm, sequence-classification, token-classification, question-answering, masked-lm or seq2seq"]
         task: Option<Task> = "TASK", { None } as "the adapter's, else what the model's class is for";
         #[doc = "Columns of the data that a task calls by another name, divided by commas: text=review,label=stars"]
         columns: Option<Columns> = "NAME=COLUMN", { None };
         #[doc = "Data to evaluate on when training is done"]
-        eval_data: Option<PathBuf> = "FILE", { None };
+        eval_data: Option<Sources> = "FILE", { None };
+        #[doc = "Hold out this share of the rows, by a hash of what is in them, and evaluate on it; excludes --eval-data"]
+        split: Option<f64> = "SHARE", { None }, if |v| v.is_none_or(|v| v > 0.0 && v < 1.0) => "above 0, below 1";
         #[doc = "Evaluate every so many steps too"]
         eval_every: Option<u64> = "N", { None }, if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Run folder that is written"]
@@ -249,6 +258,8 @@ settings! {
         batch_size: usize = "N", { 8 }, if |v| (1..=MOST as usize).contains(v) => COUNT;
         #[doc = "Longer sequences are cut to this many tokens"]
         max_seq_len: usize = "N", { 1024 }, if |v| (2..=MOST_TOKENS).contains(v) => "2 to 8388608";
+        #[doc = "Examples of more than --max-seq-len tokens: cut them, drop them, or stop with an error"]
+        too_long: TooLong = "WHAT", { TooLong::Cut };
         #[doc = "Sequence to sequence: longer targets are cut to this many tokens"]
         max_target_len: usize = "N", { |c| c.max_seq_len } as "--max-seq-len",
             if |v| (1..=MOST_TOKENS).contains(v) => "1 to 8388608";
@@ -345,6 +356,17 @@ impl Flags {
         let one = |(name, text): &(&str, &str)| Ok((find(name)?.name, (*text).to_owned()));
         pairs.iter().map(one).collect::<Result<_>>().map(Flags)
     }
+
+    /// All texts of a name, each once, as an array of TOML.
+    fn list(&self, name: &str) -> Value {
+        let mut texts: Vec<&str> = Vec::new();
+        for (_, text) in self.0.iter().filter(|(typed, _)| *typed == name) {
+            if !texts.contains(&text.as_str()) {
+                texts.push(text);
+            }
+        }
+        Value::Array(texts.into_iter().map(Value::from).collect())
+    }
 }
 
 fn find(name: &str) -> Result<&'static Field> {
@@ -411,14 +433,6 @@ impl RunConfig {
                 return Err(Error::file(path, format!("`{key}` twice, with hyphens and underscores"), "each key once"));
             }
         }
-        for name in ["data", "eval_data"] {
-            let mut given: Vec<&str> = flags.0.iter().filter(|f| f.0 == name).map(|f| f.1.as_str()).collect();
-            given.dedup();
-            if given.len() > 1 {
-                let expected = format!("one file: `cat {} > all.jsonl` makes one of JSON Lines", given.join(" "));
-                return Err(Error::config(format!("--{}", name.replace('_', "-")), given.join(" and "), expected));
-            }
-        }
         let typed = |f: &Field| flags.0.iter().rev().find(|(name, _)| *name == f.name).map(|(_, text)| text);
         // Of steps and epochs the one that was asked for nearer counts: a flag puts the file's other one out.
         let replaced = |f: &Field| {
@@ -432,8 +446,11 @@ impl RunConfig {
         let mut config = RunConfig::blank();
         for (i, field) in FIELDS.iter().enumerate() {
             if let Some(text) = typed(field) {
-                (field.set_text)(&mut config, text)
-                    .map_err(|e| Error::config(format!("--{}", field.key()), format!("{text:?}"), e))?;
+                match field.is_list() {
+                    true => (field.set_toml)(&mut config, &flags.list(field.name)),
+                    false => (field.set_text)(&mut config, text),
+                }
+                .map_err(|e| Error::config(format!("--{}", field.key()), format!("{text:?}"), e))?;
                 config.origins[i] = Origin::Flag;
             } else if let Some(value) = in_file[i].filter(|_| !replaced(field)) {
                 (field.set_toml)(&mut config, value)
@@ -560,13 +577,16 @@ impl RunConfig {
         if self.loraplus_lr_ratio.is_some() && self.lr == 0.0 {
             return clash("loraplus-lr-ratio", "a number with lr 0", "a rate above 0, which others are relative to");
         }
-        if self.eval_every.is_some() && self.eval_data.is_none() {
-            return clash("eval-every", "a number without eval-data", "eval-data, or no eval-every");
+        if self.eval_every.is_some() && self.eval_data.is_none() && self.split.is_none() {
+            return clash("eval-every", "a number without eval-data", "eval-data or split, or no eval-every");
+        }
+        if self.split.is_some() && self.eval_data.is_some() {
+            return clash("split", "a share with eval-data", "one of the two");
         }
         if self.patience.is_some() && self.eval_every.is_none() {
             return clash("patience", "a number without eval-every", "eval-every, or no patience");
         }
-        if self.keep_best && self.eval_data.is_none() {
+        if self.keep_best && self.eval_data.is_none() && self.split.is_none() {
             return clash("keep-best", "true without eval-data", "eval-data, or no keep-best");
         }
         if self.double_quant && self.quantize != Quantize::Nf4 {
@@ -579,11 +599,15 @@ impl RunConfig {
     pub fn need(&self, name: &'static str) -> Result<&Path> {
         let path = match name {
             "model" => &self.model,
-            "data" => &self.data,
             "adapter" => &self.adapter,
             _ => &self.out,
         };
         path.as_deref().ok_or_else(|| Error::config(format!("--{name}"), "nothing", "a path (or a key in --config)"))
+    }
+
+    /// The data to learn from, which the command cannot do without.
+    pub fn need_data(&self) -> Result<&Sources> {
+        self.data.as_ref().ok_or_else(|| Error::config("--data", "nothing", "a path (or a key in --config)"))
     }
 
     /// The steps of a run in which the learning rate rises.

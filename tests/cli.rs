@@ -494,6 +494,66 @@ fn a_model_made_here_continues_a_text() {
 }
 
 /// The whole tour, on a model that is made here; the shipped one takes a minute.
+/// Rows of several files with weights, rows that are held out, rows on standard input: the run says what it reads, and goes on
+/// after a stop as if there had been none.
+#[test]
+fn data_comes_from_several_files_and_standard_input() {
+    let scratch = Scratch::new("several");
+    let base = fixture("golden/base");
+    let rows = |from: u32, to: u32| {
+        (from..to).map(|i| format!("{{\"input_ids\": [5, {}, 7, {i}]}}\n", i % 9)).collect::<String>()
+    };
+    std::fs::create_dir(scratch.0.join("more")).unwrap();
+    scratch.write("a.jsonl", &rows(10, 22));
+    scratch.write("more/b.csv", "input_ids,note\n\"[1, 2, 3, 4]\",x\n\"[4, 3, 2, 1]\",\n");
+    scratch.write("more/c.jsonl", &rows(30, 36));
+    let shape = [
+        "--model",
+        &base,
+        "--max-seq-len",
+        "16",
+        "--rank",
+        "2",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--save-every",
+        "1",
+    ];
+    let train = |out: &str, more: &[&str]| scratch.run(&[&["train", "--out", out][..], &shape, more].concat());
+    let data = ["--data", "a.jsonl:0.3", "more:0.7", "--split", "0.2", "--epochs", "2"];
+    let whole = train("whole", &data);
+    let told = whole.err();
+    assert!(
+        told.contains("data a.jsonl (jsonl), more/b.csv (csv), more/c.jsonl (jsonl), of which 0.2 is held out"),
+        "{told}"
+    );
+    assert!(told.contains(" rows to evaluate on") && told.contains("perplexity"), "{told}");
+    whole.ok();
+    // The saved settings repeat it; a run that is stopped and goes on ends in the same bytes.
+    scratch.run(&["train", "--config", "whole/config.toml", "--out", "again"]).ok();
+    train("part", &[&data[..5], &["--steps", "3", "--schedule", "constant"]].concat()).ok();
+    train("long", &[&data[..5], &["--steps", "6", "--schedule", "constant"]].concat()).ok();
+    scratch.run(&["train", "--resume", "part", "--steps", "6"]).ok();
+    let adapter = |run: &str| scratch.read(&format!("{run}/adapter_model.safetensors"));
+    assert!(adapter("again") == adapter("whole") && adapter("part") == adapter("long"));
+    // Other weights are other examples.
+    let error = scratch.run(&["train", "--resume", "part", "--data", "a.jsonl:0.4", "more:0.6", "--steps", "7"]);
+    assert!(error.err().contains("--resume: data"), "{}", error.err());
+
+    let piped = |out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+        command.args(["train", "--out", out, "--data", "-", "--steps", "2"]).args(shape).current_dir(&scratch.0);
+        command.stdin(std::fs::File::open(scratch.0.join("a.jsonl")).unwrap()).output().unwrap()
+    };
+    let output = piped("piped");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.contains("data standard input (jsonl)"), "{told}");
+    train("named", &["--data", "a.jsonl", "--steps", "2"]).ok();
+    assert!(adapter("piped") == adapter("named") && adapter("piped") != adapter("long"));
+}
+
 #[test]
 fn quickstart_shows_before_and_after() {
     let scratch = Scratch::new("quickstart");

@@ -189,12 +189,14 @@ impl Inputs {
         self.write("more.jsonl", rows);
         self.write("data/part-1.jsonl", rows);
         self.write("data/part-2.jsonl", rows);
+        self.write("project/src/main.rs", "fn main() {}\n");
         self.write("lfs-pointer.jsonl", POINTER);
         let wide: Vec<u8> = rows.encode_utf16().flat_map(u16::to_le_bytes).collect();
         self.write("utf16.jsonl", [&[0xFF, 0xFE], &wide[..]].concat());
         self.write("latin1.jsonl", b"{\"text\": \"caf\xE9\"}\n");
-        self.write("table.csv", "text,label\n\"Good, very good\",1\nBad,0\n");
-        self.write("rows.jsonl.gz", b"\x1F\x8B\x08\0\0\0\0\0\0\x03");
+        self.write("commas.csv", "text,label\nGood, very good,1\nBad,0\n");
+        self.write("open.csv", "text,label\nGood,1\nBad,\"0\n");
+        self.write("rows.jsonl.zst", b"\x28\xB5\x2F\xFD\0\0\0\0\0\x03");
         self.write("rows.parquet", b"PAR1\x15\0PAR1");
         self.write("python.jsonl", "{'text': 'It was the best of times.'}\n");
         self.write("commas.jsonl", "{\"text\": \"a\"},\n{\"text\": \"b\"}\n");

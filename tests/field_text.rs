@@ -351,6 +351,6 @@ fn a_gguf_file_without_a_pre_tokenizer_is_told_of() {
         assert_eq!(run(command).matches("no tokenizer.ggml.pre").count(), 1, "{command:?}");
     }
     let error = run(&train);
-    assert!(error.contains("1 prompt ends in a space, the first at line 1"), "{error}");
-    assert!(error.contains("1 completion is empty, the first at line 1"), "{error}");
+    assert!(error.contains("1 prompt ends in a space, the first at d.jsonl:1"), "{error}");
+    assert!(error.contains("1 completion is empty, the first at d.jsonl:1"), "{error}");
 }

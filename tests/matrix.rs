@@ -18,6 +18,7 @@ use trimtab::error::{Error, Result};
 use trimtab::models::FAMILIES;
 use trimtab::nn::Weight;
 use trimtab::peft::{self, Frozen, METHODS, Method};
+use trimtab::run::data::RunData;
 use trimtab::run::job::Job;
 use trimtab::run::micro::Micro;
 use trimtab::run::options;
@@ -116,8 +117,9 @@ impl Cell {
         all.iter().chain(flags).for_each(|(name, value)| set(&mut typed, name, value));
         set(&mut typed, "data", &data.to_string_lossy());
         let config = RunConfig::resolve(None, &typed)?;
-        let job = Job::open(&config, true, Some(&data))?;
-        let data = job.examples(&config, &data)?.0;
+        let given = RunData::open(&config)?;
+        let job = Job::open(&config, true, Some(&given.train))?;
+        let data = job.examples(&config, &given.train)?.0;
         Ok(Cell { name, config, job, data })
     }
 
@@ -156,7 +158,8 @@ fn options(config: &RunConfig) -> Options {
 /// Smaller micro-batches compute what larger ones do that hold the same; whether there was one.
 fn sizes_agree(cell: &Cell, session: &mut Session) -> Result<bool, String> {
     let mut any = false;
-    for micro in (0..2).flat_map(|i| cell.step(session, i)) {
+    let steps = [0, 1].map(|i| cell.step(session, i));
+    for micro in steps.into_iter().flatten() {
         let wide = micro.widened(session.layout().unwrap()).unwrap();
         any |= wide != micro;
         let (small, large) = (session.eval(&micro).unwrap(), session.eval(&wide).unwrap());

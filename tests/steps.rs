@@ -13,6 +13,7 @@ use trimtab::Result;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::pack::pack;
 use trimtab::peft::{self, full::Full};
+use trimtab::run::data::RunData;
 use trimtab::run::job::Job;
 use trimtab::run::micro::Micro;
 use trimtab::run::options::options;
@@ -50,8 +51,9 @@ fn run(dir: &Path, device: &Device, times: f64) -> Result<Result<(), String>> {
     }
     flags.push(if whole { ("method", "full") } else { ("adapter", &adapter) });
     let config = RunConfig::resolve(None, &Flags::of(&flags)?)?;
-    let job = Job::open(&config, !whole, config.data.as_deref())?;
-    let rows = job.examples(&config, Path::new(&data))?.0;
+    let given = RunData::open(&config)?;
+    let job = Job::open(&config, !whole, Some(&given.train))?;
+    let rows = job.examples(&config, &given.train)?.0;
     let (method, start): (Box<dyn peft::Method>, _) = match whole {
         true => (Box::new(Full), None),
         false => {

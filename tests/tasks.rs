@@ -5,7 +5,7 @@ mod common;
 
 use common::scratch::Scratch;
 use serde_json::{Value, json};
-use trimtab::config::{Flags, RunConfig};
+use trimtab::config::{Flags, RunConfig, Sources};
 use trimtab::data::row::{Codec, Row};
 use trimtab::data::tokenizer::Tokenizer;
 use trimtab::data::{Example, INPUT_IDS, TOKEN_TYPE_IDS};
@@ -45,7 +45,7 @@ fn texts_become_transformers_features() {
             unlabelled: false,
             traced: false,
         };
-        task.examples(&Row { path: "rows".as_ref(), line: 1, fields }, &codec).unwrap()
+        task.examples(&Row { path: "rows".as_ref(), line: 1, fields, cells: false }, &codec).unwrap()
     };
     let ints = |v: &Value| -> Vec<i32> { v.as_array().unwrap().iter().map(|x| x.as_i64().unwrap() as i32).collect() };
     let types = |example: &Example, want: &Value| {
@@ -102,6 +102,10 @@ impl Scratch {
 
 fn config(flags: &[(&str, &str)]) -> RunConfig {
     RunConfig::resolve(None, &Flags::of(flags).unwrap()).unwrap()
+}
+
+fn sources(path: impl AsRef<std::path::Path>) -> Sources {
+    Sources(vec![path.as_ref().to_str().unwrap().into()])
 }
 
 fn predicted(config: &RunConfig, input: &Input) -> trimtab::Result<Vec<Value>> {
@@ -167,7 +171,7 @@ fn a_decoder_learns_to_classify_texts() {
     let unlabelled: String = texts.iter().map(|(t, _)| format!("{}\n", json!({"text": t}))).collect();
     let unlabelled = scratch.write("texts.jsonl", &unlabelled);
     let settings = config(&[("model", &base), ("adapter", &out), ("batch_size", "3"), ("max_seq_len", "32")]);
-    let answers = predicted(&settings, &Input::File(unlabelled.as_ref())).unwrap();
+    let answers = predicted(&settings, &Input::Rows(&sources(&unlabelled))).unwrap();
     let labels: Vec<&str> = answers.iter().map(|a| a["label"].as_str().unwrap()).collect();
     assert_eq!(labels, texts.map(|t| t.1));
     let sum: f64 = answers[0]["scores"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).sum();
@@ -177,9 +181,9 @@ fn a_decoder_learns_to_classify_texts() {
 
     // A head that nobody trained is refused; so are labels that the adapter does not have.
     let bare = config(&[("model", &base), ("task", "sequence-classification"), ("columns", "label=kind,text=line")]);
-    let error = predicted(&bare, &Input::File(data.as_ref())).unwrap_err().to_string();
+    let error = predicted(&bare, &Input::Rows(&sources(&data))).unwrap_err().to_string();
     assert!(error.contains("no score.weight in the model"), "{error}");
     let other = scratch.write("other.jsonl", &format!("{}\n", json!({"text": "x", "label": "dawn"})));
-    let error = predicted(&settings, &Input::File(other.as_ref())).unwrap_err().to_string();
+    let error = predicted(&settings, &Input::Rows(&sources(&other))).unwrap_err().to_string();
     assert!(error.contains(r#"label "dawn", expected 0 to 1, or one of day, night"#), "{error}");
 }

@@ -25,8 +25,7 @@ fn tip(argument: &str, cli: &Command) -> Option<String> {
     let has = |flag: &str| command.get_arguments().any(|arg| arg.get_long() == Some(flag));
     let Some(flag) = argument.strip_prefix("--") else {
         let file = !argument.starts_with('-') && has("data");
-        return file
-            .then(|| "each value follows a flag, and --data takes one file: `cat` joins several of JSON Lines".into());
+        return file.then(|| "each value follows a flag; files of data follow --data".into());
     };
     let name = flag.split('=').next().unwrap_or(flag);
     if name.replace('-', "_") == "max_new_tokens" && has("max-tokens") {

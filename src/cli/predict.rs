@@ -9,11 +9,12 @@ use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that predictions depend on too.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 19] = [
     "model",
     "adapter",
     "task",
     "data",
+    "format",
     "columns",
     "quantize",
     "double_quant",
@@ -58,8 +59,8 @@ pub fn run(args: Args) -> Outcome {
     let pairs = [("text", text), ("text_pair", text_pair), ("question", question), ("context", context)];
     let typed = pairs.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::String(text?))));
     let fields: Map<String, Value> = typed.collect();
-    let input = match (config.data.as_deref(), fields.is_empty()) {
-        (Some(path), true) => Input::File(path),
+    let input = match (&config.data, fields.is_empty()) {
+        (Some(sources), true) => Input::Rows(sources),
         (None, false) => Input::Row(fields),
         (data, _) => {
             let found = if data.is_some() { "both --data and a text" } else { "neither --data nor a text" };

@@ -66,8 +66,8 @@ fn args(field: &'static Field, order: usize) -> Vec<Arg> {
     };
     let arg = Arg::new(field.name).long(key.clone()).value_name(field.value_name).help_heading(field.group);
     let arg = arg.display_order(order).allow_negative_numbers(true);
-    // Of most settings the last one counts; two files of data are a mistake, which is told where settings are read.
-    let arg = if ["data", "eval_data"].contains(&field.name) { arg.action(ArgAction::Append) } else { arg };
+    // Of most settings the last one counts.
+    let arg = if field.is_list() { arg.action(ArgAction::Append).num_args(1..) } else { arg };
     if !field.is_switch {
         let arg = match field.choices {
             [] => arg,

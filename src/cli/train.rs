@@ -53,9 +53,10 @@ static ASKED: AtomicU32 = AtomicU32::new(0);
 /// Runs, and shows what happens on standard error. Ctrl-C and SIGTERM end the run after its step, with a checkpoint; a
 /// second one at once.
 pub fn train(config: &RunConfig, start: Start) -> Result<Summary, Stop> {
-    for name in ["model", "data", "out"] {
+    for name in ["model", "out"] {
         config.need(name).map_err(Stop::Usage)?;
     }
+    config.need_data().map_err(Stop::Usage)?;
     // Where signals cannot be had, they end the program, and the last checkpoint is what is left.
     let _ = ctrlc::set_handler(|| match ASKED.fetch_add(1, Ordering::Relaxed) {
         0 => eprintln!("\nstops after this step; once more: at once"),

@@ -107,7 +107,7 @@ const OTHERS: &[Row] = &[
     ("use_rslora", "rslora", ""),
     ("validation_file", "eval_data", ""),
     ("val_data", "eval_data", ""),
-    ("val_set_size", "eval_data", "a file of its own"),
+    ("val_set_size", "split", "a share of the rows"),
     ("warmup_ratio", "warmup", "below 1 it is a share of all steps"),
     ("warmup_steps", "warmup", ""),
     ("wd", "weight_decay", ""),

@@ -83,6 +83,7 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("micro_tokens", "100")], "micro-tokens"),
         ("", &[("task", "translation")], "one of causal-lm, sequence-classification"),
         ("", &[("columns", "text")], "text=review"),
+        ("", &[("format", "yaml")], "one of parquet, jsonl, json, csv, tsv, text"),
         ("", &[("adapter_kind", "prefix")], "houlsby or pfeiffer or parallel"),
         ("", &[("reduction_factor", "0")], "reduction-factor"),
         ("", &[("prompt_init", "vocabulary")], "random or text or sample-vocab"),
@@ -93,6 +94,10 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("method", "full"), ("train", "norm//bias")], "--train"),
         ("", &[("non_linearity", "sin")], "gelu_new"),
         ("eval-every = 5", &[], "eval-every"),
+        ("split = 1", &[], "split"),
+        ("split = 0.1", &[("eval_data", "e.jsonl")], "one of the two"),
+        ("data = []", &[], "an array of paths"),
+        ("", &[("too_long", "split")], "cut or drop or error"),
         ("", &[("double_quant", "true")], "double-quant"),
         ("", &[("method", "full"), ("quantize", "nf4")], "quantize"),
         ("", &[("optimizer", "adam")], "adamw or adamw8bit"),
@@ -139,6 +144,9 @@ fn the_saved_file_repeats_the_run() {
         ("trainable_tokens", "5, 17"),
         ("task", "masked_lm"),
         ("columns", "text=review, label=stars"),
+        ("format", "csv"),
+        ("split", "0.05"),
+        ("too_long", "drop"),
         ("max_target_len", "50"),
         ("doc_stride", "11"),
         ("mask_share", "0.2"),
@@ -202,6 +210,10 @@ fn the_saved_file_repeats_the_run() {
         }
     }
     // Lists too, and full training.
+    let data = [("data", "a.jsonl:0.3"), ("data", "b.parquet:0.7"), ("split", "0.1")];
+    let config = resolve("data = 'c.jsonl'\neval-every = 5", &data).unwrap();
+    assert_eq!(config.data, Some(Sources(vec!["a.jsonl:0.3".into(), "b.parquet:0.7".into()])));
+    assert_eq!(resolve(&config.to_toml(), &[]).unwrap().data, config.data);
     let config = resolve("targets = ['q_proj', 'v_proj']", &[]).unwrap();
     assert_eq!(resolve(&config.to_toml(), &[]).unwrap().targets, config.targets);
     let full = resolve(
@@ -279,7 +291,7 @@ fn warmup_in_steps_or_as_a_share() {
 fn needs_are_named() {
     let config = resolve("", &[("model", "m")]).unwrap();
     assert_eq!(config.need("model").unwrap(), Path::new("m"));
-    assert!(config.need("data").unwrap_err().to_string().contains("--data"));
+    assert!(config.need_data().unwrap_err().to_string().contains("--data"));
 }
 
 /// Each name gives its rule, with the constants of the settings and, where none is set, of the reference libraries.

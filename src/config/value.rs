@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use toml::Value;
 
+use crate::data::formats::{self, FormatDef};
+pub use crate::data::reader::TooLong;
 pub use crate::device::Device;
 use crate::dtype::DType;
 use crate::memory::Toggle;
@@ -247,6 +249,60 @@ impl Setting for Task {
     }
 }
 
+/// A format of data, by its name in the table.
+#[derive(Clone, Copy)]
+pub struct Format(pub &'static FormatDef);
+
+impl fmt::Debug for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name)
+    }
+}
+
+impl Setting for Format {
+    fn blank() -> Self {
+        Format(formats::FORMATS[0])
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        let names = || formats::FORMATS.map(|format| format.name).join(", ");
+        formats::named(text).map(Format).ok_or_else(|| format!("one of {}", names()))
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        Self::from_text(value.as_str().unwrap_or_default())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(Value::String(self.0.name.into()))
+    }
+}
+
+/// Files, folders and patterns of data, each perhaps with a weight, as they were typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources(pub Vec<String>);
+
+impl Setting for Sources {
+    fn blank() -> Self {
+        Sources(Vec::new())
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text.is_empty() {
+            true => Err("a path".into()),
+            false => Ok(Sources(vec![text.into()])),
+        }
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        let Value::Array(items) = value else { return Self::from_text(value.as_str().unwrap_or_default()) };
+        let texts = items.iter().map(|item| item.as_str().filter(|text| !text.is_empty()).map(String::from));
+        let texts: Option<Vec<String>> = texts.collect();
+        texts.filter(|texts| !texts.is_empty()).map(Sources).ok_or_else(|| "a path, or an array of paths".into())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(match &self.0[..] {
+            [one] => Value::String(one.clone()),
+            more => Value::Array(more.iter().cloned().map(Value::String).collect()),
+        })
+    }
+}
+
 /// Names that a task reads, each with the column of the data that it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns(pub Vec<(String, String)>);
@@ -441,6 +497,7 @@ words! {
     }
 }
 
+word_setting!(TooLong { "cut", "drop", "error" });
 word_setting!(Bias { "none", "all", "lora_only" });
 word_setting!(Toggle { "auto", "on", "off" });
 word_setting!(Schedule { "constant", "linear", "cosine" });

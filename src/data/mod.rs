@@ -1,9 +1,9 @@
-//! Text in, micro-batches out: [`tokenizer`] turns text into ids, [`pairs`] does for encoders, [`reader`] files into
-//! rows, tasks rows into examples, [`sampler`] says which examples a step takes, [`pack`] lays them out in micro-batches
-//! of a fixed shape.
+//! Text in, micro-batches out: [`tokenizer`] turns text into ids, [`pairs`] does for encoders, [`source`] files into rows
+//! by the table of [`formats`], tasks rows into examples, [`reader`] all of them into a [`Dataset`], [`sampler`] says which
+//! examples a step takes, [`pack`] lays them out in micro-batches of a fixed shape.
 
 mod added;
-mod format;
+pub mod formats;
 mod guard;
 mod long;
 pub mod pack;
@@ -12,6 +12,8 @@ pub mod reader;
 pub mod row;
 pub mod sampler;
 pub mod sizes;
+pub mod source;
+pub mod split;
 mod stream;
 pub mod tokenizer;
 pub(crate) mod values;
@@ -95,6 +97,16 @@ struct Store {
 pub struct Dataset {
     columns: Vec<Store>,
     len: usize,
+    parts: Vec<Share>,
+}
+
+/// Examples that an epoch draws a share of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// How many there are, one after another.
+    pub examples: usize,
+    /// Their share of an epoch, relative to those of other parts.
+    pub weight: f64,
 }
 
 impl Dataset {
@@ -120,6 +132,17 @@ impl Dataset {
         }
         self.len += 1;
         Ok(())
+    }
+
+    /// Gives the examples that were pushed since the last part a share of an epoch.
+    pub fn end_part(&mut self, weight: f64) {
+        let before: usize = self.parts.iter().map(|part| part.examples).sum();
+        self.parts.push(Share { examples: self.len - before, weight });
+    }
+
+    /// The parts that an epoch draws shares of; none if each epoch takes all examples.
+    pub fn parts(&self) -> &[Share] {
+        &self.parts
     }
 
     /// Number of examples.

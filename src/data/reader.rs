@@ -1,76 +1,124 @@
-//! Files in, rows out, and a [`Dataset`] of what a task makes of them, in one pass.
-//!
-//! Rows are objects of JSON: one a line, or over several lines, or in an array. Plain text is one document, cut into
-//! windows of the longest length allowed.
+//! A [`Dataset`] of what a task makes of the rows of files, in one pass. Plain text is one document, cut into windows of the
+//! longest length allowed.
 //!
 //! What is trained is decided by position, never by token id: an end token that also serves as padding
 //! is still learnt, or the model would never stop.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-
 use serde_json::{Map, Value};
 
-use super::format::{self, Format};
+use super::formats::text;
 use super::long::Long;
 use super::row::{Codec, Row};
-use super::values::{self, Values};
+use super::source::{Data, DataFile};
+use super::split::Split;
 use super::{Dataset, Example};
 use crate::error::{Error, Result};
-use crate::paths;
 
-/// What was read, and what could not be used as it was. Lines are those of the first case.
+/// What is done with examples that are longer than the longest length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TooLong {
+    /// They are cut to it.
+    #[default]
+    Cut,
+    /// They are left out.
+    Drop,
+    /// They are an error.
+    Error,
+}
+
+impl TooLong {
+    /// All of them.
+    pub const ALL: [TooLong; 3] = [TooLong::Cut, TooLong::Drop, TooLong::Error];
+
+    /// As it is spelled in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            TooLong::Cut => "cut",
+            TooLong::Drop => "drop",
+            TooLong::Error => "error",
+        }
+    }
+
+    /// Whether a row whose examples were cut is left out.
+    pub fn drops(self, row: &Row, codec: &Codec) -> Result<bool> {
+        match self {
+            TooLong::Cut => Ok(false),
+            TooLong::Drop => Ok(true),
+            TooLong::Error => {
+                let expected = "no more: raise --max-seq-len, or --too-long cut or drop";
+                Err(row.wrong(format!("an example of more than {} tokens", codec.max_len), expected))
+            }
+        }
+    }
+}
+
+/// How many rows are so, and where the first of them is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// How many.
+    pub count: usize,
+    /// File and line.
+    pub first: Option<String>,
+}
+
+impl Count {
+    fn add(&mut self, row: &Row) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| row.place());
+    }
+}
+
+/// What was read, and what could not be used as it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Examples cut to the longest length.
-    pub truncated: usize,
-    /// Line of the first of them, from 1.
-    pub first_truncated: Option<usize>,
+    pub truncated: Count,
+    /// Examples left out because they are longer.
+    pub dropped: Count,
     /// Examples left out because none of their tokens would be trained.
-    pub untrained: usize,
-    /// Line of the first of them, from 1.
-    pub first_untrained: Option<usize>,
+    pub untrained: Count,
     /// Prompts that end in a space.
-    pub spaced: usize,
-    /// Line of the first of them, from 1.
-    pub first_spaced: Option<usize>,
+    pub spaced: Count,
     /// Completions without a text.
-    pub empty: usize,
-    /// Line of the first of them, from 1.
-    pub first_empty: Option<usize>,
+    pub empty: Count,
 }
 
 impl Report {
     /// A sentence for each thing a user should know.
     pub fn warnings(&self, max_seq_len: usize) -> Vec<String> {
-        let mut out = Vec::new();
-        if let Some(line) = self.first_truncated {
-            out.push(format!(
-                "{} cut to {max_seq_len} tokens, the first at line {line}: raise --max-seq-len to keep all of it",
-                some(self.truncated, "example was", "examples were")
-            ));
-        }
-        if let Some(line) = self.first_untrained {
-            out.push(format!(
-                "{} left out, the first at line {line}: no token of it would be trained",
-                some(self.untrained, "example was", "examples were")
-            ));
-        }
-        if let Some(line) = self.first_spaced {
-            out.push(format!(
-                "{} in a space, the first at line {line}: most tokenizers have the space in the token after it, \
-                 so a model asked with such a prompt sees what it has not learnt; begin the completions with the space",
-                some(self.spaced, "prompt ends", "prompts end")
-            ));
-        }
-        if let Some(line) = self.first_empty {
-            out.push(format!(
-                "{} empty, the first at line {line}: only the end of the text is learnt there",
-                some(self.empty, "completion is", "completions are")
-            ));
-        }
-        out
+        let sentences = [
+            (
+                &self.truncated,
+                ["example was", "examples were"],
+                format!("cut to {max_seq_len} tokens"),
+                "raise --max-seq-len to keep all of it",
+            ),
+            (
+                &self.dropped,
+                ["example was", "examples were"],
+                format!("left out for more than {max_seq_len} tokens"),
+                "raise --max-seq-len, or --too-long cut",
+            ),
+            (&self.untrained, ["example was", "examples were"], "left out".into(), "no token of it would be trained"),
+            (
+                &self.spaced,
+                ["prompt ends", "prompts end"],
+                "in a space".into(),
+                "most tokenizers have the space in the token after it, so a model asked with such a prompt sees what it has \
+                 not learnt; begin the completions with the space",
+            ),
+            (
+                &self.empty,
+                ["completion is", "completions are"],
+                "empty".into(),
+                "only the end of the text is learnt there",
+            ),
+        ];
+        let told = sentences.into_iter().filter_map(|(Count { count, first }, [one, more], what, why)| {
+            let subject = if *count == 1 { one } else { more };
+            first.as_ref().map(|first| format!("{count} {subject} {what}, the first at {first}: {why}"))
+        });
+        told.collect()
     }
 
     /// Counts what is odd about the texts of a row.
@@ -78,270 +126,112 @@ impl Report {
         let text = |name: &str| row.fields.get(name).and_then(Value::as_str);
         let (Some(prompt), Some(completion)) = (text("prompt"), text("completion")) else { return };
         if prompt.ends_with(' ') {
-            self.spaced += 1;
-            self.first_spaced.get_or_insert(row.line);
+            self.spaced.add(row);
         }
         if completion.is_empty() {
-            self.empty += 1;
-            self.first_empty.get_or_insert(row.line);
+            self.empty.add(row);
         }
     }
-}
-
-/// A number of things in words.
-fn some(count: usize, one: &str, more: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { more })
 }
 
 /// Makes examples of a row: none if nothing would be trained; and whether it was cut.
 pub type Make<'a> = &'a dyn Fn(&Row, &Codec) -> Result<(Vec<Example>, bool)>;
 
-/// Reads `path`: rows if it begins as JSON does, else plain text, which a file named `.jsonl`, `.ndjson` or `.json` must not
-/// be. `columns` are (name that a task reads, name in the file).
-pub fn read(path: &Path, codec: &Codec, make: Make, columns: &[(String, String)]) -> Result<(Dataset, Report)> {
+/// Reads all of `data`.
+pub fn read(data: &Data, codec: &Codec, make: Make, too_long: TooLong) -> Result<(Dataset, Report)> {
     if codec.max_len < 2 {
         let expected = "at least 2: a token is learnt from the ones before it";
         return Err(Error::config("max_seq_len", codec.max_len.to_string(), expected));
     }
-    let (input, format) = open(path)?;
-    let mut reader = Reader { path, codec, make, columns, data: Dataset::default(), report: Report::default() };
-    match format {
-        Format::Text => reader.text(input)?,
-        rows => reader.rows(input, rows)?,
-    }
-    let Reader { data, report, .. } = reader;
-    if data.is_empty() {
-        let found = match report.untrained {
-            0 => "no examples".to_string(),
-            n => format!("{n} examples, none with a token to train in its first {}", codec.max_len),
-        };
-        return Err(Error::file(path, found, "at least one example that trains a token"));
-    }
-    Ok((data, report))
-}
-
-/// Gives each row of the file `path` to `on`, until that returns false.
-pub fn rows(path: &Path, columns: &[(String, String)], on: &mut dyn FnMut(&Row) -> Result<bool>) -> Result<()> {
-    match open(path)? {
-        (_, Format::Text) => Err(Error::file(path, "plain text", "JSON Lines: one object a line, with labels")),
-        (input, format) => each(path, Values::new(path, input, format), columns, on),
-    }
-}
-
-/// An error if `path` is neither rows nor text, or its first row is no object or lacks a column. No more of it is read.
-pub fn check(path: &Path, columns: &[(String, String)]) -> Result<()> {
-    match open(path)? {
-        (_, Format::Text) => Ok(()),
-        (input, format) => each(path, Values::new(path, input, format), columns, &mut |_| Ok(false)),
-    }
-}
-
-/// Whether `path` holds rows, not plain text; an error if it is neither. Nothing but its first bytes is read.
-pub fn has_rows(path: &Path) -> Result<bool> {
-    open(path).map(|(_, format)| format != Format::Text)
-}
-
-/// Whether the first row holds token ids, so that no tokenizer is needed.
-pub fn is_tokenized(path: &Path, columns: &[(String, String)]) -> Result<bool> {
-    let (input, format) = open(path)?;
-    if format == Format::Text {
-        return Ok(false);
-    }
-    let named = columns.iter().find(|(name, _)| name == super::INPUT_IDS).map(|(_, column)| column.as_str());
-    let mut tokenized = false;
-    // What is wrong with a row is said when it is read.
-    let _ = each(path, Values::new(path, input, format), &[], &mut |row| {
-        tokenized = row.has(named.unwrap_or(super::INPUT_IDS));
-        Ok(false)
-    });
-    Ok(tokenized)
-}
-
-/// The file after its byte order mark, and what it is.
-fn open(path: &Path) -> Result<(BufReader<File>, Format)> {
-    paths::need(path, "a file of JSON Lines or plain text", false)?;
-    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if kind.is_dir() {
-        let expected = match inside(path) {
-            Some(file) => format!("a file in it, such as {}", file.display()),
-            None => "a file".into(),
-        };
-        return Err(Error::file(path, "a folder", expected));
-    }
-    if !kind.is_file() {
-        return Err(Error::file(path, "a pipe or a device", "a file, which can be read more than once"));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut input = BufReader::with_capacity(1 << 20, file);
-    let start = input.fill_buf().map_err(|e| Error::io(path, e))?;
-    if start.is_empty() {
-        return Err(Error::file(path, "an empty file", "rows, or text"));
-    }
-    let mark = if start.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-    let format = format::of(path, &start[mark..])?;
-    input.consume(mark);
-    Ok((input, format))
-}
-
-/// The first file of a folder that has the name of rows or text.
-fn inside(folder: &Path) -> Option<PathBuf> {
-    const NAMES: [&str; 5] = ["jsonl", "ndjson", "json", "txt", "md"];
-    let named = |path: &PathBuf| path.extension().is_some_and(|e| NAMES.iter().any(|name| e == *name));
-    std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(named).min()
-}
-
-struct Reader<'a> {
-    path: &'a Path,
-    codec: &'a Codec<'a>,
-    make: Make<'a>,
-    columns: &'a [(String, String)],
-    data: Dataset,
-    report: Report,
-}
-
-/// Gives each row of `values` to `on`, until that returns false.
-fn each(
-    path: &Path,
-    mut values: Values<impl BufRead>,
-    columns: &[(String, String)],
-    on: &mut dyn FnMut(&Row) -> Result<bool>,
-) -> Result<()> {
-    let mut first = true;
-    while let Some((line, bytes)) = values.next()? {
-        let fields = values::fields(path, line, bytes)?;
-        if std::mem::take(&mut first) {
-            nested(path, &fields)?;
-        }
-        if !on(&row(path, line, fields, columns)?)? {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// An error if what should be the first row is an object that holds the rows.
-fn nested(path: &Path, fields: &Map<String, Value>) -> Result<()> {
-    const NAMES: [&str; 6] = ["data", "rows", "train", "examples", "instances", "items"];
-    let holds = |name: &&&str| {
-        let rows = fields.get(**name).and_then(Value::as_array);
-        rows.is_some_and(|rows| rows.first().is_some_and(Value::is_object))
-    };
-    match NAMES.iter().find(holds) {
-        None => Ok(()),
-        Some(name) => {
-            let expected = format!("the rows: `jq -c '.{name}[]' {} > rows.jsonl` takes them out", path.display());
-            Err(Error::file(path, format!("an object that holds the rows in its field {name}"), expected))
-        }
-    }
-}
-
-/// The row of these fields, with the names that a task reads.
-fn row<'a>(
-    path: &'a Path,
-    line: usize,
-    mut fields: Map<String, Value>,
-    columns: &[(String, String)],
-) -> Result<Row<'a>> {
-    let wrong = |found: String, expected: String| Error::file(format!("{}:{line}", path.display()), found, expected);
-    // All are taken out before any is put back, so that two may change places.
-    let mut moved = Vec::with_capacity(columns.len());
-    for (name, actual) in columns {
-        match fields.shift_remove(actual) {
-            Some(value) => moved.push((name.clone(), value)),
-            None => {
-                let names: Vec<&str> = fields.keys().map(String::as_str).collect();
-                let found = format!("no column {actual} among {}", names.join(", "));
-                return Err(wrong(found, "the columns that --columns names, as NAME=COLUMN".into()));
+    let (mut all, mut report) = (Dataset::default(), Report::default());
+    for part in data.parts() {
+        let before = all.len();
+        for file in &data.files()[part.files.clone()] {
+            if !file.format.has_rows() {
+                windows(file, data.split(), codec, &mut |_, window| {
+                    all.push(&Example::labelled(window.to_vec(), window.to_vec()))
+                })?;
+                continue;
             }
-        }
-    }
-    fields.extend(moved);
-    Ok(Row { path, line, fields })
-}
-
-impl Reader<'_> {
-    fn rows(&mut self, input: impl BufRead, format: Format) -> Result<()> {
-        let (path, columns) = (self.path, self.columns);
-        each(path, Values::new(path, input, format), columns, &mut |row| {
-            let (examples, cut) = (self.make)(row, self.codec)?;
-            self.report.texts(row);
-            if cut {
-                self.report.truncated += 1;
-                self.report.first_truncated.get_or_insert(row.line);
-            }
-            if examples.is_empty() {
-                self.report.untrained += 1;
-                self.report.first_untrained.get_or_insert(row.line);
-            }
-            examples.iter().try_for_each(|example| self.data.push(example))?;
-            Ok(true)
-        })
-    }
-
-    /// Plain text, read and encoded a piece at a time, with the tokens of the whole.
-    fn text(&mut self, mut input: impl Read) -> Result<()> {
-        const PIECE: u64 = 1 << 20;
-        let start = Row { path: self.path, line: 1, fields: Map::new() };
-        let mut long = Long::new(self.codec.tokenizer(&start)?);
-        let mut pending: Vec<i32> = self.codec.bos.map(|id| id as i32).into_iter().collect();
-        let (mut bytes, mut line, mut begun) = (Vec::new(), 1, false);
-        loop {
-            let read = input.by_ref().take(PIECE).read_to_end(&mut bytes).map_err(|e| Error::io(self.path, e))?;
-            let last = read == 0;
-            let cut = whole_characters(&bytes, last);
-            let piece = std::str::from_utf8(&bytes[..cut]).map_err(|e| {
-                let line = line + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-                self.wrong(
-                    line,
-                    "bytes that are not UTF-8",
-                    "text in UTF-8 (if it is Latin-1: `iconv -f LATIN1 -t UTF-8`)",
-                )
-            })?;
-            let mut ids = long.push(piece)?;
-            if last {
-                ids.extend(long.finish());
-            }
-            // What begins a document is there already.
-            let again = usize::from(!begun && self.codec.bos.is_some() && ids.first() == self.codec.bos.as_ref());
-            begun |= !ids.is_empty();
-            let row = Row { path: self.path, line, fields: Map::new() };
-            for id in ids.into_iter().skip(again) {
-                pending.push(self.codec.token(&row, id.into())?);
-            }
-            if last && !pending.is_empty() {
-                self.codec.end(&mut pending);
-            }
-            line += piece.bytes().filter(|&b| b == b'\n').count();
-            bytes.drain(..cut);
-            let whole = if last { pending.len() } else { pending.len() / self.codec.max_len * self.codec.max_len };
-            for window in pending[..whole].chunks(self.codec.max_len) {
-                // The text's last token alone trains nothing; that is no fault of the file.
-                if window.len() > 1 {
-                    self.data.push(&Example::labelled(window.to_vec(), window.to_vec()))?;
+            data.rows_of(file, &mut |row| {
+                let (examples, cut) = make(row, codec)?;
+                report.texts(row);
+                if cut && too_long.drops(row, codec)? {
+                    report.dropped.add(row);
+                    return Ok(true);
                 }
+                if cut {
+                    report.truncated.add(row);
+                }
+                if examples.is_empty() {
+                    report.untrained.add(row);
+                }
+                examples.iter().try_for_each(|example| all.push(example))?;
+                Ok(true)
+            })?;
+        }
+        match part.weight {
+            Some(_) if all.len() == before => {
+                return Err(Error::file(&part.name, "no examples", "examples to learn from, as it has a weight"));
             }
-            pending.drain(..whole);
-            if last {
-                return Ok(());
-            }
+            Some(weight) => all.end_part(weight),
+            None => {}
         }
     }
-
-    fn wrong(&self, line: usize, found: impl Into<String>, expected: impl Into<String>) -> Error {
-        Error::file(format!("{}:{line}", self.path.display()), found, expected)
+    if all.is_empty() {
+        let found = match (report.untrained.count, report.dropped.count, data.split()) {
+            (0, 0, Some(split)) => format!("no row besides those that --split {} holds out", split.share),
+            (0, 0, None) => "no examples".into(),
+            (0, n, _) => format!("{n} examples, all of more than {} tokens", codec.max_len),
+            (n, ..) => format!("{n} examples, none with a token to train in its first {}", codec.max_len),
+        };
+        return Err(Error::file(data.to_string(), found, "at least one example that trains a token"));
     }
+    Ok((all, report))
 }
 
-/// Bytes up to the last whole UTF-8 character; all of them at the end of the file, where a broken one is an error.
-fn whole_characters(bytes: &[u8], last: bool) -> usize {
-    match std::str::from_utf8(bytes) {
-        Err(e) if !last && e.error_len().is_none() => e.valid_up_to(),
-        _ => bytes.len(),
-    }
+/// Gives a file of plain text to `on` in windows of the longest length, with the tokens of the whole: the line that is
+/// being read, and the tokens. The text is read and encoded a piece at a time. Windows on the other side of a `split` are
+/// passed over.
+pub fn windows(
+    file: &DataFile,
+    split: Option<Split>,
+    codec: &Codec,
+    on: &mut dyn FnMut(usize, &[i32]) -> Result<()>,
+) -> Result<()> {
+    let row = |line| Row { path: &file.name, line, fields: Map::new(), cells: false };
+    let mut long = Long::new(codec.tokenizer(&row(1))?);
+    let mut pending: Vec<i32> = codec.bos.map(|id| id as i32).into_iter().collect();
+    let mut begun = false;
+    text::pieces(file.input()?, &mut |line, piece, last| {
+        let mut ids = long.push(piece)?;
+        if last {
+            ids.extend(long.finish());
+        }
+        // What begins a document is there already.
+        let again = usize::from(!begun && codec.bos.is_some() && ids.first() == codec.bos.as_ref());
+        begun |= !ids.is_empty();
+        for id in ids.into_iter().skip(again) {
+            pending.push(codec.token(&row(line), id.into())?);
+        }
+        if last && !pending.is_empty() {
+            codec.end(&mut pending);
+        }
+        let whole = if last { pending.len() } else { pending.len() / codec.max_len * codec.max_len };
+        for window in pending[..whole].chunks(codec.max_len) {
+            // The text's last token alone trains nothing; that is no fault of the file.
+            if window.len() > 1 && split.is_none_or(|split| split.has_window(window)) {
+                on(line, window)?;
+            }
+        }
+        pending.drain(..whole);
+        Ok(())
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
     use std::sync::LazyLock;
 
     use super::super::tokenizer::Tokenizer;
@@ -391,7 +281,7 @@ mod tests {
 
     fn read_with(path: &Path, codec: &Codec) -> Result<(Dataset, Report)> {
         let make = |row: &Row, codec: &Codec| CausalLm.examples(row, codec).map(|made| (made.examples, made.cut));
-        read(path, codec, &make, &[])
+        read(&Data::of(path, None, &[])?, codec, &make, TooLong::Cut)
     }
 
     /// Tokens and labels of each example.
@@ -438,8 +328,8 @@ mod tests {
             let (data, report) = read_as("a.jsonl", line.as_bytes(), 8).unwrap();
             assert_eq!(rows(&data), [(ids.to_vec(), labels.to_vec())], "{line}");
             let empty = usize::from(line.contains("\"completion\": \"\""));
-            let first_empty = (empty > 0).then_some(1);
-            assert_eq!(report, Report { empty, first_empty, ..Report::default() });
+            assert_eq!(report.empty.count, empty);
+            assert_eq!(report, Report { empty: report.empty.clone(), ..Report::default() });
         }
         let all = table.iter().map(|row| row.0).collect::<Vec<_>>().join("\r\n\n");
         let (data, _) = read_as("all", format!("\u{feff} {all}").as_bytes(), 8).unwrap();
@@ -470,14 +360,9 @@ mod tests {
         ];
         let (data, report) = read_as("a.jsonl", lines.join("\n").as_bytes(), 8).unwrap();
         assert_eq!(rows(&data).iter().map(|(ids, _)| ids.len()).collect::<Vec<_>>(), [4, 8]);
-        let want = Report {
-            truncated: 2,
-            first_truncated: Some(2),
-            untrained: 3,
-            first_untrained: Some(2),
-            ..Report::default()
-        };
-        assert_eq!(report, want);
+        assert_eq!((report.truncated.count, report.untrained.count), (2, 3));
+        let first = |count: &Count| count.first.as_ref().unwrap().ends_with("a.jsonl:2");
+        assert!(first(&report.truncated) && first(&report.untrained), "{report:?}");
         assert_eq!(report.warnings(8).len(), 2);
         let error = read_as("a.jsonl", lines[3].as_bytes(), 8).unwrap_err().to_string();
         assert!(error.contains("1 examples, none"), "{error}");
@@ -491,13 +376,13 @@ mod tests {
             r#"{"prompt": "p ", "completion": ""}"#,
         ];
         let (_, report) = read_as("a.jsonl", lines.join("\n").as_bytes(), 8).unwrap();
-        let want = Report { spaced: 2, first_spaced: Some(1), empty: 2, first_empty: Some(2), ..Report::default() };
-        assert_eq!(report, want);
         let warnings = report.warnings(8);
-        let one = Report { truncated: 1, first_truncated: Some(3), ..Report::default() };
-        assert!(one.warnings(8)[0].starts_with("1 example was cut to 8 tokens, the first at line 3"));
-        assert!(warnings[0].starts_with("2 prompts end in a space, the first at line 1"), "{warnings:?}");
-        assert!(warnings[1].starts_with("2 completions are empty, the first at line 2"), "{warnings:?}");
+        let one = Report { truncated: Count { count: 1, first: Some("a.jsonl:3".into()) }, ..Report::default() };
+        assert!(one.warnings(8)[0].starts_with("1 example was cut to 8 tokens, the first at a.jsonl:3: raise"));
+        let told = |i: usize, begins: &str, place: &str| warnings[i].starts_with(begins) && warnings[i].contains(place);
+        assert!(told(0, "2 prompts end in a space, the first at ", "a.jsonl:1: most"), "{warnings:?}");
+        assert!(told(1, "2 completions are empty, the first at ", "a.jsonl:2: only"), "{warnings:?}");
+        assert_eq!(warnings.len(), 2);
     }
 
     #[test]
@@ -538,10 +423,13 @@ mod tests {
             ("a.txt", b"input_ids", false),
         ];
         for (name, content, want) in table {
-            assert_eq!(is_tokenized(&Temp::new(name, content).0, &[]).unwrap(), want, "{name}: {content:?}");
+            let file = Temp::new(name, content);
+            let data = Data::of(&file.0, None, &[]);
+            assert_eq!(data.is_ok_and(|data| data.is_tokenized()), want, "{name}: {content:?}");
         }
         let columns = [("input_ids".to_string(), "ids".to_string())];
-        assert!(is_tokenized(&Temp::new("a.jsonl", b"{\"ids\": [1]}").0, &columns).unwrap());
+        let file = Temp::new("a.jsonl", b"{\"ids\": [1]}");
+        assert!(Data::of(&file.0, None, &columns).unwrap().is_tokenized());
     }
 
     #[test]
@@ -560,9 +448,9 @@ mod tests {
             }
         }
         let two = Temp::new("two.jsonl", b"{\"text\": \"a\"}\nnothing");
-        check(&two.0, &[]).unwrap();
-        assert!(check(&two.0, &[("text".into(), "body".into())]).is_err());
-        assert!(check(&Temp::new("one.jsonl", b"{\"text\": a}").0, &[]).is_err());
+        Data::of(&two.0, None, &[]).unwrap();
+        assert!(Data::of(&two.0, None, &[("text".into(), "body".into())]).is_err());
+        assert!(Data::of(&Temp::new("one.jsonl", b"{\"text\": a}").0, None, &[]).is_err());
         let error = read_as("a.json", b"[{\"text\": \"a\"},\n\n{\"text\":\n3}]", 8).unwrap_err().to_string();
         assert!(error.contains("a.json:3: found text 3"), "{error}");
     }
@@ -572,14 +460,16 @@ mod tests {
         let columns = [("text", "prompt"), ("id", "text")].map(|(a, b)| (a.to_string(), b.to_string()));
         let file = Temp::new("columns.jsonl", br#"{"text": "a", "prompt": "b", "more": 1}"#);
         let mut seen = Vec::new();
-        super::rows(&file.0, &columns, &mut |row| {
-            seen.push((row.need::<String>("text")?, row.need::<String>("id")?, row.has("prompt"), row.has("more")));
-            Ok(true)
-        })
-        .unwrap();
+        Data::of(&file.0, None, &columns)
+            .unwrap()
+            .rows(&mut |row| {
+                seen.push((row.need::<String>("text")?, row.need::<String>("id")?, row.has("prompt"), row.has("more")));
+                Ok(true)
+            })
+            .unwrap();
         assert_eq!(seen, [("b".to_string(), "a".to_string(), false, true)]);
         let missing = [("text".to_string(), "body".to_string())];
-        let error = super::rows(&file.0, &missing, &mut |_| Ok(true)).unwrap_err().to_string();
+        let error = Data::of(&file.0, None, &missing).err().unwrap().to_string();
         assert!(error.contains("columns.jsonl:1: found no column body among text, prompt, more"), "{error}");
     }
 

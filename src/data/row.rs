@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::tokenizer::Tokenizer;
-use super::values::shown;
+use super::values::{of_cell, shown};
 use super::{ATTENTION_MASK, INPUT_IDS};
 use crate::error::{Error, Result};
 
@@ -14,10 +14,12 @@ use crate::error::{Error, Result};
 pub struct Row<'a> {
     /// The file, for messages; `--text` for a row of the command line.
     pub path: &'a Path,
-    /// Its line, from 1.
+    /// Its line, from 1; its number where a file has no lines.
     pub line: usize,
     /// Values by the names that tasks read: columns of other names were renamed.
     pub fields: Map<String, Value>,
+    /// Whether values are the text of a table's cells, which stand for numbers and lists where those are asked for.
+    pub cells: bool,
 }
 
 impl Row<'_> {
@@ -32,9 +34,23 @@ impl Row<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match T::deserialize(value) {
                 Ok(value) => Ok(Some(value)),
-                Err(e) => Err(self.wrong(format!("{name} {}", shown(value)), kind::<T>(&e))),
+                Err(e) => {
+                    let meant = self.of_cell(value).and_then(|value| T::deserialize(value).ok());
+                    meant.map(Some).ok_or_else(|| self.wrong(format!("{name} {}", shown(value)), kind::<T>(&e)))
+                }
             },
         }
+    }
+
+    /// A field that may be a text or something else: of a cell what it stands for. None if it is absent or null.
+    pub fn value(&self, name: &str) -> Option<Value> {
+        let value = self.fields.get(name).filter(|value| !value.is_null())?;
+        Some(self.of_cell(value).unwrap_or_else(|| value.clone()))
+    }
+
+    /// What the text of a cell stands for besides itself.
+    fn of_cell(&self, value: &Value) -> Option<Value> {
+        value.as_str().filter(|_| self.cells).and_then(of_cell)
     }
 
     /// A field that must be there.
@@ -72,13 +88,19 @@ impl Row<'_> {
         if !self.has(ATTENTION_MASK) || !self.has(INPUT_IDS) {
             return Ok(None);
         }
+        let mut fields = self.fields.clone();
+        for name in columns.iter().chain([&INPUT_IDS]).chain(&POSITIONS) {
+            if let Some(value) = fields.get_mut(*name) {
+                *value = self.of_cell(value).unwrap_or_else(|| std::mem::take(value));
+            }
+        }
         let mask: Vec<Value> = self.need(ATTENTION_MASK)?;
         let mask = mask.iter().map(|value| match value.as_u64().or_else(|| value.as_bool().map(u64::from)) {
             Some(counts @ 0..=1) => Ok(counts == 1),
             _ => Err(self.wrong(format!("{value} in attention_mask"), "1 for a token that counts, 0 for padding")),
         });
         let mask = mask.collect::<Result<Vec<bool>>>()?;
-        let length = |name: &str| self.fields.get(name).and_then(Value::as_array).map(Vec::len);
+        let length = |name: &str| fields.get(name).and_then(Value::as_array).map(Vec::len);
         if let Some(tokens) = length(INPUT_IDS).filter(|tokens| *tokens != mask.len()) {
             let found = format!("{tokens} input_ids and {} values of attention_mask", mask.len());
             return Err(self.wrong(found, "as many values of attention_mask as input_ids"));
@@ -93,7 +115,6 @@ impl Row<'_> {
             let expected = "padding before or after the tokens: take masked tokens out, or make rows of the stretches";
             return Err(self.wrong(found, expected));
         }
-        let mut fields = self.fields.clone();
         for name in columns.iter().chain([&INPUT_IDS]) {
             // A column of another length is an error of its own, told where it is read.
             if let Some(values) = fields.get_mut(*name).and_then(Value::as_array_mut)
@@ -112,12 +133,17 @@ impl Row<'_> {
             fields.insert(name.into(), (at - first as u64).into());
         }
         fields.shift_remove(ATTENTION_MASK);
-        Ok(Some(Row { path: self.path, line: self.line, fields }))
+        Ok(Some(Row { fields, ..*self }))
+    }
+
+    /// Where it is, for messages.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.path.display(), self.line)
     }
 
     /// An error about this row.
     pub fn wrong(&self, found: impl Into<String>, expected: impl Into<String>) -> Error {
-        Error::file(format!("{}:{}", self.path.display(), self.line), found, expected)
+        Error::file(self.place(), found, expected)
     }
 }
 

@@ -1,8 +1,14 @@
 //! Which examples a step takes. The order of an epoch is a function of (seed, epoch) alone, so that a
 //! run that is stopped and resumed from its [`Cursor`] sees the examples it would have seen.
+//!
+//! An epoch takes each example once. Where parts of the data have weights, it is as long as that, and each part has its share
+//! of it: a part is read in an order of its own, over and over, and an epoch goes on where the one before it ended. So a
+//! part that is smaller than its share is repeated, one that is larger is seen in more epochs, and no example of a part is
+//! seen twice more often than another.
 
 use serde::{Deserialize, Serialize};
 
+use super::Share;
 use crate::error::{Error, Result};
 
 /// How far a run is; kept in checkpoints.
@@ -20,8 +26,17 @@ pub struct Sampler {
     seed: u64,
     shuffle: bool,
     cursor: Cursor,
+    parts: Vec<Part>,
     /// The order of epoch `cursor.epoch`.
     order: Vec<usize>,
+}
+
+/// Examples that follow one another, and how many of them an epoch takes.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    first: usize,
+    examples: usize,
+    taken: usize,
 }
 
 impl Sampler {
@@ -30,7 +45,24 @@ impl Sampler {
         if examples == 0 {
             return Err(Error::config("data", "no examples", "at least one"));
         }
-        let mut sampler = Sampler { seed, shuffle, cursor: Cursor::default(), order: (0..examples).collect() };
+        let mut sampler =
+            Sampler { seed, shuffle, cursor: Cursor::default(), parts: Vec::new(), order: (0..examples).collect() };
+        sampler.arrange();
+        Ok(sampler)
+    }
+
+    /// The same where an epoch takes shares of `parts`; of none of them it takes all `examples`.
+    pub fn mixed(examples: usize, parts: &[Share], seed: u64, shuffle: bool) -> Result<Sampler> {
+        let mut sampler = Sampler::new(examples, seed, shuffle)?;
+        let all: f64 = parts.iter().map(|part| part.weight).sum();
+        let (mut first, mut before, mut weight) = (0, 0, 0.0);
+        for part in parts {
+            weight += part.weight;
+            // Ends of shares are rounded, so that together they are an epoch.
+            let end = (weight / all * examples as f64).round() as usize;
+            sampler.parts.push(Part { first, examples: part.examples, taken: end.saturating_sub(before).max(1) });
+            (first, before) = (first + part.examples, before.max(end));
+        }
         sampler.arrange();
         Ok(sampler)
     }
@@ -73,12 +105,40 @@ impl Sampler {
     }
 
     fn arrange(&mut self) {
-        for (i, slot) in self.order.iter_mut().enumerate() {
-            *slot = i;
+        if self.parts.is_empty() {
+            self.order.iter_mut().enumerate().for_each(|(i, slot)| *slot = i);
+        } else {
+            self.order.clear();
+            for (number, part) in self.parts.iter().enumerate() {
+                self.order.extend(self.taken(number as u64, part));
+            }
         }
         if self.shuffle {
             shuffle(&mut self.order, self.seed, self.cursor.epoch);
         }
+    }
+
+    /// What this epoch takes of a part, which has an order of its own in each pass over it.
+    fn taken(&self, number: u64, part: &Part) -> Vec<usize> {
+        // A part of no examples is refused where data is read.
+        let examples = part.examples.max(1) as u128;
+        let start = u128::from(self.cursor.epoch) * part.taken as u128;
+        let (mut taken, mut at) = (Vec::with_capacity(part.taken), start);
+        let mut pass: Vec<usize> = Vec::new();
+        while taken.len() < part.taken {
+            if pass.is_empty() || at % examples == 0 {
+                pass = (part.first..part.first + examples as usize).collect();
+                if self.shuffle {
+                    // An order that no epoch has: epochs are counted from 0.
+                    shuffle(&mut pass, mix(self.seed.wrapping_add(number + 1)), !((at / examples) as u64));
+                }
+            }
+            let from = (at % examples) as usize;
+            let count = (part.taken - taken.len()).min(pass.len() - from);
+            taken.extend_from_slice(&pass[from..from + count]);
+            at += count as u128;
+        }
+        taken
     }
 }
 
@@ -156,6 +216,62 @@ mod tests {
         for (a, b) in [((0, 0), (1, 0)), ((0, 0), (0, 1)), ((1, 0), (0, 1))] {
             assert_ne!(order(a.0, a.1), order(b.0, b.1));
         }
+    }
+
+    #[test]
+    fn parts_have_their_shares_and_their_examples_are_seen_alike() {
+        let share = |examples, weight| Share { examples, weight };
+        // 6 of 20 examples with the weight of 3 in 4; weights need no sum of 1.
+        for (parts, want) in [
+            (vec![share(6, 0.75), share(14, 0.25)], vec![15, 5]),
+            (vec![share(6, 3.0), share(14, 1.0)], vec![15, 5]),
+            (vec![share(1, 1e-9), share(19, 1.0)], vec![1, 20]),
+            (vec![share(5, 1.0), share(5, 1.0), share(3, 1.0)], vec![4, 5, 4]),
+        ] {
+            let examples: usize = parts.iter().map(|part| part.examples).sum();
+            let part_of = |example: usize| {
+                let ends = parts.iter().scan(0, |end, part| {
+                    *end += part.examples;
+                    Some(*end)
+                });
+                ends.take_while(|end| *end <= example).count()
+            };
+            for shuffle in [true, false] {
+                let mut sampler = Sampler::mixed(examples, &parts, 7, shuffle).unwrap();
+                let mut seen = vec![0u32; examples];
+                for epoch in 0..12 {
+                    let mut counts = vec![0; parts.len()];
+                    let mut position = 0;
+                    for _ in 0..sampler.steps_per_epoch(4) {
+                        // A sampler that is resumed goes on in the same way.
+                        let mut resumed = Sampler::mixed(examples, &parts, 7, shuffle).unwrap();
+                        resumed.restore(sampler.cursor()).unwrap();
+                        let batch = sampler.next_batch(4);
+                        assert_eq!(resumed.next_batch(4), batch);
+                        assert_eq!(sampler.cursor().epoch, epoch);
+                        position += batch.len();
+                        for example in batch {
+                            counts[part_of(example)] += 1;
+                            seen[example] += 1;
+                        }
+                    }
+                    assert_eq!(counts, want, "{parts:?}");
+                    assert_eq!(position, want.iter().sum::<usize>());
+                }
+                let mut first = 0;
+                for part in &parts {
+                    let seen = &seen[first..first + part.examples];
+                    let (least, most) = (seen.iter().min().unwrap(), seen.iter().max().unwrap());
+                    assert!(most - least <= 1, "{seen:?}");
+                    first += part.examples;
+                }
+            }
+        }
+        // The control: without weights each example is taken once.
+        let mut plain = Sampler::mixed(5, &[], 7, true).unwrap();
+        let mut seen = plain.next_batch(9);
+        seen.sort();
+        assert_eq!(seen, [0, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -1,234 +1,46 @@
-//! Rows out of JSON: the objects of a file, each with its line, whether a line has one or an array holds them all; and what
-//! a row that is no JSON is instead.
+//! Values of rows that JSON has not, and values as messages show them.
 
-use std::io::BufRead;
-use std::path::Path;
+use serde_json::{Value, json};
 
-use serde_json::{Map, Value};
+/// Key of an object that stands for a value which JSON has not, such as Python's NaN: no reader takes it for a value.
+const NO_JSON: &str = "a value that JSON has not";
 
-use super::format::{Format, Scan, quoted};
-use crate::error::{Error, Result};
-
-/// Cuts a file into its objects, one at a time.
-pub(super) struct Values<'a, R> {
-    path: &'a Path,
-    input: R,
-    format: Format,
-    /// Lines before the next byte.
-    lines: usize,
-    /// Objects that were given out.
-    count: usize,
-    bytes: Vec<u8>,
+/// What stands for a value that JSON has not; `text` is how messages show it.
+pub(super) fn no_json(text: &str) -> Value {
+    json!({ NO_JSON: text })
 }
 
-impl<'a, R: BufRead> Values<'a, R> {
-    /// Of a file of rows; `input` is after its byte order mark.
-    pub(super) fn new(path: &'a Path, input: R, format: Format) -> Values<'a, R> {
-        Values { path, input, format, lines: 0, count: 0, bytes: Vec::new() }
-    }
-
-    /// The next object and its first line, from 1; none at the end.
-    pub(super) fn next(&mut self) -> Result<Option<(usize, &[u8])>> {
-        let found = match self.format {
-            Format::Lines => self.line()?,
-            _ => self.object()?,
-        };
-        self.count += usize::from(found.is_some());
-        Ok(found.map(|line| (line, self.bytes.as_slice())))
-    }
-
-    fn line(&mut self) -> Result<Option<usize>> {
-        loop {
-            self.bytes.clear();
-            let read = self.input.read_until(b'\n', &mut self.bytes).map_err(|e| Error::io(self.path, e))?;
-            if read == 0 {
-                return Ok(None);
-            }
-            self.lines += 1;
-            if !self.bytes.iter().all(u8::is_ascii_whitespace) {
-                return Ok(Some(self.lines));
-            }
-        }
-    }
-
-    fn object(&mut self) -> Result<Option<usize>> {
-        let array = self.format == Format::Array;
-        let mut next = self.solid()?;
-        if array {
-            match (self.count, next) {
-                (0, Some(b'[')) | (1.., Some(b',')) => {
-                    self.take();
-                    next = self.solid()?;
-                }
-                (_, None | Some(b']')) => {}
-                (_, Some(_)) => {
-                    let found = self.rest()?;
-                    return Err(self.wrong(self.lines + 1, found, "a comma, or the end of the array"));
-                }
-            }
-            if next == Some(b']') {
-                return self.after_array();
-            }
-        }
-        let line = self.lines + 1;
-        match next {
-            None if array => {
-                return Err(self.wrong(line, "an array that does not end", "a `]`: the file is cut short"));
-            }
-            None => return Ok(None),
-            Some(b'{') => {}
-            Some(_) => {
-                let found = self.rest()?;
-                return Err(self.wrong(line, found, "an object with the fields of a row"));
-            }
-        }
-        self.bytes.clear();
-        let mut scan = Scan::default();
-        loop {
-            let buffer = self.input.fill_buf().map_err(|e| Error::io(self.path, e))?;
-            if buffer.is_empty() {
-                return Err(self.wrong(
-                    line,
-                    "an object that does not end",
-                    "a `}`: the file is cut short, or a quote is missing",
-                ));
-            }
-            let end = buffer.iter().position(|&byte| scan.ends(byte));
-            let taken = end.map_or(buffer.len(), |end| end + 1);
-            self.bytes.extend_from_slice(&buffer[..taken]);
-            self.lines += buffer[..taken].iter().filter(|b| **b == b'\n').count();
-            self.input.consume(taken);
-            if end.is_some() {
-                return Ok(Some(line));
-            }
-        }
-    }
-
-    /// The array is closed; nothing but space may follow.
-    fn after_array(&mut self) -> Result<Option<usize>> {
-        self.take();
-        match self.solid()? {
-            None => {
-                self.format = Format::Objects;
-                Ok(None)
-            }
-            Some(_) => Err(self.wrong(self.lines + 1, "more after the end of the array", "one array")),
-        }
-    }
-
-    /// The next byte that is no space, which is left where it is.
-    fn solid(&mut self) -> Result<Option<u8>> {
-        loop {
-            let buffer = self.input.fill_buf().map_err(|e| Error::io(self.path, e))?;
-            if buffer.is_empty() {
-                return Ok(None);
-            }
-            let at = buffer.iter().position(|b| !b.is_ascii_whitespace());
-            let (next, spaces) = (at.map(|at| buffer[at]), at.unwrap_or(buffer.len()));
-            self.lines += buffer[..spaces].iter().filter(|b| **b == b'\n').count();
-            self.input.consume(spaces);
-            if next.is_some() {
-                return Ok(next);
-            }
-        }
-    }
-
-    /// The words that come next, for messages.
-    fn rest(&mut self) -> Result<String> {
-        self.input.fill_buf().map(quoted).map_err(|e| Error::io(self.path, e))
-    }
-
-    /// Takes the byte that [`Values::solid`] found.
-    fn take(&mut self) {
-        self.input.consume(1);
-    }
-
-    fn wrong(&self, line: usize, found: impl Into<String>, expected: &str) -> Error {
-        Error::file(format!("{}:{line}", self.path.display()), found, expected)
+/// A number; one that JSON has not as what stands for it.
+#[cfg(feature = "parquet")]
+pub(super) fn float(x: f64) -> Value {
+    match serde_json::Number::from_f64(x) {
+        Some(number) => number.into(),
+        None if x.is_nan() => no_json("NaN"),
+        None => no_json(if x > 0.0 { "Infinity" } else { "-Infinity" }),
     }
 }
 
-/// Key of an object that stands for a number which JSON has not, such as Python's NaN: no reader takes it for a value.
-const NO_JSON: &str = "a number that JSON has not";
-/// Python and JavaScript write these.
-const LITERALS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
-
-/// The fields of an object. An error says what was found and expected, and on which line and column.
-pub(super) fn fields(path: &Path, line: usize, bytes: &[u8]) -> Result<Map<String, Value>> {
-    serde_json::from_slice(bytes).or_else(|error| {
-        // Numbers that JSON has not are no fault where nobody reads them.
-        let lenient = replaced(bytes).and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        lenient.ok_or_else(|| broken(path, line, bytes, &error))
-    })
-}
-
-/// The same JSON with objects in place of numbers that JSON has not; none if it has no such number.
-fn replaced(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut scan = Scan::default();
-    let (mut out, mut at, mut any) = (Vec::with_capacity(bytes.len() + 64), 0, false);
-    while at < bytes.len() {
-        let literal = LITERALS.iter().find(|literal| !scan.in_string && bytes[at..].starts_with(literal));
-        if let Some(literal) = literal {
-            let text = String::from_utf8_lossy(literal);
-            out.extend_from_slice(serde_json::json!({ NO_JSON: text }).to_string().as_bytes());
-            at += literal.len();
-            any = true;
-            continue;
-        }
-        scan.ends(bytes[at]);
-        out.push(bytes[at]);
-        at += 1;
-    }
-    any.then_some(out)
-}
-
-/// A value for messages: short, and numbers that JSON has not as the file has them.
+/// A value for messages: short, and what JSON has not as the file has it.
 pub(crate) fn shown(value: &Value) -> String {
     const SHOWN: usize = 80;
-    let mut text = value.to_string();
-    for literal in LITERALS.map(String::from_utf8_lossy) {
-        text = text.replace(&serde_json::json!({ NO_JSON: literal }).to_string(), &literal);
-    }
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+    let text = value.to_string();
+    let before = format!("{{\"{NO_JSON}\":\"");
+    let mut parts = text.split(&before);
+    let mut short = parts.next().unwrap_or_default().to_owned();
+    parts.for_each(|part| short += &part.replacen("\"}", "", 1));
+    match short.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &short[..end]),
+        None => short,
     }
 }
 
-/// What is wrong with an object that is no JSON.
-fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> Error {
-    // serde_json counts lines from its own input.
-    let line = line + error.line().saturating_sub(1);
-    let place = format!("{}:{line}", path.display());
-    let of = |found: String, expected: &str| Error::file(&place, found, expected);
-    if let Err(e) = std::str::from_utf8(bytes) {
-        let column =
-            e.valid_up_to() - bytes[..e.valid_up_to()].iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1) + 1;
-        let expected = "UTF-8 (if it is Latin-1: `iconv -f LATIN1 -t UTF-8`)";
-        return of(format!("bytes that are not UTF-8 at column {column}"), expected);
-    }
-    let text = bytes.trim_ascii();
-    if !text.starts_with(b"{") {
-        return of(quoted(text), "a JSON object");
-    }
-    if text[1..].trim_ascii_start().starts_with(b"'") {
-        return of(format!("{}, an object of Python", quoted(text)), "JSON, with double quotes: json.dumps writes it");
-    }
-    if error.is_eof() {
-        return of("an object that does not end".into(), "a JSON object, with its end on the same line");
-    }
-    let message = error.to_string();
-    // "… at line 1 column 14": the line is said already.
-    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-    let column = error.column();
-    match message {
-        "trailing characters" if text.ends_with(b",") => {
-            of("a comma after an object".into(), "one JSON object a line and nothing else")
-        }
-        "trailing characters" => {
-            of(format!("more after the end of an object at column {column}"), "one JSON object a line")
-        }
-        message => of(format!("{message} at column {column}"), "a JSON object"),
+/// What the text of a table's cell stands for where no text is asked for: a number, a truth value, a list or an object of
+/// JSON, or `True` or `False` as Python writes them. None if it stands for nothing but itself.
+pub(super) fn of_cell(text: &str) -> Option<Value> {
+    match text.trim() {
+        "True" => Some(true.into()),
+        "False" => Some(false.into()),
+        text => serde_json::from_str(text).ok().filter(|value: &Value| !value.is_null() && !value.is_string()),
     }
 }
 
@@ -236,79 +48,40 @@ fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> 
 mod tests {
     use super::*;
 
-    /// A text, and its objects with their lines.
-    type Cut<'a> = (Format, &'a str, &'a [(usize, &'a str)]);
-
-    fn cut(format: Format, text: &str) -> Result<Vec<(usize, String)>> {
-        // A buffer of one byte: objects are over many of them.
-        let input = std::io::BufReader::with_capacity(1, text.as_bytes());
-        let mut values = Values::new(Path::new("f"), input, format);
-        let mut all = Vec::new();
-        while let Some((line, bytes)) = values.next()? {
-            all.push((line, String::from_utf8_lossy(bytes).trim().replace(['\n', ' '], "")));
-        }
-        assert!(values.next()?.is_none(), "something after the end");
-        Ok(all)
-    }
-
     #[test]
-    fn objects_are_found_with_their_lines() {
-        let table: &[Cut] = &[
-            (Format::Lines, "{\"a\":1}\n\n \r\n{\"b\":2}", &[(1, "{\"a\":1}"), (4, "{\"b\":2}")]),
-            (
-                Format::Objects,
-                "{\n\"a\": {\"}\": [1]}\n}\n{\"b\":2}{\"c\":\"\\\"}\"}\n",
-                &[(1, "{\"a\":{\"}\":[1]}}"), (4, "{\"b\":2}"), (4, "{\"c\":\"\\\"}\"}")],
-            ),
-            (Format::Array, " [\n {\"a\":\n1},\n\n{\"b\":2} ]\n", &[(2, "{\"a\":1}"), (5, "{\"b\":2}")]),
-            (Format::Array, "[ ]", &[]),
+    fn values_are_shown_as_the_file_has_them() {
+        let table = [
+            (no_json("NaN"), "NaN"),
+            (json!([1, no_json("-Infinity"), { "c": no_json("Infinity") }]), r#"[1,-Infinity,{"c":Infinity}]"#),
+            (json!("{\"a value that JSON has not\":\"x\"}"), r#""{\"a value that JSON has not\":\"x\"}""#),
+            (json!("short"), "\"short\""),
         ];
-        for (format, text, want) in table {
-            let want: Vec<_> = want.iter().map(|(line, text)| (*line, text.to_string())).collect();
-            assert_eq!(cut(*format, text).unwrap(), want, "{text}");
+        for (value, want) in table {
+            assert_eq!(shown(&value), want);
         }
-        let errors = [
-            (Format::Array, "[{\"a\":1},\n", "f:2: found an array that does not end"),
-            (Format::Array, "[{\"a\":1}\n{\"a\":1}]", "f:2: found `{`, expected a comma"),
-            (Format::Array, "[\n1]", "f:2: found `1`, expected an object"),
-            (Format::Array, "[{}] x", "f:1: found more after the end of the array"),
-            (Format::Objects, "{\n\"a\": \"1}\n", "f:1: found an object that does not end"),
-            (Format::Objects, "{\n}\nx", "f:3: found `x`, expected an object"),
-        ];
-        for (format, text, want) in errors {
-            let error = cut(format, text).unwrap_err().to_string();
-            assert!(error.starts_with(want), "{error}\nis not: {want}");
-        }
-    }
-
-    #[test]
-    fn numbers_that_json_has_not_are_kept_apart() {
-        let text = br#"{"text": "NaN, -Infinity", "a": NaN, "b": [1, -Infinity, {"c": Infinity}]}"#;
-        let row = fields(Path::new("f"), 1, text).unwrap();
-        assert_eq!(row["text"], "NaN, -Infinity");
-        assert_eq!(shown(&row["a"]), "NaN");
-        assert_eq!(shown(&row["b"]), r#"[1,-Infinity,{"c":Infinity}]"#);
-        assert_eq!((row["a"].as_f64(), row["a"].as_str(), row["a"].is_null()), (None, None, false));
-        assert!(fields(Path::new("f"), 1, b"{\"a\": NaNa}").is_err());
         assert_eq!(shown(&Value::from("x".repeat(100))).chars().count(), 81);
     }
 
     #[test]
-    fn what_is_no_json_is_named() {
-        let table: &[(&[u8], &str)] = &[
-            (b"{'text': 'a'}", "f:7: found `{'text': 'a'}`, an object of Python, expected JSON, with double"),
-            (b"{\"text\": \"a\"},\n", "f:7: found a comma after an object"),
-            (b"{\"text\": \"a\"} x\n", "f:7: found more after the end of an object at column 15"),
-            (b"{\"text\": \"caf\xE9\"}", "f:7: found bytes that are not UTF-8 at column 14"),
-            (b"{\"text\": \"a", "f:7: found an object that does not end"),
-            (b"{\"text\": a}", "f:7: found expected value at column 10"),
-            (b"{\n\"text\": a}", "f:8: found expected value at column 9"),
-            (b"prose", "f:7: found `prose`, expected a JSON object"),
-            (b"[1]", "f:7: found `[1]`"),
+    fn cells_stand_for_values() {
+        let table = [
+            ("1", Some(json!(1))),
+            (" -2.5 ", Some(json!(-2.5))),
+            ("True", Some(json!(true))),
+            ("false", Some(json!(false))),
+            ("[1, 2]", Some(json!([1, 2]))),
+            ("{\"text\": [\"a\"]}", Some(json!({"text": ["a"]}))),
+            // Names of labels, numbers of houses and lists of Python are what they are.
+            ("good", None),
+            ("007", None),
+            ("['a']", None),
+            ("NaN", None),
+            ("null", None),
+            ("\"1\"", None),
+            ("", None),
         ];
-        for (bytes, want) in table {
-            let error = fields(Path::new("f"), 7, bytes).unwrap_err().to_string();
-            assert!(error.starts_with(want), "{error}\nis not: {want}");
+        for (text, want) in table {
+            assert_eq!(of_cell(text), want, "{text}");
         }
     }
 }

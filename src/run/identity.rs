@@ -16,9 +16,12 @@ use crate::train::schedule;
 
 /// Settings that do not change what is trained. Files are compared by what is in them, not by their paths, and the number
 /// of steps by the learning rates that it gives.
-const FREE: [&str; 23] = [
+const FREE: [&str; 26] = [
     "model",
     "data",
+    "format",
+    "split",
+    "too_long",
     "columns",
     "eval_data",
     "eval_every",
@@ -51,7 +54,7 @@ pub struct Identity {
     pub model: String,
     /// Hash of the adapter_config.json that training starts from.
     pub adapter: Option<String>,
-    /// Hash of all examples: tokens, labels and their order.
+    /// Hash of all examples: tokens, labels, their order, and the shares of an epoch that parts of them have.
     pub data: String,
     /// How many examples there are.
     pub examples: usize,
@@ -209,6 +212,9 @@ fn examples(data: &Dataset) -> String {
             }
         }
         hasher.update(b"\n");
+    }
+    for part in data.parts() {
+        hasher.update(&(part.examples as u64).to_le_bytes()).update(&part.weight.to_le_bytes());
     }
     hasher.finalize().to_string()
 }

@@ -1,16 +1,18 @@
 //! What a run is about: the base model, the task, and its reading of rows.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::base::Base;
 use crate::config::{Init, RunConfig};
+use crate::data::reader::TooLong;
 use crate::data::row::{Codec, Row};
+use crate::data::source::Data;
 use crate::data::tokenizer::Tokenizer;
-use crate::data::{Dataset, INPUT_IDS, reader};
+use crate::data::{Dataset, Example, INPUT_IDS, reader};
 use crate::error::{Error, Result};
 use crate::models::{self, Facts};
 use crate::peft;
@@ -31,12 +33,8 @@ pub struct Job {
 impl Job {
     /// The model of the settings with its task, `adapted` by a method that has files of PEFT's. Names of labels may come
     /// from `data`.
-    pub fn open(config: &RunConfig, adapted: bool, data: Option<&Path>) -> Result<Job> {
+    pub fn open(config: &RunConfig, adapted: bool, data: Option<&Data>) -> Result<Job> {
         let path = config.need("model")?;
-        // What is wrong with the files of data is said before anything takes its time.
-        for path in [data, config.eval_data.as_deref()].into_iter().flatten() {
-            reader::check(path, config.columns())?;
-        }
         let mut base = match config.init {
             Init::Pretrained => Base::open(path)?,
             Init::Random => Base::random(path)?,
@@ -46,11 +44,7 @@ impl Job {
             Some(dir) => follow_labels(dir, task, &mut base.config)?,
             None => false,
         };
-        let columns = config.columns();
-        let mut each = |on: &mut dyn FnMut(&Row) -> Result<bool>| match data {
-            Some(path) => reader::rows(path, columns, on),
-            None => Ok(()),
-        };
+        let mut each = |on: &mut dyn FnMut(&Row) -> Result<bool>| data.map_or(Ok(()), |data| data.side(None).rows(on));
         labels::settle(task, &mut base.config, known, Some(&mut each))?;
         let facts = models::read(&base.config, config.max_seq_len)?.facts().clone();
         // The task's class may have the model in a module of its own.
@@ -105,29 +99,46 @@ impl Job {
     }
 
     /// The examples of the training data, and what there is to say of it.
-    pub fn examples(&self, config: &RunConfig, path: &Path) -> Result<(Dataset, Vec<String>)> {
-        if self.task.def().name != tasks::causal_lm::DEF.name && !reader::has_rows(path)? {
-            let expected = format!("JSON Lines, for task {}", self.task.def().name);
-            return Err(Error::file(path, "plain text", expected));
-        }
-        let how = How { tokenized: reader::is_tokenized(path, config.columns())?, unlabelled: false, traced: false };
+    pub fn examples(&self, config: &RunConfig, data: &Data) -> Result<(Dataset, Vec<String>)> {
+        self.has_rows(data)?;
+        let how = How { tokenized: data.is_tokenized(), unlabelled: false, traced: false };
         self.with_codec(config, how, |codec| {
             let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
-            let (data, report) = reader::read(path, codec, &make, config.columns())?;
+            let (data, report) = reader::read(data, codec, &make, config.too_long)?;
             self.fits(&data)?;
             let of_tokenizer = codec.tokenizer.and_then(|t| t.warning()).map(String::from);
             Ok((data, of_tokenizer.into_iter().chain(report.warnings(config.max_seq_len)).collect()))
         })
     }
 
-    /// The rows of a file with their examples; `unlabelled` if they are to be predicted.
-    pub fn rows(&self, config: &RunConfig, path: &Path, unlabelled: bool) -> Result<Rows> {
-        let how = How { tokenized: reader::is_tokenized(path, config.columns())?, unlabelled, traced: true };
+    /// Plain text has no labels.
+    fn has_rows(&self, data: &Data) -> Result<()> {
+        let task = self.task.def().name;
+        match data.text().filter(|_| task != tasks::causal_lm::DEF.name) {
+            Some(file) => Err(Error::file(&file.name, "plain text", format!("rows, for task {task}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The rows of `data` with their examples, and the windows of plain text; `unlabelled` if they are to be predicted.
+    pub fn rows(&self, config: &RunConfig, data: &Data, unlabelled: bool) -> Result<Rows> {
+        self.has_rows(data)?;
+        let how = How { tokenized: data.is_tokenized(), unlabelled, traced: true };
         self.with_codec(config, how, |codec| {
-            let mut rows = Rows::new(path, codec);
-            reader::rows(path, config.columns(), &mut |row| self.add(&mut rows, row, codec).map(|()| true))?;
+            let mut rows = Rows::new(codec);
+            data.rows(&mut |row| self.add(&mut rows, row, codec, config.too_long).map(|()| true))?;
+            for file in data.files().iter().filter(|file| !file.format.has_rows()) {
+                let path: Arc<Path> = file.name.as_path().into();
+                reader::windows(file, data.split(), codec, &mut |line, window| {
+                    let example = Example::labelled(window.to_vec(), window.to_vec());
+                    rows.push(
+                        Read { path: path.clone(), line, fields: Map::new(), cells: false, examples: 0..0 },
+                        &[example],
+                    )
+                })?;
+            }
             match rows.rows.is_empty() {
-                true => Err(Error::file(path, "no rows", "at least one")),
+                true => Err(nothing(data)),
                 false => self.fits(&rows.data).map(|()| rows),
             }
         })
@@ -136,9 +147,13 @@ impl Job {
     /// One row of these fields.
     pub fn row(&self, config: &RunConfig, fields: Map<String, Value>) -> Result<Rows> {
         self.with_codec(config, How { tokenized: false, unlabelled: true, traced: true }, |codec| {
-            let mut rows = Rows::new(Path::new("--text"), codec);
-            let path = rows.path.clone();
-            self.add(&mut rows, &Row { path: &path, line: 1, fields }, codec)?;
+            let mut rows = Rows::new(codec);
+            self.add(
+                &mut rows,
+                &Row { path: Path::new("--text"), line: 1, fields, cells: false },
+                codec,
+                TooLong::Cut,
+            )?;
             self.fits(&rows.data)?;
             Ok(rows)
         })
@@ -154,14 +169,29 @@ impl Job {
         Err(Error::config("data", format!("a sequence of {longest} tokens"), expected))
     }
 
-    fn add(&self, rows: &mut Rows, row: &Row, codec: &Codec) -> Result<()> {
+    fn add(&self, rows: &mut Rows, row: &Row, codec: &Codec, too_long: TooLong) -> Result<()> {
         let made = self.task.examples(row, codec)?;
-        let first = rows.data.len();
-        made.examples.iter().try_for_each(|example| rows.data.push(example))?;
-        let examples = first..rows.data.len();
+        if made.cut && too_long.drops(row, codec)? {
+            rows.dropped += 1;
+            return Ok(());
+        }
         rows.cut += usize::from(made.cut);
-        rows.rows.push(Read { line: row.line, fields: row.fields.clone(), examples });
-        Ok(())
+        // The rows of a file are together.
+        let path = rows.rows.last().map(|last| &last.path).filter(|path| &***path == row.path).cloned();
+        let (path, fields) = (path.unwrap_or_else(|| row.path.into()), row.fields.clone());
+        rows.push(Read { path, line: row.line, fields, cells: row.cells, examples: 0..0 }, &made.examples)
+    }
+}
+
+/// The error of data without rows.
+fn nothing(data: &Data) -> Error {
+    let name = data.to_string();
+    match data.split() {
+        Some(split) => {
+            let found = format!("no row that --split {} holds out", split.share);
+            Error::file(name, found, "a larger share, more rows, or --eval-data")
+        }
+        None => Error::file(name, "no rows", "at least one"),
     }
 }
 
@@ -174,29 +204,51 @@ struct How {
 
 /// Rows that are kept, since predictions and scores are about them, and their examples.
 pub struct Rows {
-    path: PathBuf,
-    /// In the file's order.
+    /// In the order of the files.
     pub rows: Vec<Read>,
     /// The examples of all rows.
     pub data: Dataset,
     /// How many were cut to the longest length.
     pub cut: usize,
+    /// How many were left out since they were longer.
+    pub dropped: usize,
     /// What a user should know of the tokenizer.
     pub note: Option<String>,
 }
 
 /// A row and the numbers of its examples.
 pub struct Read {
+    path: Arc<Path>,
     line: usize,
     fields: Map<String, Value>,
+    cells: bool,
     /// Numbers in [`Rows::data`]; empty if the row makes no example.
     pub examples: Range<usize>,
 }
 
 impl Rows {
-    fn new(path: &Path, codec: &Codec) -> Rows {
+    fn new(codec: &Codec) -> Rows {
         let note = codec.tokenizer.and_then(|t| t.warning()).map(String::from);
-        Rows { path: path.into(), rows: Vec::new(), data: Dataset::default(), cut: 0, note }
+        Rows { rows: Vec::new(), data: Dataset::default(), cut: 0, dropped: 0, note }
+    }
+
+    /// Adds a row with its examples.
+    fn push(&mut self, row: Read, examples: &[Example]) -> Result<()> {
+        let first = self.data.len();
+        examples.iter().try_for_each(|example| self.data.push(example))?;
+        self.rows.push(Read { examples: first..self.data.len(), ..row });
+        Ok(())
+    }
+
+    /// What there is to say of rows that are evaluated on.
+    pub fn about(&self, config: &RunConfig) -> Option<String> {
+        let Rows { rows, cut, dropped, .. } = self;
+        let long = match (cut, dropped) {
+            (0, 0) => String::new(),
+            (0, n) => format!("; {n} of more than {} tokens were left out", config.max_seq_len),
+            (n, _) => format!("; {n} were cut to {} tokens", config.max_seq_len),
+        };
+        (config.split.is_some() || !long.is_empty()).then(|| format!("{} rows to evaluate on{long}", rows.len()))
     }
 
     /// The examples of `batch` rows at a time.
@@ -206,8 +258,8 @@ impl Rows {
 
     /// The row of a number.
     pub fn row(&self, i: usize) -> Row<'_> {
-        let Read { line, fields, .. } = &self.rows[i];
-        Row { path: &self.path, line: *line, fields: fields.clone() }
+        let Read { path, line, fields, cells, .. } = &self.rows[i];
+        Row { path, line: *line, fields: fields.clone(), cells: *cells }
     }
 }
 

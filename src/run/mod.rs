@@ -4,6 +4,7 @@ mod bar;
 pub mod best;
 pub mod checkpoint;
 mod course;
+pub mod data;
 pub mod evaluate;
 pub mod folder;
 pub mod identity;

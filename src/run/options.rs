@@ -9,7 +9,7 @@ use crate::session::Options;
 pub fn options(config: &RunConfig, micro: &Micro) -> Options {
     micro.options(Options {
         train: true,
-        evaluate: config.eval_data.is_some(),
+        evaluate: config.eval_data.is_some() || config.split.is_some(),
         quantize: config.quantized(),
         dtype: config.dtype.into(),
         max_seq_len: config.max_seq_len,

@@ -1,20 +1,18 @@
 //! What a model says of rows: what `trimtab predict` does.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, Sources};
 use crate::error::{Error, Result};
 use crate::run::job::Job;
 use crate::run::micro::Steps;
-use crate::run::{evaluate, inference};
+use crate::run::{data, evaluate, inference};
 
 /// What is asked about.
 #[derive(Clone, Debug)]
 pub enum Input<'a> {
-    /// The rows of a file.
-    File(&'a Path),
+    /// The rows of files.
+    Rows(&'a Sources),
     /// One row of these fields.
     Row(Map<String, Value>),
 }
@@ -33,18 +31,18 @@ pub struct Report {
 /// Gives a JSON object a row to `on`, in the rows' order, until that returns false. Of the settings, those about the
 /// model, the adapter, the task, lengths, storage and device count.
 pub fn predict(config: &RunConfig, input: &Input, on: &mut dyn FnMut(&Value) -> Result<bool>) -> Result<Report> {
-    let data = match input {
-        Input::File(path) => Some(*path),
-        Input::Row(_) => None,
+    let (data, fields) = match input {
+        Input::Rows(sources) => (Some(data::open(config, sources)?), Map::new()),
+        Input::Row(fields) => (None, fields.clone()),
     };
-    let job = Job::open(config, config.adapter.is_some(), data)?;
+    let job = Job::open(config, config.adapter.is_some(), data.as_ref())?;
     if job.task.score()?.is_none() {
         let expected = "a task with labels, or `trimtab generate` for text";
         return Err(Error::config("--task", job.task.def().name, expected));
     }
-    let rows = match input {
-        Input::File(path) => job.rows(config, path, true)?,
-        Input::Row(fields) => job.row(config, fields.clone())?,
+    let rows = match &data {
+        Some(data) => job.rows(config, data, true)?,
+        None => job.row(config, fields)?,
     };
     let steps = Steps::each(&rows.data, rows.chunks(config.batch_size));
     let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, Some(&steps), |options| options)?;

@@ -1,10 +1,9 @@
 //! A training run from its config to its files: what `trimtab train` does.
 
-use std::path::Path;
-
 use super::best::Best;
 use super::checkpoint::{self, Checkpoint, Pace};
 use super::course::{Course, Tell};
+use super::data::RunData;
 use super::folder::{Folder, Start};
 use super::identity::{Identity, Length};
 use super::job::{Job, Rows};
@@ -54,8 +53,9 @@ pub struct Preview {
 
 /// What is known of the run that `config` describes.
 pub fn preview(config: &RunConfig) -> Result<Preview> {
-    let job = Job::open(config, adapts(config)?, config.data.as_deref())?;
-    let learnt = config.data.as_deref().map(|data| Learnt::read(config, &job, data)).transpose()?;
+    let given = RunData::of(config)?;
+    let job = Job::open(config, adapts(config)?, given.as_ref().map(|given| &given.train))?;
+    let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given)).transpose()?;
     let (planned, full) = plan(config, &job, learnt.as_ref(), backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
     let about = (job.task.def().name != causal_lm::DEF.name).then(|| job.about());
@@ -77,10 +77,10 @@ struct Learnt {
 }
 
 impl Learnt {
-    fn read(config: &RunConfig, job: &Job, data: &Path) -> Result<Learnt> {
-        let (data, warnings) = job.examples(config, data)?;
-        let rows = config.eval_data.as_deref().map(|path| job.rows(config, path, false)).transpose()?;
-        let sampler = Sampler::new(data.len(), config.seed, config.shuffle)?;
+    fn read(config: &RunConfig, job: &Job, given: &RunData) -> Result<Learnt> {
+        let (data, warnings) = job.examples(config, &given.train)?;
+        let rows = given.eval.as_ref().map(|data| job.rows(config, data, false)).transpose()?;
+        let sampler = Sampler::mixed(data.len(), data.parts(), config.seed, config.shuffle)?;
         Ok(Learnt { data, warnings, rows, sampler })
     }
 }
@@ -171,15 +171,17 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
 /// something. Where `on` answers a step or an evaluation with [`Error::Cancelled`], a checkpoint is written, and that error
 /// returned.
 pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
-    let data = config.need("data")?;
+    config.need_data()?;
     let mut folder = Folder::claim(config, start)?;
     let mut tell = Tell { metrics: Metrics::new(folder.path()), on };
-    let job = Job::open(config, adapts(config)?, Some(data))?;
+    let given = RunData::open(config)?;
+    let job = Job::open(config, adapts(config)?, Some(&given.train))?;
+    tell.note(given.about())?;
     if job.task.def().name != causal_lm::DEF.name {
         tell.note(job.about())?;
     }
     let (backend, profile) = device(config)?;
-    let learnt = Learnt::read(config, &job, data)?;
+    let learnt = Learnt::read(config, &job, &given)?;
     resident::give_back();
     let (planned, full) = plan(config, &job, Some(&learnt), backend)?;
     let Learnt { data, warnings, rows, mut sampler } = learnt;
@@ -200,7 +202,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     }
     folder.has_room(written(config, &planned))?;
 
-    for warning in warnings.into_iter().chain(full) {
+    for warning in warnings.into_iter().chain(rows.as_ref().and_then(|rows| rows.about(config))).chain(full) {
         tell.note(warning)?;
     }
     let positions = job.facts.max_positions;

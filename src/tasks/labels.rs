@@ -257,11 +257,11 @@ pub fn settle(task: &TaskDef, config: &mut Value, known: bool, rows: Option<Rows
     let mut seen = Seen::default();
     if let Some(rows) = rows.filter(|_| given.is_none() || !decided) {
         rows(&mut |row| {
-            for label in task.label.iter().filter_map(|name| row.fields.get(*name)) {
+            for label in task.label.iter().filter_map(|name| row.value(name)) {
                 if label.is_object() {
-                    return Err(row.wrong(format!("label {}", shown(label)), "a name, a number, or a list of them"));
+                    return Err(row.wrong(format!("label {}", shown(&label)), "a name, a number, or a list of them"));
                 }
-                seen.add(label);
+                seen.add(&label);
             }
             // Of known labels only their kind is wanted.
             Ok(given.is_none() || !seen.any())
@@ -307,7 +307,7 @@ mod tests {
         let mut rows = |on: &mut dyn FnMut(&Row) -> Result<bool>| {
             for (i, label) in labels.iter().enumerate() {
                 let fields = Map::from_iter([(field.to_string(), label.clone())]);
-                if !on(&Row { path: "data".as_ref(), line: i + 1, fields })? {
+                if !on(&Row { path: "data".as_ref(), line: i + 1, fields, cells: false })? {
                     break;
                 }
             }

@@ -333,7 +333,7 @@ mod tests {
     fn an_answer_is_the_likeliest_of_all_windows() {
         let context = "né à Paris, where the café is";
         let fields = json!({"question": "?", "context": context, "answers": {"text": ["café"], "answer_start": [22]}});
-        let row = Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone() };
+        let row = Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone(), cells: false };
         let answers = row.get::<Answers>(ANSWERS).unwrap().unwrap();
         // Characters are not bytes.
         assert_eq!(answers.bytes(&row, context).unwrap(), Some(24..29));
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(score.finish(), [("exact_match", 50.0), ("f1", 50.0)]);
         // A question without an answer makes it SQuAD 2.0, where the first token may win.
         let none = json!({"question": "?", "context": context, "answers": {"text": [], "answer_start": []}});
-        let none = Row { path: "data".as_ref(), line: 2, fields: none.as_object().unwrap().clone() };
+        let none = Row { path: "data".as_ref(), line: 2, fields: none.as_object().unwrap().clone(), cells: false };
         score.add(&none, &[window(&[-1, -1, 24, 29], &[5.0, 5.0, 1.0, 1.0])]).unwrap();
         let values = score.finish();
         assert!(values[0].0 == "exact" && (values[0].1 - 200.0 / 3.0).abs() < 1e-9, "{values:?}");
@@ -368,7 +368,7 @@ mod tests {
     fn token_types_are_given_or_left_out() {
         let fields =
             json!({"input_ids": [1, 2, 3], "token_type_ids": [0, 1, 1], "start_position": 1, "end_position": 2});
-        let row = Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone() };
+        let row = Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone(), cells: false };
         let encode = |_: &str| -> Result<Vec<u32>> { Ok(Vec::new()) };
         let codec = Codec {
             encode: &encode,

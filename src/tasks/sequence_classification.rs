@@ -139,8 +139,8 @@ impl Task for SequenceClassification {
             }
         }
         decoded(&mut example, self.decoder_start);
-        match row.fields.get(LABEL).filter(|label| !label.is_null()) {
-            Some(label) => example.columns.push((LABEL, self.label(row, label)?)),
+        match row.value(LABEL) {
+            Some(label) => example.columns.push((LABEL, self.label(row, &label)?)),
             None if codec.unlabelled => {}
             None => return Err(row.lacks(LABEL)),
         }

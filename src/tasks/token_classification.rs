@@ -230,7 +230,12 @@ mod tests {
         let output = vec![0.0, 9.0, 0.0, 2.0, 9.0, 0.0, 3.0, 0.0];
         let mut example = Example::default();
         *example.ints_mut(WORD) = vec![-1, 0, -1, 1];
-        let row = |fields: Value| Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone() };
+        let row = |fields: Value| Row {
+            path: "data".as_ref(),
+            line: 1,
+            fields: fields.as_object().unwrap().clone(),
+            cells: false,
+        };
         let computed = [Computed { example, output }];
         // The third word was cut off.
         let got = task.predict(&row(json!({"tokens": ["né", "x", "y"]})), &computed).unwrap();

@@ -12,8 +12,9 @@ use super::golden::Golden;
 use trimtab::base::Base;
 use trimtab::data::Dataset;
 use trimtab::data::pack::{MicroBatch, pack};
-use trimtab::data::reader;
+use trimtab::data::reader::{self, TooLong};
 use trimtab::data::row::{Codec, Row};
+use trimtab::data::source::Data;
 use trimtab::dtype::DType;
 use trimtab::error::Error;
 use trimtab::exec::Exec;
@@ -137,8 +138,8 @@ impl Case {
         }
         let class = facts["model_class"].as_str().unwrap_or_default();
         let def = tasks::of_architecture(class).ok_or_else(|| Why::Missing(format!("no task of {class}")))?;
-        let rows = of.join("batch.jsonl");
-        let mut each = |on: &mut dyn FnMut(&Row) -> trimtab::Result<bool>| reader::rows(&rows, &[], on);
+        let rows = Data::of(&of.join("batch.jsonl"), None, &[])?;
+        let mut each = |on: &mut dyn FnMut(&Row) -> trimtab::Result<bool>| rows.rows(on);
         labels::settle(def, &mut config, true, Some(&mut each))?;
         let model = models::read(&config, LONGEST)?;
         let folder = Some(dir.join("adapter")).filter(|folder| adapted && folder.is_dir());
@@ -153,7 +154,7 @@ impl Case {
             mask_share: 0.15,
         })?;
         let make = |row: &Row, codec: &Codec| task.examples(row, codec).map(|made| (made.examples, made.cut));
-        let data = reader::read(&rows, &codec(model.facts().vocab), &make, &[])?.0;
+        let data = reader::read(&rows, &codec(model.facts().vocab), &make, TooLong::Cut)?.0;
         let golden = Golden::open(dir.join("golden.safetensors"));
         let mut case = Case { name, facts, base, golden, model, task, method: Box::new(Full), adapter: None, data };
         match opened {

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
-use trimtab::data::reader;
+use trimtab::data::reader::{self, TooLong};
 use trimtab::data::row::{Codec, Row};
+use trimtab::data::source::Data;
 use trimtab::data::tokenizer::Tokenizer;
 use trimtab::models;
 use trimtab::tasks::{self, Setup, Task, labels};
@@ -55,7 +56,7 @@ pub fn run(input: &[u8], folder: &Path) {
     let choice = choice as usize;
     let (config, task) = &ready.tasks[choice % ready.tasks.len()];
     let choice = choice / ready.tasks.len();
-    let path = folder.join(["rows.jsonl", "rows.txt", "rows"][[0, 0, 0, 0, 0, 0, 1, 2][choice % 8]]);
+    let path = folder.join(["rows.jsonl", "rows.txt", "rows", "rows.csv"][[0, 0, 0, 0, 0, 3, 1, 2][choice % 8]]);
     let choice = choice / 8;
     let columns = [vec![], vec![("text".to_string(), "label".to_string()), ("label".into(), "text".into())]];
     let columns = &columns[usize::from(choice == 1)];
@@ -74,8 +75,9 @@ pub fn run(input: &[u8], folder: &Path) {
         traced: choice == 3,
     };
     let make = |row: &Row, codec: &Codec| task.examples(row, codec).map(|made| (made.examples, made.cut));
-    let _ = reader::is_tokenized(&path, columns);
-    if let Ok((data, report)) = reader::read(&path, &codec, &make, columns) {
+    let Ok(data) = Data::of(&path, None, columns) else { return put(&path, &[]) };
+    let _ = data.is_tokenized();
+    if let Ok((data, report)) = reader::read(&data, &codec, &make, TooLong::Drop) {
         for i in 0..data.len() {
             let ids = data.ids(i);
             assert!(ids.len() <= codec.max_len && ids.iter().all(|id| (0..14).contains(id)), "{ids:?}");
@@ -85,7 +87,7 @@ pub fn run(input: &[u8], folder: &Path) {
     // Labels from the data.
     let mut config = config.clone();
     config["id2label"] = Value::Null;
-    let mut rows = |on: &mut dyn FnMut(&Row) -> trimtab::Result<bool>| reader::rows(&path, columns, on);
+    let mut rows = |on: &mut dyn FnMut(&Row) -> trimtab::Result<bool>| data.rows(on);
     let _ = labels::settle(task.def(), &mut config, false, Some(&mut rows));
     put(&path, &[]);
 }
