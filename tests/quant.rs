@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use trimtab::dtype::Nf4Layout;
 use trimtab::quant::dynamic;
 use trimtab::quant::ggml::{self, GgmlType};
+use trimtab::quant::ggml_encode;
 use trimtab::quant::nf4::{self, Nf4, Quantizer};
 use trimtab::weights::safetensors::{Dtype, SafetensorsFile};
 
@@ -186,4 +187,36 @@ fn ggml_blocks_decode_as_the_gguf_package_does() {
             assert_ne!(bits(&found), bits(&expected), "{} byte {at}", ty.name());
         }
     }
+}
+
+/// What is written is what ggml writes, whatever the values; and it reads back near them.
+#[test]
+fn blocks_are_those_of_the_reference_quantizers() {
+    let file = SafetensorsFile::open(path("golden/gguf_quantized.safetensors")).unwrap();
+    let values = f32s(file.get("values").unwrap().bytes);
+    for (ty, bits) in
+        [(GgmlType::Q4_0, 4), (GgmlType::Q5_0, 5), (GgmlType::Q8_0, 8), (GgmlType::Q4_K, 4), (GgmlType::Q6_K, 6)]
+    {
+        let golden = file.get(ty.name()).unwrap().bytes;
+        let mut bytes = b"before".to_vec();
+        assert!(ggml_encode::quantize(ty, &values, &mut bytes));
+        let (own, size) = (&bytes[6..], ty.block_bytes());
+        assert_eq!(own.len(), golden.len());
+        let wrong: Vec<usize> =
+            (0..own.len() / size).filter(|i| own[i * size..][..size] != golden[i * size..][..size]).collect();
+        assert!(wrong.is_empty(), "{}: blocks {wrong:?} of {}", ty.name(), own.len() / size);
+        // The last rows are of one size: an error of half a step of their range.
+        let mut back = vec![0.0; values.len()];
+        ggml::dequantize(ty, own, &mut back);
+        let last = values.len() - 3072..values.len();
+        let largest = values[last.clone()].iter().fold(0f32, |m, x| m.max(x.abs()));
+        let error = last.map(|i| (values[i] - back[i]).abs()).fold(0f32, f32::max);
+        assert!(error < 2.0 * largest / (1 << bits) as f32, "{}: {error} of {largest}", ty.name());
+        // The control: one value more or less is seen.
+        let (mut other, mut changed) = (values.clone(), Vec::new());
+        other[33] += 0.5;
+        ggml_encode::quantize(ty, &other, &mut changed);
+        assert!(changed != golden, "{}", ty.name());
+    }
+    assert!(!ggml_encode::quantize(GgmlType::Q5_K, &values, &mut Vec::new()), "it is only read");
 }

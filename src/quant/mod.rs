@@ -2,4 +2,5 @@
 
 pub mod dynamic;
 pub mod ggml;
+pub mod ggml_encode;
 pub mod nf4;
