@@ -4,6 +4,7 @@
 mod advice;
 mod devices;
 mod generate;
+mod merge;
 mod plan;
 mod predict;
 mod quickstart;
@@ -30,6 +31,7 @@ struct Cli {
 enum Command {
     Train(train::Args),
     Generate(generate::Args),
+    Merge(merge::Args),
     Plan(plan::Args),
     Predict(predict::Args),
     Devices(devices::Args),
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Devices(args) => devices::run(args),

@@ -174,6 +174,20 @@ impl Generation {
         Ok(())
     }
 
+    /// The logits that follow each token of `ids`; in encoder-decoders `ids` is the source, and its tokens are the target too,
+    /// after the one that starts it.
+    pub fn logits(&mut self, exec: &mut Exec, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let (first, rest) = match self.encoder {
+            Some(_) => (self.begin(exec, ids)?, ids),
+            None => (self.begin(exec, &ids[..ids.len().min(1)])?, ids.get(1..).unwrap_or_default()),
+        };
+        let mut all = vec![first];
+        for &id in rest {
+            all.push(self.feed(exec, &[id])?);
+        }
+        Ok(all)
+    }
+
     /// Appends `tokens` and returns the logits of what follows the last of them.
     pub fn feed(&mut self, exec: &mut Exec, tokens: &[u32]) -> Result<Vec<f32>> {
         if tokens.is_empty() || tokens.len() > self.left() {

@@ -77,6 +77,11 @@ pub fn saved(tensor: &str) -> String {
     format!("{PREFIX}{tensor}")
 }
 
+/// The tensor of the base model that a file has under this name.
+pub fn tensor(name: &str) -> &str {
+    name.strip_prefix(PREFIX).unwrap_or(name)
+}
+
 /// The module of a tensor of the base model under its name in the file.
 pub fn module(name: &str) -> &str {
     let name = name.strip_prefix(PREFIX).unwrap_or(name);

@@ -1,6 +1,5 @@
 //! Full training: every weight of the base model, or the parts of it that a [`Selection`] names. The whole model is saved.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -11,7 +10,7 @@ use crate::dtype::DType;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
-use crate::weights::write_safetensors_with;
+use crate::weights::write_shards;
 
 /// The base model's files that go along as they are: those of its tokenizer, and how it generates.
 pub const KEPT: [&str; 13] = [
@@ -103,19 +102,23 @@ impl Method for Partial {
 /// Writes a Hugging Face folder: model.safetensors, config.json, and the tokenizer's files as they were, or those
 /// made from what a GGUF file holds.
 pub(crate) fn write(save: &mut Save) -> Result<()> {
+    write_sharded(save, u64::MAX).map(drop)
+}
+
+/// The same with files of at most `most` bytes; returns their number.
+pub(crate) fn write_sharded(save: &mut Save, most: u64) -> Result<usize> {
     std::fs::create_dir_all(save.dir).map_err(|e| Error::io(save.dir, e))?;
     let (dtype, name) = match save.dtype {
         DType::BF16 => (Dtype::BF16, "bfloat16"),
         DType::F16 => (Dtype::F16, "float16"),
         _ => (Dtype::F32, "float32"),
     };
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let path = save.dir.join("model.safetensors");
     check_finite(save, dtype, &path)?;
     let all: Vec<&(String, Vec<usize>)> = save.trained.iter().chain(save.frozen).collect();
-    let infos = all.iter().map(|(name, shape)| (name.clone(), dtype, shape.clone())).collect();
+    let infos = all.iter().map(|(name, shape)| vec![(name.clone(), dtype, shape.clone())]).collect();
     let (mut values, mut bytes) = (vec![0f32; PIECE], Vec::with_capacity(4 * PIECE));
-    write_safetensors_with(&path, &metadata, infos, &mut |i, out| {
+    let files = write_shards(save.dir, infos, most, &mut |i, out| {
         let len: usize = all[i].1.iter().product();
         for first in (0..len).step_by(PIECE) {
             let values = &mut values[..PIECE.min(len - first)];
@@ -130,19 +133,7 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
         }
         Ok(())
     })?;
-    for file in KEPT {
-        let from = save.base.join(file);
-        let into = save.dir.join(file);
-        // Where the model is saved over its base, they are there.
-        if from.is_file() && !same(&from, &into) {
-            let bytes = std::fs::read(&from).map_err(|e| Error::io(&from, e))?;
-            durable::write(&into, &bytes)?;
-        }
-    }
-    // A GGUF file holds its tokenizer inside.
-    if save.base.is_file() {
-        (save.tokenizer)(save.dir)?;
-    }
+    write_kept(save.base, save.dir, save.tokenizer)?;
     let mut config = save.config.clone();
     if let Some(config) = config.as_object_mut() {
         // Whatever the base was stored as, this is not it any more.
@@ -151,7 +142,22 @@ pub(crate) fn write(save: &mut Save) -> Result<()> {
         config.insert("dtype".into(), name.into());
     }
     let path = save.dir.join("config.json");
-    durable::write(&path, format!("{config:#}\n").as_bytes())
+    durable::write(&path, format!("{config:#}\n").as_bytes())?;
+    Ok(files)
+}
+
+/// Copies the files of the base model's tokenizer into a folder; `tokenizer` writes those of a GGUF file, which holds it
+/// inside.
+pub(crate) fn write_kept(base: &Path, dir: &Path, tokenizer: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
+    for file in KEPT {
+        let (from, into) = (base.join(file), dir.join(file));
+        // Where the model is saved over its base, they are there.
+        if from.is_file() && !same(&from, &into) {
+            let bytes = std::fs::read(&from).map_err(|e| Error::io(&from, e))?;
+            durable::write(&into, &bytes)?;
+        }
+    }
+    if base.is_file() { tokenizer(dir) } else { Ok(()) }
 }
 
 /// Whether two paths are of one file.

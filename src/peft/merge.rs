@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::prelude::*;
+
 use super::{AdapterConfig, files};
 use crate::error::Result;
 use crate::nn::{Role, WeightRef};
@@ -37,20 +39,29 @@ impl<'a> Own<'a> {
     }
 }
 
-/// A weight of the base model that is being merged into.
+/// A weight of the base model that is being merged into, or some of its rows: what becomes of a row depends on no other.
 pub struct Target<'a> {
     /// Its name and role in the base model.
     pub w: WeightRef<'a>,
     /// `[out, in]` or `[n]`, as the graph has it.
     pub shape: &'a [usize],
-    /// Its values; none where only the tensors that are merged into it are asked for.
+    /// The number of the first row that there is; of a vector, of the first value.
+    pub first: usize,
+    /// The values of these rows; none where only the tensors that are merged into it are asked for.
     pub values: &'a mut [f32],
 }
 
 impl Target<'_> {
-    fn rows(&mut self) -> std::slice::ChunksExactMut<'_, f32> {
-        let columns = self.shape.last().copied().unwrap_or(1).max(1);
-        self.values.chunks_exact_mut(columns)
+    /// Calls `f` with each row and its number, on all threads.
+    fn each_row(&mut self, f: impl Fn(usize, &mut [f32]) + Sync) {
+        let (columns, first) = (self.shape.last().copied().unwrap_or(1).max(1), self.first);
+        self.values.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| f(first + i, row));
+    }
+
+    /// Calls `f` with each value of a vector and that of `other` which has its number.
+    fn each_value(&mut self, other: &[f32], f: impl Fn(&mut f32, f32)) {
+        let other = other.get(self.first..).unwrap_or_default();
+        self.values.iter_mut().zip(other).for_each(|(x, &y)| f(x, y));
     }
 }
 
@@ -60,7 +71,7 @@ pub(super) fn low_rank(config: &AdapterConfig, target: &mut Target, own: &mut Ow
     if target.w.is_bias() {
         if let Some(bias) = own.take(&files::lora_bias(module)) {
             let scale = config.spec(module)?.scale;
-            target.values.iter_mut().zip(&bias.data).for_each(|(b, x)| *b += scale * x);
+            target.each_value(&bias.data, |b, x| *b += scale * x);
         }
         return Ok(());
     }
@@ -68,9 +79,8 @@ pub(super) fn low_rank(config: &AdapterConfig, target: &mut Target, own: &mut Ow
         let (rank, columns) = (a.shape[0], a.shape[1]);
         let scale = f64::from(config.spec(module)?.scale);
         let magnitude = own.take(&files::magnitude(module));
-        let mut sum = vec![0f64; columns];
-        for (o, row) in target.rows().enumerate() {
-            sum.iter_mut().zip(row.iter()).for_each(|(sum, w)| *sum = f64::from(*w));
+        target.each_row(|o, row| {
+            let mut sum: Vec<f64> = row.iter().copied().map(f64::from).collect();
             for (r, a) in a.data.chunks_exact(columns).enumerate() {
                 let b = scale * f64::from(b.data[o * rank + r]);
                 sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * f64::from(*a));
@@ -80,23 +90,23 @@ pub(super) fn low_rank(config: &AdapterConfig, target: &mut Target, own: &mut Ow
                 f64::from(m.data[o]) / norm
             });
             row.iter_mut().zip(&sum).for_each(|(w, sum)| *w = (sum * gain) as f32);
-        }
+        });
     }
     if let (Some(a), Some(b)) = (own.take(&files::embedding_a(module)), own.take(&files::embedding_b(module))) {
         let (rank, vocab) = (a.shape[0], a.shape[1]);
         let scale = config.spec(module)?.scale;
-        for (token, row) in target.rows().enumerate() {
+        target.each_row(|token, row| {
             for (w, b) in row.iter_mut().zip(b.data.chunks_exact(rank)) {
                 *w += scale * b.iter().enumerate().map(|(r, b)| b * a.data[r * vocab + token]).sum::<f32>();
             }
-        }
+        });
     }
     let ids = config.tokens.as_ref().and_then(|tokens| tokens.of(module, target.w.role == Role::Embed));
     if let (Some(ids), Some(rows)) = (ids, own.take(&files::tokens(module))) {
         let columns = rows.shape.last().copied().unwrap_or(1).max(1);
-        let mut all: Vec<&mut [f32]> = target.rows().collect();
         for (&id, row) in ids.iter().zip(rows.data.chunks_exact(columns)) {
-            if let Some(to) = all.get_mut(id) {
+            let to = id.checked_sub(target.first).and_then(|at| target.values.chunks_exact_mut(columns).nth(at));
+            if let Some(to) = to {
                 to.copy_from_slice(row);
             }
         }
@@ -110,8 +120,12 @@ pub(super) fn scaled(target: &mut Target, l: &HostTensor) {
     let of_input = l.shape[0] == 1 && l.data.len() > 1;
     match (target.w.is_bias(), of_input) {
         (true, true) => {}
-        (true, false) => target.values.iter_mut().zip(&l.data).for_each(|(b, l)| *b *= l),
-        (false, true) => target.rows().for_each(|row| row.iter_mut().zip(&l.data).for_each(|(w, l)| *w *= l)),
-        (false, false) => target.rows().zip(&l.data).for_each(|(row, l)| row.iter_mut().for_each(|w| *w *= l)),
+        (true, false) => target.each_value(&l.data, |b, l| *b *= l),
+        (false, true) => target.each_row(|_, row| row.iter_mut().zip(&l.data).for_each(|(w, l)| *w *= l)),
+        (false, false) => target.each_row(|o, row| {
+            // A vector of another length is refused when the adapter is checked.
+            let l = l.data.get(o).copied().unwrap_or(1.0);
+            row.iter_mut().for_each(|w| *w *= l);
+        }),
     }
 }

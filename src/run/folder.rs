@@ -213,8 +213,13 @@ fn holds(path: &Path) -> Result<Holds> {
     })
 }
 
+/// Whether a folder holds nothing, or is not there.
+pub(super) fn is_empty(path: &Path) -> Result<bool> {
+    holds(path).map(|holds| holds == Holds::Nothing)
+}
+
 /// Refuses a folder that is the one of the model or the adapter, or in it.
-fn apart(out: &Path, name: &str, other: &Path) -> Result<()> {
+pub(super) fn apart(out: &Path, name: &str, other: &Path) -> Result<()> {
     let (Some(mine), Ok(theirs)) = (canonical(out), other.canonicalize()) else { return Ok(()) };
     if !mine.starts_with(&theirs) {
         return Ok(());

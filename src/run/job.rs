@@ -144,9 +144,10 @@ impl Job {
         })
     }
 
-    /// One row of these fields.
+    /// One row of these fields; token ids need no tokenizer.
     pub fn row(&self, config: &RunConfig, fields: Map<String, Value>) -> Result<Rows> {
-        self.with_codec(config, How { tokenized: false, unlabelled: true, traced: true }, |codec| {
+        let how = How { tokenized: fields.contains_key(INPUT_IDS), unlabelled: true, traced: true };
+        self.with_codec(config, how, |codec| {
             let mut rows = Rows::new(codec);
             self.add(
                 &mut rows,

@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Source, Weight, WeightRef};
 use crate::peft::merge::{Own, Target};
-use crate::peft::{Save, full};
+use crate::peft::{Method, Save, full};
 use crate::weights::{HostTensor, load};
 
 impl Session {
@@ -24,7 +24,13 @@ impl Session {
             tensors.insert(weight.name.clone(), HostTensor { shape, data });
         }
         let base: Vec<&Weight> = weights.iter().filter(|w| matches!(w.source, Source::Base { .. })).collect();
-        self.check_merge(&base, &tensors)?;
+        let places = base.iter().filter_map(|weight| match &weight.source {
+            Source::Base { tensor, role, .. } => {
+                Some((WeightRef { name: tensor, role: *role }, self.trainer.exec.graph.shape(weight.val)))
+            }
+            _ => None,
+        });
+        check_places(places, &self.methods, &tensors, &self.ties)?;
 
         let (files, methods) = (self.base.checkpoint.as_ref(), &self.methods);
         let exec = &mut self.trainer.exec;
@@ -48,7 +54,7 @@ impl Session {
                 };
                 if let Source::Base { tensor, role, .. } = &base[i].source {
                     let w = WeightRef { name: tensor, role: *role };
-                    let mut target = Target { w, shape: &ty.shape, values: &mut values };
+                    let mut target = Target { w, shape: &ty.shape, first: 0, values: &mut values };
                     methods.iter().try_for_each(|m| m.merge(&mut target, &mut own))?;
                 }
                 whole = (i, if turned { load::transpose(&values, ty.cols()) } else { values });
@@ -64,29 +70,31 @@ impl Session {
             Save { dir, base, config, tokenizer, dtype, trained, frozen, transposed, read, kept, ties, facts };
         full::write(&mut save)
     }
+}
 
-    /// Whether everything that was trained has a place in the base model's weights.
-    fn check_merge(&self, base: &[&Weight], tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
-        let mut own = Own::new(tensors);
-        for weight in base {
-            let Source::Base { tensor, role, .. } = &weight.source else { continue };
-            let before = own.left().map(str::to_string);
-            let shape = self.trainer.exec.graph.shape(weight.val);
-            let w = WeightRef { name: tensor, role: *role };
-            let mut target = Target { w, shape, values: &mut [] };
-            self.methods.iter().try_for_each(|m| m.merge(&mut target, &mut own))?;
-            let is_tied = self.ties.iter().any(|(_, embedding)| embedding == w.module());
-            if is_tied && own.left().map(str::to_string) != before {
-                let hint = "keep the adapter: the two are one weight in the model's file";
-                return Err(Error::unsupported("merging into an embedding that is tied to the head", hint));
-            }
+/// Whether each of a method's own tensors has a place in one of the base model's weights, which come with their shapes.
+pub(super) fn check_places<'a>(
+    base: impl Iterator<Item = (WeightRef<'a>, &'a [usize])>,
+    methods: &[Box<dyn Method>],
+    tensors: &BTreeMap<String, HostTensor>,
+    ties: &[(String, String)],
+) -> Result<()> {
+    let mut own = Own::new(tensors);
+    for (w, shape) in base {
+        let before = own.left().map(str::to_string);
+        let mut target = Target { w, shape, first: 0, values: &mut [] };
+        methods.iter().try_for_each(|m| m.merge(&mut target, &mut own))?;
+        let is_tied = ties.iter().any(|(_, embedding)| embedding == w.module());
+        if is_tied && own.left().map(str::to_string) != before {
+            let hint = "keep the adapter: the two are one weight in the model's file";
+            return Err(Error::unsupported("merging into an embedding that is tied to the head", hint));
         }
-        match own.left() {
-            Some(name) => {
-                let hint = "the base model has no weight that it could go into; keep the adapter";
-                Err(Error::unsupported(format!("merging {name}"), hint))
-            }
-            None => Ok(()),
+    }
+    match own.left() {
+        Some(name) => {
+            let hint = "the base model has no weight that it could go into; keep the adapter";
+            Err(Error::unsupported(format!("merging {name}"), hint))
         }
+        None => Ok(()),
     }
 }

@@ -2,6 +2,7 @@
 //! on the same weights and in the memory that was planned.
 
 mod merge;
+mod merged;
 mod options;
 mod phases;
 mod planned;
@@ -20,6 +21,7 @@ use crate::peft::Method;
 use crate::train::eval::{Evaluated, Evaluation};
 use crate::train::finite::NotFinite;
 use crate::train::trainer::{StepReport, Trainer};
+pub use merged::Merged;
 pub use options::{MOST_TOKENS, Options, activations};
 use phases::lacks;
 pub use planned::Planned;
@@ -91,6 +93,15 @@ impl Session {
     pub fn generate(&mut self, prompt: &[u32], ask: &Ask, on: &mut dyn FnMut(u32) -> Result<bool>) -> Result<Vec<u32>> {
         match &mut self.generation {
             Some(generation) => generation.generate(&mut self.trainer.exec, prompt, ask, on),
+            None => Err(lacks("generation", "generate")),
+        }
+    }
+
+    /// The logits that follow each token of `ids`; in encoder-decoders `ids` is the source, and its tokens are the target too,
+    /// after the one that starts it.
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        match &mut self.generation {
+            Some(generation) => generation.logits(&mut self.trainer.exec, ids),
             None => Err(lacks("generation", "generate")),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::options::{Options, activations};
-use super::{Session, phases::Phases};
+use super::{Merged, Session, phases::Phases};
 use crate::backend::Backend;
 use crate::base::Base;
 use crate::error::{Error, Result};
@@ -226,6 +226,18 @@ impl Planned {
             _ => false,
         };
         self.program.weights.iter().find(missing).map(|w| w.name.as_str())
+    }
+
+    /// The base model with the methods merged into its weights, to be read piece by piece: nothing is loaded. `adapter` holds
+    /// the tensors of an adapter. An error if the methods cannot be merged (prompts, prefixes, bottlenecks).
+    pub fn merged(self, adapter: BTreeMap<String, HostTensor>) -> Result<Merged> {
+        let Planned { base, methods, program, phases, facts, .. } = self;
+        let shaped = |w: Weight| {
+            let shape = program.graph.shape(w.val).to_vec();
+            (w, shape)
+        };
+        let weights: Vec<(Weight, Vec<usize>)> = program.weights.into_iter().map(shaped).collect();
+        Merged::new(base, methods, facts, &weights, &phases.ties, adapter)
     }
 
     /// Allocates, compiles and loads. `adapter` holds the tensors of an adapter to start from;

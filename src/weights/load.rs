@@ -114,12 +114,16 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    /// Whether the file has it as `[in, out]`. bitsandbytes turns such weights when it quantizes them.
     fn turned(&self) -> bool {
-        let stored = self.checkpoint.info(self.name).map(|i| i.stored);
-        let quantized = matches!(stored, Some(Storage::As(d)) if d.is_quantized()) || stored == Some(Storage::Int8);
-        self.transposed && !quantized
+        self.transposed && is_turned(self.checkpoint, self.name)
     }
+}
+
+/// Whether a file has as `[in, out]` a tensor that the model's own code has so. bitsandbytes turns such weights when it
+/// quantizes them.
+pub fn is_turned(checkpoint: &Checkpoint, name: &str) -> bool {
+    let stored = checkpoint.info(name).map(|i| i.stored);
+    !matches!(stored, Some(Storage::As(d)) if d.is_quantized()) && stored != Some(Storage::Int8)
 }
 
 /// Fills `val` from a file's tensor, or says where it is if `val` is off the device and needs no conversion.
@@ -283,8 +287,8 @@ fn table_rows(rows: &[usize], cols: usize, tensor: &str, role: Role, from: &Sour
     Ok(bytemuck::cast_slice(&data).to_vec())
 }
 
-/// Whether a checkpoint has the tensor `name` in the shape of `ty`.
-fn check(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<()> {
+/// An error if a checkpoint has no tensor `name` in the shape of `ty`.
+pub fn check(checkpoint: &Checkpoint, name: &str, ty: &Ty) -> Result<()> {
     let found = match checkpoint.info(name) {
         Some(info) if info.shape == ty.shape => return Ok(()),
         Some(info) => format!("{name} of shape {:?}", info.shape),

@@ -8,6 +8,7 @@ pub mod gguf;
 pub mod load;
 mod mapped;
 pub mod safetensors;
+mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,6 +18,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 pub use self::safetensors::{Tensor, write_safetensors, write_safetensors_with};
+pub use self::shards::{Info, write_shards};
 use crate::dtype::DType;
 use crate::foreign;
 use crate::offload::Store;
