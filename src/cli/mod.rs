@@ -3,6 +3,7 @@
 
 mod advice;
 mod devices;
+mod export;
 mod generate;
 mod merge;
 mod plan;
@@ -32,6 +33,7 @@ enum Command {
     Train(train::Args),
     Generate(generate::Args),
     Merge(merge::Args),
+    Export(export::Args),
     Plan(plan::Args),
     Predict(predict::Args),
     Devices(devices::Args),
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Export(args) => export::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Devices(args) => devices::run(args),

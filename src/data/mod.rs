@@ -15,6 +15,7 @@ pub mod sizes;
 pub mod source;
 pub mod split;
 mod stream;
+mod to_gguf;
 pub mod tokenizer;
 pub(crate) mod values;
 mod vocabulary;

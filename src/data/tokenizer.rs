@@ -358,6 +358,7 @@ fn around(first: Option<u32>, last: Option<u32>, tokens: &[&str]) -> Value {
 
 /// A way to cut a text into words before merging (`tokenizer.ggml.pre`), as llama.cpp names them.
 struct Pre {
+    /// The first one is written.
     names: &'static [&'static str],
     /// Each digit is a word.
     digits: bool,
@@ -377,7 +378,7 @@ const TEKKEN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[
 
 const PRES: [Pre; 6] = [
     Pre {
-        names: &["default", "gpt-2", "gpt2", "olmo", "mpt"],
+        names: &["gpt-2", "default", "gpt2", "olmo", "mpt"],
         digits: false,
         words: None,
         compose: false,
@@ -393,7 +394,7 @@ const PRES: [Pre; 6] = [
         bos: false,
     },
     Pre {
-        names: &["llama3", "llama-v3", "llama-bpe", "falcon3"],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
         digits: false,
         words: Some(LLAMA3_WORDS),
         compose: false,
@@ -419,6 +420,42 @@ const PRES: [Pre; 6] = [
     Pre { names: &["tekken"], digits: false, words: Some(TEKKEN_WORDS), compose: false, whole_words: true, bos: true },
 ];
 
+impl Pre {
+    /// The pre-tokenizers of tokenizer.json.
+    fn words(&self) -> Vec<Value> {
+        let mut words = Vec::new();
+        if self.digits {
+            words.push(json!({"type": "Digits", "individual_digits": true}));
+        }
+        if let Some(regex) = self.words {
+            words.push(json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}));
+        }
+        words.push(json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": self.words.is_none(),
+        }));
+        words
+    }
+}
+
+/// GGUF's name for how a tokenizer.json of byte-level BPE cuts texts into words, if it has one.
+pub(super) fn words_name(json: &Value) -> Option<&'static str> {
+    let list = |value: &Value, key: &str| match value {
+        Value::Null => Vec::new(),
+        one => one[key].as_array().cloned().unwrap_or_else(|| vec![one.clone()]),
+    };
+    let mut words = list(&json["pre_tokenizer"], "pretokenizers");
+    // It says how places in the text are told, not what the words are.
+    words.iter_mut().filter(|w| w["type"] == "ByteLevel").for_each(|w| w["trim_offsets"] = true.into());
+    let composes = match &list(&json["normalizer"], "normalizers")[..] {
+        [] => false,
+        [only] if only["type"] == "NFC" => true,
+        _ => return None,
+    };
+    let whole = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
+    let same = |p: &&Pre| p.compose == composes && p.whole_words == whole && p.words() == words;
+    PRES.iter().find(same).map(|p| p.names[0])
+}
+
 /// Byte-level BPE with the file's merges.
 fn byte_level(gguf: &Gguf) -> Result<(Value, Defaults)> {
     let named = gguf.string("tokenizer.ggml.pre")?;
@@ -442,21 +479,11 @@ fn byte_level(gguf: &Gguf) -> Result<(Value, Defaults)> {
     });
     let merges = merges.collect::<Result<Vec<_>>>()?;
 
-    let mut words = Vec::new();
-    if pre.digits {
-        words.push(json!({"type": "Digits", "individual_digits": true}));
-    }
-    if let Some(regex) = pre.words {
-        words.push(json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}));
-    }
-    words.push(json!({
-        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": pre.words.is_none(),
-    }));
     let json = json!({
         "version": "1.0",
         "added_tokens": added_tokens(&tokens, &types, false),
         "normalizer": if pre.compose { json!({"type": "NFC"}) } else { Value::Null },
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": words},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre.words()},
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {"type": "BPE", "vocab": vocabulary(&tokens), "merges": merges, "ignore_merges": pre.whole_words},
     });

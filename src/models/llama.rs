@@ -191,7 +191,7 @@ const SLIDING: &str = "sliding_attention";
 
 /// The window of each layer. Mistral's holds in every layer, 4096 if the file says nothing; Qwen's only where
 /// `use_sliding_window` says so, and then in the layers that `layer_types` names, else in those from `max_window_layers` on.
-fn windows(config: &Value, kind: &str, layers: usize) -> Result<Vec<Option<usize>>> {
+pub fn windows(config: &Value, kind: &str, layers: usize) -> Result<Vec<Option<usize>>> {
     let qwen = matches!(kind, "qwen2" | "qwen3");
     let window = match config.get("sliding_window") {
         Some(Value::Null) => None,

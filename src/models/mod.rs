@@ -5,7 +5,7 @@ pub mod config;
 pub mod gpt2;
 mod keys;
 pub mod llama;
-mod rope;
+pub mod rope;
 pub mod t5;
 
 use serde_json::Value;

@@ -504,7 +504,7 @@ impl AdapterConfig {
     }
 
     /// Rank, alpha and scale of a module, whether LoRA adapts it or not.
-    pub(super) fn spec(&self, module: &str) -> Result<LoraSpec> {
+    pub fn spec(&self, module: &str) -> Result<LoraSpec> {
         let compiled = self.compiled()?;
         fn first<T: Copy>(patterns: &[Regex], values: &[(String, T)], module: &str, default: T) -> T {
             patterns.iter().zip(values).find(|(r, _)| matches(r, module)).map_or(default, |(_, (_, v))| *v)

@@ -6,6 +6,7 @@ pub mod checkpoint;
 mod course;
 pub mod data;
 pub mod evaluate;
+pub mod export;
 pub mod folder;
 pub mod identity;
 mod inference;

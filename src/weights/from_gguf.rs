@@ -1,4 +1,4 @@
-//! What llama.cpp's `convert_hf_to_gguf.py` did, undone: tensor names, the order of query and key
+//! What llama.cpp's `convert_hf_to_gguf.py` did, undone: tensor names (`gguf_names.rs`), the order of query and key
 //! rows, gemma's norms, and a config.json made from the metadata.
 
 use std::collections::BTreeMap;
@@ -6,81 +6,11 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::gguf::{self, Gguf};
+use super::gguf_names::{ARCHITECTURES, Architecture, ROPE_FREQUENCIES, heads_of, hugging_face_name};
 use super::{Entry, Fix, Place, Storage, TensorInfo};
 use crate::dtype::DType;
 use crate::quant::ggml::{self, GgmlType};
 use crate::{Error, Result};
-
-/// A GGUF architecture we know the conventions of.
-struct Architecture {
-    name: &'static str,
-    /// The Hugging Face class, less `ForCausalLM`.
-    class: &'static str,
-    activation: &'static str,
-    /// Query and key rows are interleaved, for llama.cpp's rotary embedding of adjacent pairs.
-    permuted: bool,
-    /// Norm weights have 1 added.
-    norm_plus_one: bool,
-}
-
-const ARCHITECTURES: [Architecture; 4] = [
-    Architecture { name: "llama", class: "Llama", activation: "silu", permuted: true, norm_plus_one: false },
-    Architecture { name: "qwen2", class: "Qwen2", activation: "silu", permuted: false, norm_plus_one: false },
-    Architecture { name: "qwen3", class: "Qwen3", activation: "silu", permuted: false, norm_plus_one: false },
-    Architecture {
-        name: "gemma",
-        class: "Gemma",
-        activation: "gelu_pytorch_tanh",
-        permuted: false,
-        norm_plus_one: true,
-    },
-];
-
-/// Names outside of the blocks, GGUF's and Hugging Face's.
-const NAMES: [(&str, &str); 3] =
-    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
-
-/// Names in `blk.N.` and in `model.layers.N.`.
-const BLOCK_NAMES: [(&str, &str); 11] = [
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-
-/// The table of llama3's rotary frequency factors; it is in the config for us, no weight.
-const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
-
-/// A GGUF tensor name as Hugging Face has it; unknown ones stay as they are.
-fn hugging_face_name(name: &str) -> String {
-    let Some((stem, kind @ ("weight" | "bias"))) = name.rsplit_once('.') else { return name.into() };
-    if let Some((_, to)) = NAMES.iter().find(|(from, _)| *from == stem) {
-        return format!("{to}.{kind}");
-    }
-    let block = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    let Some((layer, part)) = block else { return name.into() };
-    match BLOCK_NAMES.iter().find(|(from, _)| *from == part) {
-        Some((_, to)) => format!("model.layers.{layer}.{to}.{kind}"),
-        None => name.into(),
-    }
-}
-
-/// Where Hugging Face's row `r` of a permuted matrix of `rows` is. In each head of `d` rows,
-/// Hugging Face pairs row `i` with `i + d/2` for the rotary embedding and GGUF `2i` with `2i + 1`:
-/// row `j d/2 + i` is GGUF's row `2i + j`.
-pub(super) fn permuted_row(r: usize, rows: usize, heads: usize) -> usize {
-    let d = rows / heads;
-    let (head, within) = (r / d, r % d);
-    let (j, i) = (within / (d / 2), within % (d / 2));
-    head * d + 2 * i + j
-}
 
 /// The config and the tensors of a file.
 pub(super) fn read(gguf: &Gguf) -> Result<(Value, BTreeMap<String, Entry>)> {
@@ -167,11 +97,7 @@ impl Reader<'_> {
         if self.architecture.norm_plus_one && name.ends_with("norm.weight") {
             return Ok(Fix::PlusOne);
         }
-        let heads = match name.rsplit_once('.').map_or("", |(module, _)| module) {
-            module if module.ends_with(".q_proj") => heads,
-            module if module.ends_with(".k_proj") => kv_heads,
-            _ => return Ok(Fix::None),
-        };
+        let Some(heads) = heads_of(name, heads, kv_heads) else { return Ok(Fix::None) };
         if !self.architecture.permuted {
             return Ok(Fix::None);
         }
@@ -326,7 +252,7 @@ impl Reader<'_> {
 /// `_compute_llama3_parameters`): 1 for wavelengths below `length / high`, `factor` above
 /// `length / low`, and between them `1 / ((1 - s) / factor + s)` with
 /// `s = (length / wavelength - low) / (high - low)`.
-fn llama3_factor(frequency: f64, factor: f64, low: f64, high: f64, length: f64) -> f64 {
+pub fn llama3_factor(frequency: f64, factor: f64, low: f64, high: f64, length: f64) -> f64 {
     let wavelength = 2.0 * std::f64::consts::PI / frequency;
     if wavelength < length / high {
         1.0

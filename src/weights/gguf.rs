@@ -324,6 +324,32 @@ impl Gguf {
         self.metadata.get(key)
     }
 
+    /// All metadata, by key.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.metadata.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// A metadata value of this file as it is written: its kind and bytes. Numbers that 32 bits hold are written so, as llama.cpp expects of ids.
+    pub fn raw(&self, value: &Value) -> (u32, Vec<u8>) {
+        match value {
+            Value::Uint(n) => match u32::try_from(*n) {
+                Ok(n) => (4, n.to_le_bytes().to_vec()),
+                Err(_) => (10, n.to_le_bytes().to_vec()),
+            },
+            Value::Int(n) => match i32::try_from(*n) {
+                Ok(n) => (5, n.to_le_bytes().to_vec()),
+                Err(_) => (11, n.to_le_bytes().to_vec()),
+            },
+            Value::Float(x) => (6, (*x as f32).to_le_bytes().to_vec()),
+            Value::Bool(b) => (7, vec![u8::from(*b)]),
+            Value::String(text) => (STRING, [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()),
+            Value::Array(array) => {
+                let head = [&array.kind.to_le_bytes()[..], &(array.len as u64).to_le_bytes()[..]].concat();
+                (ARRAY, [&head, self.map.get(array.bytes.clone()).unwrap_or_default()].concat())
+            }
+        }
+    }
+
     /// A string; `None` if there is none under this key.
     pub fn string(&self, key: &str) -> Result<Option<&str>> {
         match self.get(key) {

@@ -3,8 +3,10 @@
 //! headers, and a row is decoded when it is asked for.
 
 mod bnb;
-mod from_gguf;
+pub mod from_gguf;
 pub mod gguf;
+pub mod gguf_names;
+pub mod gguf_write;
 pub mod load;
 mod mapped;
 pub mod safetensors;
@@ -348,10 +350,10 @@ impl Checkpoint {
                 match *fix {
                     // A bias is permuted by its elements.
                     Fix::Permuted { heads } if shape.len() == 1 => {
-                        decode_rows(ty, data, 1, 0..columns, |r| from_gguf::permuted_row(r, columns, heads), out);
+                        decode_rows(ty, data, 1, 0..columns, |r| gguf_names::permuted_row(r, columns, heads), out);
                     }
                     Fix::Permuted { heads } => {
-                        decode_rows(ty, data, columns, rows, |r| from_gguf::permuted_row(r, all, heads), out);
+                        decode_rows(ty, data, columns, rows, |r| gguf_names::permuted_row(r, all, heads), out);
                     }
                     Fix::None => decode_rows(ty, data, columns, rows, |r| r, out),
                     Fix::PlusOne => {
