@@ -3,11 +3,14 @@
 
 mod advice;
 mod devices;
+mod eval;
 mod export;
 mod generate;
+mod inspect;
 mod merge;
 mod plan;
 mod predict;
+mod quantize;
 mod quickstart;
 mod report;
 mod settings;
@@ -34,6 +37,9 @@ enum Command {
     Generate(generate::Args),
     Merge(merge::Args),
     Export(export::Args),
+    Quantize(quantize::Args),
+    Eval(eval::Args),
+    Inspect(inspect::Args),
     Plan(plan::Args),
     Predict(predict::Args),
     Devices(devices::Args),
@@ -76,6 +82,9 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Export(args) => export::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Devices(args) => devices::run(args),

@@ -130,8 +130,8 @@ pub fn bytes(run: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|about| about.len()).sum()
 }
 
-/// Checkpoints by falling step.
-fn list(run: &Path) -> Vec<(u64, PathBuf)> {
+/// Checkpoints of a run by falling step.
+pub fn list(run: &Path) -> Vec<(u64, PathBuf)> {
     let entries = std::fs::read_dir(run.join(FOLDER)).into_iter().flatten().flatten();
     let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix(NAME)?.parse().ok();
     let mut all: Vec<(u64, PathBuf)> = entries.filter_map(|e| Some((step(&e.path())?, e.path()))).collect();
@@ -139,8 +139,13 @@ fn list(run: &Path) -> Vec<(u64, PathBuf)> {
     all
 }
 
-/// Checks every byte.
-fn open(path: &Path) -> Result<About> {
+/// Whether a folder is a checkpoint's.
+pub fn is_folder(path: &Path) -> bool {
+    path.join(ABOUT_FILE).is_file() || path.join(STATE_FILE).is_file()
+}
+
+/// What a checkpoint holds besides tensors; checks every byte.
+pub fn open(path: &Path) -> Result<About> {
     let file = path.join(SUMS_FILE);
     let found = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
     if found != sums(path)? {

@@ -1,0 +1,44 @@
+//! How well a model does on rows: what `trimtab eval` does.
+
+use std::path::PathBuf;
+
+use super::evaluate::{self, Evaluated};
+use super::inference;
+use super::job::Job;
+use crate::config::RunConfig;
+use crate::error::Result;
+use crate::session::Options;
+use crate::system::Instant;
+
+/// What was found of a model, with its adapter or without.
+#[derive(Clone, Debug)]
+pub struct Scored {
+    /// The adapter.
+    pub adapter: Option<PathBuf>,
+    /// The task.
+    pub task: &'static str,
+    /// Rows of the data, and how many were cut to the longest length.
+    pub rows: (usize, usize),
+    /// Loss and metrics.
+    pub found: Evaluated,
+    /// Seconds that it took, loading not counted.
+    pub seconds: f64,
+    /// What there is to say of the model and its data.
+    pub notes: Vec<String>,
+}
+
+/// Evaluates the model of the settings, with their adapter if there is one, on their data. Of the settings, those about the model,
+/// the adapter, the task, lengths, storage, memory and device count.
+pub fn score(config: &RunConfig) -> Result<Scored> {
+    let data = config.need("data")?;
+    let job = Job::open(config, config.adapter.is_some(), Some(data))?;
+    let rows = job.rows(config, data, false)?;
+    let wanted = |options| Options { evaluate: true, ..options };
+    let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, wanted)?;
+    notes.extend(rows.note.clone());
+    let start = Instant::now();
+    let found = evaluate::evaluate(&mut session, &job, &rows, config.batch_size)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let rows = (rows.rows.len(), rows.cut);
+    Ok(Scored { adapter: config.adapter.clone(), task: job.task.def().name, rows, found, seconds, notes })
+}
