@@ -10,6 +10,22 @@ pub use std::time::Instant;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 pub use web_time::Instant;
 
+/// The time by the clock of this place: seconds since the beginning of 1970, and the microseconds of the second. Where the
+/// place is not known, as in a browser, it is Greenwich.
+pub fn local_time() -> (i64, u32) {
+    #[cfg(not(target_family = "wasm"))]
+    {
+        let now = chrono::Local::now();
+        (now.naive_local().and_utc().timestamp(), now.timestamp_subsec_micros())
+    }
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH);
+    #[cfg(all(target_family = "wasm", not(target_os = "unknown")))]
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    #[cfg(target_family = "wasm")]
+    since.map_or((0, 0), |since| (since.as_secs() as i64, since.subsec_micros()))
+}
+
 /// The number of this process; 0 where there are none.
 pub fn process_id() -> u32 {
     if cfg!(target_family = "wasm") { 0 } else { std::process::id() }

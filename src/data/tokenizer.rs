@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::added;
+use super::chat::{SPECIAL, Templates};
 use super::guard::guarded;
 pub use super::stream::DecodeStream;
 use super::vocabulary::{self, Settings, token_text};
@@ -23,7 +24,9 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     pad: Option<u32>,
     mask: Option<u32>,
-    chat_template: Option<String>,
+    templates: Templates,
+    /// The special tokens by the names that templates call them (`bos_token`).
+    special: Vec<(String, String)>,
     warning: Option<String>,
 }
 
@@ -80,13 +83,17 @@ impl Tokenizer {
         };
         // Old folders of encoders leave it to the class what these are called.
         let usual = |names: [&str; 2]| names.iter().find_map(|name| inner.token_to_id(name));
-        let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+        let named_special = |key: &str| {
+            let token = [settings.get(key), named[1].get(key)].into_iter().flatten().find_map(token_text)?;
+            Some((key.to_owned(), token.to_owned()))
+        };
         Ok(Tokenizer {
             bos: find("bos").first().copied(),
             eos: find("eos"),
             pad: find("pad").first().copied().or_else(|| usual(["[PAD]", "<pad>"])),
             mask: find("mask").first().copied().or_else(|| usual(["[MASK]", "<mask>"])),
-            chat_template: template.or_else(|| named[0].get("chat_template")?.as_str().map(String::from)),
+            special: SPECIAL.into_iter().filter_map(named_special).collect(),
+            templates: Templates::from_folder(folder, &named[0])?,
             warning: None,
             inner,
         })
@@ -126,13 +133,26 @@ impl Tokenizer {
 
         let mut json = json;
         json["post_processor"] = around(first, last, &tokens);
+        let mut named = Vec::new();
+        for key in SPECIAL {
+            // What GGUF calls them, where that is not the same.
+            let kind = key.strip_suffix("_token").map(|kind| match kind {
+                "unk" => "unknown",
+                "sep" => "separator",
+                "pad" => "padding",
+                other => other,
+            });
+            let id = kind.map(special).transpose()?.flatten();
+            named.extend(id.map(|id| (key.to_owned(), tokens[id as usize].to_owned())));
+        }
         Ok(Tokenizer {
             inner: load(gguf.path(), json.to_string().as_bytes())?,
             bos,
             eos,
             pad: special("padding")?,
             mask: special("mask")?,
-            chat_template: gguf.string("tokenizer.chat_template")?.map(String::from),
+            special: named,
+            templates: Templates::from_gguf(gguf)?,
             warning: defaults.guessed.then(|| {
                 format!(
                     "{} has no tokenizer.ggml.pre, so texts are cut into words as GPT-2 does: if the model is another's, \
@@ -200,7 +220,17 @@ impl Tokenizer {
 
     /// The Jinja template of a chat, if the model has one.
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+        self.templates.source(false)
+    }
+
+    /// The templates of chats that the model has.
+    pub fn templates(&self) -> &Templates {
+        &self.templates
+    }
+
+    /// The special tokens by the names that templates of chats call them: `bos_token` and the like.
+    pub fn special_tokens(&self) -> &[(String, String)] {
+        &self.special
     }
 
     /// What a user should know of the tokenizer.
@@ -235,8 +265,8 @@ impl Tokenizer {
                 config[key] = token.into();
             }
         }
-        if let Some(template) = self.chat_template() {
-            config["chat_template"] = template.into();
+        if let Some(templates) = self.templates.to_json() {
+            config["chat_template"] = templates;
         }
         let path = folder.join("tokenizer_config.json");
         durable::write(&path, format!("{config:#}\n").as_bytes())?;

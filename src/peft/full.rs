@@ -13,7 +13,7 @@ use crate::nn::{Hooks, WeightRef};
 use crate::weights::write_shards;
 
 /// The base model's files that go along as they are: those of its tokenizer, and how it generates.
-pub const KEPT: [&str; 13] = [
+pub const KEPT: [&str; 14] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,6 +26,7 @@ pub const KEPT: [&str; 13] = [
     "sentencepiece.bpe.model",
     "tekken.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 ];
 
