@@ -27,7 +27,7 @@ mod value;
 pub use others::meaning;
 pub use value::{
     AdapterKind, Bytes, Columns, Device, Dtype, Format, Init, Method, Optimizer, PromptInit, Quantize, Recompute,
-    SaveDtype, Schedule, Setting, Sources, Task, TooLong,
+    SaveDtype, Schedule, Setting, Sources, Task, TooLong, TrainOn,
 };
 
 /// Where a value came from.
@@ -178,6 +178,10 @@ settings! {
         task: Option<Task> = "TASK", { None } as "the adapter's, else what the model's class is for";
         #[doc = "Columns of the data that a task calls by another name, divided by commas: text=review,label=stars"]
         columns: Option<Columns> = "NAME=COLUMN", { None };
+        #[doc = "Template that makes texts of chats: chatml, or a file in Jinja"]
+        chat_template: Option<String> = "chatml|FILE", { None } as "the model's own";
+        #[doc = "What of chats and prompts is trained: the assistant's turns and completions, or all"]
+        train_on: TrainOn = "WHAT", { TrainOn::Assistant };
         #[doc = "Data to evaluate on when training is done"]
         eval_data: Option<Sources> = "FILE", { None };
         #[doc = "Hold out this share of the rows, by a hash of what is in them, and evaluate on it; excludes --eval-data"]

@@ -201,7 +201,7 @@ impl Inputs {
         self.write("python.jsonl", "{'text': 'It was the best of times.'}\n");
         self.write("commas.jsonl", "{\"text\": \"a\"},\n{\"text\": \"b\"}\n");
         self.write("prose.jsonl", "It was the best of times, it was the worst of times.\n");
-        self.write("fields.jsonl", "{\"instruction\": \"Add 1 and 1.\", \"output\": \"2\"}\n");
+        self.write("fields.jsonl", "{\"question\": \"1 and 1?\", \"reply\": \"2\"}\n");
         self.write("chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}\n");
         self.write("wrapped.json", "{\"version\": 1, \"data\": [{\"text\": \"a\"}]}\n");
         self.write("nan.jsonl", "{\"text\": \"a\", \"score\": NaN}\n{\"text\": NaN, \"score\": 1}\n");

@@ -37,6 +37,7 @@ fn texts_become_transformers_features() {
         let codec = Codec {
             encode: &encode,
             tokenizer: Some(tokenizer),
+            chats: None,
             bos: None,
             eos: None,
             vocab: facts.vocab,

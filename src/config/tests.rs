@@ -147,6 +147,8 @@ fn the_saved_file_repeats_the_run() {
         ("format", "csv"),
         ("split", "0.05"),
         ("too_long", "drop"),
+        ("chat_template", "chatml"),
+        ("train_on", "all"),
         ("max_target_len", "50"),
         ("doc_stride", "11"),
         ("mask_share", "0.2"),

@@ -413,6 +413,13 @@ words! {
         /// Everything but the inputs of a block.
         All = "all"
     }
+    #[doc = "What of conversations and prompts is trained."]
+    TrainOn {
+        /// The assistant's turns, and completions.
+        Assistant = "assistant",
+        /// Every token.
+        All = "all"
+    }
     #[doc = "Where the base weights come from."]
     Init {
         /// The model's files.

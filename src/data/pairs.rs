@@ -190,6 +190,14 @@ impl Tokenizer {
         encoded.cut(max_len)
     }
 
+    /// The ids of a text without special tokens around it, and the bytes of the text that each has.
+    pub fn encode_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = guarded(|| self.inner.encode_char_offsets(text, false)).map_err(|e| failed("encoded", &e))?;
+        let characters = Characters::new(text);
+        let places = encoding.get_offsets().iter().map(|&(start, end)| characters.bytes(start..end));
+        Ok(encoding.get_ids().iter().copied().zip(places).collect())
+    }
+
     fn encode_whole(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
         let encoding = guarded(|| match pair {
             Some(pair) => self.inner.encode_char_offsets((text, pair), true),

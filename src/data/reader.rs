@@ -269,6 +269,7 @@ mod tests {
         Codec {
             encode: &bytes,
             tokenizer: Some(&BYTES),
+            chats: None,
             bos,
             eos,
             vocab: 258,

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::chat::Chats;
 use super::tokenizer::Tokenizer;
 use super::values::{of_cell, shown};
 use super::{ATTENTION_MASK, INPUT_IDS};
@@ -70,7 +71,7 @@ impl Row<'_> {
     pub fn unlike(&self, rows: &str) -> Error {
         const CHATS: [&str; 2] = ["messages", "conversations"];
         let expected = match CHATS.iter().any(|name| self.has(name)) {
-            true => format!("{rows}; a chat is to be written out as a text (apply_chat_template of transformers)"),
+            true => format!("{rows}; chats are for task causal-lm"),
             false => format!("{rows}; --columns NAME=COLUMN renames"),
         };
         self.wrong(format!("the fields {}", self.names()), expected)
@@ -173,6 +174,8 @@ pub struct Codec<'a> {
     pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>>,
     /// The whole tokenizer, where there is one: pairs of texts, words, special tokens.
     pub tokenizer: Option<&'a Tokenizer>,
+    /// What makes texts of conversations, where there is one.
+    pub chats: Option<&'a Chats>,
     /// Begins every document; none if the model was not trained with one.
     pub bos: Option<u32>,
     /// Ends every document.
@@ -206,6 +209,11 @@ impl<'a> Codec<'a> {
     /// The tokenizer.
     pub fn tokenizer(&self, row: &Row) -> Result<&'a Tokenizer> {
         self.tokenizer.ok_or_else(|| row.wrong("text among tokenized examples", "input_ids in every line"))
+    }
+
+    /// What makes texts of conversations.
+    pub fn chats(&self, row: &Row) -> Result<&'a Chats> {
+        self.chats.ok_or_else(|| row.wrong("a chat among tokenized examples", "input_ids in every line"))
     }
 
     /// A token id of the vocabulary.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::base::Base;
-use crate::config::{Init, RunConfig};
+use crate::config::{Init, RunConfig, TrainOn};
+use crate::data::chat::Chats;
 use crate::data::reader::TooLong;
 use crate::data::row::{Codec, Row};
 use crate::data::source::Data;
@@ -85,9 +86,11 @@ impl Job {
                 None => Err(Error::config("data", "text among tokenized examples", "input_ids in every line")),
             }
         };
+        let chats = tokenizer.as_ref().map(|tokenizer| chats(config, tokenizer)).transpose()?;
         f(&Codec {
             encode: &encode,
             tokenizer: tokenizer.as_ref(),
+            chats: chats.as_ref(),
             bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
             eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
             vocab: self.facts.vocab,
@@ -262,6 +265,12 @@ impl Rows {
         let Read { path, line, fields, cells, .. } = &self.rows[i];
         Row { path, line: *line, fields: fields.clone(), cells: *cells }
     }
+}
+
+/// What makes texts of conversations, by the settings.
+pub fn chats(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Chats> {
+    let all = config.train_on == TrainOn::All;
+    Chats::new(tokenizer.templates(), config.chat_template.as_deref(), tokenizer.special_tokens(), all)
 }
 
 /// The task that is asked for, else the adapter's, else the one that the model's class is for.

@@ -1,12 +1,15 @@
 //! Causal language modelling: each token predicts the next one of its sequence.
 //!
 //! `loss = Σ_t −ln softmax(h_t Wᵀ)[label_{t+1}] / units`, over the t whose label is not −100. Rows: `{"text"}` (every
-//! token is trained), `{"prompt", "completion"}` (the completion and its end; both are one text), or
-//! `{"input_ids", "labels"}` (not shifted; `attention_mask` tells padding, which is left out).
+//! token is trained), `{"prompt", "completion"}` (the completion and its end; both are one text), `{"messages"}` and other
+//! conversations (the assistant's turns; see [`crate::data::chat`]), or `{"input_ids", "labels"}` (not shifted;
+//! `attention_mask` tells padding, which is left out).
 
 use std::sync::Arc;
 
 use super::{Made, Outcome, Shape, Task, TaskDef, one_stream, vocabulary_loss};
+use crate::data::chat::rows::conversation;
+use crate::data::chat::{self, Chats};
 use crate::data::row::{Codec, Row};
 use crate::data::{Example, INPUT_IDS, LABELS};
 use crate::error::{Error, Result};
@@ -57,8 +60,10 @@ fn shifted(item: &Item) -> Vec<i32> {
     all.chain([IGNORE]).collect()
 }
 
-/// The rows of text and prompts.
-const ROWS: &str = "exactly one of: text; prompt and completion; input_ids (with or without labels)";
+/// The rows that are read.
+fn rows() -> String {
+    format!("exactly one of: text; prompt and completion; {}; input_ids (with or without labels)", chat::rows::ROWS)
+}
 
 impl Task for CausalLm {
     fn def(&self) -> &'static TaskDef {
@@ -75,28 +80,9 @@ impl Task for CausalLm {
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
         let attended = row.attended(&[LABELS])?;
         let row = attended.as_ref().unwrap_or(row);
-        let has = |name: &str| row.has(name);
-        let (mut ids, mut labels) = match ["text", "prompt", "completion", "input_ids"].map(has) {
-            [true, false, false, false] => {
-                let mut ids = codec.document(row, &row.need::<String>("text")?)?;
-                codec.end(&mut ids);
-                (ids.clone(), ids)
-            }
-            [false, true, true, false] => {
-                // The text is one: a tokenizer has a space before each text, or one token for the end of the prompt
-                // and what follows. A token with letters of both is learnt.
-                let (prompt, completion): (String, String) = (row.need("prompt")?, row.need("completion")?);
-                let alone = codec.document(row, &prompt)?;
-                let mut ids = codec.document(row, &(prompt + &completion))?;
-                let masked = alone.iter().zip(&ids).take_while(|(a, b)| a == b).count();
-                let mut answer = ids.split_off(masked);
-                codec.end(&mut answer);
-                ids.extend(&answer);
-                let labels = std::iter::repeat_n(IGNORE, masked).chain(answer).collect();
-                (ids, labels)
-            }
-            [false, false, false, true] => token_labels(row, codec)?,
-            _ => return Err(row.unlike(ROWS)),
+        let (mut ids, mut labels) = match conversation(row)? {
+            Some(conversation) => codec.chats(row)?.tokens(row, &conversation, codec)?,
+            None => plain(row, codec)?,
         };
         let cut = ids.len() > codec.max_len;
         ids.truncate(codec.max_len);
@@ -111,6 +97,36 @@ impl Task for CausalLm {
         let hidden = model.hidden(nn)?;
         let head = model.lm_head(nn, hidden)?;
         Ok(Outcome { loss: vocabulary_loss(nn, head, labels, inv)?, output: None })
+    }
+}
+
+/// Tokens and labels of a row that is no conversation.
+fn plain(row: &Row, codec: &Codec) -> Result<(Vec<i32>, Vec<i32>)> {
+    let has = |name: &str| row.has(name);
+    match ["text", "prompt", "completion", "input_ids"].map(has) {
+        [true, false, false, false] => {
+            let mut ids = codec.document(row, &row.need::<String>("text")?)?;
+            codec.end(&mut ids);
+            Ok((ids.clone(), ids))
+        }
+        [false, true, true, false] => {
+            // The text is one: a tokenizer has a space before each text, or one token for the end of the prompt
+            // and what follows. A token with letters of both is learnt.
+            let (prompt, completion): (String, String) = (row.need("prompt")?, row.need("completion")?);
+            let alone = codec.document(row, &prompt)?;
+            let mut ids = codec.document(row, &(prompt + &completion))?;
+            let masked = alone.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+            let mut answer = ids.split_off(masked);
+            codec.end(&mut answer);
+            ids.extend(&answer);
+            if codec.chats.is_some_and(Chats::trains_all) {
+                return Ok((ids.clone(), ids));
+            }
+            let labels = std::iter::repeat_n(IGNORE, masked).chain(answer).collect();
+            Ok((ids, labels))
+        }
+        [false, false, false, true] => token_labels(row, codec),
+        _ => Err(row.unlike(&rows())),
     }
 }
 

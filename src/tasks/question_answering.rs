@@ -373,6 +373,7 @@ mod tests {
         let codec = Codec {
             encode: &encode,
             tokenizer: None,
+            chats: None,
             bos: None,
             eos: None,
             vocab: 9,

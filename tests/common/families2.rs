@@ -104,6 +104,7 @@ fn codec(vocab: usize) -> Codec<'static> {
     Codec {
         encode: &none,
         tokenizer: None,
+        chats: None,
         bos: None,
         eos: None,
         vocab,

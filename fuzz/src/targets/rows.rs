@@ -66,6 +66,7 @@ pub fn run(input: &[u8], folder: &Path) {
     let codec = Codec {
         encode: &encode,
         tokenizer: Some(&ready.tokenizer),
+        chats: None,
         bos: Some(2),
         eos: Some(3),
         vocab: 14,

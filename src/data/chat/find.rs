@@ -31,6 +31,11 @@ pub struct Templates {
 }
 
 impl Templates {
+    /// One template for all conversations.
+    pub fn of(path: &Path, source: &str) -> Templates {
+        Templates { path: path.into(), named: vec![(DEFAULT.to_owned(), source.to_owned())] }
+    }
+
     /// Those of a folder, of which `config` is tokenizer_config.json. Files of their own come first, as in transformers.
     pub(in crate::data) fn from_folder(folder: &Path, config: &Value) -> Result<Templates> {
         let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| Error::io(path, e));

@@ -1,0 +1,120 @@
+//! Conversations of rows as tokens and labels.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use super::find::Templates;
+use super::rows::Conversation;
+use super::spans::{self, Span, Trained};
+use super::template::{Refused, Template};
+use crate::data::IGNORE;
+use crate::data::row::{Codec, Row};
+use crate::error::{Error, Result};
+use crate::paths;
+
+/// The template of ChatML, which many models without one of their own are given.
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}\
+    {% if message['content'] is string %}{{ message['content'] }}{% else %}\
+    {% for part in message['content'] or [] %}{{ part['text'] }}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+/// What asks for it.
+pub const CHATML_NAME: &str = "chatml";
+
+/// What makes tokens of conversations.
+pub struct Chats {
+    templates: Templates,
+    special: Vec<(String, String)>,
+    /// The template does not say how a text begins: the tokenizer does.
+    begins: bool,
+    /// Every token is trained, not the assistant's turns alone.
+    all: bool,
+    /// With tools and without.
+    compiled: [OnceLock<Template>; 2],
+}
+
+impl Chats {
+    /// With the model's templates, or the one that is asked for: `chatml`, or the path of one. `special` are the
+    /// tokenizer's special tokens by their names; with `all`, more than the assistant's turns is trained.
+    pub fn new(model: &Templates, asked: Option<&str>, special: &[(String, String)], all: bool) -> Result<Chats> {
+        let (templates, begins) = match asked {
+            None => (model.clone(), false),
+            Some(CHATML_NAME) => (Templates::of(Path::new(CHATML_NAME), CHATML), true),
+            Some(path) => {
+                let path = Path::new(path);
+                paths::need(path, "a chat template in Jinja, or chatml", false)?;
+                let source = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                (Templates::of(path, &source), false)
+            }
+        };
+        Ok(Chats { templates, special: special.to_vec(), begins, all, compiled: Default::default() })
+    }
+
+    /// The template for conversations with tools or without.
+    pub fn template(&self, tools: bool) -> Result<&Template> {
+        let cell = &self.compiled[usize::from(tools)];
+        if let Some(template) = cell.get() {
+            return Ok(template);
+        }
+        let template = self.templates.compile(tools, &self.special)?;
+        Ok(cell.get_or_init(|| template))
+    }
+
+    /// Whether every token is trained, prompts too.
+    pub fn trains_all(&self) -> bool {
+        self.all
+    }
+
+    /// Whether the tokenizer's own beginning comes before a conversation's text.
+    pub fn begins(&self) -> bool {
+        self.begins
+    }
+
+    /// A conversation as text, with the bytes that are trained.
+    pub fn render(&self, row: &Row, conversation: &Conversation) -> Result<Trained> {
+        let template = self.template(conversation.tools.is_some())?;
+        let rendered = match self.all {
+            true => template.render(&conversation.chat(conversation.messages.len()), false).map(|text| {
+                let whole = Span { place: 0..text.len(), ends: true };
+                Trained { text, spans: vec![whole] }
+            }),
+            false => spans::trained(template, conversation),
+        };
+        rendered.map_err(|refused| {
+            let expected = match &refused {
+                Refused::Raised(_) => {
+                    "a chat that the model's template takes; --chat-template FILE takes another template"
+                }
+                Refused::Failed(_) => {
+                    "a template with generation marks (--chat-template FILE), other messages, or --train-on all"
+                }
+            };
+            row.wrong(refused.to_string(), expected)
+        })
+    }
+
+    /// A conversation's tokens, and their labels. The text is split into tokens as one; a token that has a part of what is
+    /// trained is trained.
+    pub fn tokens(&self, row: &Row, conversation: &Conversation, codec: &Codec) -> Result<(Vec<i32>, Vec<i32>)> {
+        let rendered = self.render(row, conversation)?;
+        let encoded = codec.tokenizer(row)?.encode_places(&rendered.text)?;
+        let mut ids: Vec<i32> = encoded.iter().map(|&(id, _)| codec.token(row, id.into())).collect::<Result<_>>()?;
+        let mut labels = vec![IGNORE; ids.len()];
+        let places: Vec<Range<usize>> = encoded.into_iter().map(|(_, place)| place).collect();
+        for Span { place: span, ends } in &rendered.spans {
+            let within = |place: &Range<usize>| {
+                place.start < span.end && span.start < place.end && (*ends || place.end <= span.end)
+            };
+            let first = places.iter().position(within);
+            let last = places.iter().rposition(within);
+            if let (Some(first), Some(last)) = (first, last) {
+                labels[first..=last].copy_from_slice(&ids[first..=last]);
+            }
+        }
+        if let Some(first) = codec.bos.map(|id| id as i32).filter(|first| self.begins && ids.first() != Some(first)) {
+            ids.insert(0, first);
+            labels.insert(0, if self.all { first } else { IGNORE });
+        }
+        Ok((ids, labels))
+    }
+}
