@@ -44,7 +44,7 @@ cargo fmt --check
 cargo clippy --workspace --all-targets -- -D warnings
 # The library without optional features, with each alone, and for browsers. The last is built, not checked: what
 # overflows in 32 bits shows only then.
-for features in "" cli cuda mmap parquet wgpu; do
+for features in "" cli cuda hub mmap parquet wgpu; do
     cargo clippy --no-default-features --features "$features" -- -D warnings
 done
 if [[ $(rustup target list --installed 2>/dev/null) == *wasm32-unknown-unknown* ]]; then

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::hub;
 use crate::models::{self, Facts, Model};
 use crate::nn::Role;
 use crate::weights::{Checkpoint, Storage};
@@ -24,9 +25,10 @@ pub struct Base {
 }
 
 impl Base {
-    /// A Hugging Face folder or a GGUF file. It is mapped; nothing is read yet, unless the file has a head beside the
-    /// embedding that its config ties it to.
+    /// A Hugging Face folder, a GGUF file, or a name on the hub, which is fetched if it is not there yet. It is mapped;
+    /// nothing is read yet, unless the file has a head beside the embedding that its config ties it to.
     pub fn open(path: impl AsRef<Path>) -> Result<Base> {
+        let path = hub::local(path.as_ref(), hub::Kind::Model)?;
         let checkpoint = Checkpoint::open(&path)?;
         let mut config = checkpoint.config().clone();
         let mut notes = models::notes(&config);
@@ -34,15 +36,15 @@ impl Base {
         let facts = models::read(&config, 1).map_or(Facts::default(), |model| model.facts().clone());
         let checkpoint = checkpoint.under(facts.prefix);
         notes.extend(settle_tie(&checkpoint, &facts, &mut config)?);
-        Ok(Base { path: path.as_ref().into(), config, checkpoint: Some(checkpoint), notes })
+        Ok(Base { path, config, checkpoint: Some(checkpoint), notes })
     }
 
     /// The model of a folder's config.json with random weights.
     pub fn random(path: impl AsRef<Path>) -> Result<Base> {
-        let path = path.as_ref();
-        let config = crate::weights::read_config(path)?;
+        let path = hub::local(path.as_ref(), hub::Kind::Model)?;
+        let config = crate::weights::read_config(&path)?;
         let notes = models::notes(&config);
-        Ok(Base { path: path.into(), config, checkpoint: None, notes })
+        Ok(Base { path, config, checkpoint: None, notes })
     }
 
     /// The tokenizer that came with the model.

@@ -11,6 +11,7 @@ use toml::Value;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::memory::Toggle;
 use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
@@ -168,8 +169,8 @@ macro_rules! settings {
 
 settings! {
     "Model and data" {
-        #[doc = "Base model: a Hugging Face folder or a GGUF file"]
-        model: Option<PathBuf> = "DIR|FILE.gguf", { None };
+        #[doc = "Base model: a Hugging Face folder, a GGUF file, or a name on the hub (ORG/NAME, ORG/NAME/FILE.gguf)"]
+        model: Option<PathBuf> = "DIR|FILE.gguf|ORG/NAME", { None };
         #[doc = "Rows to learn from, of JSON, CSV or Parquet: text, prompt and completion, or input_ids; or plain text"]
         data: Option<Sources> = "FILE[:WEIGHT]", { None };
         #[doc = "What the files of data are: jsonl, json, csv, tsv, parquet or text"]
@@ -249,7 +250,7 @@ settings! {
         non_linearity: String = "NAME",
             { |c| if c.adapter_kind == AdapterKind::Houlsby { "swish".into() } else { "relu".into() } }
             as "relu, for houlsby swish", if |v| activation_named(v).is_some() => ACTIVATIONS;
-        #[doc = "Adapter to start from; its adapter_config.json sets the method"]
+        #[doc = "Adapter to start from, a folder or a name on the hub; its adapter_config.json sets the method"]
         adapter: Option<PathBuf> = "DIR", { None };
     }
     "Length" {
@@ -464,7 +465,9 @@ impl RunConfig {
                 (field.set_default)(&mut config);
             }
         }
-        if let Some(dir) = config.adapter.clone() {
+        if let Some(named) = config.adapter.clone() {
+            let dir = hub::local(&named, hub::Kind::Adapter)?;
+            config.adapter = Some(dir.clone());
             config.follow_method(&dir)?;
             if config.method == Method::Lora {
                 config.follow(&dir, &files::read_config(&dir)?)?;

@@ -99,6 +99,7 @@ pub mod exec;
 mod foreign;
 pub mod generate;
 pub mod graph;
+pub mod hub;
 pub mod memory;
 pub mod models;
 mod nearest;

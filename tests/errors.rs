@@ -57,8 +57,10 @@ impl Case {
     }
 
     fn run(&self, folder: &Path) -> Case {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_trimtab")).args(words(&self.command)).current_dir(folder).output();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+        let command = command.args(words(&self.command)).current_dir(folder);
+        let command = command.env("HF_HOME", folder.join("hub")).env("HF_HUB_OFFLINE", "1").env_remove("HF_HUB_CACHE");
+        let output = command.output();
         let output = output.unwrap();
         let told = String::from_utf8(output.stderr).unwrap().trim_end().to_owned();
         let told = if cfg!(windows) { told.replace('\\', "/") } else { told };

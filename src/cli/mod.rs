@@ -5,6 +5,7 @@ mod advice;
 mod devices;
 mod eval;
 mod export;
+mod fetching;
 mod generate;
 mod inspect;
 mod merge;
@@ -76,6 +77,7 @@ type Outcome = Result<(), Stop>;
 
 pub fn main() -> ExitCode {
     // Clap reports its own errors on standard error and exits with 2.
+    trimtab::hub::listen(fetching::show);
     let cli = Cli::try_parse().unwrap_or_else(|error| advice::advised(error, &Cli::command()).exit());
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
