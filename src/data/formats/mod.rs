@@ -76,7 +76,8 @@ struct Start<'a> {
 pub(super) struct Input<'a> {
     /// What messages call it.
     pub name: &'a Path,
-    /// Where it is.
+    /// Where it is: Parquet is not read from its beginning.
+    #[cfg_attr(not(feature = "parquet"), allow(dead_code))]
     pub path: &'a Path,
     /// What it holds, unpacked and after a byte order mark.
     pub bytes: Box<dyn BufRead>,
