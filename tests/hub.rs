@@ -263,7 +263,8 @@ fn transfers_that_break_off_go_on() {
     let ranges: Vec<String> = server
         .asked()
         .iter()
-        .filter_map(|line| line.starts_with("storage ").then(|| line.split(' ').nth(3).unwrap().to_owned()))
+        .filter(|line| line.starts_with("storage "))
+        .map(|line| line.split(' ').nth(3).unwrap().to_owned())
         .collect();
     let (half, n) = (whole.len() / 2, whole.len());
     let quarters = half + (n - half) / 2;

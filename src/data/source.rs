@@ -236,7 +236,7 @@ fn matching(pattern: &str) -> Result<Vec<PathBuf>> {
     let all = glob::glob(pattern).map_err(|e| wrong(format!("{pattern} ({e})")))?;
     let mut files = Vec::new();
     for path in all {
-        let path = path.map_err(|e| Error::io(e.path().to_path_buf(), io::Error::from(e.error().kind())))?;
+        let path = path.map_err(|e| Error::io(e.path(), io::Error::from(e.error().kind())))?;
         if path.is_file() {
             files.push(path);
         }

@@ -34,7 +34,7 @@ const ADAPTER: [&str; 7] = [
 ];
 
 /// The files to fetch of those that a repository has; an error says what it has instead.
-pub fn needed<'a>(files: &'a [String], kind: Kind) -> Result<Vec<&'a str>, String> {
+pub fn needed(files: &[String], kind: Kind) -> Result<Vec<&str>, String> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let wanted: &[&str] = match kind {
         Kind::Model => &MODEL,

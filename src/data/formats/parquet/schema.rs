@@ -13,10 +13,7 @@ const STRUCT: u8 = 12;
 pub(super) fn wrong(footer: &[u8]) -> Option<&'static str> {
     match children(footer) {
         None => Some("metadata that cannot be read"),
-        Some(children) => match fits(&children) {
-            Ok(()) => None,
-            Err(found) => Some(found),
-        },
+        Some(children) => fits(&children).err(),
     }
 }
 
