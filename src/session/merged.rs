@@ -69,7 +69,9 @@ impl Merged {
         for (weight, shape) in weights {
             let Source::Base { tensor, role, held, transposed, fresh } = &weight.source else { continue };
             let key = [Some(&weight.name), held.as_ref()].into_iter().flatten().find(|key| adapter.contains_key(*key));
+            // Biases of adapted layers are those of the layer inside PEFT's.
             let name = if weight.trainable { files::tensor(&weight.name) } else { &weight.name };
+            let name = &name.replace(".base_layer.", ".");
             if name != tensor {
                 // A head that the method parted from the embedding.
                 models::set_tied(&mut config, false);
