@@ -11,6 +11,7 @@ use trimtab::Result;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::chat::{Chat, Refused, Template};
 use trimtab::data::tokenizer::Tokenizer;
+use trimtab::run::data;
 use trimtab::run::folder::Start;
 use trimtab::run::job::Job;
 use trimtab::run::metrics::Event;
@@ -192,8 +193,8 @@ fn settings(more: &[(&str, &str)]) -> RunConfig {
 
 /// Ids and labels of every row.
 fn examples(config: &RunConfig) -> Result<Vec<(Vec<i32>, Vec<i32>)>> {
-    let data = config.data.as_deref().unwrap();
-    let (data, _) = Job::open(config, false, Some(data))?.examples(config, data)?;
+    let data = data::open(config, config.need_data()?)?;
+    let (data, _) = Job::open(config, false, Some(&data))?.examples(config, &data)?;
     let example = |i| data.example(i);
     Ok((0..data.len()).map(example).map(|e| (e.ints("input_ids").to_vec(), e.ints("labels").to_vec())).collect())
 }

@@ -10,11 +10,15 @@ use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too; adapters are several.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 22] = [
     "model",
     "task",
     "data",
+    "format",
     "columns",
+    "too_long",
+    "chat_template",
+    "train_on",
     "quantize",
     "double_quant",
     "batch_size",
@@ -59,7 +63,7 @@ pub fn run(args: Args) -> Outcome {
         let mut flags = args.settings.0.clone();
         flags.0.extend(adapter.as_ref().map(|dir| ("adapter", dir.display().to_string())));
         let config = RunConfig::resolve(None, &flags).map_err(Stop::Usage)?;
-        ["model", "data"].into_iter().try_for_each(|name| config.need(name).map(drop)).map_err(Stop::Usage)?;
+        config.need("model").and(config.need_data().map(drop)).map_err(Stop::Usage)?;
         Ok(config)
     };
     let configs = wanted.iter().map(resolve).collect::<Result<Vec<_>, Stop>>()?;

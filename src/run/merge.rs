@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::job::Job;
+use super::micro::Micro;
 use super::options::options;
 use super::output::{self, Output};
 use super::{evaluate, inference};
@@ -93,7 +94,7 @@ fn small(config: &RunConfig) -> Options {
         micro_sequences,
         step_tokens: None,
         spill: None,
-        ..options(config)
+        ..options(config, &Micro::fixed(config))
     }
 }
 
@@ -133,14 +134,14 @@ pub fn merge(config: &RunConfig, how: &How) -> Result<Report> {
     let output = Output::folder(out, &[("model", model), ("adapter", adapter)])?;
     let values = |t: &(String, Vec<usize>)| t.1.iter().product::<usize>();
     let parameters: usize = merged.tensors().iter().map(values).sum();
-    output::has_room(output.path(), dtype.bytes(parameters) as u64)?;
-    let files = merged.save(output.path(), dtype, how.shard)?;
+    output::has_room(output.dir(), dtype.bytes(parameters) as u64)?;
+    let files = merged.save(output.dir(), dtype, how.shard)?;
     let (tensors, mut notes) = (merged.tensors().len(), job.base.notes.clone());
     drop(merged);
     let mut difference = None;
     if how.check {
         let mut after = config.clone();
-        (after.model, after.adapter) = (Some(output.path().into()), None);
+        (after.model, after.adapter) = (Some(output.dir().into()), None);
         after.task = Some(Task(job.task.def()));
         drop(job);
         difference = compare(config, &after)?;
@@ -180,7 +181,7 @@ fn computed(config: &RunConfig, job: &Job) -> Result<Option<Vec<Vec<f32>>>> {
         options.memory.stream = Toggle::On;
     }
     let open = |options: Options| -> Result<Session> {
-        inference::open(config, &job.base, &*job.task, |_| options).map(|(session, _)| session)
+        inference::open(config, &job.base, &*job.task, None, |_| options).map(|(session, _)| session)
     };
     let score = job.task.score()?.is_some();
     if job.facts.encoder && !score {

@@ -30,7 +30,7 @@ impl Output {
     }
 
     /// The folder to write into until it is finished.
-    pub fn path(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.unfinished
     }
 

@@ -87,15 +87,15 @@ pub fn folder(config: &RunConfig, format: DType, dtype: Option<DType>, shard: u6
     let size = |info: &Info| (info.2.iter().product::<usize>() * info.1.bitsize() / 8) as u64;
     let bytes: u64 = groups.iter().flatten().map(size).sum();
     let output = Output::folder(out, &inputs)?;
-    output::has_room(output.path(), bytes)?;
+    output::has_room(output.dir(), bytes)?;
     let (weights, parameters) = {
         let values = |t: &(String, Vec<usize>)| t.1.iter().product::<usize>() as u64;
         (merged.tensors().len(), merged.tensors().iter().map(values).sum())
     };
     let mut settings = merged.config().clone();
-    let mut writer = Writer { merged, double, dtype, held: None, path: output.path() };
-    let files = write_shards(output.path(), groups, shard, &mut |i, out| writer.write(parts[i], out))?;
-    full::write_kept(&job.base.path, output.path(), &|dir| job.base.tokenizer()?.save_folder(dir))?;
+    let mut writer = Writer { merged, double, dtype, held: None, path: output.dir() };
+    let files = write_shards(output.dir(), groups, shard, &mut |i, out| writer.write(parts[i], out))?;
+    full::write_kept(&job.base.path, output.dir(), &|dir| job.base.tokenizer()?.save_folder(dir))?;
     if let Some(settings) = settings.as_object_mut() {
         settings.shift_remove("torch_dtype");
         settings.insert("dtype".into(), torch_name(dtype).into());
@@ -111,7 +111,7 @@ pub fn folder(config: &RunConfig, format: DType, dtype: Option<DType>, shard: u6
         });
         settings.insert("quantization_config".into(), quantization);
     }
-    durable::write(&output.path().join("config.json"), format!("{settings:#}\n").as_bytes())?;
+    durable::write(&output.dir().join("config.json"), format!("{settings:#}\n").as_bytes())?;
     output.finish()?;
     let notes = job.base.notes.clone();
     Ok(Report { weights: (weights, quantized), parameters, bytes, files, dtype, notes })

@@ -152,7 +152,7 @@ fn page(runs: &[Told]) -> String {
     page += &facts(runs, &names);
     page += "<h2>Curves</h2>\n<div class=\"charts\">\n";
     for svg in charts(runs, &names) {
-        write!(page, "<figure>{svg}</figure>\n").ok();
+        writeln!(page, "<figure>{svg}</figure>").ok();
     }
     page += "</div>\n";
     page += &evaluations(runs, &names);

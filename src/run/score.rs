@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use super::evaluate::{self, Evaluated};
-use super::inference;
 use super::job::Job;
+use super::micro::Steps;
+use super::{data, inference};
 use crate::config::RunConfig;
 use crate::error::Result;
-use crate::session::Options;
 use crate::system::Instant;
 
 /// What was found of a model, with its adapter or without.
@@ -30,11 +30,11 @@ pub struct Scored {
 /// Evaluates the model of the settings, with their adapter if there is one, on their data. Of the settings, those about the model,
 /// the adapter, the task, lengths, storage, memory and device count.
 pub fn score(config: &RunConfig) -> Result<Scored> {
-    let data = config.need("data")?;
-    let job = Job::open(config, config.adapter.is_some(), Some(data))?;
-    let rows = job.rows(config, data, false)?;
-    let wanted = |options| Options { evaluate: true, ..options };
-    let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, wanted)?;
+    let data = data::open(config, config.need_data()?)?;
+    let job = Job::open(config, config.adapter.is_some(), Some(&data))?;
+    let rows = job.rows(config, &data, false)?;
+    let steps = Steps::each(&rows.data, rows.chunks(config.batch_size));
+    let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, Some(&steps), |options| options)?;
     notes.extend(rows.note.clone());
     let start = Instant::now();
     let found = evaluate::evaluate(&mut session, &job, &rows, config.batch_size)?;

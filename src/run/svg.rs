@@ -100,7 +100,7 @@ pub fn chart(title: &str, lines: &[Line]) -> String {
 fn path(points: &[(f64, f64)], x: &dyn Fn(f64) -> f64, y: &dyn Fn(f64) -> f64) -> String {
     let stride = points.len().div_ceil(POINTS).max(1);
     // Counted from the end, so that the last point is always there.
-    let shown = points.iter().enumerate().filter(|(i, _)| (points.len() - 1 - i) % stride == 0);
+    let shown = points.iter().enumerate().filter(|(i, _)| (points.len() - 1 - i).is_multiple_of(stride));
     let mut path = String::new();
     for (i, (_, &(step, value))) in shown.enumerate() {
         let letter = if i == 0 { 'M' } else { 'L' };

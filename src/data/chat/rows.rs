@@ -184,7 +184,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Option<Conversation>> {
         let fields = serde_json::from_str(text).unwrap();
-        conversation(&Row { path: Path::new("f"), line: 3, fields })
+        conversation(&Row { path: Path::new("f"), line: 3, fields, cells: false })
     }
 
     #[test]

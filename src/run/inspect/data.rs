@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{Found, broken};
-use crate::data::reader;
+use crate::data::source::Data;
 use crate::error::Result;
 
 /// A file of rows or of text.
@@ -17,16 +17,17 @@ fn look(path: &Path) -> Result<Found> {
     let mut found = Found::new("data");
     let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
     found.say("bytes", bytes);
-    if !reader::has_rows(path)? {
+    let data = Data::of(path, None, &[])?;
+    if data.text().is_some() {
         found.say("format", "text");
         let text = std::fs::read(path).unwrap_or_default();
         found.say("lines", text.iter().filter(|b| **b == b'\n').count());
         return Ok(found);
     }
-    found.say("format", "JSON rows");
+    found.say("format", data.files().first().map_or("rows", |file| file.format.name));
     let mut fields: Vec<(String, Field)> = Vec::new();
     let mut rows = 0u64;
-    let read = reader::rows(path, &[], &mut |row| {
+    let read = data.rows(&mut |row| {
         rows += 1;
         for (name, value) in &row.fields {
             let at = fields.iter().position(|(known, _)| known == name).unwrap_or_else(|| {

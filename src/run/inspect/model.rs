@@ -57,31 +57,28 @@ pub fn open(path: &Path, values: bool) -> Found {
         found.count();
         found.faults.extend(checkpoint.gguf().and_then(overlap));
     }
-    let needed = if found.faults.is_empty() { needs(base) } else { Err(base) };
-    match needed {
-        Ok(None) => {}
-        Ok(Some(fault)) => found.faults.push(fault),
-        Err(base) => found.faults.extend(values.then(|| not_finite(&base)).flatten()),
+    let base = Arc::new(base);
+    if found.faults.is_empty() {
+        found.faults.extend(lacks(&base));
     }
-    if values && found.faults.is_empty() {
-        found.faults.extend(Base::open(path).ok().and_then(|base| not_finite(&base)));
+    if values {
+        found.faults.extend(not_finite(&base));
     }
     found
 }
 
-/// What a model's own graph misses in its files; back with the model where that is not a causal one, whose task's head is no part
-/// of every file.
-fn needs(base: Base) -> Result<Option<String>, Base> {
+/// What a model's own graph misses in its files. Of a model that is not a causal one nothing is asked: its task's head is no
+/// part of every file.
+fn lacks(base: &Arc<Base>) -> Option<String> {
     let classes = base.config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     if !classes.is_none_or(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel")) {
-        return Err(base);
+        return None;
     }
-    let base = Arc::new(base);
     let options = Options { train: false, evaluate: true, max_seq_len: 2, micro_tokens: 2, ..Options::default() };
     let planned = backend::open(&Device::Null)
-        .and_then(|device| Planned::new(&base, Box::new(Frozen), options, device))
+        .and_then(|device| Planned::new(base, Box::new(Frozen), options, device))
         .and_then(|planned| planned.merged(BTreeMap::new()));
-    Ok(planned.err().map(|error| error.to_string()))
+    planned.err().map(|error| error.to_string())
 }
 
 /// The first value that is not finite.
