@@ -542,6 +542,12 @@ fn data_comes_from_several_files_and_standard_input() {
     let error = scratch.run(&["train", "--resume", "part", "--data", "a.jsonl:0.4", "more:0.6", "--steps", "7"]);
     assert!(error.err().contains("--resume: data"), "{}", error.err());
 
+    // A row that comes several times in a step, longer than all that would be there without shares.
+    scratch.write("long.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]}\n");
+    scratch.write("short.jsonl", &"{\"input_ids\": [5, 6]}\n".repeat(6));
+    let often = ["--data", "long.jsonl:0.9", "short.jsonl:0.1", "--steps", "4", "--max-seq-len", "64"];
+    train("often", &often).ok();
+
     let piped = |out: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
         command.args(["train", "--out", out, "--data", "-", "--steps", "2"]).args(shape).current_dir(&scratch.0);
@@ -552,6 +558,49 @@ fn data_comes_from_several_files_and_standard_input() {
     assert!(output.status.success() && told.contains("data standard input (jsonl)"), "{told}");
     train("named", &["--data", "a.jsonl", "--steps", "2"]).ok();
     assert!(adapter("piped") == adapter("named") && adapter("piped") != adapter("long"));
+}
+
+/// Words, and commands that begin with a stroke, from a program instead of a keyboard.
+#[test]
+fn lines_lead_a_conversation() {
+    let scratch = Scratch::new("talk");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (model, data) = (root.join("assets/base"), root.join("assets/shakespeare.txt"));
+    let [model, data] = [&model, &data].map(|path| path.to_str().unwrap());
+    let length = ["--steps", "2", "--lr", "0.05", "--batch-size", "2", "--max-seq-len", "32", "--device", "cpu"];
+    scratch.run(&[&["train", "--model", model, "--data", data, "--out", "other"][..], &length].concat()).ok();
+    let talk = |lines: &str, more: &[&str]| {
+        scratch.write("lines", lines);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+        command.args([
+            "chat",
+            "--model",
+            model,
+            "--chat-template",
+            "chatml",
+            "--temperature",
+            "0",
+            "--max-tokens",
+            "6",
+        ]);
+        command.args(["--device", "cpu"]).args(more).current_dir(&scratch.0);
+        let output = command.stdin(std::fs::File::open(scratch.0.join("lines")).unwrap()).output().unwrap();
+        Ran { args: format!("chat {more:?} < {lines:?}"), output }
+    };
+    let first = talk("Who is there?\n", &[]).ok();
+    assert!(first.len() > 1 && first.ends_with('\n'), "{first:?}");
+    // What was forgotten has no part in the answer, and an adapter has until it is taken away.
+    let all = talk("Who is there?\n/adapter other\n/reset\nWho is there?\n/base\n/reset\nWho is there?\n", &[]).ok();
+    let adapted = talk("Who is there?\n", &["--adapter", "other"]).ok();
+    assert_eq!(all, format!("{first}{adapted}{first}"));
+    assert_ne!(adapted, first);
+    // What was not forgotten is read again.
+    let context = ["--context", "80"];
+    assert_eq!(talk("Who is there?\n/reset\nWho is there?\n", &context).ok(), format!("{first}{first}"));
+    let ran = talk("Who is there?\nWho is there?\n", &context);
+    assert!(ran.output.status.code() == Some(1) && ran.err().contains("/reset begins anew"), "{}", ran.err());
+    assert!(talk("/nonsense\n", &[]).fails(1).contains("/system TEXT"));
+    assert!(talk("Hello\n", &["--chat-template", "none.jinja"]).err().contains("none.jinja"));
 }
 
 #[test]

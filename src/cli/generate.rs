@@ -13,6 +13,8 @@ const SETTINGS: [&str; 9] =
 
 /// Continue a text, or answer it with an encoder-decoder
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab generate --model DIR --adapter runs/mine --prompt 'Once upon a time'")]
 pub struct Args {
     /// Text to continue; in encoder-decoders, to answer
     #[arg(long, value_name = "TEXT")]

@@ -2,6 +2,7 @@
 //! standard error; 0 is success, 1 is work that failed, 2 is a call that makes no sense, 130 is work that was interrupted.
 
 mod advice;
+mod chat;
 mod devices;
 mod eval;
 mod export;
@@ -26,7 +27,7 @@ use trimtab::{Error, Result};
 
 /// Fine-tunes large language models in little memory, on the CPU and on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true, disable_help_subcommand = true, args_override_self = true)]
+#[command(version, arg_required_else_help = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Train(train::Args),
     Generate(generate::Args),
+    Chat(chat::Args),
     Merge(merge::Args),
     Export(export::Args),
     Quantize(quantize::Args),
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),

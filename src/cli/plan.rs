@@ -13,6 +13,9 @@ use super::{Outcome, Stop, print};
 
 /// Print the memory that a run will take, to the byte, before anything is loaded or allocated
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab plan --model DIR --quantize nf4 --max-seq-len 2048 --memory 6GiB\n\
+    \x20 trimtab plan --model DIR --data mine.jsonl --json")]
 pub struct Args {
     /// Print one JSON object: device, rows (class to bytes), total, peak_site, host, host_total, files, choices
     #[arg(long)]

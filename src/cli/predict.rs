@@ -33,6 +33,9 @@ const SETTINGS: [&str; 19] = [
 
 /// Classify texts, tag words or find answers: one JSON object a row
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab predict --model DIR --adapter runs/labels --text 'What a film'\n\
+    \x20 trimtab predict --model DIR --adapter runs/labels --data rows.jsonl > labels.jsonl")]
 pub struct Args {
     /// One text instead of --data
     #[arg(long, value_name = "TEXT")]

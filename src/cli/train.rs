@@ -15,6 +15,10 @@ use super::{Outcome, Stop, print};
 
 /// Fine-tune a model: LoRA, QLoRA (--quantize nf4) or every weight (--method full)
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab train --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data mine.jsonl --quantize nf4 --out runs/mine\n\
+    \x20 trimtab train --model DIR --data a.parquet --split 0.05 --eval-every 20 --keep-best --out runs/b\n\
+    \x20 trimtab train --resume runs/mine")]
 pub struct Args {
     #[command(flatten)]
     settings: Settings,

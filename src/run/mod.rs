@@ -2,6 +2,7 @@
 
 mod bar;
 pub mod best;
+pub mod chat;
 pub mod checkpoint;
 mod course;
 pub mod data;
