@@ -294,7 +294,7 @@ fn chats_that_cannot_be_trained_say_why() {
         ),
         (settings(&[("data", &rows), ("chat_template", &broken)]), "broken.jinja: found line 1: syntax error"),
         (settings(&[("data", &rows), ("chat_template", "none.jinja")]), "none.jinja"),
-        (settings(&[("data", &asked)]), "b.jsonl: found 1 examples, none with a token to train"),
+        (settings(&[("data", &asked)]), "b.jsonl (jsonl): found 1 examples, none with a token to train"),
     ];
     for (config, want) in table {
         let error = examples(&config).unwrap_err().to_string();

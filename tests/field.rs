@@ -42,7 +42,7 @@ fn read(path: PathBuf) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The loss of a step at rate 0 over all of `data`, and what was said on the way.
+/// The loss of a step at rate 0 over all of `data`, and what was said of the model on the way.
 fn loss(scratch: &Scratch, model: &Path, data: &Path, more: &[(&str, &str)]) -> trimtab::Result<(f32, Vec<String>)> {
     let out = scratch.0.join("out");
     let text = |path: &Path| path.to_str().unwrap().to_string();
@@ -66,6 +66,7 @@ fn loss(scratch: &Scratch, model: &Path, data: &Path, more: &[(&str, &str)]) -> 
         }
         Ok(())
     })?;
+    notes.retain(|note| !["data ", "micro-batches "].iter().any(|start| note.starts_with(start)));
     Ok((summary.first_loss, notes))
 }
 

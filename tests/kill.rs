@@ -68,10 +68,10 @@ fn model() -> String {
     common::root("tests/fixtures/golden/base").display().to_string()
 }
 
-/// A run of 24 steps of several micro-batches, with dropout.
+/// A run of 24 steps of several micro-batches, of two sizes, with dropout.
 fn train<'a>(model: &'a str, device: &'a str) -> Vec<&'a str> {
     let mut args = vec!["train", "--model", model, "--data", "data.jsonl", "--device", device, "--steps", "24"];
-    args.extend(["--batch-size", "5", "--max-seq-len", "16", "--micro-tokens", "16", "--rank", "4"]);
+    args.extend(["--batch-size", "5", "--max-seq-len", "16", "--rank", "4"]);
     args.extend(["--dropout", "0.1", "--save-every", "1"]);
     args
 }
@@ -267,7 +267,7 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
         (&["--batch-size", "4"], "batch-size 4"),
         (&["--optimizer", "lion"], "optimizer \"lion\""),
         (&["--rank", "8"], "rank 8"),
-        (&["--micro-tokens", "32"], "micro-batches 32 tokens"),
+        (&["--micro-tokens", "32"], "micro-batches of [32] tokens"),
         (&["--steps", "48"], "steps: 48 steps"),
         (&["--steps", "12"], "steps: 12 steps"),
         (&["--warmup", "3"], "3 of them warmup"),

@@ -148,27 +148,27 @@ impl Cell {
     }
 }
 
-/// Tokens of micro-batches of each size; what a step leaves for the second fits the smaller one.
+/// Tokens of micro-batches of each size; one row fits the smaller one.
 const SIZES: [usize; 2] = [32, 16];
 
 fn options(config: &RunConfig) -> Options {
     Options { micro_smaller: SIZES[1..].to_vec(), ..options::options(config, &Micro::fixed(config)) }
 }
 
-/// Smaller micro-batches compute what larger ones do that hold the same; whether there was one.
-fn sizes_agree(cell: &Cell, session: &mut Session) -> Result<bool, String> {
-    let mut any = false;
-    let steps = [0, 1].map(|i| cell.step(session, i));
-    for micro in steps.into_iter().flatten() {
-        let wide = micro.widened(session.layout().unwrap()).unwrap();
-        any |= wide != micro;
-        let (small, large) = (session.eval(&micro).unwrap(), session.eval(&wide).unwrap());
-        // Sums over more rows, of which some are zero, are of other parts.
-        if (small.loss - large.loss).abs() > 1e-6 * large.loss.abs() || small.outputs.len() != large.outputs.len() {
-            return Err(format!("a micro-batch has the loss {}, and {} in a larger one", small.loss, large.loss));
-        }
+/// Smaller micro-batches compute what larger ones do that hold the same.
+fn sizes_agree(cell: &Cell, session: &mut Session) -> Result<(), String> {
+    let one = pack_sized(&cell.data, &[0], session.layouts(), true).unwrap();
+    let [small] = &one[..] else { return Err(format!("{} micro-batches of one row", one.len())) };
+    let wide = small.widened(session.layout().unwrap()).unwrap();
+    if wide == *small {
+        return Err("one row has a micro-batch of the largest size".into());
     }
-    Ok(any)
+    let [small, large] = [small, &wide].map(|micro| session.eval(micro).unwrap());
+    // Sums over more rows, of which some are zero, are of other parts.
+    if (small.loss - large.loss).abs() > 1e-6 * large.loss.abs() || small.outputs.len() != large.outputs.len() {
+        return Err(format!("a micro-batch has the loss {}, and {} in a larger one", small.loss, large.loss));
+    }
+    Ok(())
 }
 
 /// Loss of the first rows on the weights as they are.
@@ -212,9 +212,7 @@ fn check(cell: &Cell, device: &Device, rounding: f64) -> Result<(), String> {
     if !still.is_empty() {
         return Err(format!("trained, and as before: {still:?}"));
     }
-    if !sizes_agree(cell, &mut session)? {
-        return Err("every micro-batch was of the largest size".into());
-    }
+    sizes_agree(cell, &mut session)?;
     // Saved and opened again it computes the same, and goes on to the same bits.
     let (now, state) = (loss(cell, &mut session), session.state().map_err(say)?);
     if now == start {

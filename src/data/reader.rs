@@ -479,7 +479,8 @@ mod tests {
         let table: &[(&str, &[u8], &str)] = &[
             ("a.jsonl", b"{\"text\": \"a\"}\n\n{\"text\": 3}", "a.jsonl:3: found text 3, expected a string"),
             ("a.jsonl", b"{\"text\": \"a\"\n", "a.jsonl:1: found an object that does not end"),
-            ("a.jsonl", b"{\"messages\": []}", "a.jsonl:1: found the fields messages, expected exactly one of: text"),
+            ("a.jsonl", b"{\"messages\": []}", "a.jsonl:1: found a chat without a message, expected at least one"),
+            ("a.jsonl", b"{\"label\": 1}", "a.jsonl:1: found the fields label, expected exactly one of: text"),
             ("a.jsonl", b"{\"text\": \"a\", \"prompt\": \"b\"}", "the fields text, prompt"),
             ("a.jsonl", b"{\"prompt\": \"b\"}", "the fields prompt"),
             ("a.jsonl", b"{}", "the fields none"),

@@ -8,8 +8,9 @@ use crate::nn::{Hooks, StreamId};
 use crate::session::Options;
 use crate::tasks::{Shape, Task};
 
-/// Steps that are looked at: more would change little.
+/// Steps that are looked at, and their examples: more would change little.
 const LOOKED_AT: usize = 512;
+const EXAMPLES: usize = 1 << 16;
 
 /// The micro-batches of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,7 +68,9 @@ impl Micro {
             let mut lens: Vec<usize> = (0..data.len()).map(|i| rows(data, i)[s]).collect();
             lens.sort_unstable();
             let largest = lens.iter().rev().take(config.batch_size);
-            if layout.padding.is_some() { longest(s) * config.batch_size } else { largest.sum() }
+            // Padded they are as long as the longest, and where parts of the data have shares, one may come twice.
+            let alike = layout.padding.is_some() || !data.parts().is_empty();
+            if alike { longest(s).saturating_mul(config.batch_size) } else { largest.sum() }
         };
         let demand = Demand {
             steps: &looked,
@@ -120,11 +123,11 @@ pub struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// Of training: the first steps that `sampler` would hand out.
+    /// Of training: the first steps that `sampler` would hand out. How many does not depend on the run's length, since a run
+    /// that goes on to more steps has the sizes that it began with.
     pub fn of(config: &RunConfig, data: &'a Dataset, others: Option<&'a Dataset>, sampler: &Sampler) -> Steps<'a> {
         let mut sampler = sampler.clone();
-        let epochs = config.epochs.unwrap_or(1).saturating_mul(sampler.steps_per_epoch(config.batch_size) as u64);
-        let steps = config.steps.unwrap_or(epochs).min(LOOKED_AT as u64);
+        let steps = (EXAMPLES / config.batch_size.max(1)).clamp(1, LOOKED_AT);
         let batches = (0..steps).map(|_| sampler.next_batch(config.batch_size)).collect();
         Steps { data, others, batches }
     }

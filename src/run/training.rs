@@ -176,7 +176,6 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let mut tell = Tell { metrics: Metrics::new(folder.path()), on };
     let given = RunData::open(config)?;
     let job = Job::open(config, adapts(config)?, Some(&given.train))?;
-    tell.note(given.about())?;
     if job.task.def().name != causal_lm::DEF.name {
         tell.note(job.about())?;
     }
@@ -202,6 +201,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     }
     folder.has_room(written(config, &planned))?;
 
+    tell.note(given.about())?;
     for warning in warnings.into_iter().chain(rows.as_ref().and_then(|rows| rows.about(config))).chain(full) {
         tell.note(warning)?;
     }
