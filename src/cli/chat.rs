@@ -7,6 +7,7 @@ use trimtab::config::RunConfig;
 use trimtab::generate::sample::Sampling;
 use trimtab::run::chat::Talk;
 
+use super::sampling::SamplingFlags;
 use super::settings::setting_flags;
 use super::{Outcome, Stop, message, print};
 
@@ -31,15 +32,8 @@ pub struct Args {
     /// Most tokens of a conversation, if the model was made for as many
     #[arg(long, value_name = "N", default_value_t = 4096)]
     context: usize,
-    /// Logits are divided by it; 0 takes the likeliest token
-    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Draw from the likeliest tokens that together reach this probability; 1 is all
-    #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
-    top_p: f64,
-    /// Draw from this many likeliest tokens; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    top_k: usize,
+    #[command(flatten)]
+    sampling: SamplingFlags,
     #[command(flatten)]
     model: ModelFlags,
 }
@@ -49,9 +43,8 @@ setting_flags!(ModelFlags, &SETTINGS);
 pub fn run(args: Args) -> Outcome {
     let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;
     config.need("model").map_err(Stop::Usage)?;
-    let Args { temperature, top_p, top_k, max_tokens, context, .. } = args;
-    let sampling = Sampling { temperature, top_p, top_k, seed: config.seed };
-    sampling.check().map_err(Stop::Usage)?;
+    let Args { max_tokens, context, .. } = args;
+    let sampling = args.sampling.with_seed(config.seed)?;
     if context < 2 {
         return Err(Stop::Usage(Error::config("--context", context.to_string(), "at least 2")));
     }

@@ -1,9 +1,9 @@
 //! `trimtab generate`: text from a model, with or without an adapter.
 
 use trimtab::config::RunConfig;
-use trimtab::generate::sample::Sampling;
 use trimtab::run::text;
 
+use super::sampling::SamplingFlags;
 use super::settings::setting_flags;
 use super::{Outcome, Stop, print};
 
@@ -22,15 +22,8 @@ pub struct Args {
     /// Most tokens to add
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
-    /// Logits are divided by it; 0 takes the likeliest token
-    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Draw from the likeliest tokens that together reach this probability; 1 is all
-    #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
-    top_p: f64,
-    /// Draw from this many likeliest tokens; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    top_k: usize,
+    #[command(flatten)]
+    sampling: SamplingFlags,
     #[command(flatten)]
     model: ModelFlags,
 }
@@ -40,9 +33,7 @@ setting_flags!(ModelFlags, &SETTINGS);
 pub fn run(args: Args) -> Outcome {
     let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;
     config.need("model").map_err(Stop::Usage)?;
-    let Args { temperature, top_p, top_k, .. } = args;
-    let sampling = Sampling { temperature, top_p, top_k, seed: config.seed };
-    sampling.check().map_err(Stop::Usage)?;
+    let sampling = args.sampling.with_seed(config.seed)?;
     // The text is printed as it comes. If nobody reads it any more, it ends.
     let mut stop = None;
     let timing = text::generate(&config, &args.prompt, args.max_tokens, &sampling, &mut |piece| {

@@ -15,6 +15,7 @@ mod predict;
 mod quantize;
 mod quickstart;
 mod report;
+mod sampling;
 mod settings;
 mod synth;
 mod train;

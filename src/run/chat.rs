@@ -12,10 +12,9 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::generate::sample::Sampling;
 use crate::generate::{Ask, Room};
-use crate::run::text::Timing;
+use crate::run::text::{self, Timing};
 use crate::run::{inference, job};
 use crate::session::{Options, Session};
-use crate::system::Instant;
 use crate::tasks::causal_lm::CausalLm;
 
 /// A model that is loaded, and a conversation with it.
@@ -105,16 +104,16 @@ impl Talk {
         Ok(ids)
     }
 
-    /// Says `text` to the model. `on` is given the answer as it comes, never half a character, and ends it by returning
+    /// Says `words` to the model. `on` is given the answer as it comes, never half a character, and ends it by returning
     /// false. What was said and answered is part of the conversation from then on.
     pub fn say(
         &mut self,
-        text: &str,
+        words: &str,
         max_tokens: usize,
         sampling: &Sampling,
         on: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Timing> {
-        let ids = self.prompt(text)?;
+        let ids = self.prompt(words)?;
         let left = self.context.saturating_sub(ids.len());
         if left == 0 {
             let found = format!("a conversation of {} tokens", ids.len());
@@ -125,26 +124,12 @@ impl Talk {
             return Err(Error::unsupported("a conversation without a model", "/adapter DIR or /base loads one"));
         };
         let ask = Ask { max_tokens: max_tokens.min(left), sampling: *sampling, stop: self.tokenizer.eos_ids() };
-        let mut stream = self.tokenizer.decode_stream(&[], true)?;
-        let (mut answer, mut timing) = (String::new(), Timing { read: (ids.len(), 0.0), ..Timing::default() });
-        let (mut start, mut stopped) = (Instant::now(), false);
-        session.generate(&ids, &ask, &mut |id| {
-            match timing.read.1 {
-                0.0 => timing.read.1 = start.elapsed().as_secs_f64(),
-                _ => timing.written = (timing.written.0 + 1, timing.written.1 + start.elapsed().as_secs_f64()),
-            }
-            let piece = stream.push(id)?;
-            answer.push_str(&piece);
-            stopped = !piece.is_empty() && !on(&piece);
-            start = Instant::now();
-            Ok(!stopped)
+        let mut answer = String::new();
+        let timing = text::write(session, &self.tokenizer, &ids, &[], &ask, &mut |piece| {
+            answer.push_str(piece);
+            on(piece)
         })?;
-        let rest = stream.finish()?;
-        answer.push_str(&rest);
-        if !rest.is_empty() && !stopped {
-            on(&rest);
-        }
-        self.messages.push(json!({"role": "user", "content": text}));
+        self.messages.push(json!({"role": "user", "content": words}));
         self.messages.push(json!({"role": "assistant", "content": answer}));
         Ok(timing)
     }

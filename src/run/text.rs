@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::generate::sample::Sampling;
 use crate::generate::{Ask, Room};
 use crate::run::inference;
-use crate::session::Options;
+use crate::session::{Options, Session};
 use crate::system::Instant;
 use crate::tasks::causal_lm::CausalLm;
 
@@ -100,12 +100,27 @@ pub fn generate(
         return Ok(Timing { notes, ..Timing::default() });
     }
 
-    let ask = Ask { max_tokens, sampling: *sampling, stop: tokenizer.eos_ids() };
     // An answer is a text of its own.
-    let mut text = tokenizer.decode_stream(if answers { &[] } else { &ids }, true)?;
-    let mut timing = Timing { read: (ids.len(), 0.0), notes, ..Timing::default() };
+    let before = if answers { &[][..] } else { &ids };
+    let ask = Ask { max_tokens, sampling: *sampling, stop: tokenizer.eos_ids() };
+    let timing = write(&mut session, &tokenizer, &ids, before, &ask, on)?;
+    Ok(Timing { notes, ..timing })
+}
+
+/// What `session` writes after `ids`, given to `on` as it comes, never half a character, until that returns false. `before` are the
+/// tokens of the text that it goes on with.
+pub fn write(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    before: &[u32],
+    ask: &Ask,
+    on: &mut dyn FnMut(&str) -> bool,
+) -> Result<Timing> {
+    let mut text = tokenizer.decode_stream(before, true)?;
+    let mut timing = Timing { read: (ids.len(), 0.0), ..Timing::default() };
     let (mut start, mut stopped) = (Instant::now(), false);
-    session.generate(&ids, &ask, &mut |id| {
+    session.generate(ids, ask, &mut |id| {
         match timing.read.1 {
             0.0 => timing.read.1 = start.elapsed().as_secs_f64(),
             _ => timing.written = (timing.written.0 + 1, timing.written.1 + start.elapsed().as_secs_f64()),
