@@ -36,6 +36,20 @@ pub fn temp_dir() -> PathBuf {
     if cfg!(target_family = "wasm") { PathBuf::new() } else { std::env::temp_dir() }
 }
 
+/// Bytes of memory that programs can still take, if that can be known. In a container it is what the container has left.
+#[cfg(not(target_family = "wasm"))]
+pub fn free_memory() -> Option<u64> {
+    use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+    let ram = MemoryRefreshKind::nothing().with_ram();
+    let system = System::new_with_specifics(RefreshKind::nothing().with_memory(ram)).ok()?;
+    let machine = Some(system.available_memory()).filter(|free| *free > 0)?;
+    Some(system.cgroup_limits().map_or(machine, |group| group.free_memory.min(machine)))
+}
+#[cfg(target_family = "wasm")]
+pub fn free_memory() -> Option<u64> {
+    None
+}
+
 /// Bytes that can still be written where `path` is, if that can be known.
 #[cfg(not(target_family = "wasm"))]
 pub fn free_space(path: &std::path::Path) -> Option<u64> {

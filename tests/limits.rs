@@ -82,7 +82,7 @@ fn every_number_is_refused_or_works() {
                 refused += 1;
                 continue;
             };
-            match training::preview(&config) {
+            match training::forecast(&config) {
                 Ok(_) => planned += 1,
                 Err(error) => {
                     assert!(!error.to_string().is_empty());

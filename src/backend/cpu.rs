@@ -5,6 +5,7 @@ mod pages;
 use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
 use crate::cpu::isa::Isa;
 use crate::error::{Error, Result};
+use crate::system;
 use pages::Pages;
 
 type Call = (HostFn, Vec<HostSlice>);
@@ -90,6 +91,10 @@ impl Backend for Cpu {
 
     fn memory(&self) -> u64 {
         self.bytes
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        system::free_memory()
     }
 
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {

@@ -88,6 +88,10 @@ pub trait Backend: Send {
     fn free(&mut self, buffer: Buffer);
     /// Bytes now allocated through `alloc`.
     fn memory(&self) -> u64;
+    /// Bytes that may still be allocated, where the device can tell; other programs take some and give some back.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
     /// Writes `src` from the start of `dst` on; what was submitted before still sees the old bytes.
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()>;
     /// Waits for the work that writes `src`.

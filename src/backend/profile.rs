@@ -101,6 +101,10 @@ impl Backend for Profiled {
         self.inner.memory()
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        self.inner.free_memory()
+    }
+
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
         self.inner.upload(dst, src)
     }

@@ -12,6 +12,7 @@ mod inspect;
 mod merge;
 mod plan;
 mod predict;
+mod preview;
 mod quantize;
 mod quickstart;
 mod report;
@@ -45,6 +46,7 @@ enum Command {
     Eval(eval::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
+    Preview(preview::Args),
     Predict(predict::Args),
     Devices(devices::Args),
     Quickstart(quickstart::Args),
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Preview(args) => preview::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Quickstart(args) => quickstart::run(args),

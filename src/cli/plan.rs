@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 use trimtab::Error;
 use trimtab::memory::budget;
-use trimtab::run::progress::table;
-use trimtab::run::training::{self as run, Preview};
+use trimtab::run::progress::{human, table};
+use trimtab::run::training::{self as run, Forecast};
 
 use super::settings::Settings;
 use super::{Outcome, Stop, print};
@@ -17,7 +17,7 @@ use super::{Outcome, Stop, print};
     \x20 trimtab plan --model DIR --quantize nf4 --max-seq-len 2048 --memory 6GiB\n\
     \x20 trimtab plan --model DIR --data mine.jsonl --json")]
 pub struct Args {
-    /// Print one JSON object: device, rows (class to bytes), total, peak_site, host, host_total, files, choices
+    /// Print one JSON object: device, rows (class to bytes), total, peak_site, host, host_total, files, choices, free
     #[arg(long)]
     json: bool,
     /// Draw where everything is over one step
@@ -30,7 +30,7 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let Some(config) = args.settings.resolve()? else { return Ok(()) };
     config.need("model").map_err(Stop::Usage)?;
-    let Preview { device, account, chosen, notes, svg } = run::preview(&config)?;
+    let Forecast { device, account, chosen, notes, free, svg } = run::forecast(&config)?;
     notes.iter().for_each(|note| eprintln!("{note}"));
     if let Some(path) = args.svg {
         std::fs::write(&path, svg).map_err(|e| Error::io(&path, e))?;
@@ -38,7 +38,8 @@ pub fn run(args: Args) -> Outcome {
     if !args.json {
         let choices =
             if chosen.is_empty() { String::new() } else { format!("to save memory\n{}", budget::text(&chosen)) };
-        return print(&(table(&account, &device) + &choices));
+        let free = free.map_or(String::new(), |free| format!("free on {device}: {}\n", human(free)));
+        return print(&(table(&account, &device) + &choices + &free));
     }
     let map = |rows: &[(String, u64)]| -> Map<String, Value> {
         rows.iter().map(|(class, bytes)| (class.clone(), (*bytes).into())).collect()
@@ -53,6 +54,7 @@ pub fn run(args: Args) -> Outcome {
         "host_total": account.host_total,
         "files": map(&account.files),
         "choices": choices.collect::<Vec<_>>(),
+        "free": free,
     });
     print(&format!("{object}\n"))
 }

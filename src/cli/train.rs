@@ -25,13 +25,16 @@ pub struct Args {
     /// Replace the run that --out holds
     #[arg(long, conflicts_with = "resume", help_heading = "Run")]
     overwrite: bool,
+    /// Say what the run would learn, train and take, and stop before anything is loaded or written
+    #[arg(long, conflicts_with = "resume", help_heading = "Run")]
+    dry_run: bool,
     /// Go on with the run in RUN, with its settings, or with the one in --out; from its beginning if it has no checkpoint
     #[arg(long, value_name = "RUN", num_args = 0..=1, help_heading = "Run")]
     resume: Option<Option<PathBuf>>,
 }
 
 pub fn run(args: Args) -> Outcome {
-    let Args { mut settings, overwrite, resume } = args;
+    let Args { mut settings, overwrite, dry_run, resume } = args;
     let start = match (&resume, overwrite) {
         (Some(_), _) => Start::Resume,
         (None, true) => Start::Overwrite,
@@ -46,9 +49,26 @@ pub fn run(args: Args) -> Outcome {
     }
     let Some(config) = settings.resolve()? else { return Ok(()) };
     let out = config.need("out").map_err(Stop::Usage)?.to_path_buf();
+    if dry_run {
+        settled(&config)?;
+        let mut progress = Progress::stderr();
+        run::rehearse(&config, start, &mut |event| {
+            progress.show(&event);
+            Ok(())
+        })?;
+        return print(&format!("nothing is wrong with this run; without --dry-run it goes to {}\n", out.display()));
+    }
     let summary = train(&config, start)?;
     let Summary { steps, first_loss, last_loss, .. } = summary;
     print(&format!("{steps} steps, loss {first_loss:.4} to {last_loss:.4}, in {}\n", out.display()))
+}
+
+/// Whether the settings without which there is no run are there.
+fn settled(config: &RunConfig) -> Result<(), Stop> {
+    for name in ["model", "out"] {
+        config.need(name).map_err(Stop::Usage)?;
+    }
+    config.need_data().map(|_| ()).map_err(Stop::Usage)
 }
 
 /// How often the user asked the run to stop.
@@ -57,10 +77,7 @@ static ASKED: AtomicU32 = AtomicU32::new(0);
 /// Runs, and shows what happens on standard error. Ctrl-C and SIGTERM end the run after its step, with a checkpoint; a
 /// second one at once.
 pub fn train(config: &RunConfig, start: Start) -> Result<Summary, Stop> {
-    for name in ["model", "out"] {
-        config.need(name).map_err(Stop::Usage)?;
-    }
-    config.need_data().map_err(Stop::Usage)?;
+    settled(config)?;
     // Where signals cannot be had, they end the program, and the last checkpoint is what is left.
     let _ = ctrlc::set_handler(|| match ASKED.fetch_add(1, Ordering::Relaxed) {
         0 => eprintln!("\nstops after this step; once more: at once"),

@@ -57,27 +57,8 @@ enum Holds {
 impl Folder {
     /// Makes and locks the folder `out` of the settings.
     pub fn claim(config: &RunConfig, start: Start) -> Result<Folder> {
-        let path = config.need("out")?.to_path_buf();
-        for (name, other) in [("model", &config.model), ("adapter", &config.adapter)] {
-            if let Some(other) = other {
-                apart(&path, name, other)?;
-            }
-        }
-        let found = path.is_dir();
-        let holds = holds(&path)?;
-        let shown = path.display().to_string();
-        let wrong = |found: String, expected: &str| Err(Error::config("out", found, expected));
-        match (holds, start) {
-            (Holds::Nothing | Holds::Plan, _) | (Holds::Run, Start::Overwrite | Start::Resume) => {}
-            (Holds::Run, Start::New) => {
-                let expected = "a new folder; --overwrite, which replaces the run; or --resume, which goes on with it";
-                return wrong(format!("{shown}, which holds a run"), expected);
-            }
-            (Holds::Other, _) => {
-                let expected = "a new or empty folder (--overwrite and --resume are for folders of runs)";
-                return wrong(format!("{shown}, which holds something that is not a run"), expected);
-            }
-        }
+        let path = admit(config, start)?;
+        let (found, holds) = (path.is_dir(), holds(&path)?);
         std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
         let lock = lock(&path)?;
         let folder = Folder { path, lock, found, begun: false };
@@ -91,23 +72,6 @@ impl Folder {
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Whether `needed` bytes can be written; where that cannot be known, they can. Checkpoints that are there make room for
-    /// those that come.
-    pub fn has_room(&self, needed: u64) -> Result<()> {
-        let old = checkpoint::bytes(&self.path);
-        match system::free_space(&self.path).map(|free| free.saturating_add(old)) {
-            Some(free) if free < needed => Err(Error::config(
-                "out",
-                format!("{} free for {}", human(free), self.path.display()),
-                format!(
-                    "{} for what will be written: another folder, a smaller --keep, or --save-every 0 (no checkpoints)",
-                    human(needed)
-                ),
-            )),
-            _ => Ok(()),
-        }
     }
 
     /// Errs if it holds what a finished run leaves.
@@ -167,6 +131,48 @@ impl Folder {
                 let _ = std::fs::remove_file(entry.path()).or_else(|_| std::fs::remove_dir_all(entry.path()));
             }
         }
+    }
+}
+
+/// The folder `out` of the settings, if a run may be written there. Nothing is made.
+pub fn admit(config: &RunConfig, start: Start) -> Result<PathBuf> {
+    let path = config.need("out")?.to_path_buf();
+    for (name, other) in [("model", &config.model), ("adapter", &config.adapter)] {
+        if let Some(other) = other {
+            apart(&path, name, other)?;
+        }
+    }
+    let shown = path.display().to_string();
+    let wrong = |found: String, expected: &str| Err(Error::config("out", found, expected));
+    match (holds(&path)?, start) {
+        (Holds::Nothing | Holds::Plan, _) | (Holds::Run, Start::Overwrite | Start::Resume) => Ok(path),
+        (Holds::Run, Start::New) => {
+            let expected = "a new folder; --overwrite, which replaces the run; or --resume, which goes on with it";
+            wrong(format!("{shown}, which holds a run"), expected)
+        }
+        (Holds::Other, _) => {
+            let expected = "a new or empty folder (--overwrite and --resume are for folders of runs)";
+            wrong(format!("{shown}, which holds something that is not a run"), expected)
+        }
+    }
+}
+
+/// Whether `needed` bytes can be written in the folder `path`, which need not be there yet; where that cannot be known, they
+/// can. Checkpoints that are there make room for those that come.
+pub fn has_room(path: &Path, needed: u64) -> Result<()> {
+    let old = checkpoint::bytes(path);
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let free = whole.ancestors().find(|there| there.exists()).and_then(system::free_space);
+    match free.map(|free| free.saturating_add(old)) {
+        Some(free) if free < needed => Err(Error::config(
+            "out",
+            format!("{} free for {}", human(free), path.display()),
+            format!(
+                "{} for what will be written: another folder, a smaller --keep, or --save-every 0 (no checkpoints)",
+                human(needed)
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

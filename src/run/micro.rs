@@ -98,6 +98,11 @@ impl Micro {
         Micro { shape, smaller: smaller.to_vec(), longest, step_tokens: single.then_some(0), full: Some(full) }
     }
 
+    /// Tokens of each size, the largest first.
+    pub fn sizes(&self) -> Vec<usize> {
+        std::iter::once(self.shape.tokens).chain(self.smaller.iter().copied()).collect()
+    }
+
     /// `options` with micro-batches of these sizes.
     pub fn options(&self, options: Options) -> Options {
         Options {

@@ -18,6 +18,44 @@ pub struct Progress {
     out: Out,
     device: String,
     last: Option<Instant>,
+    mean: Mean,
+}
+
+/// Means over the steps that were shown.
+#[derive(Default)]
+struct Mean {
+    /// Losses and their weights, each step's a tenth less than the next one's.
+    loss: (f64, f64),
+    /// The first step's time, which has more to do than others.
+    first: f64,
+    /// Steps after the first, and their seconds.
+    others: (f64, f64),
+}
+
+impl Mean {
+    const KEPT: f64 = 0.9;
+
+    fn add(&mut self, loss: f32, seconds: f64) {
+        if loss.is_finite() {
+            self.loss.0 = Mean::KEPT * self.loss.0 + f64::from(loss);
+            self.loss.1 = Mean::KEPT * self.loss.1 + 1.0;
+        }
+        match (self.first > 0.0, seconds.is_finite()) {
+            (_, false) => {}
+            (false, true) => self.first = seconds,
+            (true, true) => self.others = (self.others.0 + 1.0, self.others.1 + seconds),
+        }
+    }
+
+    /// NaN if there was none.
+    fn loss(&self) -> f64 {
+        self.loss.0 / self.loss.1
+    }
+
+    /// Seconds of a step.
+    fn step(&self) -> f64 {
+        if self.others.0 > 0.0 { self.others.1 / self.others.0 } else { self.first }
+    }
 }
 
 enum Out {
@@ -40,7 +78,7 @@ impl Progress {
     }
 
     fn new(out: Out) -> Progress {
-        Progress { out, device: String::new(), last: None }
+        Progress { out, device: String::new(), last: None, mean: Mean::default() }
     }
 
     /// Shows one event; errors of writing are dropped.
@@ -96,7 +134,9 @@ impl Progress {
 
     fn step(&mut self, event: &StepEvent) {
         let &StepEvent { step, steps, loss, lr, tokens, tokens_per_second, skipped, .. } = event;
-        let mut numbers = format!("loss {loss:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
+        self.mean.add(loss, tokens as f64 / tokens_per_second);
+        let mean = self.mean.loss();
+        let mut numbers = format!("loss {mean:.4}  {} tokens/s", grouped(tokens_per_second.round() as u64));
         if skipped > 0 {
             numbers += &format!("  {} skipped", grouped(skipped));
         }
@@ -106,9 +146,8 @@ impl Progress {
                 let ends = step == 1 || step == steps;
                 if ends || self.last.is_none_or(|last| last.elapsed() >= PAUSE) {
                     self.last = Some(Instant::now());
-                    // All steps are taken to be as long as this one.
-                    let left = steps.saturating_sub(step) as f64 * tokens as f64 / tokens_per_second;
-                    let eta = match left.is_finite() && step < steps {
+                    let left = steps.saturating_sub(step) as f64 * self.mean.step();
+                    let eta = match left > 0.0 && step < steps {
                         true => format!("  {} left", clock(left)),
                         false => String::new(),
                     };

@@ -4,18 +4,19 @@ use super::best::Best;
 use super::checkpoint::{self, Checkpoint, Pace};
 use super::course::{Course, Tell};
 use super::data::RunData;
-use super::folder::{Folder, Start};
+use super::folder::{self, Folder, Start};
 use super::identity::{Identity, Length};
-use super::job::{Job, Rows};
+use super::job::Job;
+use super::learnt::Learnt;
 use super::metrics::{Event, Metrics};
-use super::micro::{self, Micro, Steps};
+use super::micro::{self, Micro};
 use super::options::options;
+use super::preflight;
 use super::skips::Skips;
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
 use crate::config::{Method as MethodName, PromptInit, RunConfig, SaveDtype};
-use crate::data::sampler::Sampler;
-use crate::data::{Dataset, INPUT_IDS};
+use crate::data::INPUT_IDS;
 use crate::error::{Error, Result};
 use crate::graph::LeafKind;
 use crate::memory::Chosen;
@@ -38,51 +39,39 @@ pub struct Summary {
 }
 
 /// What is known of a run before anything is loaded or allocated.
-pub struct Preview {
+pub struct Forecast {
     /// Name of the device, as messages show it.
     pub device: String,
     /// What would be allocated.
     pub account: Account,
     /// What would be done to save memory; empty if nothing.
     pub chosen: Vec<Chosen>,
-    /// What there is to say of the model, the task and the method.
+    /// What there is to say of the model, the task and the method, and what to do where memory is short.
     pub notes: Vec<String>,
+    /// Bytes that are free on the device, where it can tell.
+    pub free: Option<u64>,
     /// A picture of the arena over a step.
     pub svg: String,
 }
 
 /// What is known of the run that `config` describes.
-pub fn preview(config: &RunConfig) -> Result<Preview> {
+pub fn forecast(config: &RunConfig) -> Result<Forecast> {
     let given = RunData::of(config)?;
     let job = Job::open(config, adapts(config)?, given.as_ref().map(|given| &given.train))?;
     let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given)).transpose()?;
     let (planned, full) = plan(config, &job, learnt.as_ref(), backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
     let about = (job.task.def().name != causal_lm::DEF.name).then(|| job.about());
-    Ok(Preview {
-        notes: about.iter().chain(&job.base.notes).chain(planned.notes()).chain(&full).cloned().collect(),
+    let large = preflight::too_large(&planned, config.quantized().is_some());
+    let notes = about.iter().chain(&job.base.notes).chain(planned.notes()).chain(&full).chain(&large);
+    Ok(Forecast {
+        notes: notes.cloned().collect(),
         device: planned.device().to_owned(),
         account: planned.account().clone(),
         chosen: planned.chosen().to_vec(),
+        free: planned.free_memory(),
         svg: timeline::picture(graph, plan),
     })
-}
-
-/// What a run learns from, and what it is evaluated on.
-struct Learnt {
-    data: Dataset,
-    warnings: Vec<String>,
-    rows: Option<Rows>,
-    sampler: Sampler,
-}
-
-impl Learnt {
-    fn read(config: &RunConfig, job: &Job, given: &RunData) -> Result<Learnt> {
-        let (data, warnings) = job.examples(config, &given.train)?;
-        let rows = given.eval.as_ref().map(|data| job.rows(config, data, false)).transpose()?;
-        let sampler = Sampler::mixed(data.len(), data.parts(), config.seed, config.shuffle)?;
-        Ok(Learnt { data, warnings, rows, sampler })
-    }
 }
 
 /// The plan of a run on what is `learnt`, and how full its micro-batches will be.
@@ -93,20 +82,14 @@ fn plan(
     backend: Box<dyn Backend>,
 ) -> Result<(Planned, Option<String>)> {
     let method = method(config, job)?;
-    let micro = match learnt {
-        Some(Learnt { data, rows, sampler, .. }) => {
-            let steps = Steps::of(config, data, rows.as_ref().map(|rows| &rows.data), sampler);
-            Micro::fitted(config, &*job.task, &[&*method], &steps)
-        }
-        None => Micro::fixed(config),
-    };
+    let micro = learnt.map_or_else(|| Micro::fixed(config), |learnt| learnt.micro(config, job, &*method));
     let planned = Planned::of(&job.base, vec![method], &*job.task, options(config, &micro), backend)?;
     let full = micro.full.map(|full| micro::describe(&planned.sizes(), full));
     Ok((planned, full))
 }
 
 /// Whether what is trained is an adapter that PEFT reads.
-fn adapts(config: &RunConfig) -> Result<bool> {
+pub(super) fn adapts(config: &RunConfig) -> Result<bool> {
     Ok(config.adapter.is_some() || peft::named(config.method.name())?.peft_type.is_some())
 }
 
@@ -167,6 +150,68 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
     })
 }
 
+/// A run that is planned, with all that it will learn: nothing is loaded or allocated.
+struct Ready {
+    job: Job,
+    learnt: Learnt,
+    planned: Planned,
+    profile: Option<Profile>,
+}
+
+impl Ready {
+    /// Reads the data and plans, and tells all that is known.
+    fn of(config: &RunConfig, tell: &mut Tell) -> Result<Ready> {
+        let given = RunData::open(config)?;
+        let job = Job::open(config, adapts(config)?, Some(&given.train))?;
+        if job.task.def().name != causal_lm::DEF.name {
+            tell.note(job.about())?;
+        }
+        let (backend, profile) = device(config)?;
+        let learnt = Learnt::read(config, &job, &given)?;
+        resident::give_back();
+        let (planned, full) = plan(config, &job, Some(&learnt), backend)?;
+        for note in job.base.notes.iter().chain(planned.notes()) {
+            tell.note(note.clone())?;
+        }
+        if let Some(name) = planned.drawn_and_kept() {
+            tell.note(format!(
+                "{name} is not in the model's files: it is drawn and not trained, and an adapter does not have it, so that \
+                 the adapter is of no use without it (with --method full it is trained and saved)"
+            ))?;
+        }
+        let (trained, all) = planned.parameters();
+        tell.event(Event::run(config, planned.device(), trained, all))?;
+        tell.event(Event::Plan(planned.account().clone()))?;
+        if !planned.chosen().is_empty() {
+            tell.note(format!("to save memory:\n{}", budget::text(planned.chosen()).trim_end()))?;
+        }
+        tell.note(given.about())?;
+        for warning in learnt.warnings(config).into_iter().chain(full) {
+            tell.note(warning)?;
+        }
+        let longest = learnt.data.longest(INPUT_IDS);
+        let positions = job.facts.max_positions;
+        if longest > positions {
+            tell.note(format!("sequences of up to {longest} tokens; the base model was made for {positions}"))?;
+        }
+        tell.note(preflight::text(config, &job, &planned, &learnt)?)?;
+        if let Some(large) = preflight::too_large(&planned, config.quantized().is_some()) {
+            tell.note(large)?;
+        }
+        Ok(Ready { job, learnt, planned, profile })
+    }
+}
+
+/// Does all that a run does before anything is loaded or written, telling `on` what is found: what is wrong with a run is
+/// known then. `start` says what would be done with a run folder that holds something.
+pub fn rehearse(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+    config.need_data()?;
+    let out = folder::admit(config, start)?;
+    let mut tell = Tell { metrics: Metrics::new(&out), on };
+    let ready = Ready::of(config, &mut tell)?;
+    folder::has_room(&out, written(config, &ready.planned))
+}
+
 /// Plans, loads, trains and saves, telling `on` what happens. `start` says what is to be done with a run folder that holds
 /// something. Where `on` answers a step or an evaluation with [`Error::Cancelled`], a checkpoint is written, and that error
 /// returned.
@@ -174,46 +219,10 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     config.need_data()?;
     let mut folder = Folder::claim(config, start)?;
     let mut tell = Tell { metrics: Metrics::new(folder.path()), on };
-    let given = RunData::open(config)?;
-    let job = Job::open(config, adapts(config)?, Some(&given.train))?;
-    if job.task.def().name != causal_lm::DEF.name {
-        tell.note(job.about())?;
-    }
-    let (backend, profile) = device(config)?;
-    let learnt = Learnt::read(config, &job, &given)?;
-    resident::give_back();
-    let (planned, full) = plan(config, &job, Some(&learnt), backend)?;
-    let Learnt { data, warnings, rows, mut sampler } = learnt;
-    for note in job.base.notes.iter().chain(planned.notes()) {
-        tell.note(note.clone())?;
-    }
-    if let Some(name) = planned.drawn_and_kept() {
-        tell.note(format!(
-            "{name} is not in the model's files: it is drawn and not trained, and an adapter does not have it, so that the \
-             adapter is of no use without it (with --method full it is trained and saved)"
-        ))?;
-    }
-    let (trained, all) = planned.parameters();
-    tell.event(Event::run(config, planned.device(), trained, all))?;
-    tell.event(Event::Plan(planned.account().clone()))?;
-    if !planned.chosen().is_empty() {
-        tell.note(format!("to save memory:\n{}", budget::text(planned.chosen()).trim_end()))?;
-    }
-    folder.has_room(written(config, &planned))?;
-
-    tell.note(given.about())?;
-    for warning in warnings.into_iter().chain(rows.as_ref().and_then(|rows| rows.about(config))).chain(full) {
-        tell.note(warning)?;
-    }
-    let positions = job.facts.max_positions;
-    if data.longest(INPUT_IDS) > positions {
-        let longest = data.longest(INPUT_IDS);
-        tell.note(format!("sequences of up to {longest} tokens; the base model was made for {positions}"))?;
-    }
-    let steps = match (config.steps, config.epochs) {
-        (Some(steps), _) => steps,
-        (None, epochs) => epochs.unwrap_or(1).saturating_mul(sampler.steps_per_epoch(config.batch_size) as u64),
-    };
+    let Ready { job, learnt, planned, profile } = Ready::of(config, &mut tell)?;
+    folder::has_room(folder.path(), written(config, &planned))?;
+    let steps = learnt.steps(config);
+    let Learnt { data, rows, mut sampler, .. } = learnt;
     let length = Length { steps, warmup: config.warmup_steps(steps) };
     let identity = Identity::of(config, &job.base, &data, planned.device(), planned.sizes())?;
     let resumed = match start {

@@ -106,7 +106,7 @@ impl Planned {
             let narrowed = match plan.narrowed(&program.graph, &step.graph, caps) {
                 Ok(narrowed) => narrowed,
                 Err(error) => {
-                    notes.push(format!("no micro-batches of {tokens} tokens: {error}"));
+                    notes.push(format!("no micro-batches of {tokens} tokens in the memory of the largest: {error}"));
                     continue;
                 }
             };
@@ -176,6 +176,16 @@ impl Planned {
     /// The device it is planned for.
     pub fn device(&self) -> &str {
         &self.backend.caps().device
+    }
+
+    /// Bytes that are free on the device, where that can be known.
+    pub fn free_memory(&self) -> Option<u64> {
+        self.backend.free_memory()
+    }
+
+    /// Output heads whose weight is an embedding's, each with that.
+    pub fn ties(&self) -> &[(String, String)] {
+        &self.phases.ties
     }
 
     /// Number of trained values, and of all.

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::lesson::Lesson;
 use super::{Made, Outcome, Shape, Task, TaskDef, one_stream, vocabulary_loss};
 use crate::data::chat::rows::conversation;
 use crate::data::chat::{self, Chats};
@@ -90,6 +91,14 @@ impl Task for CausalLm {
         let trains = labels.iter().skip(1).any(|&label| label != IGNORE);
         let examples = if trains { vec![Example::labelled(ids, labels)] } else { Vec::new() };
         Ok(Made { examples, cut })
+    }
+
+    fn lesson(&self, example: &Example) -> Lesson {
+        let mut lesson = Lesson::of_labels(example);
+        // Nothing is before the first token that could tell it.
+        let first = lesson.passages.first_mut().and_then(|passage| passage.trained.first_mut());
+        first.into_iter().for_each(|first| *first = false);
+        lesson
     }
 
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {

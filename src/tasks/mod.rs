@@ -2,6 +2,7 @@
 
 pub mod causal_lm;
 pub mod labels;
+pub mod lesson;
 pub mod masked_lm;
 pub mod metrics;
 pub mod question_answering;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::{Facts, LmHead, Model};
 use crate::nn::{Axis, IGNORE, Layout, MAIN, Nn, Stream};
+use lesson::Lesson;
 
 /// The sizes of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +105,11 @@ pub trait Task: Send + Sync {
 
     /// The model, its head and the loss. `inv` is 1 / units of the step, F32[1].
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome>;
+
+    /// What an example teaches, for people to look at.
+    fn lesson(&self, example: &Example) -> Lesson {
+        Lesson::of_labels(example)
+    }
 
     /// What scores predictions, if the task has more to say than its loss.
     fn score(&self) -> Result<Option<Box<dyn Score + '_>>> {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::lesson::{Lesson, Passage};
 use super::metrics::{self, Squad};
 use super::{Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, decoded, encoded, in_f32, streams, tokens};
 use crate::data::row::{Codec, Row};
@@ -111,6 +112,15 @@ impl Task for QuestionAnswering {
         examples.iter_mut().for_each(|e| decoded(e, self.decoder_start));
         let trains = |e: &Example| codec.unlabelled || e.ints(SPAN).iter().any(|&at| at >= 0);
         Ok(Made { examples: examples.into_iter().filter(trains).collect(), cut })
+    }
+
+    fn lesson(&self, example: &Example) -> Lesson {
+        let mut passage = Passage::read(example.ints(INPUT_IDS));
+        if let [start, end] = example.ints(SPAN)[..] {
+            let answer = |at: usize| (start.max(0) as usize..=end.max(0) as usize).contains(&at);
+            passage.trained.iter_mut().enumerate().for_each(|(at, trained)| *trained = answer(at));
+        }
+        Lesson { passages: vec![passage], answer: None }
     }
 
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {

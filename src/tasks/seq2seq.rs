@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::lesson::{Lesson, Passage};
 use super::{Made, Outcome, Setup, Shape, Task, TaskDef, text, token_labels, vocabulary_loss};
 use crate::data::row::{Codec, Row};
-use crate::data::{DECODER_INPUT_IDS, INPUT_IDS, LABELS};
+use crate::data::{DECODER_INPUT_IDS, Example, INPUT_IDS, LABELS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
@@ -96,11 +97,19 @@ impl Task for Seq2Seq {
         if ids.is_empty() || labels.iter().all(|&label| label == IGNORE) {
             return Ok(Made { examples: Vec::new(), cut });
         }
-        let mut example = crate::data::Example::default();
+        let mut example = Example::default();
         *example.ints_mut(INPUT_IDS) = ids;
         *example.ints_mut(DECODER_INPUT_IDS) = self.decoder_ids(&labels);
         *example.ints_mut(LABELS) = labels;
         Ok(Made { examples: vec![example], cut })
+    }
+
+    fn lesson(&self, example: &Example) -> Lesson {
+        let labels: Vec<i32> = example.ints(LABELS).iter().copied().filter(|&label| label != IGNORE).collect();
+        Lesson {
+            passages: vec![Passage::read(example.ints(INPUT_IDS)), Passage::labelled(&labels, &labels)],
+            answer: None,
+        }
     }
 
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {

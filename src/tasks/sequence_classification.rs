@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::labels::{Labels, Problem, number};
+use super::lesson::{Lesson, Passage};
 use super::metrics::{Classification, MultiLabel, Regression, Values, argmax};
 use super::{
     Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, decoded, encoded, in_f32, softmax, streams, text,
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::data::row::{Codec, Row};
 use crate::data::values::shown;
-use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
+use crate::data::{Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
@@ -145,6 +146,20 @@ impl Task for SequenceClassification {
             None => return Err(row.lacks(LABEL)),
         }
         Ok(Made { examples: vec![example], cut })
+    }
+
+    fn lesson(&self, example: &Example) -> Lesson {
+        let answer = match example.get(LABEL) {
+            Some(Column::Ints(ids)) => ids.first().map(|&id| self.labels.name(id as usize).to_owned()),
+            Some(Column::Floats(flags)) if self.problem == Problem::Multi => {
+                let set = flags.iter().enumerate().filter(|(_, flag)| **flag != 0.0);
+                let names: Vec<&str> = set.map(|(id, _)| self.labels.name(id)).collect();
+                Some(if names.is_empty() { "none".into() } else { names.join(", ") })
+            }
+            Some(Column::Floats(numbers)) => Some(numbers.iter().map(f32::to_string).collect::<Vec<_>>().join(", ")),
+            None => None,
+        };
+        Lesson { passages: vec![Passage::read(example.ints(INPUT_IDS))], answer }
     }
 
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::labels::{Labels, number};
+use super::lesson::{Lesson, Passage};
 use super::metrics::{Entities, Values, argmax};
 use super::{
     Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, encoded, in_f32, one_stream, softmax, text,
@@ -133,6 +134,13 @@ impl Task for TokenClassification {
         };
         let trains = codec.unlabelled || example.ints(LABELS).iter().any(|&label| label != IGNORE);
         Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut })
+    }
+
+    fn lesson(&self, example: &Example) -> Lesson {
+        let labels = example.ints(LABELS);
+        let tag = |&label: &i32| (label != IGNORE).then(|| self.labels.name(label as usize).to_owned());
+        let passage = Passage::labelled(example.ints(INPUT_IDS), labels);
+        Lesson { passages: vec![Passage { tags: labels.iter().map(tag).collect(), ..passage }], answer: None }
     }
 
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {

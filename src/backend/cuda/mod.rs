@@ -200,6 +200,11 @@ impl Backend for Cuda {
         self.bytes
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        self.context.enter().ok()?;
+        result::mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
         self.context.enter()?;
         self.write(Slice { bytes: src.len() as u64, ..dst }, src)

@@ -1,0 +1,50 @@
+//! The examples of a run, and how its steps take them.
+
+use super::data::RunData;
+use super::job::{Job, Rows};
+use super::micro::{Micro, Steps};
+use crate::config::RunConfig;
+use crate::data::Dataset;
+use crate::data::sampler::Sampler;
+use crate::error::Result;
+use crate::peft::Method;
+
+/// What a run learns from, and what it is evaluated on.
+pub struct Learnt {
+    /// The examples.
+    pub data: Dataset,
+    /// What there is to say of the rows that they were made of.
+    pub warnings: Vec<String>,
+    /// What is evaluated on.
+    pub rows: Option<Rows>,
+    /// Hands out the examples of each step.
+    pub sampler: Sampler,
+}
+
+impl Learnt {
+    /// Reads all of it.
+    pub fn read(config: &RunConfig, job: &Job, given: &RunData) -> Result<Learnt> {
+        let (data, warnings) = job.examples(config, &given.train)?;
+        let rows = given.eval.as_ref().map(|data| job.rows(config, data, false)).transpose()?;
+        let sampler = Sampler::mixed(data.len(), data.parts(), config.seed, config.shuffle)?;
+        Ok(Learnt { data, warnings, rows, sampler })
+    }
+
+    /// The micro-batches that they fill.
+    pub fn micro(&self, config: &RunConfig, job: &Job, method: &dyn Method) -> Micro {
+        let steps = Steps::of(config, &self.data, self.rows.as_ref().map(|rows| &rows.data), &self.sampler);
+        Micro::fitted(config, &*job.task, &[method], &steps)
+    }
+
+    /// What there is to say of the data, besides what it is.
+    pub fn warnings(&self, config: &RunConfig) -> Vec<String> {
+        let rows = self.rows.as_ref().and_then(|rows| rows.about(config));
+        self.warnings.iter().cloned().chain(rows).collect()
+    }
+
+    /// Steps that the settings ask for.
+    pub fn steps(&self, config: &RunConfig) -> u64 {
+        let epoch = || self.sampler.steps_per_epoch(config.batch_size) as u64;
+        config.steps.unwrap_or_else(|| config.epochs.unwrap_or(1).saturating_mul(epoch()))
+    }
+}

@@ -1,0 +1,181 @@
+//! What a run is about to do, in a dozen lines, before its first step.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::job::Job;
+use super::learnt::Learnt;
+use super::lengths::Lengths;
+use super::lesson::Shown;
+use crate::config::RunConfig;
+use crate::data::{Dataset, INPUT_IDS, LABELS};
+use crate::error::Result;
+use crate::session::Planned;
+use crate::tasks::causal_lm;
+use crate::units::{grouped, human};
+
+/// Kinds of trained tensors that are named.
+const KINDS: usize = 8;
+/// Characters of the example that is shown.
+const LINE: usize = 400;
+
+/// The lines.
+pub fn text(config: &RunConfig, job: &Job, planned: &Planned, learnt: &Learnt) -> Result<String> {
+    let mut lines = Lines::default();
+    let data = &learnt.data;
+    let lengths = Lengths::of((0..data.len()).map(|i| data.len_of(i, INPUT_IDS)));
+    let trained: usize = (0..data.len()).map(|i| job.task.lesson(&data.example(i)).trained()).sum();
+    let mut about = format!("{}: {} tokens", lengths.about(), grouped(lengths.total() as u64));
+    if trained > 0 {
+        let share = 100.0 * trained as f64 / lengths.total().max(1) as f64;
+        let _ = write!(about, ", {} of them learnt ({share:.0} %)", grouped(trained as u64));
+    }
+    lines.add("learns", about);
+    let tokenizer = job.base.tokenizer().ok();
+    if let Some(tokenizer) = tokenizer.as_ref().filter(|_| job.task.def().name == causal_lm::DEF.name) {
+        let ends = ends(data, tokenizer.eos_ids());
+        lines.add("", format!("that the text ends is learnt in {} of {} examples", ends, data.len()));
+    }
+    if !data.is_empty() {
+        let first = Shown::of(job.task.lesson(&data.example(0)), tokenizer.as_ref())?;
+        lines.add("", format!("the first, ⟦learnt⟧: {}", first.line(LINE)));
+    }
+    let tensors = planned.trained();
+    let kinds = kinds(&tensors);
+    let word = if tensors.len() == 1 { "tensor" } else { "tensors" };
+    lines.add("trains", format!("{} {word}", grouped(tensors.len() as u64)));
+    for Kind { name, modules, values } in kinds.iter().take(KINDS) {
+        lines.add("", format!("{modules:>4} × {name}  {} parameters", grouped(*values as u64)));
+    }
+    if kinds.len() > KINDS {
+        lines.add("", format!("and {} other kinds", kinds.len() - KINDS));
+    }
+    for (head, embedding) in planned.ties() {
+        lines.add("tied", format!("{head} is {embedding}"));
+    }
+    let steps = learnt.steps(config);
+    let epochs = steps as f64 / learnt.sampler.steps_per_epoch(config.batch_size).max(1) as f64;
+    let epochs = if epochs == 1.0 { "1 epoch".into() } else { format!("{epochs:.2} epochs") };
+    let (batch, each) = (config.batch_size.min(data.len()), lengths.total() as f64 / data.len().max(1) as f64);
+    lines.add(
+        "takes",
+        format!(
+            "{} steps of {batch} examples (about {} tokens), {epochs}; the time they take is told from the first on",
+            grouped(steps),
+            grouped((batch as f64 * each).round() as u64)
+        ),
+    );
+    let account = planned.account();
+    let needed = account.total + account.host_total;
+    let free = planned.free_memory().map_or(String::new(), |free| format!("; {} are free", human(free)));
+    lines.add("memory", format!("{} are needed{free}", human(needed)));
+    Ok(lines.text)
+}
+
+/// What to add to the settings where the plan takes more memory than is free.
+pub fn too_large(planned: &Planned, quantized: bool) -> Option<String> {
+    let needed = planned.account().total;
+    let free = planned.free_memory().filter(|free| *free < needed)?;
+    // Some is left to the system and to what is no part of the plan.
+    let budget = free / 10 * 9;
+    let smaller = if quantized { "" } else { "--quantize nf4, " };
+    Some(format!(
+        "the plan takes {} on {}, of which {} are free: add {smaller}--memory {} (what does not fit is computed again, \
+         streamed or paged), or a smaller --max-seq-len or --batch-size",
+        human(needed),
+        planned.device(),
+        human(free),
+        human(budget).replace(' ', "")
+    ))
+}
+
+/// Lines with a word in front of some.
+#[derive(Default)]
+struct Lines {
+    text: String,
+}
+
+impl Lines {
+    fn add(&mut self, word: &str, line: String) {
+        let gap = if self.text.is_empty() { "" } else { "\n" };
+        let _ = write!(self.text, "{gap}{word:<8} {line}");
+    }
+}
+
+/// Examples in which a token that ends texts is learnt: after a conversation's last turn a template may write more.
+fn ends(data: &Dataset, eos: &[u32]) -> usize {
+    let ends = |i: usize| -> bool {
+        let labels = data.column(i, LABELS);
+        labels.is_some_and(|labels| labels.ints().iter().skip(1).any(|&id| eos.contains(&(id as u32))))
+    };
+    (0..data.len()).filter(|&i| ends(i)).count()
+}
+
+/// Trained tensors of modules that have one name but for numbers.
+struct Kind {
+    name: String,
+    modules: usize,
+    values: usize,
+}
+
+/// The kinds of `tensors`, as `model.layers.*.self_attn.q_proj (lora_A, lora_B)`, in their order.
+fn kinds(tensors: &[(String, Vec<usize>)]) -> Vec<Kind> {
+    let mut kinds: Vec<(String, Vec<String>, BTreeMap<String, ()>, usize)> = Vec::new();
+    for (name, shape) in tensors {
+        let (module, part) = parted(name);
+        let any: Vec<&str> =
+            module.split('.').map(|p| if p.bytes().all(|b| b.is_ascii_digit()) { "*" } else { p }).collect();
+        let any = any.join(".");
+        let at = kinds.iter().position(|kind| kind.0 == any).unwrap_or_else(|| {
+            kinds.push((any, Vec::new(), BTreeMap::new(), 0));
+            kinds.len() - 1
+        });
+        let (_, parts, modules, values) = &mut kinds[at];
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+        modules.insert(module, ());
+        *values += shape.iter().product::<usize>();
+    }
+    let shown = |(name, parts, modules, values): (String, Vec<String>, BTreeMap<String, ()>, usize)| Kind {
+        name: format!("{name} ({})", parts.join(", ")),
+        modules: modules.len(),
+        values,
+    };
+    kinds.into_iter().map(shown).collect()
+}
+
+/// The module of a tensor, and what it is in it: `…q_proj` and `lora_A`, or `…q_proj` and `weight`.
+fn parted(name: &str) -> (String, String) {
+    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
+    let short = name.strip_suffix(".weight").filter(|short| short.contains(".lora_")).unwrap_or(name);
+    match short.rsplit_once('.') {
+        Some((module, part)) => (module.into(), part.into()),
+        None => (short.into(), "values".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_are_told_by_kind() {
+        let tensor = |name: &str, shape: &[usize]| (name.to_owned(), shape.to_vec());
+        let tensors = [
+            tensor("base_model.model.layers.0.q_proj.lora_A.weight", &[8, 64]),
+            tensor("base_model.model.layers.0.q_proj.lora_B.weight", &[32, 8]),
+            tensor("base_model.model.layers.11.q_proj.lora_A.weight", &[8, 64]),
+            tensor("base_model.model.layers.11.q_proj.lora_B.weight", &[32, 8]),
+            tensor("score.weight", &[2, 64]),
+            tensor("prompt", &[5, 64]),
+        ];
+        let told: Vec<_> = kinds(&tensors).into_iter().map(|kind| (kind.name, kind.modules, kind.values)).collect();
+        let want = [
+            ("layers.*.q_proj (lora_A, lora_B)", 2, 2 * (8 * 64 + 32 * 8)),
+            ("score (weight)", 1, 128),
+            ("prompt (values)", 1, 320),
+        ];
+        assert_eq!(told, want.map(|(name, modules, values)| (name.to_owned(), modules, values)));
+    }
+}

@@ -1,0 +1,53 @@
+//! The examples that a run would learn, before it does: texts, lengths, how full micro-batches are, what is left out.
+//! No weights are read.
+
+use super::data::RunData;
+use super::job::Job;
+use super::learnt::Learnt;
+use super::lengths::Lengths;
+use super::lesson::Shown;
+use super::micro;
+use super::training;
+use crate::config::RunConfig;
+use crate::data::INPUT_IDS;
+use crate::error::Result;
+
+/// What is known of a run's data.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// The data, the task, what was left out and why, and what else there is to say.
+    pub about: Vec<String>,
+    /// The first examples.
+    pub examples: Vec<Shown>,
+    /// Of all examples.
+    pub lengths: Lengths,
+    /// Tokens that are learnt in one epoch; none if the task's labels are not of tokens.
+    pub trained: usize,
+    /// Tokens of each size of micro-batches, the largest first.
+    pub sizes: Vec<usize>,
+    /// The share of micro-batches that is tokens, if sizes are chosen for the data.
+    pub full: Option<f64>,
+}
+
+/// Reads the data of `config`; `shown` of its examples are given as texts.
+pub fn preview(config: &RunConfig, shown: usize) -> Result<Preview> {
+    config.need_data()?;
+    let given = RunData::open(config)?;
+    let job = Job::open(config, training::adapts(config)?, Some(&given.train))?;
+    let learnt = Learnt::read(config, &job, &given)?;
+    let micro = learnt.micro(config, &job, &*training::method(config, &job)?);
+    let about = [job.about(), given.about()].into_iter().chain(learnt.warnings(config));
+    let about = about.chain(micro.full.map(|full| micro::describe(&micro.sizes(), full))).collect();
+    // Rows of tokens need none.
+    let tokenizer = job.base.tokenizer().ok();
+    let data = &learnt.data;
+    let one = |i: usize| Shown::of(job.task.lesson(&data.example(i)), tokenizer.as_ref());
+    Ok(Preview {
+        about,
+        examples: (0..data.len().min(shown)).map(one).collect::<Result<_>>()?,
+        lengths: Lengths::of((0..data.len()).map(|i| data.len_of(i, INPUT_IDS))),
+        trained: (0..data.len()).map(|i| job.task.lesson(&data.example(i)).trained()).sum(),
+        sizes: micro.sizes(),
+        full: micro.full,
+    })
+}
