@@ -1,6 +1,7 @@
 //! The command line: one file a command, each a thin layer over the library. Results go to standard output, talk to
 //! standard error; 0 is success, 1 is work that failed, 2 is a call that makes no sense, 130 is work that was interrupted.
 
+mod adapters;
 mod advice;
 mod chat;
 mod devices;
@@ -41,6 +42,7 @@ enum Command {
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),
+    Adapters(adapters::Args),
     Export(export::Args),
     Quantize(quantize::Args),
     Eval(eval::Args),
@@ -89,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Adapters(args) => adapters::run(args),
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Eval(args) => eval::run(args),

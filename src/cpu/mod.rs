@@ -6,5 +6,6 @@ pub mod math;
 pub mod par;
 pub mod philox;
 pub mod simd;
+pub mod svd;
 pub mod tile;
 pub mod weight;

@@ -21,7 +21,7 @@ use crate::nn::Role;
 const PEFT_TARGETS: [&str; 7] = ["q_proj", "v_proj", "c_attn", "query", "value", "q", "v"];
 
 /// Larger ranks are taken for a damaged file.
-const MAX_RANK: usize = 65_536;
+pub(super) const MAX_RANK: usize = 65_536;
 
 /// Which modules of a model something applies to.
 #[derive(Clone, Debug, PartialEq)]
@@ -604,9 +604,13 @@ impl AdapterConfig {
                 }
             }
             config.targets = Targets::List(names);
-            config.compiled = OnceLock::new();
         }
-        config
+        config.changed()
+    }
+
+    /// This config after its fields were changed: patterns are compiled anew.
+    pub(super) fn changed(self) -> AdapterConfig {
+        AdapterConfig { compiled: OnceLock::new(), ..self }
     }
 }
 

@@ -299,6 +299,12 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: Tensors) -> Re
     write_folder(dir, &config.to_json(), &lora_card(config, &what), tensors)
 }
 
+/// The same of an adapter that was made of others, as `of` says.
+pub fn write_combined(dir: &Path, config: &AdapterConfig, of: &str, tensors: Tensors) -> Result<()> {
+    let what = format!("{} {of}", what(config));
+    write_folder(dir, &config.to_json(), &lora_card(config, &what), tensors)
+}
+
 fn what(config: &AdapterConfig) -> String {
     format!("Rank {}, alpha {}, on {}.", config.rank, config.alpha, config.targets)
 }
@@ -374,7 +380,7 @@ impl Card<'_> {
         let article = if method.starts_with(['A', 'E', 'I', 'O']) { "An" } else { "A" };
         text += &format!("- {tag}\n- trimtab\n---\n\n# {article} {method} adapter\n\n");
         text += &format!(
-            "{what} Trained with Trimtab {}; the files are those of Hugging Face PEFT.\n\n",
+            "{what} Written by Trimtab {}; the files are those of Hugging Face PEFT.\n\n",
             env!("CARGO_PKG_VERSION")
         );
         text += &format!(

@@ -5,6 +5,7 @@ pub mod adapterhub;
 mod bias;
 pub mod bitfit;
 pub mod bottleneck;
+pub mod combine;
 pub mod config;
 mod dora;
 mod embedding;

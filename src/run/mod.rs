@@ -4,6 +4,7 @@ mod bar;
 pub mod best;
 pub mod chat;
 pub mod checkpoint;
+pub mod combine;
 mod course;
 pub mod data;
 pub mod evaluate;
