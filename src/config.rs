@@ -348,6 +348,8 @@ settings! {
         save_dtype: SaveDtype = "DTYPE", { SaveDtype::F32 };
         #[doc = "Time each op of the steps after the first; a table at the end. On a GPU this slows them down"]
         profile: bool = "BOOL", { false };
+        #[doc = "Write event files for TensorBoard into the run folder, beside metrics.jsonl"]
+        log_tensorboard: bool = "BOOL", { false };
     }
 }
 

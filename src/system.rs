@@ -26,6 +26,15 @@ pub fn local_time() -> (i64, u32) {
     since.map_or((0, 0), |since| (since.as_secs() as i64, since.subsec_micros()))
 }
 
+/// Seconds since the beginning of 1970, in Greenwich.
+pub fn unix_time() -> f64 {
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH);
+    #[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
 /// The number of this process; 0 where there are none.
 pub fn process_id() -> u32 {
     if cfg!(target_family = "wasm") { 0 } else { std::process::id() }

@@ -195,6 +195,7 @@ fn the_saved_file_repeats_the_run() {
         ("device", "wgpu:2"),
         ("save_dtype", "bf16"),
         ("profile", "true"),
+        ("log_tensorboard", "true"),
     ];
     let config = resolve("", &flags).unwrap();
     let text = config.to_toml();

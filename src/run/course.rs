@@ -13,6 +13,7 @@ use super::profile::Report;
 use super::report;
 use super::skips::Skips;
 use super::svg;
+use super::tensorboard::TensorBoard;
 use super::training::Summary;
 use super::watch::Watch;
 use crate::backend::profile::Profile;
@@ -35,6 +36,8 @@ use crate::train::trainer::StepReport;
 pub struct Tell<'a> {
     /// `metrics.jsonl`.
     pub metrics: Metrics,
+    /// TensorBoard's event file, if one is wanted.
+    pub board: Option<TensorBoard>,
     /// Who else hears it.
     pub on: &'a mut dyn FnMut(Event) -> Result<()>,
 }
@@ -43,6 +46,9 @@ impl Tell<'_> {
     /// Errs if the file cannot be written, or with the error of who hears it.
     pub fn event(&mut self, event: Event) -> Result<()> {
         self.metrics.write(&event)?;
+        if let Some(board) = &mut self.board {
+            board.write(&event)?;
+        }
         (self.on)(event)
     }
 

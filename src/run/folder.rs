@@ -8,6 +8,7 @@ use super::checkpoint;
 use super::metrics::METRICS_FILE;
 use super::progress::human;
 use super::report::REPORT_FILE;
+use super::tensorboard;
 use crate::config::{Flags, RunConfig};
 use crate::durable;
 use crate::error::{Error, Result};
@@ -102,6 +103,9 @@ impl Folder {
             );
             let checkpoints = self.path.join(checkpoint::FOLDER);
             gone(std::fs::remove_dir_all(&checkpoints)).map_err(|e| Error::io(&checkpoints, e))?;
+            for path in tensorboard::files(&self.path)? {
+                gone(std::fs::remove_file(&path)).map_err(|e| Error::io(&path, e))?;
+            }
         }
         for name in old {
             let path = self.path.join(name);

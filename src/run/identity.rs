@@ -16,7 +16,7 @@ use crate::train::schedule;
 
 /// Settings that do not change what is trained. Files are compared by what is in them, not by their paths, and the number
 /// of steps by the learning rates that it gives.
-const FREE: [&str; 26] = [
+const FREE: [&str; 27] = [
     "model",
     "data",
     "format",
@@ -43,6 +43,7 @@ const FREE: [&str; 26] = [
     "patience",
     "save_dtype",
     "profile",
+    "log_tensorboard",
 ];
 
 /// What a run's results depend on.

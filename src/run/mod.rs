@@ -34,4 +34,5 @@ pub mod skips;
 pub mod svg;
 pub mod text;
 pub mod training;
+pub mod tensorboard;
 mod watch;

@@ -13,6 +13,7 @@ use super::micro::{self, Micro};
 use super::options::options;
 use super::preflight;
 use super::skips::Skips;
+use super::tensorboard::TensorBoard;
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
 use crate::config::{Method as MethodName, PromptInit, RunConfig, SaveDtype};
@@ -207,7 +208,7 @@ impl Ready {
 pub fn rehearse(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
     config.need_data()?;
     let out = folder::admit(config, start)?;
-    let mut tell = Tell { metrics: Metrics::new(&out), on };
+    let mut tell = Tell { metrics: Metrics::new(&out), board: None, on };
     let ready = Ready::of(config, &mut tell)?;
     folder::has_room(&out, written(config, &ready.planned))
 }
@@ -218,7 +219,8 @@ pub fn rehearse(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> R
 pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result<()>) -> Result<Summary> {
     config.need_data()?;
     let mut folder = Folder::claim(config, start)?;
-    let mut tell = Tell { metrics: Metrics::new(folder.path()), on };
+    let board = config.log_tensorboard.then(|| TensorBoard::new(folder.path()));
+    let mut tell = Tell { metrics: Metrics::new(folder.path()), board, on };
     let Ready { job, learnt, planned, profile } = Ready::of(config, &mut tell)?;
     folder::has_room(folder.path(), written(config, &planned))?;
     let steps = learnt.steps(config);
@@ -248,6 +250,9 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         (done, skips, best) = (about.step, about.skips, about.best);
     }
     let losses = if start == Start::Resume { tell.metrics.resume(done)? } else { Vec::new() };
+    if let Some(board) = &mut tell.board {
+        board.resume(done);
+    }
     folder.begin(config, start != Start::Resume)?;
     if let Some(Checkpoint { path, .. }) = resumed {
         tell.event(Event::Resumed { step: done, path })?;
