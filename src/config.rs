@@ -200,6 +200,10 @@ settings! {
         keep_best: bool = "BOOL", { false };
         #[doc = "Stop after so many evaluations in a row without a smaller loss"]
         patience: Option<u64> = "N", { None }, if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
+        #[doc = "Examples whose loss is measured before and after, for the report"]
+        report_examples: Option<usize> = "N", { None } as "4 to 64, at most 2 % of the time";
+        #[doc = "Texts that the model writes before and after, from the first prompts of the data"]
+        samples: usize = "N", { 0 }, if |v| *v <= 1000 => "0 to 1000";
         #[doc = "Start from the files' weights, or from random ones (the folder then needs only config.json)"]
         init: Init = "INIT", { Init::Pretrained };
     }

@@ -358,11 +358,20 @@ fn a_run_leaves_its_folder_and_can_be_repeated() {
 
     let metrics = String::from_utf8(scratch.read("runs/a/metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!(lines.len(), 5);
+    let kinds: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["run", "examples", "step", "step", "step", "examples", "end"]);
+    for line in [&lines[1], &lines[5]] {
+        let measured = line["examples"].as_array().unwrap();
+        assert_eq!(measured.len(), 3);
+        assert!(
+            measured.iter().all(|e| e["loss"].as_f64() > Some(0.0) && e["text"].as_str().unwrap().contains('⟦')),
+            "{line}"
+        );
+    }
+    assert_ne!(lines[1]["examples"][0]["loss"], lines[5]["examples"][0]["loss"]);
     assert_eq!((&lines[0]["event"], &lines[0]["config"]["rank"]), (&"run".into(), &4.into()));
     assert!(lines[0]["device"].is_string() && lines[0]["versions"]["trimtab"].is_string());
-    assert_eq!(lines[4]["event"], "end");
-    for (i, line) in lines[1..4].iter().enumerate() {
+    for (i, line) in lines[2..5].iter().enumerate() {
         assert_eq!((&line["event"], &line["step"]), (&"step".into(), &(i + 1).into()));
         for key in ["loss", "lr", "grad_norm", "tokens", "tokens_per_second"] {
             assert!(line[key].is_number(), "{key} in {line}");
@@ -699,4 +708,46 @@ fn a_model_made_up_trains_within_its_budget() {
         let err = err.fails(1);
         assert!(err.contains("smallest --memory"), "{err}");
     }
+}
+
+/// A run's texts and examples, before and after, are on its page; the losses are those that `eval` finds.
+#[test]
+fn a_report_shows_texts_and_examples_before_and_after() {
+    let scratch = Scratch::new("examined");
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/base").display().to_string();
+    let row = |i: usize| format!("{{\"prompt\": \"Question {i}:\", \"completion\": \" The answer is <b>{i}</b>.\"}}\n");
+    scratch.write("data.jsonl", &(0..12).map(row).collect::<String>());
+    scratch.write("third.jsonl", &row(4));
+    let args = ["train", "--model", &base, "--data", "data.jsonl", "--device", "cpu", "--steps", "30", "--lr", "2e-3"];
+    let more = ["--batch-size", "4", "--report-examples", "3", "--samples", "2", "--out", "run"];
+    let ran = scratch.run(&[&args[..], &more].concat());
+    let talk = ran.err();
+    ran.ok();
+    assert_eq!(talk.matches("--- before the first step").count(), 2, "{talk}");
+    assert_eq!(talk.matches("--- after the last step").count(), 2, "{talk}");
+    let metrics = String::from_utf8(scratch.read("run/metrics.jsonl")).unwrap();
+    let events: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let of = |kind: &str| -> Vec<&Value> { events.iter().filter(|e| e["event"] == kind).collect() };
+    let (examples, samples) = (of("examples"), of("sample"));
+    assert_eq!((examples.len(), samples.len()), (2, 4));
+    let numbers: Vec<u64> =
+        examples[0]["examples"].as_array().unwrap().iter().map(|e| e["example"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [0, 4, 8]);
+    let loss = |event: &Value| event["examples"][1]["loss"].as_f64().unwrap();
+    assert!(loss(examples[1]) < 0.5 * loss(examples[0]), "{examples:?}");
+    for (adapter, event) in [(&[][..], examples[0]), (&["--adapter", "run"][..], examples[1])] {
+        let eval = ["eval", "--model", &base, "--data", "third.jsonl", "--device", "cpu", "--json"];
+        let found: Value = serde_json::from_str(&scratch.run(&[&eval[..], adapter].concat()).ok()).unwrap();
+        let found = found["loss"].as_f64().or(found[0]["loss"].as_f64()).unwrap();
+        assert!((found - loss(event)).abs() < 1e-4 * found, "{found} {event}");
+    }
+    assert!(samples.iter().all(|s| s["prompt"].as_str().unwrap().contains("Question")), "{samples:?}");
+    assert!(samples[2]["text"].as_str().unwrap().contains("The answer is"), "{samples:?}");
+    let page = String::from_utf8(scratch.read("run/report.html")).unwrap();
+    assert!(page.contains("<h2>Texts</h2>") && page.contains("<h2>Examples</h2>"), "{page}");
+    assert!(page.contains("&lt;b>") && !page.contains("<b>"), "what a model writes is no markup");
+    let none = scratch.run(&[&args[..], &["--report-examples", "0", "--out", "none"]].concat());
+    none.ok();
+    let page = String::from_utf8(scratch.read("none/report.html")).unwrap();
+    assert!(!page.contains("<h2>Texts") && !page.contains("<h2>Examples"), "{page}");
 }

@@ -144,7 +144,9 @@ fn an_overwritten_run_leaves_nothing_of_itself() {
     };
     assert_eq!(names("run"), ["config.toml", "metrics.jsonl", "notes.txt", "run.lock"]);
     let metrics = std::fs::read_to_string(scratch.path("run/metrics.jsonl")).unwrap();
-    assert_eq!(metrics.lines().count(), 2, "{metrics}");
+    let kinds = ["run", "examples", "step"].map(|kind| format!("\"event\":\"{kind}\""));
+    let told = metrics.lines().zip(&kinds).filter(|(line, kind)| line.contains(*kind)).count();
+    assert_eq!((told, metrics.lines().count()), (3, 3), "{metrics}");
 }
 
 /// Two runs never write one folder.

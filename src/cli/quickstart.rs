@@ -48,13 +48,13 @@ pub fn run(args: Args) -> Outcome {
     let mut progress = Progress::stderr();
     let mut base = config.clone();
     base.adapter = None;
-    progress.show(&sample(&base, "before: the base model, which has read prose")?);
+    progress.show(&sample(&base, 0, "before: the base model, which has read prose")?);
     // The folder of the last quickstart is replaced; one that was asked for only if it holds nothing.
     let asked = config.origin("out") == Some(&Origin::Flag);
     let summary = train::train(&config, if asked { Start::New } else { Start::Overwrite })?;
     let mut tuned = config.clone();
     tuned.adapter = Some(out.clone());
-    progress.show(&sample(&tuned, "after: the same model with the adapter")?);
+    progress.show(&sample(&tuned, summary.steps, "after: the same model with the adapter")?);
 
     let show = |p: &Path| p.display().to_string();
     let model = show(config.need("model")?);
@@ -79,14 +79,14 @@ pub fn run(args: Args) -> Outcome {
     ))
 }
 
-fn sample(config: &RunConfig, when: &str) -> Result<Event, Error> {
+fn sample(config: &RunConfig, step: u64, when: &str) -> Result<Event, Error> {
     let sampling = Sampling { temperature: 0.8, top_p: 0.95, seed: config.seed, ..Sampling::default() };
     let mut written = String::new();
     text::generate(config, PROMPT, SAMPLE_TOKENS, &sampling, &mut |piece| {
         written.push_str(piece);
         true
     })?;
-    Ok(Event::Sample { when: when.into(), prompt: PROMPT.into(), text: written.split_off(PROMPT.len()) })
+    Ok(Event::Sample { step, when: when.into(), prompt: PROMPT.into(), text: written.split_off(PROMPT.len()) })
 }
 
 /// The folder of the shipped files: in the working directory, or where the program was built.

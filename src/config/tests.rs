@@ -157,6 +157,8 @@ fn the_saved_file_repeats_the_run() {
         ("max_skips", "3"),
         ("save_every", "7"),
         ("keep", "4"),
+        ("report_examples", "5"),
+        ("samples", "3"),
         ("steps", "9"),
         ("batch_size", "3"),
         ("max_seq_len", "100"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::best::Best;
 use super::checkpoint::{self, About, Pace};
 use super::evaluate;
+use super::examined::{Examined, Written};
 use super::folder::Folder;
 use super::identity::{Identity, Length};
 use super::job::{Job, Rows};
@@ -82,6 +83,8 @@ pub struct Course<'a> {
     pub data: Dataset,
     /// What is evaluated on.
     pub rows: Option<Rows>,
+    /// What is looked at before the first step and after the last.
+    pub examined: Examined,
     /// Which examples come next.
     pub sampler: Sampler,
     /// Its steps.
@@ -113,6 +116,9 @@ impl Course<'_> {
         let mut timed = Report::default();
         let first = self.done;
         let mut took = (0, 0.0);
+        if first == 0 {
+            self.examine("before the first step", tell)?;
+        }
         while self.done < self.length.steps && !self.best.is_over(self.config.patience) {
             let Stepped { micro, report, event, seconds } = self.step()?;
             took = (took.0 + event.tokens, took.1 + seconds);
@@ -147,10 +153,11 @@ impl Course<'_> {
                 }
             }
         }
-        self.settle(tell)?;
         if let Some(profile) = &self.profile {
             tell.event(Event::Profile(Report { ops: profile.ops(), ..timed }))?;
         }
+        self.settle(tell)?;
+        self.examine("after the last step", tell)?;
         let (steps, skipped) = (self.done, self.skips.all);
         if skipped > 0 {
             tell.note(format!("{skipped} of {steps} steps were skipped: loss or gradient were not finite"))?;
@@ -207,6 +214,19 @@ impl Course<'_> {
             self.checkpoint(tell)?;
         }
         answer
+    }
+
+    /// Looks at some examples with the weights as they are.
+    fn examine(&mut self, when: &str, tell: &mut Tell) -> Result<()> {
+        let step = self.done;
+        if self.examined.measures() {
+            let measured = self.examined.measure(&mut self.session, &self.data, &self.layouts)?;
+            tell.event(Event::Examples { step, measured })?;
+        }
+        for Written { prompt, text } in self.examined.write(&mut self.session, self.job)? {
+            tell.event(Event::Sample { step, when: when.into(), prompt, text })?;
+        }
+        Ok(())
     }
 
     /// After the last step: why it was the last, and the weights of the best evaluation, if those are wanted.

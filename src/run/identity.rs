@@ -16,7 +16,9 @@ use crate::train::schedule;
 
 /// Settings that do not change what is trained. Files are compared by what is in them, not by their paths, and the number
 /// of steps by the learning rates that it gives.
-const FREE: [&str; 27] = [
+const FREE: [&str; 29] = [
+    "report_examples",
+    "samples",
     "model",
     "data",
     "format",

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::offload::Moved;
 use crate::plan::Account;
 use crate::run::evaluate::Evaluated;
+use crate::run::examined::Measured;
 use crate::run::profile::Report;
 
 /// The name of the metrics file in a run folder.
@@ -80,8 +81,17 @@ pub enum Event {
         /// Tokens of the steps that were taken since the run began or went on, and their seconds.
         took: (u64, f64),
     },
+    /// Losses of some examples before the first step, or after the last.
+    Examples {
+        /// Steps done so far.
+        step: u64,
+        /// The examples, at even distances in the data.
+        measured: Vec<Measured>,
+    },
     /// A text of the model; `when` says at which point of the run.
     Sample {
+        /// Steps done so far.
+        step: u64,
         /// In words.
         when: String,
         /// What the text continues.
@@ -162,6 +172,17 @@ impl Event {
                 "units": evaluated.units,
                 "metrics": evaluated.metrics.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<Map<_, _>>(),
             })),
+            Event::Examples { step, measured } => Some(json!({
+                "event": "examples",
+                "step": step,
+                "examples": measured.iter().map(Measured::json).collect::<Vec<_>>(),
+            })),
+            Event::Sample { step, prompt, text, .. } => Some(json!({
+                "event": "sample",
+                "step": step,
+                "prompt": prompt,
+                "text": text,
+            })),
             Event::Resumed { step, .. } => Some(json!({ "event": "resume", "step": step })),
             Event::Profile(report) => Some(report.json()),
             Event::End { account, peak_resident, moved, took } => Some(json!({
@@ -185,6 +206,7 @@ fn shortest(x: f32) -> f64 {
 }
 
 /// `metrics.jsonl` of a run folder: one JSON object a line, the first of event `run`, then one of event `step` a step, one of event `eval` an evaluation,
+/// one of event `examples` and one of event `sample` a text before the first step and after the last,
 /// one of event `profile` where `--profile` asked for it, in the end one of event `end`; one of event `resume` where a run
 /// went on from a checkpoint.
 /// The file is begun at the first step, so that a run that fails before leaves an older one's alone; each line is
@@ -218,7 +240,7 @@ impl Metrics {
                 let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
                 let at = event["step"].as_u64();
                 let kept = match event["event"].as_str() {
-                    Some("step" | "eval" | "resume") => at.is_some_and(|at| at <= step),
+                    Some("step" | "eval" | "examples" | "sample" | "resume") => at.is_some_and(|at| at <= step),
                     Some("run") => true,
                     _ => false,
                 };

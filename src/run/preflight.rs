@@ -8,6 +8,7 @@ use super::learnt::Learnt;
 use super::lengths::Lengths;
 use super::lesson::Shown;
 use crate::config::RunConfig;
+use crate::data::tokenizer::Tokenizer;
 use crate::data::{Dataset, INPUT_IDS, LABELS};
 use crate::error::Result;
 use crate::session::Planned;
@@ -19,10 +20,9 @@ const KINDS: usize = 8;
 /// Characters of the example that is shown.
 const LINE: usize = 400;
 
-/// The lines.
-pub fn text(config: &RunConfig, job: &Job, planned: &Planned, learnt: &Learnt) -> Result<String> {
+/// What is learnt: lines that need a tokenizer, which is not kept.
+pub fn learns(job: &Job, data: &Dataset, tokenizer: Option<&Tokenizer>) -> Result<Lines> {
     let mut lines = Lines::default();
-    let data = &learnt.data;
     let lengths = Lengths::of((0..data.len()).map(|i| data.len_of(i, INPUT_IDS)));
     let trained: usize = (0..data.len()).map(|i| job.task.lesson(&data.example(i)).trained()).sum();
     let mut about = format!("{}: {} tokens", lengths.about(), grouped(lengths.total() as u64));
@@ -31,15 +31,20 @@ pub fn text(config: &RunConfig, job: &Job, planned: &Planned, learnt: &Learnt) -
         let _ = write!(about, ", {} of them learnt ({share:.0} %)", grouped(trained as u64));
     }
     lines.add("learns", about);
-    let tokenizer = job.base.tokenizer().ok();
-    if let Some(tokenizer) = tokenizer.as_ref().filter(|_| job.task.def().name == causal_lm::DEF.name) {
+    if let Some(tokenizer) = tokenizer.filter(|_| job.task.def().name == causal_lm::DEF.name) {
         let ends = ends(data, tokenizer.eos_ids());
         lines.add("", format!("that the text ends is learnt in {} of {} examples", ends, data.len()));
     }
     if !data.is_empty() {
-        let first = Shown::of(job.task.lesson(&data.example(0)), tokenizer.as_ref())?;
+        let first = Shown::of(job.task.lesson(&data.example(0)), tokenizer)?;
         lines.add("", format!("the first, ⟦learnt⟧: {}", first.line(LINE)));
     }
+    Ok(lines)
+}
+
+/// All lines, after those of what it `learns`.
+pub fn text(config: &RunConfig, learns: Lines, planned: &Planned, learnt: &Learnt) -> String {
+    let (mut lines, data) = (learns, &learnt.data);
     let tensors = planned.trained();
     let kinds = kinds(&tensors);
     let word = if tensors.len() == 1 { "tensor" } else { "tensors" };
@@ -56,7 +61,7 @@ pub fn text(config: &RunConfig, job: &Job, planned: &Planned, learnt: &Learnt) -
     let steps = learnt.steps(config);
     let epochs = steps as f64 / learnt.sampler.steps_per_epoch(config.batch_size).max(1) as f64;
     let epochs = if epochs == 1.0 { "1 epoch".into() } else { format!("{epochs:.2} epochs") };
-    let (batch, each) = (config.batch_size.min(data.len()), lengths.total() as f64 / data.len().max(1) as f64);
+    let (batch, each) = (config.batch_size.min(data.len()), data.total(INPUT_IDS) as f64 / data.len().max(1) as f64);
     lines.add(
         "takes",
         format!(
@@ -69,7 +74,7 @@ pub fn text(config: &RunConfig, job: &Job, planned: &Planned, learnt: &Learnt) -
     let needed = account.total + account.host_total;
     let free = planned.free_memory().map_or(String::new(), |free| format!("; {} are free", human(free)));
     lines.add("memory", format!("{} are needed{free}", human(needed)));
-    Ok(lines.text)
+    lines.text
 }
 
 /// What to add to the settings where the plan takes more memory than is free.
@@ -91,7 +96,7 @@ pub fn too_large(planned: &Planned, quantized: bool) -> Option<String> {
 
 /// Lines with a word in front of some.
 #[derive(Default)]
-struct Lines {
+pub struct Lines {
     text: String,
 }
 

@@ -97,7 +97,8 @@ impl Progress {
                 let metrics = evaluated.metrics.iter().map(|(name, value)| format!("  {name} {value:.4}"));
                 self.say(&format!("after step {step}: loss {:.4}{}", evaluated.loss, metrics.collect::<String>()));
             }
-            Event::Sample { when, prompt, text } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
+            Event::Examples { .. } => {}
+            Event::Sample { when, prompt, text, .. } => self.say(&format!("\n--- {when}\n{prompt}{text}\n---")),
             Event::Profile(report) => self.say(&report.to_string()),
             Event::Resumed { step, path } => self.say(&format!("goes on after step {step}, from {}", path.display())),
             Event::Checkpoint { .. } => {}

@@ -29,6 +29,10 @@ struct Told {
     steps: Vec<Value>,
     /// Events of evaluations.
     evaluations: Vec<Value>,
+    /// Losses of some examples, before and after.
+    examples: Vec<Value>,
+    /// Texts of the model, before and after.
+    samples: Vec<Value>,
     /// The event that it ended with, if it did.
     end: Option<Value>,
 }
@@ -49,6 +53,8 @@ impl Told {
                 Some("run") => told.run = event,
                 Some("step") => told.steps.push(event),
                 Some("eval") => told.evaluations.push(event),
+                Some("examples") => told.examples.push(event),
+                Some("sample") => told.samples.push(event),
                 Some("end") => told.end = Some(event),
                 _ => {}
             }
@@ -131,7 +137,7 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}\
 figure{margin:0;border:1px solid #d0d7de;border-radius:6px;padding:.5rem}\
 .scroll{overflow-x:auto}table{border-collapse:collapse}\
 th,td{text-align:left;padding:.2rem .8rem;border-bottom:1px solid #d0d7de;vertical-align:top;overflow-wrap:anywhere}\
-th{font-weight:600}td.n{text-align:right;font-variant-numeric:tabular-nums}summary{cursor:pointer}\
+th{font-weight:600}.texts td{white-space:pre-wrap;min-width:14rem}td.n{text-align:right;font-variant-numeric:tabular-nums}summary{cursor:pointer}\
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#f0f6fc}figure,th,td{border-color:#3d444d}}";
 
 /// Writes the page of the runs in `dirs` to `out`.
@@ -156,6 +162,8 @@ fn page(runs: &[Told]) -> String {
     }
     page += "</div>\n";
     page += &evaluations(runs, &names);
+    page += &samples(runs, &names);
+    page += &examples(runs, &names);
     page += &settings(runs, &names);
     page + "</body></html>\n"
 }
@@ -229,7 +237,7 @@ fn evaluations(runs: &[Told], names: &[String]) -> String {
         write!(
             text,
             "<h2>Evaluations{}</h2>\n<div class=\"scroll\"><table><tr><th>step</th><th>loss</th>{heads}</tr>\n",
-            if runs.len() == 1 { String::new() } else { format!(" of {}", escaped(name)) }
+            of(runs, name)
         )
         .ok();
         for event in &run.evaluations {
@@ -243,6 +251,65 @@ fn evaluations(runs: &[Told], names: &[String]) -> String {
         text += "</table></div>\n";
     }
     text
+}
+
+/// ` of NAME`, where there are several runs.
+fn of(runs: &[Told], name: &str) -> String {
+    if runs.len() == 1 { String::new() } else { format!(" of {}", escaped(name)) }
+}
+
+/// What the model wrote before and after, beside each other.
+fn samples(runs: &[Told], names: &[String]) -> String {
+    let mut page = String::new();
+    for (run, name) in runs.iter().zip(names).filter(|(run, _)| !run.samples.is_empty()) {
+        let (before, after): (Vec<&Value>, Vec<&Value>) = run.samples.iter().partition(|s| s["step"] == 0);
+        let heads = "<tr><th>prompt</th><th>before</th><th>after</th></tr>";
+        write!(page, "<h2>Texts{}</h2>\n<div class=\"scroll\"><table class=\"texts\">{heads}\n", of(runs, name)).ok();
+        for first in &before {
+            let prompt = first["prompt"].as_str().unwrap_or_default();
+            let last = after.iter().find(|s| s["prompt"] == first["prompt"]).and_then(|s| s["text"].as_str());
+            let cells = [prompt, first["text"].as_str().unwrap_or_default(), last.unwrap_or("–")];
+            let cells: String = cells.map(|cell| format!("<td>{}</td>", escaped(cell))).concat();
+            writeln!(page, "<tr>{cells}</tr>").ok();
+        }
+        page += "</table></div>\n";
+    }
+    page
+}
+
+/// Examples with their losses at start and end, those that became easier by most first.
+fn examples(runs: &[Told], names: &[String]) -> String {
+    let mut page = String::new();
+    for (run, name) in runs.iter().zip(names) {
+        let [Some(first), Some(last)] = [run.examples.first(), run.examples.last()] else { continue };
+        let all = |event: &Value| event["examples"].as_array().cloned().unwrap_or_default();
+        let (before, after) = (all(first), all(last));
+        let pair = |one: &Value| -> Option<(f64, f64, String)> {
+            let then = after.iter().find(|e| e["example"] == one["example"])?;
+            Some((one["loss"].as_f64()?, then["loss"].as_f64()?, one["text"].as_str()?.to_owned()))
+        };
+        let mut pairs: Vec<(f64, f64, String)> = before.iter().filter_map(pair).collect();
+        if pairs.is_empty() || first["step"] == last["step"] {
+            continue;
+        }
+        pairs.sort_by(|a, b| (b.0 - b.1).total_cmp(&(a.0 - a.1)));
+        write!(
+            page,
+            "<h2>Examples{}</h2>\n<p>{} of the examples, with their losses before the first step and after the last: what \
+             was learnt most comes first, what was learnt least or forgotten last.</p>\n<div class=\"scroll\"><table>\
+             <tr><th>before</th><th>after</th><th>change</th><th>example, ⟦learnt⟧</th></tr>\n",
+            of(runs, name),
+            pairs.len()
+        )
+        .ok();
+        for (before, after, text) in &pairs {
+            let numbers = format!("<td class=\"n\">{before:.3}</td><td class=\"n\">{after:.3}</td>");
+            let change = format!("<td class=\"n\">{:+.3}</td>", after - before);
+            writeln!(page, "<tr>{numbers}{change}<td>{}</td></tr>", escaped(text)).ok();
+        }
+        page += "</table></div>\n";
+    }
+    page
 }
 
 /// The settings: those that are not the defaults, or differ between runs, and then all.
@@ -284,6 +351,14 @@ mod tests {
             run: json!({"config": config, "device": "cpu <2>", "trained_parameters": 1234, "parameters": 5678}),
             steps: (1..=4).map(step).collect(),
             evaluations: vec![json!({"event": "eval", "step": 4, "loss": 0.5, "metrics": {"accuracy": 0.75}})],
+            examples: vec![
+                json!({"step": 0, "examples": [{"example": 3, "text": "a <b>", "loss": 4.0}, {"example": 7, "text": "c", "loss": 2.0}]}),
+                json!({"step": 4, "examples": [{"example": 3, "text": "a <b>", "loss": 3.5}, {"example": 7, "text": "c", "loss": 0.5}]}),
+            ],
+            samples: vec![
+                json!({"step": 0, "prompt": "Who?", "text": " Me & you."}),
+                json!({"step": 4, "prompt": "Who?", "text": " Them."}),
+            ],
             end: end.then(|| json!({"account_bytes": 1 << 20, "peak_resident_bytes": null})),
         }
     }
@@ -305,6 +380,10 @@ mod tests {
         ] {
             assert!(page.contains(part), "no {part} in {page}");
         }
+        // What was learnt most comes first.
+        let (most, least) = (page.find("<td class=\"n\">-1.500</td><td>c</td>"), page.find("<td>a &lt;b></td>"));
+        assert!(most.is_some() && most < least, "{page}");
+        assert!(page.contains("<td>Who?</td><td> Me &amp; you.</td><td> Them.</td>"), "{page}");
         // What is as by default is among all settings only, and nothing is fetched.
         assert_eq!(page.matches("<th>batch_size</th>").count(), 1);
         assert_eq!(page.matches("<th>rank</th>").count(), 2);

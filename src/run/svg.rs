@@ -159,7 +159,7 @@ pub fn number(v: f64) -> String {
 
 /// `text` for a page: without control characters, and with nothing in it that is markup.
 pub fn escaped(text: &str) -> String {
-    let clean = text.chars().filter(|c| !c.is_control());
+    let clean = text.chars().filter(|c| !c.is_control() || *c == '\n');
     clean.fold(String::new(), |out, c| match c {
         '<' => out + "&lt;",
         '&' => out + "&amp;",

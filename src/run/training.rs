@@ -4,6 +4,7 @@ use super::best::Best;
 use super::checkpoint::{self, Checkpoint, Pace};
 use super::course::{Course, Tell};
 use super::data::RunData;
+use super::examined::Examined;
 use super::folder::{self, Folder, Start};
 use super::identity::{Identity, Length};
 use super::job::Job;
@@ -25,7 +26,7 @@ use crate::memory::{budget, resident};
 use crate::peft::prompt::Start as PromptStart;
 use crate::peft::{self, AdapterConfig, Method, Settings};
 use crate::plan::{Account, class_name, timeline};
-use crate::session::Planned;
+use crate::session::{Options, Planned};
 use crate::tasks::causal_lm;
 
 /// What a finished run leaves.
@@ -60,7 +61,11 @@ pub fn forecast(config: &RunConfig) -> Result<Forecast> {
     let given = RunData::of(config)?;
     let job = Job::open(config, adapts(config)?, given.as_ref().map(|given| &given.train))?;
     let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given)).transpose()?;
-    let (planned, full) = plan(config, &job, learnt.as_ref(), backend::open(&config.device)?)?;
+    let tokenizer = job.base.tokenizer().ok();
+    let examined = learnt.as_ref().map(|learnt| Examined::of(config, &job, learnt, tokenizer.as_ref()));
+    let examined = examined.transpose()?.unwrap_or_default();
+    drop(tokenizer);
+    let (planned, full) = plan(config, &job, learnt.as_ref(), &examined, backend::open(&config.device)?)?;
     let (graph, plan) = planned.plan();
     let about = (job.task.def().name != causal_lm::DEF.name).then(|| job.about());
     let large = preflight::too_large(&planned, config.quantized().is_some());
@@ -80,11 +85,15 @@ fn plan(
     config: &RunConfig,
     job: &Job,
     learnt: Option<&Learnt>,
+    examined: &Examined,
     backend: Box<dyn Backend>,
 ) -> Result<(Planned, Option<String>)> {
     let method = method(config, job)?;
     let micro = learnt.map_or_else(|| Micro::fixed(config), |learnt| learnt.micro(config, job, &*method));
-    let planned = Planned::of(&job.base, vec![method], &*job.task, options(config, &micro), backend)?;
+    let options = options(config, &micro);
+    let evaluate = options.evaluate || examined.measures();
+    let options = Options { evaluate, generate: examined.room(), ..options };
+    let planned = Planned::of(&job.base, vec![method], &*job.task, options, backend)?;
     let full = micro.full.map(|full| micro::describe(&planned.sizes(), full));
     Ok((planned, full))
 }
@@ -155,6 +164,7 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
 struct Ready {
     job: Job,
     learnt: Learnt,
+    examined: Examined,
     planned: Planned,
     profile: Option<Profile>,
 }
@@ -169,8 +179,12 @@ impl Ready {
         }
         let (backend, profile) = device(config)?;
         let learnt = Learnt::read(config, &job, &given)?;
+        let tokenizer = job.base.tokenizer().ok();
+        let examined = Examined::of(config, &job, &learnt, tokenizer.as_ref())?;
+        let learns = preflight::learns(&job, &learnt.data, tokenizer.as_ref())?;
+        drop(tokenizer);
         resident::give_back();
-        let (planned, full) = plan(config, &job, Some(&learnt), backend)?;
+        let (planned, full) = plan(config, &job, Some(&learnt), &examined, backend)?;
         for note in job.base.notes.iter().chain(planned.notes()) {
             tell.note(note.clone())?;
         }
@@ -195,11 +209,11 @@ impl Ready {
         if longest > positions {
             tell.note(format!("sequences of up to {longest} tokens; the base model was made for {positions}"))?;
         }
-        tell.note(preflight::text(config, &job, &planned, &learnt)?)?;
+        tell.note(preflight::text(config, learns, &planned, &learnt))?;
         if let Some(large) = preflight::too_large(&planned, config.quantized().is_some()) {
             tell.note(large)?;
         }
-        Ok(Ready { job, learnt, planned, profile })
+        Ok(Ready { job, learnt, examined, planned, profile })
     }
 }
 
@@ -221,7 +235,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let mut folder = Folder::claim(config, start)?;
     let board = config.log_tensorboard.then(|| TensorBoard::new(folder.path()));
     let mut tell = Tell { metrics: Metrics::new(folder.path()), board, on };
-    let Ready { job, learnt, planned, profile } = Ready::of(config, &mut tell)?;
+    let Ready { job, learnt, examined, planned, profile } = Ready::of(config, &mut tell)?;
     folder::has_room(folder.path(), written(config, &planned))?;
     let steps = learnt.steps(config);
     let Learnt { data, rows, mut sampler, .. } = learnt;
@@ -267,6 +281,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         layouts,
         data,
         rows,
+        examined,
         sampler,
         length,
         identity,
