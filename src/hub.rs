@@ -10,9 +10,15 @@ mod cache;
 mod choice;
 #[cfg(feature = "hub")]
 mod client;
+#[cfg(feature = "hub")]
+mod upload;
 
 #[cfg(feature = "hub")]
 pub use cache::Hub;
+#[cfg(feature = "hub")]
+pub use choice::{INDEX, needed, shards};
+#[cfg(feature = "hub")]
+pub use upload::{Content, Parcel, Pushed};
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
@@ -28,12 +34,14 @@ pub enum Kind {
     Adapter,
 }
 
-/// How far the fetching of a file is.
+/// How far the fetching or sending of a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
+    /// Whether it is sent.
+    pub sent: bool,
     /// The file, in its repository.
     pub file: &'a str,
-    /// Bytes that are there.
+    /// Bytes that have arrived.
     pub done: u64,
     /// Bytes in all.
     pub all: u64,
@@ -92,6 +100,12 @@ pub fn name(path: &Path) -> Option<Name> {
     Some(Name { repo: format!("{org}/{name}"), file })
 }
 
+/// Whether a text is the name of a repository, `org/name`.
+pub fn is_repo(text: &str) -> bool {
+    text.split_once('/')
+        .is_some_and(|(org, name)| is_plain(org) && is_plain(name) && !org.is_empty() && !name.is_empty())
+}
+
 /// Whether a part of a path may be a part of a name.
 fn is_plain(part: &str) -> bool {
     let letters = part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
@@ -117,6 +131,14 @@ pub fn local(path: &Path, _: Kind) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn repositories_are_an_owner_and_a_name() {
+        assert!(is_repo("me/my-adapter.v2") && is_repo("src/nothing"));
+        for text in ["me", "me/", "/me", "me/a/b", "./me", "me/..", "me/a b", ""] {
+            assert!(!is_repo(text), "{text}");
+        }
+    }
 
     #[test]
     fn names_of_the_hub_are_told_from_paths() {

@@ -1,10 +1,12 @@
 //! Models and adapters by their names, from a server of this test that answers as the hub does: redirects, files in large
-//! storage elsewhere, ETags, refusals, transfers that break off.
+//! storage elsewhere, ETags, refusals, transfers that break off; and what is pushed to it.
 
 mod common;
+#[path = "hub/uploads.rs"]
+mod uploads;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -21,11 +23,14 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 struct Repo {
     files: BTreeMap<String, Vec<u8>>,
     /// Files in large storage.
-    large: Vec<&'static str>,
+    large: Vec<String>,
     /// The token that may read it.
     token: Option<&'static str>,
     commit: Option<&'static str>,
     etag: Option<&'static str>,
+    private: bool,
+    /// SHA-256 of files in large storage, where it is their ETag.
+    hashes: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
@@ -37,6 +42,7 @@ struct State {
     failing: usize,
     /// What was asked: method, path and headers.
     asked: Vec<String>,
+    uploads: uploads::Uploads,
 }
 
 /// A hub, and its large storage on another port.
@@ -96,13 +102,29 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>, elsewhere: Option<&str>)
     let mut words = lines[0].split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let (range, token) = (header("range"), header("authorization"));
-    let mut state = state.lock().unwrap();
+    let length = header("content-length").map_or(0, |length| length.parse().unwrap());
     let place = if elsewhere.is_some() { "hub" } else { "storage" };
+    if method == "PUT" && std::mem::take(&mut state.lock().unwrap().uploads.deaf) {
+        // Half of it arrives.
+        reader.read_exact(&mut vec![0; length / 2]).ok()?;
+        stream.shutdown(std::net::Shutdown::Both).ok();
+        return None;
+    }
+    let mut sent = vec![0; length];
+    reader.read_exact(&mut sent).ok()?;
+    let mut state = state.lock().unwrap();
     state.asked.push(format!(
         "{place} {method} {path} {} {}",
         range.as_deref().unwrap_or("-"),
         token.as_deref().unwrap_or("-")
     ));
+    if method == "POST" || method == "PUT" {
+        let place = (place, elsewhere.unwrap_or_default(), header("host").unwrap_or_default());
+        let (status, told, body) = uploads::answer(place, &path, token.as_deref(), &sent, &mut state);
+        drop(state);
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{told}\r\n", body.len());
+        return stream.write_all(&[head.into_bytes(), body].concat()).ok();
+    }
     let mut told: Vec<String> = Vec::new();
     let (mut status, mut body, mut cut) = ("404 Not Found", Vec::new(), false);
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
@@ -129,15 +151,18 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>, elsewhere: Option<&str>)
         (["api", ..], Some(repo)) => {
             status = "200 OK";
             let files: Vec<_> = repo.files.keys().map(|file| json!({"rfilename": file})).collect();
-            body = json!({"sha": repo.commit.unwrap_or(COMMIT), "siblings": files}).to_string().into_bytes();
+            body = json!({"sha": repo.commit.unwrap_or(COMMIT), "siblings": files, "private": repo.private})
+                .to_string()
+                .into_bytes();
         }
         ([_, _, "resolve", _, file @ ..], Some(repo)) => {
             let file = file.join("/");
             if let Some(content) = repo.files.get(&file) {
                 let etag = repo.etag.map_or(format!("etag-of-{}", file.replace('/', "-")), String::from);
                 told.push(format!("X-Repo-Commit: {COMMIT}"));
-                if repo.large.contains(&file.as_str()) {
+                if repo.large.contains(&file) {
                     status = "302 Found";
+                    let etag = repo.hashes.get(&file).unwrap_or(&etag);
                     told.push(format!("X-Linked-ETag: \"{etag}\""));
                     told.push(format!("X-Linked-Size: {}", content.len()));
                     told.push(format!("Location: {}/{}", elsewhere.unwrap_or_default(), path.trim_start_matches('/')));
@@ -199,7 +224,7 @@ fn tiny() -> Repo {
     files.insert("pytorch_model.bin".into(), vec![1; 100]);
     files.insert("README.md".into(), b"A model.".to_vec());
     files.insert("tokenizer.json".into(), std::fs::read(common::root("assets/base/tokenizer.json")).unwrap());
-    Repo { files, large: vec!["model.safetensors"], ..Repo::default() }
+    Repo { files, large: vec!["model.safetensors".into()], ..Repo::default() }
 }
 
 fn fetch(hub: &Hub, id: &str, kind: Kind) -> Result<PathBuf, String> {
@@ -298,7 +323,7 @@ fn refusals_are_told() {
     let scratch = Scratch::new("refused");
     let gated = Repo { token: Some("hf_right"), ..tiny() };
     let ggufs = ["model.Q4_0.gguf", "big/model.Q8_0.gguf"].map(|name| (name.to_string(), b"GGUF".to_vec()));
-    let ggufs = Repo { files: ggufs.into_iter().collect(), large: vec!["model.Q4_0.gguf"], ..Repo::default() };
+    let ggufs = Repo { files: ggufs.into_iter().collect(), large: vec!["model.Q4_0.gguf".into()], ..Repo::default() };
     let pickled = Repo { files: [("pytorch_model.bin".into(), vec![])].into_iter().collect(), ..Repo::default() };
     let server =
         Server::new(&[("org/gated", gated), ("org/ggufs", ggufs), ("org/pickled", pickled), ("org/tiny", tiny())]);
@@ -365,6 +390,24 @@ fn names_that_lead_elsewhere_are_not_followed() {
             open.extend(path.is_dir().then_some(path));
         }
     }
+}
+
+/// The name of a file in large storage is the SHA-256 of its content.
+#[test]
+fn what_arrives_changed_is_not_kept() {
+    let scratch = Scratch::new("changed");
+    let right = uploads::hash(&tiny().files["model.safetensors"]);
+    let hashes = BTreeMap::from([("model.safetensors".to_string(), right)]);
+    let server = Server::new(&[("org/tiny", Repo { hashes, ..tiny() })]);
+    let hub = server.hub(&scratch.0, None);
+    let damage = |repo: &mut Repo| repo.files.get_mut("model.safetensors").unwrap()[1000] ^= 1;
+    damage(server.state.lock().unwrap().repos.get_mut("org/tiny").unwrap());
+    let error = fetch(&hub, "org/tiny", Kind::Model).unwrap_err();
+    assert!(error.contains("model.safetensors that arrived with other bytes"), "{error}");
+    // The control: once more, and whole.
+    damage(server.state.lock().unwrap().repos.get_mut("org/tiny").unwrap());
+    let path = fetch(&hub, "org/tiny", Kind::Model).unwrap();
+    assert!(std::fs::read(path.join("model.safetensors")).unwrap() == tiny().files["model.safetensors"]);
 }
 
 #[test]

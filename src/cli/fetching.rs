@@ -1,4 +1,5 @@
-//! What is fetched from the hub, on standard error: a line a file that counts up on a terminal, one without counting elsewhere.
+//! What is fetched from the hub or sent to it, on standard error: a line a file that counts up on a terminal, one without
+//! counting elsewhere.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -13,12 +14,13 @@ static WRITTEN: Mutex<Option<Instant>> = Mutex::new(None);
 /// Shows how far a file is.
 pub fn show(progress: &Progress) {
     const PAUSE: Duration = Duration::from_millis(100);
-    let Progress { file, done, all } = progress;
+    let Progress { sent, file, done, all } = progress;
+    let doing = if *sent { "sending" } else { "fetching" };
     let mut err = std::io::stderr().lock();
     // If nobody reads it there is nobody to tell.
     let _ = match err.is_terminal() {
         false if *done < *all && WRITTEN.lock().is_ok_and(|mut last| last.replace(Instant::now()).is_none()) => {
-            writeln!(err, "fetching {file} ({})", human(*all))
+            writeln!(err, "{doing} {file} ({})", human(*all))
         }
         false => {
             if done == all {
@@ -31,7 +33,7 @@ pub fn show(progress: &Progress) {
             if due || done == all {
                 drop(WRITTEN.lock().map(|mut last| last.replace(Instant::now())));
                 let end = if done == all { "\n" } else { "" };
-                write!(err, "\r\x1b[Kfetching {file}: {} of {}{end}", human(*done), human(*all))
+                write!(err, "\r\x1b[K{doing} {file}: {} of {}{end}", human(*done), human(*all))
                     .and_then(|()| err.flush())
             } else {
                 Ok(())

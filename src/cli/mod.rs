@@ -14,6 +14,8 @@ mod merge;
 mod plan;
 mod predict;
 mod preview;
+#[cfg(feature = "hub")]
+mod push;
 mod quantize;
 mod quickstart;
 mod report;
@@ -53,6 +55,8 @@ enum Command {
     Devices(devices::Args),
     Quickstart(quickstart::Args),
     Report(report::Args),
+    #[cfg(feature = "hub")]
+    Push(push::Args),
     Synth(synth::Args),
 }
 
@@ -102,6 +106,8 @@ pub fn main() -> ExitCode {
         Command::Devices(args) => devices::run(args),
         Command::Quickstart(args) => quickstart::run(args),
         Command::Report(args) => report::run(args),
+        #[cfg(feature = "hub")]
+        Command::Push(args) => push::run(args),
         Command::Synth(args) => synth::run(args),
     };
     let (error, code) = match outcome {

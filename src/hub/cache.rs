@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::choice::{self, INDEX};
 use super::client::{Client, Failure};
-use super::{Kind, Name, Progress, tell};
+use super::{Kind, Name, Parcel, Progress, Pushed, tell, upload};
 use crate::error::{Error, Result};
 use crate::system;
 
@@ -99,6 +99,15 @@ impl Hub {
         Ok(name.file.as_ref().map_or(snapshot.clone(), |file| snapshot.join(file)))
     }
 
+    /// Puts files into the repository `repo` in one commit; it is made if it is not there, for its owner's eyes alone with
+    /// `private`, and files of these names are replaced.
+    pub fn push(&self, repo: &str, parcels: &[Parcel], private: bool, summary: &str) -> Result<Pushed> {
+        if self.offline {
+            return Err(Failure::Unreachable("HF_HUB_OFFLINE is set".into()).of_push(repo));
+        }
+        self.client.push(repo, parcels, private, summary).map_err(|failure| failure.of_push(repo))
+    }
+
     /// Fetches a file, unless it is there.
     fn file(&self, folder: &Path, repo: &str, commit: &str, file: &str) -> Result<()> {
         let link = folder.join("snapshots").join(commit).join(file);
@@ -122,12 +131,30 @@ impl Hub {
                 let found = format!("{free} bytes free in {} for {file} of {} bytes", blobs.display(), meta.size);
                 return Err(Error::file(repo, found, "room, or another folder: HF_HOME"));
             }
-            tell(&Progress { file, done: there, all: meta.size });
+            tell(&Progress { sent: false, file, done: there, all: meta.size });
             self.client.download(repo, commit, file, meta.size, &begun).map_err(|failure| failure.of(repo))?;
+            if meta.large {
+                whole(repo, file, &meta.etag, &begun)?;
+            }
             std::fs::rename(&begun, &blob).map_err(|e| Error::io(&blob, e))?;
         }
         linked(&blob, &meta.etag, file, &link).map_err(|e| Error::io(&link, e))
     }
+}
+
+/// A file in large storage is named by its SHA-256. One that is another is deleted, as it would be gone on with.
+fn whole(repo: &str, file: &str, etag: &str, path: &Path) -> Result<()> {
+    let is_hash = etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_hash {
+        return Ok(());
+    }
+    let hash = File::open(path).and_then(|mut file| upload::sha256(&mut file)).map_err(|e| Error::io(path, e))?;
+    if hash.eq_ignore_ascii_case(etag) {
+        return Ok(());
+    }
+    std::fs::remove_file(path).map_err(|e| Error::io(path, e))?;
+    let found = format!("{file} that arrived with other bytes (SHA-256 {hash})");
+    Err(Error::file(repo, found, format!("{etag}: the same command again, which fetches it anew")))
 }
 
 fn made(folder: &Path) -> Result<()> {

@@ -13,8 +13,8 @@ use super::{Progress, tell};
 use crate::error::{Error, Result};
 
 /// Tries of a transfer that gets no further, before it is given up.
-const TRIES: u32 = 5;
-const REDIRECTS: usize = 10;
+pub(super) const TRIES: u32 = 5;
+pub(super) const REDIRECTS: usize = 10;
 
 /// Why there is no answer.
 pub enum Failure {
@@ -25,6 +25,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The error of what was to be sent to `repo`.
+    pub fn of_push(self, repo: &str) -> Error {
+        match self {
+            Failure::Refused(error) => error,
+            Failure::Unreachable(found) => {
+                Error::file(repo, found, "a hub that takes it: the same command again sends only what is not there yet")
+            }
+        }
+    }
+
     /// The error of `name`.
     pub fn of(self, name: &str) -> Error {
         match self {
@@ -40,12 +50,12 @@ impl Failure {
 
 /// A hub, and who asks.
 pub struct Client {
-    agent: Agent,
+    pub(super) agent: Agent,
     /// Its address, without a slash at the end.
-    endpoint: String,
-    token: Option<String>,
+    pub(super) endpoint: String,
+    pub(super) token: Option<String>,
     /// The pause before the second try; each one after that is twice as long.
-    pause: Duration,
+    pub(super) pause: Duration,
 }
 
 /// What a hub says of a repository.
@@ -62,6 +72,8 @@ pub struct Meta {
     pub etag: String,
     /// Bytes.
     pub size: u64,
+    /// Whether it is in large storage, where the name is the SHA-256 of the content.
+    pub large: bool,
 }
 
 impl Client {
@@ -122,7 +134,7 @@ impl Client {
         let size =
             told("x-linked-size").or_else(|| last.headers().get("content-length")?.to_str().ok().map(String::from));
         match (etag, size.and_then(|size| size.parse().ok())) {
-            (Some(etag), Some(size)) => Ok(Meta { etag, size }),
+            (Some(etag), Some(size)) => Ok(Meta { etag, size, large: first.contains_key("x-linked-etag") }),
             _ => Err(Failure::Unreachable(format!("{} says nothing of {file}", self.endpoint))),
         }
     }
@@ -161,7 +173,8 @@ impl Client {
                         done = 0;
                     }
                     out.seek(SeekFrom::Start(done)).and_then(|at| out.set_len(at)).map_err(io)?;
-                    why = copy(response, &mut out, &mut done, &Progress { file, done: 0, all: size }).map_err(io)?;
+                    why = copy(response, &mut out, &mut done, &Progress { sent: false, file, done: 0, all: size })
+                        .map_err(io)?;
                 }
                 Ok((response, _)) if response.status() == StatusCode::RANGE_NOT_SATISFIABLE => done = 0,
                 Ok((response, _)) => return Err(self.refused(repo, Some(file), &response)),
@@ -174,7 +187,7 @@ impl Client {
     }
 
     /// What [`Client::follow`] gives, or gives in a later try where nobody answers or a server fails.
-    fn tried(&self, head: bool, url: &str) -> Result<(Response<Body>, HeaderMap), Failure> {
+    pub(super) fn tried(&self, head: bool, url: &str) -> Result<(Response<Body>, HeaderMap), Failure> {
         let mut why = String::new();
         for again in 0..3 {
             if again > 0 {
@@ -261,7 +274,7 @@ fn copy(response: Response<Body>, out: &mut File, done: &mut u64, progress: &Pro
 }
 
 /// Scheme and host of an address.
-fn origin(url: &str) -> &str {
+pub(super) fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let end = url[host..].find('/').map_or(url.len(), |at| host + at);
     &url[..end]

@@ -21,7 +21,8 @@ pub const TYPE: &str = "AdapterHub's bottleneck adapters";
 /// The adapter's tensors in its folder; a head's are in another file.
 pub const WEIGHTS_FILE: &str = "adapter.safetensors";
 const HEAD_FILE: &str = "model_head.safetensors";
-const HEAD_CONFIG: &str = "head_config.json";
+/// What is in the file of a head.
+pub const HEAD_CONFIG: &str = "head_config.json";
 /// Files of the folder that no other kind of adapter has.
 pub const FILES: [&str; 3] = [WEIGHTS_FILE, HEAD_FILE, HEAD_CONFIG];
 const VERSION: &str = "adapters.1.3.0";

@@ -28,6 +28,8 @@ mod preflight;
 pub mod preview;
 pub mod profile;
 pub mod progress;
+#[cfg(feature = "hub")]
+pub mod push;
 pub mod quantize;
 pub mod report;
 pub mod score;

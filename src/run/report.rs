@@ -21,25 +21,25 @@ pub const REPORT_FILE: &str = "report.html";
 
 /// What a run told.
 #[derive(Clone, Debug, Default)]
-struct Told {
+pub(super) struct Told {
     path: PathBuf,
     /// The event that it began with; null if it is not there.
-    run: Value,
+    pub run: Value,
     /// Events of steps.
-    steps: Vec<Value>,
+    pub steps: Vec<Value>,
     /// Events of evaluations.
-    evaluations: Vec<Value>,
+    pub evaluations: Vec<Value>,
     /// Losses of some examples, before and after.
     examples: Vec<Value>,
     /// Texts of the model, before and after.
     samples: Vec<Value>,
     /// The event that it ended with, if it did.
-    end: Option<Value>,
+    pub end: Option<Value>,
 }
 
 impl Told {
     /// Reads the metrics of the run in `dir`. A last line that is cut off is none.
-    fn read(dir: &Path) -> Result<Told> {
+    pub fn read(dir: &Path) -> Result<Told> {
         let path = dir.join(METRICS_FILE);
         if !path.is_file() {
             return Err(Error::file(dir, format!("no {METRICS_FILE}"), "the folder of a run that has taken a step"));

@@ -22,6 +22,7 @@ use crate::nn::{Axis, Field, IGNORE, Item, Layout, MAIN, Nn, inputs};
 pub static DEF: TaskDef = TaskDef {
     name: "causal-lm",
     peft: Some("CAUSAL_LM"),
+    pipeline: "text-generation",
     architectures: &["ForCausalLM", "LMHeadModel"],
     heads: &[],
     label: &[],

@@ -23,6 +23,7 @@ use crate::nn::{Axis, Field, IGNORE, Layout, MAIN, Nn};
 pub static DEF: TaskDef = TaskDef {
     name: "masked-lm",
     peft: None,
+    pipeline: "fill-mask",
     architectures: &["ForMaskedLM"],
     heads: &[],
     label: &[],

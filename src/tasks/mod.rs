@@ -129,6 +129,8 @@ pub struct TaskDef {
     pub name: &'static str,
     /// PEFT's `task_type`; none if it has no such type.
     pub peft: Option<&'static str>,
+    /// The hub's `pipeline_tag`.
+    pub pipeline: &'static str,
     /// How the names of transformers' model classes for it end, the one to write first.
     pub architectures: &'static [&'static str],
     /// The modules of its head, which every method trains and PEFT lists in modules_to_save. PEFT's names, of which a model

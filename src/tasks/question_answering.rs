@@ -32,6 +32,7 @@ use crate::nn::{Axis, Field, Item, Layout, MAIN, Nn};
 pub static DEF: TaskDef = TaskDef {
     name: "question-answering",
     peft: Some("QUESTION_ANS"),
+    pipeline: "question-answering",
     architectures: &["ForQuestionAnswering"],
     heads: &["qa_outputs"],
     label: &[],

@@ -21,6 +21,7 @@ use crate::nn::{Axis, Field, IGNORE, Layout, MAIN, Nn, Stream};
 pub static DEF: TaskDef = TaskDef {
     name: "seq2seq",
     peft: Some("SEQ_2_SEQ_LM"),
+    pipeline: "text2text-generation",
     architectures: &["ForConditionalGeneration", "MTModel"],
     heads: &[],
     label: &[],

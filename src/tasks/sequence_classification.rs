@@ -32,6 +32,7 @@ use crate::nn::{Axis, Field, IGNORE, Layout, Nn};
 pub static DEF: TaskDef = TaskDef {
     name: "sequence-classification",
     peft: Some("SEQ_CLS"),
+    pipeline: "text-classification",
     architectures: &["ForSequenceClassification"],
     heads: &["classifier", "score"],
     label: &[LABEL],

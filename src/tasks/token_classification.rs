@@ -25,6 +25,7 @@ use crate::nn::{Axis, Field, IGNORE, Layout, MAIN, Nn};
 pub static DEF: TaskDef = TaskDef {
     name: "token-classification",
     peft: Some("TOKEN_CLS"),
+    pipeline: "token-classification",
     architectures: &["ForTokenClassification"],
     heads: &["classifier", "score"],
     label: &[LABELS, TAGS],
