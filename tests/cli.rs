@@ -502,7 +502,6 @@ fn a_model_made_here_continues_a_text() {
     assert!(scratch.run(&args).fails(1).contains("--max-tokens"));
 }
 
-/// The whole tour, on a model that is made here; the shipped one takes a minute.
 /// Rows of several files with weights, rows that are held out, rows on standard input: the run says what it reads, and goes on
 /// after a stop as if there had been none.
 #[test]
@@ -612,6 +611,38 @@ fn lines_lead_a_conversation() {
     assert!(talk("Hello\n", &["--chat-template", "none.jinja"]).err().contains("none.jinja"));
 }
 
+/// The commands that `trimtab --help` lists.
+fn commands(scratch: &Scratch) -> Vec<String> {
+    let help = scratch.run(&["--help"]).ok();
+    let (_, list) = help.split_once("Commands:\n").unwrap();
+    let lines = list.lines().take_while(|line| !line.trim().is_empty());
+    let names: Vec<String> = lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect();
+    assert!(names.len() > 12 && names.contains(&"help".into()), "{names:?}");
+    names.into_iter().filter(|name| name != "help").collect()
+}
+
+#[test]
+fn shells_and_the_manual_know_every_command() {
+    let scratch = Scratch::new("shells");
+    let commands = commands(&scratch);
+    for shell in ["bash", "zsh", "fish", "powershell"] {
+        let text = scratch.run(&["completions", shell]).ok();
+        assert!(commands.iter().all(|command| text.contains(command.as_str())), "{shell}");
+        assert!(text.contains("max-seq-len") && !text.contains("no-such-flag"), "{shell}");
+    }
+    assert!(scratch.run(&["completions", "tcsh"]).fails(2).contains("zsh"));
+    let page = scratch.run(&["man"]).ok();
+    assert!(page.contains(".TH trimtab 1") && !page.contains("no\\-such\\-command"), "{page}");
+    assert!(scratch.run(&["man", "--out", "man1"]).ok().starts_with(&format!("{} pages", commands.len() + 1)));
+    for command in &commands {
+        assert!(page.contains(&format!("trimtab\\-{command}(1)")), "{command} is not in {page}");
+        let own = String::from_utf8(scratch.read(&format!("man1/trimtab-{command}.1"))).unwrap();
+        assert!(own.contains(&format!("trimtab\\-{command}")), "{own}");
+    }
+    assert!(scratch.read("man1/trimtab.1") == page.into_bytes());
+}
+
+/// The whole tour, on a model that is made here; the shipped one takes a minute.
 #[test]
 fn quickstart_shows_before_and_after() {
     let scratch = Scratch::new("quickstart");

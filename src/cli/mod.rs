@@ -4,12 +4,14 @@
 mod adapters;
 mod advice;
 mod chat;
+mod completions;
 mod devices;
 mod eval;
 mod export;
 mod fetching;
 mod generate;
 mod inspect;
+mod man;
 mod merge;
 mod plan;
 mod predict;
@@ -57,6 +59,8 @@ enum Command {
     Report(report::Args),
     #[cfg(feature = "hub")]
     Push(push::Args),
+    Completions(completions::Args),
+    Man(man::Args),
     Synth(synth::Args),
 }
 
@@ -108,6 +112,8 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(args),
         #[cfg(feature = "hub")]
         Command::Push(args) => push::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
         Command::Synth(args) => synth::run(args),
     };
     let (error, code) = match outcome {
