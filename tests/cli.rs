@@ -642,6 +642,72 @@ fn shells_and_the_manual_know_every_command() {
     assert!(scratch.read("man1/trimtab.1") == page.into_bytes());
 }
 
+#[test]
+fn help_ends_with_examples() {
+    let scratch = Scratch::new("examples");
+    let help = scratch.run(&["--help"]).ok();
+    assert!(help.contains("\nExamples:\n  trimtab quickstart\n"), "{help}");
+    assert_eq!(scratch.run(&["help"]).ok(), help);
+    for command in commands(&scratch) {
+        let help = scratch.run(&[&command, "--help"]).ok();
+        let (usage, examples) = help.split_once("\nExamples:\n").unwrap_or_else(|| panic!("no examples in {help}"));
+        assert!(usage.contains("Usage: trimtab"), "{help}");
+        assert!(examples.lines().next().unwrap().starts_with(&format!("  trimtab {command}")), "{help}");
+        // The same by the other way, and in short.
+        assert_eq!(scratch.run(&["help", &command]).ok(), help);
+        let short = scratch.run(&[&command, "-h"]).ok();
+        assert!(short.len() <= help.len() && short.contains("\nExamples:\n"), "{short}");
+    }
+}
+
+/// A run that is told to be quiet says its result, or its error, and nothing else.
+#[test]
+fn a_quiet_run_says_the_result() {
+    let scratch = Scratch::new("quiet");
+    scratch.write("data.jsonl", DATA);
+    let model = fixture("golden/base");
+    let args = ["train", "--model", &model, "--data", "data.jsonl", "--device", "cpu", "--steps", "2", "--rank", "2"];
+    let train = |more: &[&str]| scratch.run(&[&args[..], &["--max-seq-len", "16"], more].concat());
+    let ran = train(&["--out", "quiet", "--quiet"]);
+    assert_eq!(ran.err(), "");
+    assert!(ran.ok().starts_with("2 steps, loss "));
+    let error = train(&["--out", "quiet", "-q"]).fails(1);
+    assert!(error.contains("which holds a run"), "{error}");
+    // The control.
+    let ran = train(&["--out", "talking"]);
+    assert!(ran.err().contains("step 2/2"));
+    ran.ok();
+    let weights = |run: &str| scratch.read(&format!("{run}/adapter_model.safetensors"));
+    assert!(weights("quiet") == weights("talking"));
+}
+
+/// Colours only where they are wanted, and no complaints of drivers.
+#[test]
+fn what_is_said_is_plain() {
+    let scratch = Scratch::new("plain");
+    let run = |args: &[&str], set: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+        command.args(args).current_dir(&scratch.0).env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
+        command.env_remove("XDG_RUNTIME_DIR").env_remove("WAYLAND_DISPLAY").envs(set.iter().copied());
+        Ran { args: args.join(" "), output: command.output().unwrap() }
+    };
+    let forced = ("CLICOLOR_FORCE", "1");
+    for (args, code) in [(&["train", "--help"][..], 0), (&["trian"], 2)] {
+        let coloured = |set: &[(&str, &str)]| {
+            let ran = run(args, set);
+            assert_eq!(ran.output.status.code(), Some(code));
+            (ran.out() + &ran.err()).contains('\x1b')
+        };
+        assert!(!coloured(&[]) && !coloured(&[forced, ("NO_COLOR", "1")]), "{args:?}");
+        // The control: who forces colours gets them.
+        assert!(coloured(&[forced]), "{args:?}");
+    }
+    // Libraries of drivers write to standard error where nobody can stop them.
+    let ran = run(&["devices"], &[]);
+    assert_eq!(ran.err(), "");
+    ran.ok();
+}
+
 /// The whole tour, on a model that is made here; the shipped one takes a minute.
 #[test]
 fn quickstart_shows_before_and_after() {

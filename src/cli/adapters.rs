@@ -11,6 +11,7 @@ use super::{Outcome, Stop, print};
 
 /// What is done with adapters alone, without their base model
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  trimtab adapters merge --adapter runs/a:0.7 runs/b:0.3 --out runs/both")]
 pub struct Args {
     #[command(subcommand)]
     what: What,

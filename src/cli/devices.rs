@@ -4,6 +4,7 @@ use super::{Outcome, print};
 
 /// List adapters, features and limits, and which one --device auto takes and why
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  trimtab devices")]
 pub struct Args {}
 
 /// Lines about devices of one kind, and what `auto` takes, and why, if no other kind is there.

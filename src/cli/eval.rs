@@ -37,6 +37,9 @@ const SETTINGS: [&str; 22] = [
 
 /// Loss, perplexity and the task's metrics on data; several adapters side by side
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab eval --model DIR --data held-out.jsonl\n\
+    \x20 trimtab eval --model DIR --adapter runs/a runs/b --base --data held-out.jsonl --json")]
 pub struct Args {
     /// Adapters: each is a row of the table
     #[arg(long, value_name = "DIR", num_args = 1.., action = clap::ArgAction::Append)]

@@ -14,6 +14,9 @@ const SETTINGS: [&str; 4] = ["model", "adapter", "task", "out"];
 
 /// Write a GGUF file for llama.cpp: a model with its adapter merged, or the adapter alone
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab export --model DIR --adapter runs/mine --type q4_k --out mine.gguf\n\
+    \x20 trimtab export --model DIR --adapter runs/mine --lora-only --out mine-lora.gguf")]
 pub struct Args {
     /// The format
     #[arg(long, value_parser = ["gguf"], default_value = "gguf")]

@@ -3,6 +3,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use trimtab::hub::Progress;
@@ -11,8 +12,18 @@ use trimtab::run::progress::human;
 /// When the line was last written.
 static WRITTEN: Mutex<Option<Instant>> = Mutex::new(None);
 
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is shown.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
 /// Shows how far a file is.
 pub fn show(progress: &Progress) {
+    if QUIET.load(Ordering::Relaxed) {
+        return;
+    }
     const PAUSE: Duration = Duration::from_millis(100);
     let Progress { sent, file, done, all } = progress;
     let doing = if *sent { "sending" } else { "fetching" };

@@ -11,6 +11,10 @@ use super::{Outcome, Stop, print};
 
 /// Say what a model, adapter, GGUF file, data file, run or checkpoint holds, and whether it is sound (else exit code 1)
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab inspect runs/mine\n\
+    \x20 trimtab inspect model.gguf --tensors\n\
+    \x20 trimtab inspect rows.jsonl --json")]
 pub struct Args {
     /// A folder or a file
     #[arg(value_name = "PATH")]

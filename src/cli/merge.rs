@@ -14,6 +14,9 @@ const SETTINGS: [&str; 6] = ["model", "adapter", "task", "out", "memory", "devic
 
 /// Write a model with an adapter merged into its weights, which needs no adapter any more: piece by piece, in little memory
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab merge --model DIR --adapter runs/mine --out merged\n\
+    \x20 trimtab merge --model DIR --adapter runs/mine --dtype bf16 --memory 2GiB --out merged")]
 pub struct Args {
     /// What weights are written in [default: what the model's are in]
     #[arg(long, value_parser = ["f32", "bf16", "f16"])]

@@ -32,9 +32,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use trimtab::{Error, Result};
 
-/// Fine-tunes large language models in little memory, on the CPU and on any Vulkan, Metal or DX12 GPU.
+/// Fine-tunes language models in little memory: on the CPU, on NVIDIA GPUs, and on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true, args_override_self = true)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab quickstart\n\
+    \x20 trimtab train --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --out runs/mine\n\
+    \x20 trimtab chat --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/mine\n\n\
+    `trimtab help COMMAND` tells all of a command. Exit codes: 0, 1 for work that failed, 2 for a call that makes\n\
+    no sense, 130 for work that was interrupted.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -15,6 +15,9 @@ const SETTINGS: [&str; 4] = ["model", "adapter", "task", "out"];
 
 /// Write a model in fewer bits: a bitsandbytes folder (nf4, nf4-dq), or a GGUF file, with an adapter merged if there is one
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab quantize --model DIR --format nf4-dq --out model-nf4\n\
+    \x20 trimtab quantize --model DIR --format q4_k --out model.gguf")]
 pub struct Args {
     /// nf4 and nf4-dq (with quantized scales) are folders for transformers, the others GGUF files
     #[arg(long, value_parser = ["nf4", "nf4-dq", "q8_0", "q4_0", "q4_k", "q6_k"])]

@@ -31,6 +31,9 @@ const SAMPLE_TOKENS: usize = 80;
 
 /// See it work: fine-tune a small shipped model on Shakespeare in about a minute; train's flags apply
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n\
+    \x20 trimtab quickstart\n\
+    \x20 trimtab quickstart --rank 4 --out runs/small")]
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
@@ -51,7 +54,7 @@ pub fn run(args: Args) -> Outcome {
     progress.show(&sample(&base, 0, "before: the base model, which has read prose")?);
     // The folder of the last quickstart is replaced; one that was asked for only if it holds nothing.
     let asked = config.origin("out") == Some(&Origin::Flag);
-    let summary = train::train(&config, if asked { Start::New } else { Start::Overwrite })?;
+    let summary = train::train(&config, if asked { Start::New } else { Start::Overwrite }, false)?;
     let mut tuned = config.clone();
     tuned.adapter = Some(out.clone());
     progress.show(&sample(&tuned, summary.steps, "after: the same model with the adapter")?);

@@ -11,6 +11,7 @@ use super::{Outcome, Stop, print};
 
 /// Write a model of random weights in Hugging Face's layout, of any size, to measure on
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  trimtab synth --like llama-8b --quantize nf4 --double-quant --out models/8b")]
 pub struct Args {
     /// tinyllama, llama-8b, llama-70b, llama-405b, or a config.json
     #[arg(long, value_name = "NAME|FILE.json")]
