@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Adapters between Trimtab and PEFT, both ways, over methods, families and tasks: scripts/interop.py.
+# Adapters between Trimtab and PEFT, both ways, over methods, families and tasks: scripts/interop.py. And what `trimtab push`
+# asks of a hub, beside huggingface_hub: scripts/push_protocol.py.
 #
 # usage: scripts/interop.sh [--ready] [CASE ...]
 #
@@ -56,3 +57,4 @@ OMP_NUM_THREADS=1 "$python" scripts/interop.py target/debug/trimtab "$work" "$@"
     tail -n 20 "$work/log" >&2
     exit $status
 }
+[ $# -gt 0 ] || "$python" scripts/push_protocol.py target/debug/trimtab "$work"
