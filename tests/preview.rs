@@ -146,3 +146,56 @@ fn a_dry_run_finds_what_is_wrong_and_writes_nothing() {
     assert_eq!(names(&scratch.0), ["data.jsonl", "full"]);
     assert_eq!(names(&scratch.0.join("full")), ["thesis.tex"]);
 }
+
+/// Every recipe runs, from its file and from the one that `init` writes of it.
+#[test]
+fn recipes_run_and_init_writes_them() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let scratch = Scratch::new("recipes");
+    let root = common::root("");
+    let recipes: Vec<String> = std::fs::read_dir(root.join("recipes"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".toml").map(String::from))
+        .collect();
+    assert_eq!(recipes.len(), 5, "{recipes:?}");
+    let (base, out) = (base(), scratch.0.join("run").display().to_string());
+    for recipe in &recipes {
+        let file = format!("recipes/{recipe}.toml");
+        let args = ["train", "--config", &file, "--model", &base, "--device", "cpu", "--steps", "1", "--overwrite"];
+        let args = [&args[..], &["--chat-template", "chatml"]].concat();
+        let few = ["--out", &out, "--eval-data", "recipes/data/inn.jsonl", "--report-examples", "0", "--samples", "0"];
+        // Of a recipe that holds rows out, as it does.
+        let held = std::fs::read_to_string(root.join(&file)).unwrap().contains("\nsplit = ");
+        let few = if held { [&few[..2], &few[4..]].concat() } else { few.to_vec() };
+        let ran =
+            Command::new(env!("CARGO_BIN_EXE_trimtab")).args([&args[..], &few].concat()).current_dir(&root).output();
+        let (told_out, err) = told(&ran.unwrap(), 0);
+        assert!(told_out.contains("1 steps"), "{recipe}: {told_out}{err}");
+
+        let written = format!("{recipe}.toml");
+        let mut asks = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+            .args(["init", "--file", &written, "--out", "runs/x"])
+            .current_dir(&scratch.0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = format!("{recipe}\n{base}\n\n");
+        asks.stdin.take().unwrap().write_all(answers.as_bytes()).unwrap();
+        let (out, err) = told(&asks.wait_with_output().unwrap(), 0);
+        assert!(out.contains(&format!("wrote {written}")) && err.contains("Which model? ["), "{out}{err}");
+        let shown = run(&scratch, &["train", "--config", &written, "--show-config"]);
+        let shown = told(&shown, 0).0;
+        for part in ["data = \"data.jsonl\"", "out = \"runs/x\"", &base] {
+            assert!(shown.contains(part), "{recipe}: no {part} in {shown}");
+        }
+        // One that is there stays.
+        let (_, err) = told(&run(&scratch, &["init", "--file", &written]), 2);
+        assert!(err.contains("which exists"), "{err}");
+    }
+    let (_, err) = told(&run(&scratch, &["init", "--file", "new.toml"]), 2);
+    assert!(err.contains("an answer"), "{err}");
+    assert!(!scratch.0.join("new.toml").exists());
+}

@@ -10,6 +10,7 @@ mod eval;
 mod export;
 mod fetching;
 mod generate;
+mod init;
 mod inspect;
 mod man;
 mod merge;
@@ -49,6 +50,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Init(init::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| advice::advised(error, &Cli::command()).exit());
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Init(args) => init::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Merge(args) => merge::run(args),
