@@ -169,7 +169,7 @@ macro_rules! settings {
 
 settings! {
     "Model and data" {
-        #[doc = "Base model: a Hugging Face folder, a GGUF file, or a name on the hub (ORG/NAME, ORG/NAME/FILE.gguf)"]
+        #[doc = "Base model: a Hugging Face folder, a GGUF file, or a name on the hub (ORG/NAME[@REVISION][/FILE.gguf])"]
         model: Option<PathBuf> = "DIR|FILE.gguf|ORG/NAME", { None };
         #[doc = "Rows to learn from, of JSON, CSV or Parquet: text, prompt and completion, or input_ids; or plain text"]
         data: Option<Sources> = "FILE[:WEIGHT]", { None };
@@ -690,8 +690,19 @@ impl RunConfig {
         adapter.bias = self.bias;
         adapter.ensure_weight_tying = self.ensure_weight_tying;
         adapter.dropout = self.dropout;
-        adapter.base_model = self.model.as_ref().map(|m| m.display().to_string()).or(adapter.base_model);
+        let (name, revision) = self.base_name();
+        adapter.base_model = name.or(adapter.base_model);
+        adapter.revision = revision.or(adapter.revision);
         Ok(Some(adapter))
+    }
+
+    /// The base model as PEFT names it, which has the revision beside the name.
+    pub fn base_name(&self) -> (Option<String>, Option<String>) {
+        let Some(model) = &self.model else { return (None, None) };
+        match hub::name(model) {
+            Some(name) if name.revision.is_some() => (Some(name.without_revision()), name.revision),
+            _ => (Some(model.display().to_string()), None),
+        }
     }
 
     /// The bottleneck adapters of the settings.

@@ -1,5 +1,5 @@
-//! Models and adapters by their names on the Hugging Face hub: `org/name`, or `org/name/file.gguf` for one file. They are kept
-//! in the cache that Python's `huggingface_hub` keeps them in, so that neither fetches what the other has.
+//! Models and adapters by their names on the Hugging Face hub: `org/name`, `org/name@revision`, or `org/name/file.gguf` for one
+//! file. They are kept in the cache that Python's `huggingface_hub` keeps them in, so that neither fetches what the other has.
 //!
 //! What `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE` and
 //! `HF_HUB_DISABLE_IMPLICIT_TOKEN` mean is what they mean there.
@@ -66,8 +66,17 @@ fn tell(progress: &Progress) {
 pub struct Name {
     /// `org/name`.
     pub repo: String,
+    /// A branch, a tag or a commit; `main` if there is none.
+    pub revision: Option<String>,
     /// A file of it.
     pub file: Option<String>,
+}
+
+impl Name {
+    /// As others write it, who say the revision elsewhere.
+    pub fn without_revision(&self) -> String {
+        self.file.as_ref().map_or(self.repo.clone(), |file| format!("{}/{file}", self.repo))
+    }
 }
 
 /// The name that a path is, if there is nothing at it and it can be one.
@@ -78,12 +87,16 @@ pub fn name(path: &Path) -> Option<Name> {
     let parts: Option<Vec<&str>> = path
         .components()
         .map(|part| match part {
-            Component::Normal(part) => part.to_str().filter(|part| is_plain(part)),
+            Component::Normal(part) => part.to_str(),
             _ => None,
         })
         .collect();
     let parts = parts?;
     let [org, name, file @ ..] = &parts[..] else { return None };
+    let (name, revision) = name.split_once('@').map_or((*name, None), |(name, revision)| (name, Some(revision)));
+    if ![org, name].into_iter().chain(revision).chain(file.iter().copied()).all(is_plain) {
+        return None;
+    }
     // A folder of this name is a place on this machine.
     let text = path.to_str()?;
     if Path::new(org).is_dir() || text.ends_with('/') || text.contains("//") {
@@ -97,19 +110,23 @@ pub fn name(path: &Path) -> Option<Name> {
         [.., last] if last.ends_with(".gguf") => Some(file.join("/")),
         _ => return None,
     };
-    Some(Name { repo: format!("{org}/{name}"), file })
+    Some(Name { repo: format!("{org}/{name}"), revision: revision.map(String::from), file })
 }
 
 /// Whether a text is the name of a repository, `org/name`.
 pub fn is_repo(text: &str) -> bool {
-    text.split_once('/')
-        .is_some_and(|(org, name)| is_plain(org) && is_plain(name) && !org.is_empty() && !name.is_empty())
+    text.split_once('/').is_some_and(|(org, name)| is_plain(org) && is_plain(name))
 }
 
 /// Whether a part of a path may be a part of a name.
 fn is_plain(part: &str) -> bool {
     let letters = part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-    letters && part.len() <= 96 && !part.starts_with(['-', '.']) && !part.ends_with(['-', '.']) && !part.contains("..")
+    letters
+        && !part.is_empty()
+        && part.len() <= 96
+        && !part.starts_with(['-', '.'])
+        && !part.ends_with(['-', '.'])
+        && !part.contains("..")
 }
 
 /// Where the model or adapter is that `path` names: `path` itself, or for a name on the hub where it is kept, fetched if it is
@@ -142,6 +159,10 @@ mod tests {
 
     #[test]
     fn names_of_the_hub_are_told_from_paths() {
+        let revision = |path: &str| name(Path::new(path)).and_then(|name| name.revision);
+        assert_eq!(revision("org/name@v1.0"), Some("v1.0".into()));
+        assert_eq!(revision("org/name@v1.0/model.gguf"), Some("v1.0".into()));
+        assert_eq!(revision("org/name"), None);
         let of = |path: &str| name(Path::new(path)).map(|name| (name.repo, name.file));
         let repo = |repo: &str| Some((repo.to_owned(), None));
         assert_eq!(of("some-org/Model-1.5B"), repo("some-org/Model-1.5B"));
@@ -165,6 +186,11 @@ mod tests {
             "org/-name",
             "org/na..me",
             "org/.name",
+            "org/name@",
+            "org/name@v1@v2",
+            "org/@v1",
+            "org@v1/name",
+            "org/name@../v1",
             "",
         ] {
             assert_eq!(of(path), None, "{path}");

@@ -148,6 +148,11 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>, elsewhere: Option<&str>)
             status = "401 Unauthorized";
             told.push("X-Error-Code: GatedRepo".into());
         }
+        (["api", .., revision], Some(repo))
+            if !["main", "v1", repo.commit.unwrap_or(COMMIT), parts[3]].contains(revision) =>
+        {
+            told.push("X-Error-Code: RevisionNotFound".into());
+        }
         (["api", ..], Some(repo)) => {
             status = "200 OK";
             let files: Vec<_> = repo.files.keys().map(|file| json!({"rfilename": file})).collect();
@@ -357,6 +362,29 @@ fn refusals_are_told() {
     }
 }
 
+/// A revision is kept under its own name, and PEFT finds it beside the base model's.
+#[test]
+fn revisions_are_fetched_by_their_names() {
+    let scratch = Scratch::new("revisions");
+    let server = Server::new(&[("org/tiny", tiny())]);
+    let hub = server.hub(&scratch.0, None);
+    let folder = scratch.0.join("models--org--tiny");
+    let by_commit = format!("org/tiny@{COMMIT}");
+    let offline = Hub::new(&server.endpoint, scratch.0.clone(), None, true, Duration::ZERO);
+    for (id, known) in [("org/tiny@v1", Some("v1")), (by_commit.as_str(), None)] {
+        let path = fetch(&hub, id, Kind::Model).unwrap();
+        assert_eq!(path, folder.join("snapshots").join(COMMIT));
+        assert_eq!(server.asked()[0], format!("hub GET /api/models/org/tiny/revision/{} - -", &id[9..]));
+        let kept: Vec<_> = std::fs::read_dir(folder.join("refs")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(kept, ["v1"], "{known:?}");
+        assert_eq!(fetch(&offline, id, Kind::Model).unwrap(), path);
+    }
+    // The control: what was not fetched by this name is not there, and what is not on the hub is no revision.
+    fetch(&offline, "org/tiny", Kind::Model).unwrap_err();
+    let error = fetch(&hub, "org/tiny@v2", Kind::Model).unwrap_err();
+    assert!(error.contains("a repository without this revision (404)") && error.contains("@REVISION"), "{error}");
+}
+
 /// Whatever a server says, nothing is written outside the cache.
 #[test]
 fn names_that_lead_elsewhere_are_not_followed() {
@@ -447,6 +475,14 @@ fn commands_take_names() {
     let config = std::fs::read_to_string(scratch.0.join("run/adapter_config.json")).unwrap();
     assert!(config.contains("\"base_model_name_or_path\": \"org/tiny\""), "{config}");
     run(&["plan", "--model", "org/tiny", "--adapter", "org/lora", "--device", "cpu"], "0");
+    for method in ["lora", "prefix"] {
+        let named = train.map(|word| if word == "org/tiny" { "org/tiny@v1" } else { word });
+        run(&[&named[..], &["--method", method, "--overwrite"]].concat(), "0");
+        let config = std::fs::read_to_string(scratch.0.join("run/adapter_config.json")).unwrap();
+        for line in ["\"base_model_name_or_path\": \"org/tiny\"", "\"revision\": \"v1\""] {
+            assert!(config.contains(line), "{config}");
+        }
+    }
     // All is there now.
     run(&["plan", "--model", "org/tiny", "--adapter", "org/lora", "--device", "cpu"], "1");
     // A folder of the name counts before the hub's.

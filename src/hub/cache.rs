@@ -1,4 +1,4 @@
-//! The cache: `models--org--name/` with `refs/main` (a commit), `snapshots/COMMIT/FILE` (links) and `blobs/ETAG` (contents).
+//! The cache: `models--org--name/` with `refs/REVISION` (a commit), `snapshots/COMMIT/FILE` (links) and `blobs/ETAG` (contents).
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,9 @@ use super::client::{Client, Failure};
 use super::{Kind, Name, Parcel, Progress, Pushed, tell, upload};
 use crate::error::{Error, Result};
 use crate::system;
+
+/// The revision that counts if none is named.
+const MAIN: &str = "main";
 
 /// A hub with the cache of what was fetched from it.
 pub struct Hub {
@@ -49,9 +52,10 @@ impl Hub {
     /// does not answer, what is there counts.
     pub fn fetch(&self, name: &Name, kind: Kind) -> Result<PathBuf> {
         let folder = self.cache.join(format!("models--{}", name.repo.replace('/', "--")));
+        let revision = name.revision.as_deref().unwrap_or(MAIN);
         let info = match self.offline {
             true => Err(Failure::Unreachable("HF_HUB_OFFLINE is set".into())),
-            false => self.client.info(&name.repo),
+            false => self.client.info(&name.repo, revision),
         };
         let info = match info {
             Ok(info) => info,
@@ -91,10 +95,11 @@ impl Hub {
                 }
             }
         }
-        let main = folder.join("refs/main");
-        if std::fs::read_to_string(&main).ok().as_ref() != Some(&info.commit) {
+        let known = folder.join("refs").join(revision);
+        // A commit is its own name.
+        if info.commit != revision && std::fs::read_to_string(&known).ok().as_ref() != Some(&info.commit) {
             made(&folder.join("refs"))?;
-            std::fs::write(&main, &info.commit).map_err(|e| Error::io(&main, e))?;
+            std::fs::write(&known, &info.commit).map_err(|e| Error::io(&known, e))?;
         }
         Ok(name.file.as_ref().map_or(snapshot.clone(), |file| snapshot.join(file)))
     }
@@ -179,7 +184,8 @@ fn linked(blob: &Path, etag: &str, file: &str, link: &Path) -> std::io::Result<(
 
 /// Where the cache has what `name` names, if it has all of it.
 fn kept(folder: &Path, name: &Name, kind: Kind) -> Option<PathBuf> {
-    let commit = std::fs::read_to_string(folder.join("refs/main")).ok()?;
+    let revision = name.revision.as_deref().unwrap_or(MAIN);
+    let commit = std::fs::read_to_string(folder.join("refs").join(revision)).unwrap_or(revision.into());
     let snapshot = folder.join("snapshots").join(commit.trim());
     if let Some(file) = &name.file {
         return Some(snapshot.join(file)).filter(|path| path.exists());

@@ -60,7 +60,7 @@ pub struct Client {
 
 /// What a hub says of a repository.
 pub struct Info {
-    /// The commit that `main` is.
+    /// The commit that the revision is.
     pub commit: String,
     /// Names of its files.
     pub files: Vec<String>,
@@ -91,9 +91,9 @@ impl Client {
         Client { agent: config.into(), endpoint: endpoint.trim_end_matches('/').into(), token, pause }
     }
 
-    /// What the repository `repo` holds.
-    pub fn info(&self, repo: &str) -> Result<Info, Failure> {
-        let url = format!("{}/api/models/{repo}/revision/main", self.endpoint);
+    /// What the repository `repo` holds at `revision`.
+    pub fn info(&self, repo: &str, revision: &str) -> Result<Info, Failure> {
+        let url = format!("{}/api/models/{repo}/revision/{revision}", self.endpoint);
         let (response, _) = self.tried(false, &url)?;
         if !response.status().is_success() {
             return Err(self.refused(repo, None, &response));
@@ -245,6 +245,9 @@ impl Client {
             None => "a name on the hub; for what is private or gated HF_TOKEN, a token of an account with access",
         };
         let (found, expected) = match (status, header("x-error-code"), file) {
+            (404, Some("RevisionNotFound"), _) => {
+                ("a repository without this revision (404)".into(), "ORG/NAME@REVISION, a branch, a tag or a commit")
+            }
             (403, ..) | (401, Some("GatedRepo"), _) => (format!("a gated repository ({status})"), account),
             (404, _, Some(file)) => (format!("no file {file} on the hub (404)"), "a file of the repository"),
             (401 | 404, ..) => {

@@ -30,7 +30,7 @@ impl Heads {
             modules: heads(settings),
             task_type: settings.task_type.clone(),
             base: settings.base_model.clone(),
-            revision: None,
+            revision: settings.lora.revision.clone(),
         }
     }
 

@@ -116,7 +116,8 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
     if config.adapter.is_none() {
         lora.task_type = def.peft.map(str::to_owned);
     }
-    let base_model = config.model.as_ref().map(|model| model.display().to_string());
+    let (base_model, revision) = config.base_name();
+    lora.revision = revision.or(lora.revision);
     let prompt_start = match (config.prompt_init, &config.prompt_init_text) {
         (PromptInit::Text, Some(text)) if config.method == MethodName::Prompt => {
             let ids: Vec<usize> = job.base.tokenizer()?.encode(text, true)?.into_iter().map(|id| id as usize).collect();
