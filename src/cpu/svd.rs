@@ -59,6 +59,41 @@ pub fn of_product(mut left: Vec<Vec<f64>>, mut right: Vec<Vec<f64>>, rank: usize
     whole
 }
 
+/// Takes the best approximation of a rank out of a matrix with so many columns.
+pub fn take_largest(values: &mut [f32], columns: usize, rank: usize) {
+    let Factors { left, right } = of_dense(&wide(values), columns, rank);
+    take(values, columns, &left, &right, 1.0);
+}
+
+/// Takes the projection of a matrix onto the span of its first `rank` columns out of it, times `scale`.
+pub fn take_columns(values: &mut [f32], columns: usize, rank: usize, scale: f32) {
+    let rows = values.len() / columns.max(1);
+    let c = wide(values);
+    let rank = rank.min(columns).min(rows);
+    let mut basis: Vec<Vec<f64>> = (0..rank).map(|k| c.iter().skip(k).step_by(columns).copied().collect()).collect();
+    orthonormal(&mut basis);
+    let mut right = vec![0.0; rank * columns];
+    right.par_chunks_exact_mut(columns.max(1)).zip(&basis).for_each(|(right, q)| {
+        c.chunks_exact(columns).zip(q).for_each(|(row, q)| add(right, row, *q));
+    });
+    let left: Vec<f64> = (0..rows).flat_map(|i| basis.iter().map(move |q| q[i])).collect();
+    take(values, columns, &left, &right, f64::from(scale));
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
+
+/// `values −= scale·left·right`
+fn take(values: &mut [f32], columns: usize, left: &[f64], right: &[f64], scale: f64) {
+    let rank = right.len() / columns.max(1);
+    values.par_chunks_exact_mut(columns.max(1)).zip(left.par_chunks_exact(rank.max(1))).for_each(|(row, left)| {
+        let mut sum = wide(row);
+        right.chunks_exact(columns).zip(left).for_each(|(right, l)| add(&mut sum, right, -scale * l));
+        row.iter_mut().zip(sum).for_each(|(x, sum)| *x = sum as f32);
+    });
+}
+
 /// The same of a matrix with no more rows than columns.
 fn of_wide(c: &[f64], columns: usize, rank: usize) -> Factors {
     let rows = c.len() / columns.max(1);
@@ -327,6 +362,33 @@ mod tests {
         assert!(apart(&product(&of_dense(&whole, columns, 3), columns, 3), &made(4)) > 1e-2);
         let zero = of_dense(&[0.0; 12], 4, 2);
         assert!(zero.left.iter().chain(&zero.right).all(|x| *x == 0.0));
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_the_rest() {
+        let (rows, columns) = (12, 30);
+        let c = numbers(rows * columns, 8);
+        let single: Vec<f32> = c.iter().map(|x| *x as f32).collect();
+        for rank in [1, 4, 12, 13] {
+            let mut rest = single.clone();
+            take_largest(&mut rest, columns, rank);
+            let wanted = product(&of_dense(&c, columns, rank), columns, rank);
+            let sum: Vec<f64> = rest.iter().zip(wanted).map(|(x, w)| f64::from(*x) + w).collect();
+            assert!(apart(&sum, &c) < 1e-6, "{rank}");
+            // What is left is orthogonal to the columns that were taken out, which are zero in it.
+            let mut rest = single.clone();
+            take_columns(&mut rest, columns, rank, 1.0);
+            let rest = wide(&rest);
+            let column = |x: &[f64], k: usize| x.iter().skip(k).step_by(columns).copied().collect::<Vec<f64>>();
+            for k in 0..rank {
+                assert!(norm(&column(&rest, k)) < 1e-6);
+                assert!((0..columns).all(|j| dot(&column(&rest, j), &column(&c, k)).abs() < 1e-5), "{rank}");
+            }
+            let mut half = single.clone();
+            take_columns(&mut half, columns, rank, 0.5);
+            let mean: Vec<f64> = rest.iter().zip(&c).map(|(x, y)| 0.5 * (x + y)).collect();
+            assert!(apart(&wide(&half), &mean) < 1e-6);
+        }
     }
 
     #[test]

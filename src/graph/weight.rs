@@ -67,6 +67,8 @@ pub enum Source {
         transposed: bool,
         /// How it starts where the base model has none.
         fresh: Option<Init>,
+        /// What is taken out of it when it is loaded.
+        less: Option<Taken>,
     },
     /// An adapter's tensor under this key in its file; else drawn as `init` says.
     Adapter {
@@ -95,6 +97,23 @@ impl Source {
     pub fn is_transposed(&self) -> bool {
         matches!(self, Source::Base { transposed: true, .. })
     }
+}
+
+/// A part of low rank that a method takes out of a weight W, `[out, in]`, since its own factors started as that part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Taken {
+    /// The largest singular values, so many (PiSSA).
+    Singular {
+        /// How many.
+        rank: usize,
+    },
+    /// What the first columns of W, so many, span of W, times a factor (OLoRA): the leading part Q·R of its QR decomposition.
+    Columns {
+        /// How many.
+        rank: usize,
+        /// The factor.
+        scale: f32,
+    },
 }
 
 /// The norms of the rows of `w + scale·b·a`, leaves that are loaded before.

@@ -2,7 +2,7 @@
 //! the stack, which ends in the layer itself.
 
 use super::inputs::StreamId;
-use super::{Nn, Role};
+use super::{Nn, Role, Taken};
 use crate::error::Result;
 use crate::graph::Val;
 use crate::ops::{Attention, Lora};
@@ -141,6 +141,11 @@ pub trait Hooks: Send + Sync {
 
     /// Under which name the method's file has a weight of the base model that it does not train, if it has.
     fn keeps(&self, _w: WeightRef) -> Option<String> {
+        None
+    }
+
+    /// What is taken out of a weight of the base model when it is loaded, since the method's own tensors started as it.
+    fn takes(&self, _w: WeightRef) -> Option<Taken> {
         None
     }
 

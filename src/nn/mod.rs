@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
-pub use crate::graph::weight::{Computed, Init, Role, RowNorms, Source, Weight};
+pub use crate::graph::weight::{Computed, Init, Role, RowNorms, Source, Taken, Weight};
 use crate::graph::{Graph, LeafKind, Phase, Val};
 use crate::ops::{Attr, elementwise};
 
@@ -231,7 +231,8 @@ impl<'a> Nn<'a> {
         let w = WeightRef { name, role };
         let trained = self.build.stack.iter().find_map(|m| m.trains(w));
         let held = self.build.stack.iter().find_map(|m| m.keeps(w));
-        let source = Source::Base { tensor: tensor.to_string(), role, held, transposed, fresh };
+        let less = self.build.stack.iter().find_map(|m| m.takes(w)).filter(|_| trained.is_none());
+        let source = Source::Base { tensor: tensor.to_string(), role, held, transposed, fresh, less };
         let val = match trained {
             Some(key) => {
                 let val = self.g.leaf(self.trained(), &key, Ty::f32(shape));

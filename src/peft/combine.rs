@@ -167,9 +167,12 @@ impl Weighted {
             "PEFT leaves what is trained whole out of the result; merge the adapters one by one (trimtab merge)";
         const BIAS: &str = "PEFT has at most one adapter with biases on a model, and leaves them out of the result";
         const TIED: &str = "combine adapters that were trained without it";
+        const TAKEN: &str = "it belongs to what is left of its base; convert it to plain LoRA with PEFT's \
+            path_initial_model_for_weight_conversion";
         const DORA: &str = "magnitudes belong to one sum of weight and factors; merge it into its base (trimtab merge)";
         let refused = [
             ("use_dora", config.dora, DORA),
+            ("init_lora_weights of PiSSA or OLoRA", config.takes_from_base(), TAKEN),
             ("bias", config.bias != Bias::None, BIAS),
             ("lora_bias", config.lora_bias, BIAS),
             ("modules_to_save", !config.modules_to_save.is_empty(), SAVED),

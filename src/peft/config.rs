@@ -14,7 +14,7 @@ use super::folder;
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
-use crate::nn::Role;
+use crate::nn::{Role, Taken};
 
 /// The last names of the layers that PEFT adapts where `target_modules` is null, of the families here
 /// (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`). No family has another's names.
@@ -173,6 +173,8 @@ impl AdapterConfig {
 // ---- reading
 
 const MERGE: &str = "merge it into its base with PEFT's merge_and_unload and open the merged model";
+const RANDOM: &str = "its random decomposition is another one whenever it is loaded; convert it to plain LoRA: PEFT's \
+    save_pretrained with path_initial_model_for_weight_conversion";
 const CONVERT: &str = "convert it to plain LoRA: PEFT's save_pretrained with path_initial_model_for_weight_conversion";
 
 /// A key of the file that changes what the adapter computes, in a way the engine does not do: the values under
@@ -192,19 +194,31 @@ fn idle(v: &Value) -> bool {
     }
 }
 
-/// Initialisations that leave the base model as it is. Others (pissa, olora, corda, loftq, lora_ga) replace its
-/// weights by a residual, which the adapter file does not hold.
+/// Initialisations that leave the base model as it is, or what they take out of it can be computed again from it. Others
+/// (corda, loftq, lora_ga) replace its weights by a residual of which neither the adapter nor the base has the rest.
 fn keeps_base(v: &Value) -> bool {
     match v {
         Value::Null | Value::Bool(_) => true,
-        Value::String(s) => matches!(s.as_str(), "gaussian" | "eva" | "orthogonal"),
+        Value::String(s) => matches!(s.as_str(), "gaussian" | "eva" | "orthogonal" | PISSA) || is_olora(s),
         _ => false,
     }
+}
+
+const PISSA: &str = "pissa";
+
+fn is_olora(s: &str) -> bool {
+    s.eq_ignore_ascii_case("olora")
+}
+
+/// PiSSA by a randomized decomposition.
+fn is_random(v: &Value) -> bool {
+    v.as_str().is_some_and(|s| s.starts_with("pissa_niter_"))
 }
 
 #[rustfmt::skip]
 static REFUSED: &[Refused] = &[
     Refused { key: "target_parameters", harmless: idle, hint: MERGE },
+    Refused { key: "init_lora_weights", harmless: |v| !is_random(v), hint: RANDOM },
     Refused { key: "init_lora_weights", harmless: keeps_base, hint: CONVERT },
     Refused { key: "loftq_config", harmless: idle, hint: CONVERT },
     Refused { key: "layer_replication", harmless: idle, hint: MERGE },
@@ -480,6 +494,21 @@ impl AdapterConfig {
     fn saves_around(&self, module: &str) -> bool {
         let path = format!(".{module}.");
         self.modules_to_save.iter().any(|name| path.contains(&format!(".{name}.")))
+    }
+
+    /// What PEFT takes out of the base model's weight when it makes or loads the adapter, whose factors started as that.
+    pub(super) fn taken(&self, spec: &LoraSpec) -> Option<Taken> {
+        let &LoraSpec { rank, scale, .. } = spec;
+        match self.init.as_str()? {
+            PISSA => Some(Taken::Singular { rank }),
+            name if is_olora(name) => Some(Taken::Columns { rank, scale }),
+            _ => None,
+        }
+    }
+
+    /// Whether the adapter belongs to what is left of the base model's weights.
+    pub(crate) fn takes_from_base(&self) -> bool {
+        self.init.as_str().is_some_and(|name| name == PISSA || is_olora(name))
     }
 
     /// What LoRA does at the linear layer `module` (its path in the Hugging Face model:

@@ -140,13 +140,7 @@ fn the_first_pattern_that_matches_counts() {
 
 #[test]
 fn says_no_to_what_it_cannot_do_and_names_the_key() {
-    let table = [
-        ("lora_target_parameters", "target_parameters"),
-        ("pissa", "init_lora_weights"),
-        ("olora", "init_lora_weights"),
-        ("ia3", "IA3"),
-        ("adalora", "ADALORA"),
-    ];
+    let table = [("lora_target_parameters", "target_parameters"), ("ia3", "IA3"), ("adalora", "ADALORA")];
     for (name, key) in table {
         match AdapterConfig::parse(&fixture(name)) {
             Err(Error::Unsupported { what, hint }) => {
@@ -156,6 +150,20 @@ fn says_no_to_what_it_cannot_do_and_names_the_key() {
             other => panic!("{name}: {other:?}"),
         }
     }
+    for (init, word) in
+        [("pissa_niter_4", "random"), ("corda", "convert"), ("loftq", "convert"), ("lora_ga", "convert")]
+    {
+        match with(&[("init_lora_weights", &format!("{init:?}"))]) {
+            Err(Error::Unsupported { what, hint }) => {
+                assert!(what.contains(init) && hint.contains(word), "{what}: {hint}")
+            }
+            other => panic!("{init}: {other:?}"),
+        }
+    }
+    for name in ["pissa", "olora"] {
+        assert!(AdapterConfig::parse(&fixture(name)).unwrap().takes_from_base(), "{name}");
+    }
+    assert!(!AdapterConfig::parse(&fixture("lora")).unwrap().takes_from_base());
     let both = with(&[("use_dora", "true"), ("lora_bias", "true")]);
     assert!(matches!(both, Err(Error::Unsupported { what, .. }) if what.contains("lora_bias")));
     assert!(with(&[("init_lora_weights", "\"gaussian\""), ("a_key_of_tomorrow", "[1]")]).is_ok());

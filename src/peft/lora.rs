@@ -2,14 +2,17 @@
 //! `α/√r` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). A starts uniform in ±1/√in (Kaiming with a = √5, as in
 //! Hugging Face PEFT), B at zero. On a quantized weight this is QLoRA; nothing here knows. With `use_dora` it is DoRA:
 //! see `dora.rs`.
+//!
+//! PiSSA (Meng et al. 2024, arXiv:2404.02948) and OLoRA (Büyükakyüz 2024, arXiv:2406.01775) are LoRA whose factors started as a
+//! part of W, on what was left of it. Files of such adapters name the way; the rest is computed again when weights are loaded.
 
 use std::collections::BTreeMap;
 
 use super::config::{AdapterConfig, LoraSpec, Targets};
 use super::{Method, MethodDef, Save, dora, embedding, files, folder, merge};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{Hooks, Init, Linear, LowRank, Next, Nn, Role, Site, Table, WeightRef};
+use crate::nn::{Hooks, Init, Linear, LowRank, Next, Nn, Role, Site, Table, Taken, WeightRef};
 use crate::ops::{Dropout, Lora as Spec};
 use crate::weights::HostTensor;
 
@@ -44,6 +47,15 @@ impl Hooks for Lora {
         let module = w.name.strip_suffix(".weight").filter(|_| matches!(w.role, Role::Embed | Role::Head))?;
         // A pattern that does not compile is an error of the table's own hook, which asks for it too.
         self.config.keeps_table(module).unwrap_or(false).then(|| files::base_layer(module))
+    }
+
+    fn takes(&self, w: WeightRef) -> Option<Taken> {
+        if w.is_bias() || !w.role.is_block_linear() || !self.config.takes_from_base() {
+            return None;
+        }
+        // A pattern that does not compile is an error of the layer's own hook, which asks for it too.
+        let spec = self.config.adapts(w.role, w.module()).ok().flatten()?;
+        self.config.taken(&spec)
     }
 
     fn trains(&self, w: WeightRef) -> Option<String> {
@@ -112,7 +124,15 @@ impl Method for Lora {
             modules.extend(tables);
             modules.extend(of(|r| r == Role::Classifier));
         }
-        self.config.resolve_all(&modules).map(drop)
+        let found = self.config.resolve_all(&modules)?;
+        let linear = |module: &str| sites.iter().any(|s| s.path == module && s.role.is_block_linear());
+        match found.iter().find(|(module, _)| self.config.takes_from_base() && !linear(module)) {
+            Some((module, _)) => {
+                let what = format!("adapter_config.json: init_lora_weights = {} at {module}", self.config.init);
+                Err(Error::unsupported(what, "PEFT starts so at linear layers of blocks; convert it to plain LoRA"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn drop_copies(&self, tensors: &mut BTreeMap<String, HostTensor>) {

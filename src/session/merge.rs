@@ -47,7 +47,14 @@ impl Session {
                 let ty = exec.graph.ty(base[i].val).clone();
                 let turned = base[i].source.is_transposed() && ty.shape.len() == 2;
                 let name = &stored[i].0;
+                let less = match &base[i].source {
+                    Source::Base { less, transposed, .. } => less.map(|taken| (taken, *transposed)),
+                    _ => None,
+                };
                 let mut values = match files.filter(|files| !base[i].trainable && files.info(name).is_some()) {
+                    Some(files) if let Some((taken, transposed)) = less => {
+                        load::read_less(files, name, transposed, taken, DType::F32)?
+                    }
                     Some(files) if turned => load::transpose(&files.read(name)?, stored[i].1[1]),
                     Some(files) => files.read(name)?,
                     None => load::decode(&exec.download(base[i].val)?, &ty)?,

@@ -12,7 +12,7 @@ use crate::base::Base;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::models::{self, Facts};
-use crate::nn::{Init, Role, Source, Weight, WeightRef};
+use crate::nn::{Init, Role, Source, Taken, Weight, WeightRef};
 use crate::peft::merge::{Own, Target};
 use crate::peft::{Method, Save, files, full};
 use crate::weights::{Checkpoint, HostTensor, load};
@@ -34,6 +34,8 @@ pub struct Merged {
     tensors: Vec<(String, Vec<usize>)>,
     /// The last tensor that was made whole, since files have it transposed.
     turned: (usize, Vec<f32>),
+    /// The last one that a method took something out of, as the graph has it.
+    less: (usize, Vec<f32>),
     unreleased: usize,
 }
 
@@ -52,6 +54,8 @@ struct Part {
     transposed: bool,
     /// How it starts where the base model has none.
     fresh: Option<Init>,
+    /// What the method takes out of it.
+    less: Option<Taken>,
 }
 
 impl Merged {
@@ -67,7 +71,7 @@ impl Merged {
     ) -> Result<Merged> {
         let (mut parts, mut tensors, mut config) = (Vec::new(), Vec::new(), base.config.clone());
         for (weight, shape) in weights {
-            let Source::Base { tensor, role, held, transposed, fresh } = &weight.source else { continue };
+            let Source::Base { tensor, role, held, transposed, fresh, less } = &weight.source else { continue };
             let key = [Some(&weight.name), held.as_ref()].into_iter().flatten().find(|key| adapter.contains_key(*key));
             // Biases of adapted layers are those of the layer inside PEFT's.
             let name = if weight.trainable { files::tensor(&weight.name) } else { &weight.name };
@@ -86,6 +90,7 @@ impl Merged {
                 shape: shape.clone(),
                 transposed: *transposed && shape.len() == 2,
                 fresh: *fresh,
+                less: *less,
             });
         }
         let (whole, own): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -94,8 +99,8 @@ impl Merged {
         let parted = |head: &str| parts.iter().any(|p| p.name.strip_suffix(".weight") == Some(head));
         let ties: Vec<(String, String)> = ties.iter().filter(|(head, _)| !parted(head)).cloned().collect();
         check_places(places, &methods, &own, &ties)?;
-        let turned = (usize::MAX, Vec::new());
-        let merged = Merged { base, methods, facts, config, whole, own, parts, tensors, turned, unreleased: 0 };
+        let (turned, less) = ((usize::MAX, Vec::new()), (usize::MAX, Vec::new()));
+        let merged = Merged { base, methods, facts, config, whole, own, parts, tensors, turned, less, unreleased: 0 };
         merged.parts.iter().try_for_each(|part| merged.check(part))?;
         Ok(merged)
     }
@@ -153,6 +158,10 @@ impl Merged {
 
     /// Reads values of the tensor of a number, from the `first` one on, in the order that files have them in.
     pub fn read(&mut self, i: usize, first: usize, into: &mut [f32]) -> Result<()> {
+        let Part { transposed, less, ref tensor, .. } = self.parts[i];
+        if let Some(taken) = less.filter(|_| self.less.0 != i) {
+            self.less = (i, load::read_less(self.checkpoint()?, tensor, transposed, taken, DType::F32)?);
+        }
         let part = &self.parts[i];
         if part.transposed {
             if self.turned.0 != i {
@@ -192,6 +201,7 @@ impl Merged {
             Some(tensor) => {
                 into.copy_from_slice(&load::transpose(&tensor.data, part.shape[0])[first * cols..][..into.len()])
             }
+            None if part.less.is_some() => into.copy_from_slice(&self.less.1[first * cols..][..into.len()]),
             None => {
                 let checkpoint = self.checkpoint()?;
                 match part.transposed && load::is_turned(checkpoint, &part.tensor) {

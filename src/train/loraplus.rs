@@ -64,7 +64,8 @@ mod tests {
     use crate::nn::Init;
 
     fn base(tensor: &str, role: Role) -> Weight {
-        let source = Source::Base { tensor: tensor.into(), role, held: None, transposed: false, fresh: None };
+        let source =
+            Source::Base { tensor: tensor.into(), role, held: None, transposed: false, fresh: None, less: None };
         Weight { val: Val(0), name: format!("base_model.model.{tensor}"), source, trainable: true }
     }
 

@@ -7,12 +7,13 @@ use rayon::prelude::*;
 
 use super::{Checkpoint, HostTensor, Storage};
 use crate::cpu::philox::philox;
+use crate::cpu::svd;
 use crate::cpu::weight::weight as stored;
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::graph::Val;
-use crate::nn::{Init, Role, RowNorms, Source, Weight};
+use crate::nn::{Init, Role, RowNorms, Source, Taken, Weight};
 use crate::ops::dora;
 use crate::quant::nf4::{self, Quantizer};
 
@@ -39,7 +40,7 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
     for weight in weights {
         let ty = exec.graph.ty(weight.val).clone();
         match (&weight.source, from.base) {
-            (Source::Base { tensor, role, held, transposed, fresh: start }, base)
+            (Source::Base { tensor, role, held, transposed, fresh: start, less }, base)
                 if !adapted(weight, from) && kept(held, from).is_none() =>
             {
                 match base {
@@ -50,7 +51,14 @@ pub fn load(exec: &mut Exec, weights: &[Weight], from: &Sources, progress: Progr
                     }
                     Some(base) => {
                         let file = File { checkpoint: base, name: tensor, transposed: *transposed };
-                        from_file(exec, weight.val, &file, &ty, &mut unreleased)?
+                        match less {
+                            Some(taken) => remainder(exec, weight.val, &file, &ty, *taken)?,
+                            None => from_file(exec, weight.val, &file, &ty, &mut unreleased)?,
+                        }
+                    }
+                    None if less.is_some() => {
+                        let expected = "the model that the adapter was trained on";
+                        return Err(Error::config(&weight.name, "random weights", expected));
                     }
                     None => {
                         let fill = |start: usize, out: &mut [f32]| fresh(*role, &ty, tensor, from, start, out);
@@ -169,6 +177,56 @@ fn from_file(exec: &mut Exec, val: Val, file: &File, ty: &Ty, unreleased: &mut u
             *unreleased = 0;
             checkpoint.release();
         }
+        Ok(())
+    })
+}
+
+/// A whole tensor `[out, in]` of a base model's files without what a method takes out of it: of its values as `held` has them,
+/// since PEFT decomposes the weight as it was loaded.
+pub fn read_less(checkpoint: &Checkpoint, name: &str, transposed: bool, taken: Taken, held: DType) -> Result<Vec<f32>> {
+    if transposed && matches!(taken, Taken::Columns { .. }) {
+        // PEFT decomposes the turned weight, whose factors do not fit.
+        let what = format!("OLoRA's start at {name}, which files have as [in, out],");
+        return Err(Error::unsupported(what, "train with init_lora_weights true"));
+    }
+    let shape = checkpoint.info(name).map(|i| i.shape.clone()).unwrap_or_default();
+    let file = File { checkpoint, name, transposed };
+    let mut values = checkpoint.read(name)?;
+    let mut columns = shape.last().copied().unwrap_or(1);
+    if file.turned() && shape.len() == 2 {
+        (values, columns) = (transpose(&values, columns), shape[0]);
+    }
+    if held != DType::F32 {
+        let ty = Ty::new(held, &[values.len()]);
+        values = decode(&encode(&values, &ty)?, &ty)?;
+    }
+    match taken {
+        Taken::Singular { rank } => svd::take_largest(&mut values, columns, rank),
+        Taken::Columns { rank, scale } => svd::take_columns(&mut values, columns, rank, scale),
+    }
+    match values.iter().all(|x| x.is_finite()) {
+        true => Ok(values),
+        false => Err(Error::file(checkpoint.path(), format!("{name} with numbers that are not finite"), "finite ones")),
+    }
+}
+
+/// Fills `val` with a file's tensor without what a method takes out of it. PEFT does so on a weight of floats, and rounds to
+/// its type.
+fn remainder(exec: &mut Exec, val: Val, file: &File, ty: &Ty, taken: Taken) -> Result<()> {
+    let File { checkpoint, name, transposed } = *file;
+    if ty.dtype.is_quantized() {
+        let what = format!("an adapter of PiSSA or OLoRA on {name} in {}", ty.dtype);
+        return Err(Error::unsupported(
+            what,
+            "a base model of floats (no --quantize); or convert the adapter to plain LoRA: PEFT's save_pretrained with \
+             path_initial_model_for_weight_conversion",
+        ));
+    }
+    let shape = if file.turned() && ty.shape.len() == 2 { vec![ty.shape[1], ty.shape[0]] } else { ty.shape.clone() };
+    check(checkpoint, name, &Ty::new(ty.dtype, &shape))?;
+    let values = read_less(checkpoint, name, transposed, taken, ty.dtype)?;
+    by_stretches(exec, val, ty, &mut |start, out| {
+        out.copy_from_slice(&values[start..start + out.len()]);
         Ok(())
     })
 }

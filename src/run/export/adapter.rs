@@ -33,6 +33,9 @@ pub fn adapter(config: &RunConfig, ty: GgmlType, overwrite: bool) -> Result<Repo
     if lora.dora {
         return Err(Error::unsupported("a GGUF adapter with DoRA", hint));
     }
+    if lora.takes_from_base() {
+        return Err(Error::unsupported("a GGUF adapter that starts from PiSSA or OLoRA", hint));
+    }
     let mut pairs: Vec<Pair> = Vec::new();
     let mut left = files::read_tensors(dir)?;
     let modules: Vec<String> = left.keys().filter_map(|name| module_of(name)).collect();
