@@ -182,7 +182,8 @@ impl Inputs {
         self.copy("tests/fixtures/golden/lora", "lfs-adapter", &["adapter_model.safetensors"]);
         self.write("lfs-adapter/adapter_model.safetensors", POINTER);
         self.copy("tests/fixtures/golden/lora", "pickled-adapter", &["adapter_model.safetensors"]);
-        self.write("pickled-adapter/adapter_model.bin", "PK\x03\x04");
+        let calls = std::fs::read(root().join("tests/golden/pickled/calls.bin")).unwrap();
+        self.write("pickled-adapter/adapter_model.bin", calls);
     }
 
     fn data(&self) {

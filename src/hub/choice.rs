@@ -33,6 +33,8 @@ const ADAPTER: [&str; 7] = [
     "config.json",
 ];
 
+const PICKLED: &str = "adapter_model.bin";
+
 /// The files to fetch of those that a repository has; an error says what it has instead.
 pub fn needed(files: &[String], kind: Kind) -> Result<Vec<&str>, String> {
     let has = |name: &str| files.iter().any(|file| file == name);
@@ -44,6 +46,11 @@ pub fn needed(files: &[String], kind: Kind) -> Result<Vec<&str>, String> {
     match kind {
         Kind::Adapter if !has("adapter_config.json") => return Err("no adapter_config.json".into()),
         Kind::Adapter if ["adapter_model.safetensors", "adapter.safetensors"].into_iter().any(has) => {
+            return Ok(chosen);
+        }
+        // What PEFT wrote before, read without executing it.
+        Kind::Adapter if has(PICKLED) => {
+            chosen.push(files.iter().map(String::as_str).find(|file| *file == PICKLED).unwrap_or_default());
             return Ok(chosen);
         }
         Kind::Adapter => return Err("an adapter without safetensors".into()),
@@ -104,10 +111,12 @@ mod tests {
         assert_eq!(needed(&whole, Kind::Model).unwrap(), ["config.json", "chat_template.jinja", WHOLE]);
         let adapter = all(&["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", WHOLE]);
         assert_eq!(needed(&adapter, Kind::Adapter).unwrap(), ["adapter_config.json", "adapter_model.safetensors"]);
+        let pickled = all(&["adapter_config.json", PICKLED]);
+        assert_eq!(needed(&pickled, Kind::Adapter).unwrap(), ["adapter_config.json", PICKLED]);
         for (files, kind, want) in [
             (&adapter, Kind::Model, "an adapter"),
             (&whole, Kind::Adapter, "no adapter_config.json"),
-            (&all(&["adapter_config.json", "adapter_model.bin"]), Kind::Adapter, "without safetensors"),
+            (&all(&["adapter_config.json", "pytorch_adapter.bin"]), Kind::Adapter, "without safetensors"),
             (&all(&["config.json", "pytorch_model.bin"]), Kind::Model, "pickled (pytorch_model.bin)"),
             (&all(&["a.Q4_0.gguf", "b.gguf"]), Kind::Model, "GGUF files: a.Q4_0.gguf, b.gguf"),
             (&all(&["README.md"]), Kind::Model, "no config.json"),

@@ -12,10 +12,11 @@ use super::Read;
 use super::config::AdapterConfig;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::nearest::nearest;
 use crate::paths;
 use crate::weights::safetensors::damage;
-use crate::weights::{HostTensor, write_safetensors_with};
+use crate::weights::{HostTensor, pickle, write_safetensors_with};
 
 /// What an adapter is, in its folder; written last, so that a folder with it is complete.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -124,20 +125,23 @@ pub fn read_adapter(dir: &Path) -> Result<Adapter> {
     Ok(Adapter { config: read_config(dir)?, tensors: read_tensors(dir)? })
 }
 
-/// Reads the tensors of a folder.
+/// Reads the tensors of a folder: of safetensors, else of a pickle, of which nothing is executed.
 pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
-    let path = dir.join(WEIGHTS_FILE);
-    if !path.exists() && dir.join(LEGACY_FILE).exists() {
-        return Err(Error::unsupported(
-            format!("{}: a pickle of weights", dir.join(LEGACY_FILE).display()),
-            "load the adapter with PEFT and save it again, which writes safetensors",
-        ));
-    }
-    if !path.exists() {
-        return Err(Error::file(dir, format!("a folder without {WEIGHTS_FILE}"), "the whole folder of an adapter"));
-    }
+    let (path, pickled) = (dir.join(WEIGHTS_FILE), dir.join(LEGACY_FILE));
+    let (held, path) = match (path.exists(), pickled.exists()) {
+        (true, _) => (read_file(&path)?, path),
+        (false, true) => {
+            let bytes = std::fs::read(&pickled).map_err(|e| Error::io(&pickled, e))?;
+            // An archive is what it should be; of anything else it is said what it is.
+            let explained = |e| if bytes.starts_with(b"PK") { e } else { foreign::explain(&pickled, e) };
+            (pickle::read(&pickled, &bytes).map_err(explained)?, pickled)
+        }
+        (false, false) => {
+            return Err(Error::file(dir, format!("a folder without {WEIGHTS_FILE}"), "the whole folder of an adapter"));
+        }
+    };
     let mut tensors = BTreeMap::new();
-    for (name, tensor) in read_file(&path)? {
+    for (name, tensor) in held {
         if tensors.insert(usual(&name), tensor).is_some() {
             return Err(Error::file(&path, format!("two tensors for {}", usual(&name)), "one"));
         }

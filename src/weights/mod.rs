@@ -9,8 +9,10 @@ pub mod gguf_names;
 pub mod gguf_write;
 pub mod load;
 mod mapped;
+pub mod pickle;
 pub mod safetensors;
 mod shards;
+mod zip;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
