@@ -848,3 +848,28 @@ fn a_report_shows_texts_and_examples_before_and_after() {
     let page = String::from_utf8(scratch.read("none/report.html")).unwrap();
     assert!(!page.contains("<h2>Texts") && !page.contains("<h2>Examples"), "{page}");
 }
+
+/// Gradients of a step of one micro-batch are written, those of several are added up: the steps are the same, for tensors of
+/// any length.
+#[test]
+fn steps_of_one_micro_batch_and_of_several_are_the_same() {
+    let scratch = Scratch::new("one-or-several");
+    scratch.write("data.jsonl", DATA);
+    let model = fixture("golden/base");
+    for method in ["ia3", "lora", "prompt", "prefix", "adapter", "full"] {
+        let losses = |micro: &str| -> Vec<f64> {
+            let out = format!("{method}-{micro}");
+            let args = ["train", "--model", &model, "--data", "data.jsonl", "--method", method, "--out", &out];
+            let more = ["--steps", "6", "--lr", "0.03", "--max-seq-len", "8", "--batch-size", "3", "--device", "cpu"];
+            scratch.run(&[&args[..], &more, &["--virtual-tokens", "3", "--micro-tokens", micro]].concat()).ok();
+            let metrics = String::from_utf8(scratch.read(&format!("{out}/metrics.jsonl"))).unwrap();
+            let events = metrics.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+            events.filter(|e| e["event"] == "step").map(|e| e["loss"].as_f64().unwrap()).collect()
+        };
+        let (one, several) = (losses("24"), losses("8"));
+        assert!((one[0] - one[5]).abs() > 1e-3 * one[0], "{method} learns nothing: {one:?}");
+        for (a, b) in one.iter().zip(&several) {
+            assert!((a - b).abs() < 1e-4 * a, "{method}: {one:?} {several:?}");
+        }
+    }
+}
