@@ -106,7 +106,7 @@ fn what_is_left_is_rounded_as_peft_rounds_it() {
     let golden = golden();
     let mut seen = 0;
     for (case, base) in CASES {
-        let checkpoint = Checkpoint::open(&model(base)).unwrap();
+        let checkpoint = Checkpoint::open(model(base)).unwrap();
         let method = Lora { config: peft::files::read_config(&adapter(case)).unwrap() };
         let stack: &[&dyn Hooks] = &[&method];
         let family = models::read(checkpoint.config(), 16).unwrap();

@@ -1,6 +1,6 @@
 //! What a run is about to do, in a dozen lines, before its first step.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::job::Job;
@@ -49,8 +49,9 @@ pub fn text(config: &RunConfig, learns: Lines, planned: &Planned, learnt: &Learn
     let kinds = kinds(&tensors);
     let word = if tensors.len() == 1 { "tensor" } else { "tensors" };
     lines.add("trains", format!("{} {word}", grouped(tensors.len() as u64)));
-    for Kind { name, modules, values } in kinds.iter().take(KINDS) {
-        lines.add("", format!("{modules:>4} × {name}  {} parameters", grouped(*values as u64)));
+    for Kind { name, parts, modules, values } in kinds.iter().take(KINDS) {
+        let (count, parts) = (modules.len(), parts.join(", "));
+        lines.add("", format!("{count:>4} × {name} ({parts})  {} parameters", grouped(*values as u64)));
     }
     if kinds.len() > KINDS {
         lines.add("", format!("and {} other kinds", kinds.len() - KINDS));
@@ -65,9 +66,10 @@ pub fn text(config: &RunConfig, learns: Lines, planned: &Planned, learnt: &Learn
     lines.add(
         "takes",
         format!(
-            "{} steps of {batch} examples (about {} tokens), {epochs}; the time they take is told from the first on",
+            "{} steps of {batch} examples (about {} tokens), {epochs}, learning rate {:.1e}; the time is told from the first on",
             grouped(steps),
-            grouped((batch as f64 * each).round() as u64)
+            grouped((batch as f64 * each).round() as u64),
+            config.lr.unwrap_or_default()
         ),
     );
     let account = planned.account();
@@ -117,37 +119,34 @@ fn ends(data: &Dataset, eos: &[u32]) -> usize {
 }
 
 /// Trained tensors of modules that have one name but for numbers.
+#[derive(Default)]
 struct Kind {
     name: String,
-    modules: usize,
+    /// What is trained of a module.
+    parts: Vec<String>,
+    modules: BTreeSet<String>,
     values: usize,
 }
 
-/// The kinds of `tensors`, as `model.layers.*.self_attn.q_proj (lora_A, lora_B)`, in their order.
+/// The kinds of `tensors`, as `model.layers.*.self_attn.q_proj` with `lora_A` and `lora_B`, in their order.
 fn kinds(tensors: &[(String, Vec<usize>)]) -> Vec<Kind> {
-    let mut kinds: Vec<(String, Vec<String>, BTreeMap<String, ()>, usize)> = Vec::new();
-    for (name, shape) in tensors {
-        let (module, part) = parted(name);
-        let any: Vec<&str> =
-            module.split('.').map(|p| if p.bytes().all(|b| b.is_ascii_digit()) { "*" } else { p }).collect();
-        let any = any.join(".");
-        let at = kinds.iter().position(|kind| kind.0 == any).unwrap_or_else(|| {
-            kinds.push((any, Vec::new(), BTreeMap::new(), 0));
+    let mut kinds: Vec<Kind> = Vec::new();
+    for (tensor, shape) in tensors {
+        let (module, part) = parted(tensor);
+        let any = |part: &str| if part.bytes().all(|b| b.is_ascii_digit()) { "*".into() } else { part.to_owned() };
+        let name = module.split('.').map(any).collect::<Vec<String>>().join(".");
+        let at = kinds.iter().position(|kind| kind.name == name).unwrap_or_else(|| {
+            kinds.push(Kind { name, ..Kind::default() });
             kinds.len() - 1
         });
-        let (_, parts, modules, values) = &mut kinds[at];
-        if !parts.contains(&part) {
-            parts.push(part);
+        let kind = &mut kinds[at];
+        if !kind.parts.contains(&part) {
+            kind.parts.push(part);
         }
-        modules.insert(module, ());
-        *values += shape.iter().product::<usize>();
+        kind.modules.insert(module);
+        kind.values += shape.iter().product::<usize>();
     }
-    let shown = |(name, parts, modules, values): (String, Vec<String>, BTreeMap<String, ()>, usize)| Kind {
-        name: format!("{name} ({})", parts.join(", ")),
-        modules: modules.len(),
-        values,
-    };
-    kinds.into_iter().map(shown).collect()
+    kinds
 }
 
 /// The module of a tensor, and what it is in it: `…q_proj` and `lora_A`, or `…q_proj` and `weight`.
@@ -175,7 +174,10 @@ mod tests {
             tensor("score.weight", &[2, 64]),
             tensor("prompt", &[5, 64]),
         ];
-        let told: Vec<_> = kinds(&tensors).into_iter().map(|kind| (kind.name, kind.modules, kind.values)).collect();
+        let told: Vec<_> = kinds(&tensors)
+            .iter()
+            .map(|kind| (format!("{} ({})", kind.name, kind.parts.join(", ")), kind.modules.len(), kind.values))
+            .collect();
         let want = [
             ("layers.*.q_proj (lora_A, lora_B)", 2, 2 * (8 * 64 + 32 * 8)),
             ("score (weight)", 1, 128),
