@@ -261,7 +261,7 @@ settings! {
         #[doc = "Optimizer steps; excludes --epochs"]
         steps: Option<u64> = "N", { None }, if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Passes over the data; excludes --steps"]
-        epochs: Option<u64> = "N", { |c| c.steps.is_none().then_some(1) } as "1, if --steps is not given",
+        epochs: Option<u64> = "N", { None } as "as many as make 100 steps, from 1 to 10",
             if |v| v.is_none_or(|v| (1..=MOST).contains(&v)) => COUNT;
         #[doc = "Sequences an optimizer step"]
         batch_size: usize = "N", { 8 }, if |v| (1..=MOST as usize).contains(v) => COUNT;
@@ -287,8 +287,9 @@ settings! {
     }
     "Optimizer" {
         #[doc = "Highest learning rate"]
-        lr: f64 = "X", { |c| if c.method == Method::Full { 2e-5 } else { 2e-4 } } as "2e-4 for lora, 2e-5 for full",
-            if |v| (0.0..=f64::from(f32::MAX)).contains(v) => "0 to 3.4e38";
+        lr: Option<f64> = "X", { |c| if c.method == Method::Full { Some(2e-5) } else { None } }
+            as "lora: by the model's width, 2e-4 at 4,096, 9e-4 at 576; full: 2e-5; else 2e-4",
+            if |v| v.is_none_or(|v| (0.0..=f64::from(f32::MAX)).contains(&v)) => "0 to 3.4e38";
         #[doc = "How it falls after the warmup: not at all, in a line to 0, or along half a cosine to 0"]
         schedule: Schedule = "SCHEDULE", { Schedule::Cosine };
         #[doc = "Steps in which it rises from 0; below 1, that share of all steps"]
@@ -587,7 +588,7 @@ impl RunConfig {
         if self.loraplus_lr_ratio.is_some() && self.method != Method::Lora {
             return clash("loraplus-lr-ratio", "a number with another method than lora", "method lora");
         }
-        if self.loraplus_lr_ratio.is_some() && self.lr == 0.0 {
+        if self.loraplus_lr_ratio.is_some() && self.lr == Some(0.0) {
             return clash("loraplus-lr-ratio", "a number with lr 0", "a rate above 0, which others are relative to");
         }
         if self.eval_every.is_some() && self.eval_data.is_none() && self.split.is_none() {
@@ -640,6 +641,23 @@ impl RunConfig {
         matches!(self.optimizer, Optimizer::Lion | Optimizer::Lion8bit)
     }
 
+    /// Learning rate of LoRA on a model of 4,096 features, and of other methods that train few weights.
+    const LR: f64 = 2e-4;
+
+    /// The same settings with those settled that depend on the model, which has `hidden` features.
+    ///
+    /// The learning rate of LoRA: 2e-4 · (4096 / hidden)^0.78, of at most 2e-3, in two digits. 2e-4 and 1e-4 are what QLoRA
+    /// takes at 4,096 and 8,192 features (arXiv 2305.14314, table 9); docs/recipes.md has the measurements at 576 and less.
+    pub fn settled(&self, hidden: usize) -> RunConfig {
+        let by_width = || RunConfig::LR * (4096.0 / hidden.max(1) as f64).powf(0.78);
+        let lr = self.lr.unwrap_or_else(|| match self.method {
+            // Powers are not of the same bits everywhere; two digits are.
+            Method::Lora => format!("{:.1e}", by_width().min(2e-3)).parse().unwrap_or(RunConfig::LR),
+            _ => RunConfig::LR,
+        });
+        RunConfig { lr: Some(lr), ..self.clone() }
+    }
+
     /// The optimizer with its constants.
     pub fn optimizer(&self) -> crate::train::optimizer::Optimizer {
         let bits = match self.optimizer {
@@ -658,7 +676,7 @@ impl RunConfig {
             },
         };
         let (weight_decay, max_grad_norm) = (self.weight_decay, self.max_grad_norm);
-        let embedding = self.loraplus_lr_embedding / self.lr;
+        let embedding = self.loraplus_lr_embedding / self.lr.unwrap_or(RunConfig::LR);
         let loraplus = self.loraplus_lr_ratio.map(|ratio| LoraPlus { ratio, embedding });
         crate::train::optimizer::Optimizer { rule, weight_decay, max_grad_norm, loraplus }
     }

@@ -122,7 +122,7 @@ fn a_dry_run_finds_what_is_wrong_and_writes_nothing() {
         "that the text ends is learnt in 9 of 9 examples",
         "the first, ⟦learnt⟧: ",
         "q_proj (lora_A, lora_B)",
-        "takes    3 steps of 4 examples",
+        "takes    30 steps of 4 examples",
         "memory   ",
     ] {
         assert!(err.contains(part), "no {part:?} in {err}");

@@ -27,20 +27,20 @@ fn the_table_is_well_formed() {
 #[test]
 fn flags_override_the_file_and_the_file_the_defaults() {
     let config = resolve("rank = 4\nlr = 1e-3\nbatch-size = 2", &[("rank", "64"), ("seed", "7")]).unwrap();
-    assert_eq!((config.rank, config.lr, config.batch_size, config.seed), (64, 1e-3, 2, 7));
+    assert_eq!((config.rank, config.lr, config.batch_size, config.seed), (64, Some(1e-3), 2, 7));
     assert_eq!(config.alpha, 128.0, "the default follows the rank that counts");
     let origins = ["rank", "lr", "batch_size", "seed", "alpha"].map(|n| config.origin(n).unwrap().clone());
     assert_eq!(origins, [Origin::Flag, file(), file(), Origin::Flag, Origin::Default]);
     // The last of two equal flags counts, as on every command line.
     assert_eq!(resolve("", &[("rank", "1"), ("rank", "2")]).unwrap().rank, 2);
-    assert_eq!(resolve("method = 'full'", &[]).unwrap().lr, 2e-5);
+    assert_eq!(resolve("method = 'full'", &[]).unwrap().lr, Some(2e-5));
     assert_eq!(resolve("max_seq_len = 64", &[]).unwrap().max_target_len, 64);
 }
 
 #[test]
 fn steps_and_epochs() {
     let length = |toml: &str, flags: &[(&str, &str)]| resolve(toml, flags).map(|c| (c.steps, c.epochs)).ok();
-    assert_eq!(length("", &[]), Some((None, Some(1))));
+    assert_eq!(length("", &[]), Some((None, None)));
     assert_eq!(length("steps = 5", &[]), Some((Some(5), None)));
     assert_eq!(length("epochs = 2", &[]), Some((None, Some(2))));
     assert_eq!(length("epochs = 2", &[("steps", "5")]), Some((Some(5), None)), "a flag puts the file's other one out");
@@ -359,4 +359,16 @@ fn bytes_are_read_with_their_units() {
             assert_eq!(Bytes::from_toml(&bytes.to_toml().unwrap()), Ok(bytes), "{text}");
         }
     }
+}
+
+#[test]
+fn the_learning_rate_of_lora_falls_with_the_width() {
+    let lr = |toml: &str, hidden: usize| resolve(toml, &[]).unwrap().settled(hidden).lr.unwrap();
+    let table = [(8192, 1.2e-4), (4096, 2e-4), (2048, 3.4e-4), (576, 9.2e-4), (256, 1.7e-3), (16, 2e-3), (0, 2e-3)];
+    for (hidden, want) in table {
+        assert_eq!(lr("", hidden), want, "{hidden}");
+    }
+    assert_eq!(lr("lr = 5e-4", 576), 5e-4);
+    assert_eq!(lr("method = 'full'", 576), 2e-5);
+    assert_eq!(lr("method = 'ia3'", 576), 2e-4);
 }

@@ -183,7 +183,8 @@ impl Course<'_> {
         let began = Instant::now();
         let batch = self.sampler.next_batch(self.config.batch_size);
         let micro = pack_sized(&self.data, &batch, &self.layouts, !self.config.shuffle)?;
-        let lr = self.config.lr * schedule::multiplier(self.config.schedule, self.done, warmup, steps);
+        let lr =
+            self.config.lr.unwrap_or_default() * schedule::multiplier(self.config.schedule, self.done, warmup, steps);
         let report = self.session.step(&micro, lr)?;
         let seconds = began.elapsed().as_secs_f64();
         self.done += 1;

@@ -42,9 +42,12 @@ impl Learnt {
         self.warnings.iter().cloned().chain(rows).collect()
     }
 
-    /// Steps that the settings ask for.
+    /// Steps that the settings ask for. Without a word of them, little data is seen several times: docs/recipes.md.
     pub fn steps(&self, config: &RunConfig) -> u64 {
-        let epoch = || self.sampler.steps_per_epoch(config.batch_size) as u64;
-        config.steps.unwrap_or_else(|| config.epochs.unwrap_or(1).saturating_mul(epoch()))
+        const ENOUGH: u64 = 100;
+        const EPOCHS: u64 = 10;
+        let epoch = self.sampler.steps_per_epoch(config.batch_size) as u64;
+        let epochs = config.epochs.unwrap_or_else(|| ENOUGH.div_ceil(epoch.max(1)).clamp(1, EPOCHS));
+        config.steps.unwrap_or_else(|| epochs.saturating_mul(epoch))
     }
 }

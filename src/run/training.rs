@@ -60,6 +60,7 @@ pub struct Forecast {
 pub fn forecast(config: &RunConfig) -> Result<Forecast> {
     let given = RunData::of(config)?;
     let job = Job::open(config, adapts(config)?, given.as_ref().map(|given| &given.train))?;
+    let config = &config.settled(job.facts.hidden);
     let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given)).transpose()?;
     let tokenizer = job.base.tokenizer().ok();
     let examined = learnt.as_ref().map(|learnt| Examined::of(config, &job, learnt, tokenizer.as_ref()));
@@ -163,6 +164,8 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
 
 /// A run that is planned, with all that it will learn: nothing is loaded or allocated.
 struct Ready {
+    /// With what depends on the model.
+    settled: RunConfig,
     job: Job,
     learnt: Learnt,
     examined: Examined,
@@ -175,6 +178,8 @@ impl Ready {
     fn of(config: &RunConfig, tell: &mut Tell) -> Result<Ready> {
         let given = RunData::open(config)?;
         let job = Job::open(config, adapts(config)?, Some(&given.train))?;
+        let settled = config.settled(job.facts.hidden);
+        let config = &settled;
         if job.task.def().name != causal_lm::DEF.name {
             tell.note(job.about())?;
         }
@@ -214,7 +219,7 @@ impl Ready {
         if let Some(large) = preflight::too_large(&planned, config.quantized().is_some()) {
             tell.note(large)?;
         }
-        Ok(Ready { job, learnt, examined, planned, profile })
+        Ok(Ready { settled, job, learnt, examined, planned, profile })
     }
 }
 
@@ -236,7 +241,8 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let mut folder = Folder::claim(config, start)?;
     let board = config.log_tensorboard.then(|| TensorBoard::new(folder.path()));
     let mut tell = Tell { metrics: Metrics::new(folder.path()), board, on };
-    let Ready { job, learnt, examined, planned, profile } = Ready::of(config, &mut tell)?;
+    let Ready { settled, job, learnt, examined, planned, profile } = Ready::of(config, &mut tell)?;
+    let (given, config) = (config, &settled);
     folder::has_room(folder.path(), written(config, &planned))?;
     let steps = learnt.steps(config);
     let Learnt { data, rows, mut sampler, .. } = learnt;
@@ -268,7 +274,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     if let Some(board) = &mut tell.board {
         board.resume(done);
     }
-    folder.begin(config, start != Start::Resume)?;
+    folder.begin(given, start != Start::Resume)?;
     if let Some(Checkpoint { path, .. }) = resumed {
         tell.event(Event::Resumed { step: done, path })?;
     }
