@@ -66,7 +66,7 @@ fn loss(scratch: &Scratch, model: &Path, data: &Path, more: &[(&str, &str)]) -> 
         }
         Ok(())
     })?;
-    notes.retain(|note| !["data ", "micro-batches "].iter().any(|start| note.starts_with(start)));
+    notes.retain(|note| !["data ", "micro-batches ", "learns "].iter().any(|start| note.starts_with(start)));
     Ok((summary.first_loss, notes))
 }
 
