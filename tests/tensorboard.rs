@@ -51,19 +51,18 @@ fn checksum(bytes: &[u8]) -> u32 {
     for byte in bytes {
         for bit in 0..8 {
             let odd = (crc ^ u32::from(byte >> bit)) & 1;
-            crc = crc >> 1 ^ odd * 0x1edc_6f41u32.reverse_bits();
+            crc = (crc >> 1) ^ (odd * 0x1edc_6f41u32.reverse_bits());
         }
     }
     let crc = !crc;
-    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// The records of a file; one that is cut off ends it.
 fn records(bytes: &[u8]) -> Vec<Vec<u8>> {
     let (mut at, mut found) = (0, Vec::new());
     let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().unwrap()));
-    loop {
-        let Some(head) = bytes.get(at..at + 8) else { break };
+    while let Some(head) = bytes.get(at..at + 8) {
         let length = u64::from_le_bytes(head.try_into().unwrap()) as usize;
         let (Some(of_head), Some(body), Some(of_body)) =
             (word(at + 8), bytes.get(at + 12..at + 12 + length), word(at + 12 + length))
