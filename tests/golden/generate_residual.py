@@ -9,6 +9,7 @@ their factors moved at random as training does, saved, and loaded by PeftModel.f
   OUT_DIR/residual.safetensors  <case>.ids, <case>.logits in float32; of some modules <case>.bf16.<module>, what is left of the
                                 weight where PEFT loads onto the model in bfloat16
 """
+import json
 import shutil
 import sys
 import warnings
@@ -48,8 +49,12 @@ def main(out):
         for key, param in made.named_parameters():
             if "lora_" in key:
                 param.data += torch.randn_like(param) * 0.02
-        made.peft_config["default"].base_model_name_or_path = None
         made.save_pretrained(out / name)
+        # Where the model was is of no interest.
+        path_of = out / name / "adapter_config.json"
+        config = json.loads(path_of.read_text())
+        config["base_model_name_or_path"] = None
+        path_of.write_text(json.dumps(config, indent=2))
         (out / name / "README.md").unlink()
         loaded = PeftModel.from_pretrained(model(path, torch.float32), out / name).eval()
         ids = torch.arange(3, 19)[None]
