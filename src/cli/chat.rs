@@ -3,12 +3,11 @@
 use std::io::{BufRead, IsTerminal};
 
 use trimtab::Error;
-use trimtab::config::RunConfig;
 use trimtab::generate::sample::Sampling;
 use trimtab::run::chat::Talk;
 
 use super::sampling::SamplingFlags;
-use super::settings::setting_flags;
+use super::settings::{resolved, setting_flags};
 use super::{Outcome, Stop, message, print};
 
 /// The settings of a run that a conversation depends on too.
@@ -41,8 +40,7 @@ pub struct Args {
 setting_flags!(ModelFlags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
-    let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;
-    config.need("model").map_err(Stop::Usage)?;
+    let config = resolved(&args.model.0, &["model"])?;
     let Args { max_tokens, context, .. } = args;
     let sampling = args.sampling.with_seed(config.seed)?;
     if context < 2 {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use trimtab::config::RunConfig;
 use trimtab::run::score::{Scored, score};
 
-use super::settings::setting_flags;
+use super::settings::{resolved, setting_flags};
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too; adapters are several.
@@ -65,8 +65,8 @@ pub fn run(args: Args) -> Outcome {
     let resolve = |adapter: &Option<PathBuf>| -> Result<RunConfig, Stop> {
         let mut flags = args.settings.0.clone();
         flags.0.extend(adapter.as_ref().map(|dir| ("adapter", dir.display().to_string())));
-        let config = RunConfig::resolve(None, &flags).map_err(Stop::Usage)?;
-        config.need("model").and(config.need_data().map(drop)).map_err(Stop::Usage)?;
+        let config = resolved(&flags, &["model"])?;
+        config.need_data().map_err(Stop::Usage)?;
         Ok(config)
     };
     let configs = wanted.iter().map(resolve).collect::<Result<Vec<_>, Stop>>()?;

@@ -1,12 +1,11 @@
 //! `trimtab export`: a model or an adapter in the format of another program.
 
 use trimtab::Error;
-use trimtab::config::RunConfig;
 use trimtab::quant::ggml::GgmlType;
 use trimtab::run::export::{self, FileType, Report};
 use trimtab::run::progress::{grouped, human};
 
-use super::settings::setting_flags;
+use super::settings::{resolved, setting_flags};
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too.
@@ -37,11 +36,8 @@ pub struct Args {
 setting_flags!(Flags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
-    let config = RunConfig::resolve(None, &args.settings.0).map_err(Stop::Usage)?;
     let needed = if args.lora_only { &["model", "adapter", "out"][..] } else { &["model", "out"] };
-    for name in needed {
-        config.need(name).map_err(Stop::Usage)?;
-    }
+    let config = resolved(&args.settings.0, needed)?;
     let ty = args.ty.as_deref().and_then(file_type);
     let report = match (args.lora_only, ty) {
         (false, ty) => export::model(&config, ty, args.overwrite)?,

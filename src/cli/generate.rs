@@ -1,11 +1,10 @@
 //! `trimtab generate`: text from a model, with or without an adapter.
 
-use trimtab::config::RunConfig;
 use trimtab::run::text;
 
 use super::sampling::SamplingFlags;
-use super::settings::setting_flags;
-use super::{Outcome, Stop, print};
+use super::settings::{resolved, setting_flags};
+use super::{Outcome, print};
 
 /// The settings of a run that a text depends on too.
 const SETTINGS: [&str; 9] =
@@ -31,8 +30,7 @@ pub struct Args {
 setting_flags!(ModelFlags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
-    let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;
-    config.need("model").map_err(Stop::Usage)?;
+    let config = resolved(&args.model.0, &["model"])?;
     let sampling = args.sampling.with_seed(config.seed)?;
     // The text is printed as it comes. If nobody reads it any more, it ends.
     let mut stop = None;

@@ -1,12 +1,12 @@
 //! `trimtab merge`: a model with an adapter merged into its weights.
 
 use trimtab::Error;
-use trimtab::config::{Bytes, RunConfig, Setting};
+use trimtab::config::{Bytes, Setting};
 use trimtab::dtype::DType;
 use trimtab::run::merge::{Difference, How, merge};
 use trimtab::run::progress::{grouped, human};
 
-use super::settings::setting_flags;
+use super::settings::{resolved, setting_flags};
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too.
@@ -34,10 +34,7 @@ pub struct Args {
 setting_flags!(Flags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
-    let config = RunConfig::resolve(None, &args.settings.0).map_err(Stop::Usage)?;
-    for name in ["model", "adapter", "out"] {
-        config.need(name).map_err(Stop::Usage)?;
-    }
+    let config = resolved(&args.settings.0, &["model", "adapter", "out"])?;
     let shard = Bytes::from_text(&args.shard_size);
     let shard = shard.map_err(|expected| Stop::Usage(Error::config("--shard-size", &args.shard_size, expected)))?.0;
     let how = How { dtype: args.dtype.as_deref().map(dtype), shard, check: !args.no_check };

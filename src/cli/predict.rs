@@ -1,11 +1,10 @@
 //! `trimtab predict`: labels, tags and answers of a model, with or without an adapter.
 
 use serde_json::{Map, Value};
-use trimtab::config::RunConfig;
 use trimtab::run::predict::{Input, predict};
 use trimtab::{Error, Result};
 
-use super::settings::setting_flags;
+use super::settings::{resolved, setting_flags};
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that predictions depend on too.
@@ -56,8 +55,7 @@ pub struct Args {
 setting_flags!(ModelFlags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
-    let config = RunConfig::resolve(None, &args.model.0).map_err(Stop::Usage)?;
-    config.need("model").map_err(Stop::Usage)?;
+    let config = resolved(&args.model.0, &["model"])?;
     let Args { text, text_pair, question, context, .. } = args;
     let pairs = [("text", text), ("text_pair", text_pair), ("question", question), ("context", context)];
     let typed = pairs.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::String(text?))));

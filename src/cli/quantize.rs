@@ -1,13 +1,13 @@
 //! `trimtab quantize`: a model in fewer bits.
 
 use trimtab::Error;
-use trimtab::config::{Bytes, RunConfig, Setting};
+use trimtab::config::{Bytes, Setting};
 use trimtab::dtype::DType;
 use trimtab::run::progress::{grouped, human};
 use trimtab::run::{export, quantize};
 
 use super::merge::dtype;
-use super::settings::setting_flags;
+use super::settings::{resolved, setting_flags};
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too.
@@ -38,10 +38,7 @@ pub struct Args {
 setting_flags!(Flags, &SETTINGS);
 
 pub fn run(args: Args) -> Outcome {
-    let config = RunConfig::resolve(None, &args.settings.0).map_err(Stop::Usage)?;
-    for name in ["model", "out"] {
-        config.need(name).map_err(Stop::Usage)?;
-    }
+    let config = resolved(&args.settings.0, &["model", "out"])?;
     let out = config.need("out")?.display().to_string();
     if let Some(ty) = super::export::file_type(&args.format) {
         return super::export::told(&out, &export::model(&config, Some(ty), args.overwrite)?);

@@ -139,6 +139,13 @@ impl clap::Args for Settings {
     }
 }
 
+/// The settings that `flags` mean, with those named in `needed`.
+pub fn resolved(flags: &Flags, needed: &[&'static str]) -> Result<RunConfig, Stop> {
+    let config = RunConfig::resolve(None, flags).map_err(Stop::Usage)?;
+    needed.iter().try_for_each(|name| config.need(name).map(drop)).map_err(Stop::Usage)?;
+    Ok(config)
+}
+
 /// A group of flags for the settings that `$names` lists: a command flattens it into its own.
 macro_rules! setting_flags {
     ($group:ident, $names:expr) => {
