@@ -32,6 +32,13 @@ impl Room {
     /// Tokens of a prompt that are read at once, where nothing else is asked for.
     pub const CHUNK: usize = 256;
 
+    /// For `written` tokens after a prompt of `prompt` tokens, or in encoder-decoders, which answer it, for an answer of as many.
+    pub fn after(prompt: usize, written: usize, answers: bool) -> Room {
+        // A decoder that answers begins with one token.
+        let tokens = written.saturating_add(if answers { 1 } else { prompt });
+        Room { tokens, source: prompt, chunk: if answers { 1 } else { tokens.min(Room::CHUNK) } }
+    }
+
     /// For texts of up to `tokens` tokens, and sources of as many.
     pub fn of(tokens: usize) -> Room {
         Room { tokens, source: tokens, chunk: tokens.min(Room::CHUNK) }

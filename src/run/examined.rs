@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 
 use super::job::Job;
 use super::learnt::Learnt;
-use super::lesson::Shown;
 use super::text;
 use crate::config::RunConfig;
 use crate::data::pack::pack_sized;
@@ -78,8 +77,7 @@ impl Examined {
         let one = |i: usize| -> Result<(usize, String)> {
             // Of u128, so that the product of two large numbers is right.
             let at = (i as u128 * data.len() as u128 / count as u128) as usize;
-            let shown = Shown::of(job.task.lesson(&data.example(at)), tokenizer)?;
-            Ok((at, shown.line(LINE)))
+            Ok((at, learnt.shown(job, at, tokenizer)?.line(LINE)))
         };
         let measured = (0..count).map(one).collect::<Result<_>>()?;
         let answers = job.facts.decoder_start.is_some();
@@ -107,9 +105,7 @@ impl Examined {
     /// The room that the texts take, if there are any.
     pub fn room(&self) -> Option<Room> {
         let longest = self.prompts.iter().map(Vec::len).max()?;
-        let tokens = if self.answers { WRITTEN + 1 } else { longest + WRITTEN };
-        let chunk = if self.answers { 1 } else { tokens.min(Room::CHUNK) };
-        Some(Room { tokens, source: longest, chunk })
+        Some(Room::after(longest, WRITTEN, self.answers))
     }
 
     /// The losses on the weights as they are.

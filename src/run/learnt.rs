@@ -2,10 +2,13 @@
 
 use super::data::RunData;
 use super::job::{Job, Rows};
+use super::lengths::Lengths;
+use super::lesson::Shown;
 use super::micro::{Micro, Steps};
 use crate::config::RunConfig;
-use crate::data::Dataset;
 use crate::data::sampler::Sampler;
+use crate::data::tokenizer::Tokenizer;
+use crate::data::{Dataset, INPUT_IDS};
 use crate::error::Result;
 use crate::peft::Method;
 
@@ -34,6 +37,21 @@ impl Learnt {
     pub fn micro(&self, config: &RunConfig, job: &Job, method: &dyn Method) -> Micro {
         let steps = Steps::of(config, &self.data, self.rows.as_ref().map(|rows| &rows.data), &self.sampler);
         Micro::fitted(config, &*job.task, &[method], &steps)
+    }
+
+    /// Tokens of each example.
+    pub fn lengths(&self) -> Lengths {
+        Lengths::of((0..self.data.len()).map(|i| self.data.len_of(i, INPUT_IDS)))
+    }
+
+    /// Tokens that are learnt in an epoch; none if the task's labels are not of tokens.
+    pub fn trained(&self, job: &Job) -> usize {
+        (0..self.data.len()).map(|i| job.task.lesson(&self.data.example(i)).trained()).sum()
+    }
+
+    /// The text of an example.
+    pub fn shown(&self, job: &Job, example: usize, tokenizer: Option<&Tokenizer>) -> Result<Shown> {
+        Shown::of(job.task.lesson(&self.data.example(example)), tokenizer)
     }
 
     /// What there is to say of the data, besides what it is.

@@ -5,8 +5,6 @@ use std::fmt::Write;
 
 use super::job::Job;
 use super::learnt::Learnt;
-use super::lengths::Lengths;
-use super::lesson::Shown;
 use crate::config::RunConfig;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Dataset, INPUT_IDS, LABELS};
@@ -21,10 +19,9 @@ const KINDS: usize = 8;
 const LINE: usize = 400;
 
 /// What is learnt: lines that need a tokenizer, which is not kept.
-pub fn learns(job: &Job, data: &Dataset, tokenizer: Option<&Tokenizer>) -> Result<Lines> {
-    let mut lines = Lines::default();
-    let lengths = Lengths::of((0..data.len()).map(|i| data.len_of(i, INPUT_IDS)));
-    let trained: usize = (0..data.len()).map(|i| job.task.lesson(&data.example(i)).trained()).sum();
+pub fn learns(job: &Job, learnt: &Learnt, tokenizer: Option<&Tokenizer>) -> Result<Lines> {
+    let (mut lines, data) = (Lines::default(), &learnt.data);
+    let (lengths, trained) = (learnt.lengths(), learnt.trained(job));
     let mut about = format!("{}: {} tokens", lengths.about(), grouped(lengths.total() as u64));
     if trained > 0 {
         let share = 100.0 * trained as f64 / lengths.total().max(1) as f64;
@@ -36,7 +33,7 @@ pub fn learns(job: &Job, data: &Dataset, tokenizer: Option<&Tokenizer>) -> Resul
         lines.add("", format!("that the text ends is learnt in {} of {} examples", ends, data.len()));
     }
     if !data.is_empty() {
-        let first = Shown::of(job.task.lesson(&data.example(0)), tokenizer)?;
+        let first = learnt.shown(job, 0, tokenizer)?;
         lines.add("", format!("the first, ⟦learnt⟧: {}", first.line(LINE)));
     }
     Ok(lines)

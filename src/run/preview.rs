@@ -9,7 +9,6 @@ use super::lesson::Shown;
 use super::micro;
 use super::training;
 use crate::config::RunConfig;
-use crate::data::INPUT_IDS;
 use crate::error::Result;
 
 /// What is known of a run's data.
@@ -40,13 +39,12 @@ pub fn preview(config: &RunConfig, shown: usize) -> Result<Preview> {
     let about = about.chain(micro.full.map(|full| micro::describe(&micro.sizes(), full))).collect();
     // Rows of tokens need none.
     let tokenizer = job.base.tokenizer().ok();
-    let data = &learnt.data;
-    let one = |i: usize| Shown::of(job.task.lesson(&data.example(i)), tokenizer.as_ref());
+    let some = 0..learnt.data.len().min(shown);
     Ok(Preview {
         about,
-        examples: (0..data.len().min(shown)).map(one).collect::<Result<_>>()?,
-        lengths: Lengths::of((0..data.len()).map(|i| data.len_of(i, INPUT_IDS))),
-        trained: (0..data.len()).map(|i| job.task.lesson(&data.example(i)).trained()).sum(),
+        examples: some.map(|i| learnt.shown(&job, i, tokenizer.as_ref())).collect::<Result<_>>()?,
+        lengths: learnt.lengths(),
+        trained: learnt.trained(&job),
         sizes: micro.sizes(),
         full: micro.full,
     })

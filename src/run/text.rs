@@ -74,7 +74,8 @@ pub fn generate(
         }
         return Ok(Timing::default());
     }
-    let tokens = if answers { max_tokens.saturating_add(1) } else { ids.len().saturating_add(max_tokens) };
+    let room = Room::after(ids.len(), max_tokens, answers);
+    let tokens = room.tokens;
     let most = facts.max_positions.min(MOST_TOKENS);
     if tokens.max(ids.len()) > most {
         return Err(Error::config(
@@ -83,9 +84,6 @@ pub fn generate(
             format!("{most} together, for which the model was made"),
         ));
     }
-    // A decoder that answers begins with one token.
-    let chunk = if answers { 1 } else { tokens.min(Room::CHUNK) };
-    let room = Room { tokens, source: ids.len(), chunk };
     let wanted = |options| Options { max_seq_len: tokens.max(ids.len()), generate: Some(room), ..options };
     let (mut session, mut notes) = inference::open(config, &base, &CausalLm, None, wanted)?;
     notes.extend(tokenizer.warning().map(String::from));

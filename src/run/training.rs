@@ -187,7 +187,7 @@ impl Ready {
         let learnt = Learnt::read(config, &job, &given)?;
         let tokenizer = job.base.tokenizer().ok();
         let examined = Examined::of(config, &job, &learnt, tokenizer.as_ref())?;
-        let learns = preflight::learns(&job, &learnt.data, tokenizer.as_ref())?;
+        let learns = preflight::learns(&job, &learnt, tokenizer.as_ref())?;
         drop(tokenizer);
         resident::give_back();
         let (planned, full) = plan(config, &job, Some(&learnt), &examined, backend)?;
