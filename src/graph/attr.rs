@@ -45,6 +45,8 @@ pub enum Attr {
         /// The absmax is quantized too: the result is Nf4Dq, not Nf4.
         double: bool,
     },
+    /// `multiply_add`: how often each element is multiplied and added to.
+    Rounds(u32),
 }
 
 impl Attr {

@@ -21,6 +21,7 @@ pub mod loss;
 pub mod matmul;
 pub mod norm;
 pub mod optim;
+pub mod probe;
 pub mod quant;
 pub mod rope;
 pub mod row_factor;
@@ -47,6 +48,7 @@ pub static FAMILIES: &[&[&OpDef]] = &[
     dora::OPS,
     concat::OPS,
     slice::OPS,
+    probe::OPS,
 ];
 
 /// Every row.
