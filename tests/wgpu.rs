@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::data::Random;
 use trimtab::Error;
 use trimtab::backend::params;
@@ -105,6 +107,29 @@ fn launches_run_in_order_however_they_are_cut_into_submits() {
         assert_eq!(out, data);
         gpu.forget(recording);
     }
+}
+
+/// What a list takes by the device's clock is within what passes here meanwhile, and its results are those of `replay`.
+#[test]
+fn a_list_is_timed_by_the_devices_clock() {
+    let Some(mut gpu) = open() else { return };
+    let n = 1 << 16;
+    let (x, y, z) = (gpu.alloc(4 * n).unwrap(), gpu.alloc(4 * n).unwrap(), gpu.alloc(4 * n).unwrap());
+    let of = |buffer| slice(buffer, 0, 4 * n);
+    let floats: Vec<f32> = (0..n).map(|i| i as f32).collect();
+    gpu.upload(of(x), bytemuck::cast_slice(&floats)).unwrap();
+    let list = gpu.record(&[launch(of(y), of(x), n as u32), launch(of(z), of(y), n as u32)]).unwrap();
+    let began = Instant::now();
+    let took = gpu.replay_timed(list).unwrap();
+    assert!(took > Duration::ZERO && took <= began.elapsed(), "{took:?} of {:?}", began.elapsed());
+    let mut out = vec![0f32; n as usize];
+    gpu.download(of(z), bytemuck::cast_slice_mut(&mut out)).unwrap();
+    assert_eq!(out, floats);
+    // The control: nothing takes no time.
+    let nothing = gpu.record(&[]).unwrap();
+    assert_eq!(gpu.replay_timed(nothing).unwrap(), Duration::ZERO);
+    gpu.forget(list);
+    assert!(gpu.replay_timed(list).is_err());
 }
 
 #[test]

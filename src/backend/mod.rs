@@ -11,11 +11,13 @@ pub mod profile;
 pub mod wgpu;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 #[cfg(not(all(feature = "cuda", feature = "wgpu")))]
 use crate::error::Error;
 use crate::error::Result;
 use crate::graph::op::{CudaLaunch, WgslDispatch};
+use crate::system::Instant;
 
 pub use crate::device::{Caps, Device, HostSlice, Target};
 
@@ -107,6 +109,15 @@ pub trait Backend: Send {
     fn record(&mut self, launches: &[Launch]) -> Result<Recording>;
     /// Runs a recorded list in order, after everything submitted before.
     fn replay(&mut self, recording: Recording) -> Result<()>;
+    /// Runs a recorded list, waits for it, and says how long it took: by the device's own clock where it has one, which
+    /// knows nothing of the time until the device begins and until this process hears of the end.
+    fn replay_timed(&mut self, recording: Recording) -> Result<Duration> {
+        self.sync()?;
+        let began = Instant::now();
+        self.replay(recording)?;
+        self.sync()?;
+        Ok(began.elapsed())
+    }
     /// Drops a recorded list and what it holds on the device.
     fn forget(&mut self, recording: Recording);
     /// Waits for all submitted work; an error of the device surfaces here at the latest.
@@ -136,6 +147,28 @@ pub fn open(device: &Device) -> Result<Box<dyn Backend>> {
             format!("the device {other}"),
             "this program was built without it: build it with `--features cuda,wgpu`, or use --device cpu",
         )),
+    }
+}
+
+/// What the driver of a device says it is, where it says anything; `caps` are of the device that `device` opened.
+pub fn driver(device: &Device, caps: &Caps) -> Option<String> {
+    let _ = device;
+    match caps.target {
+        #[cfg(feature = "wgpu")]
+        Target::Wgsl => {
+            let index = match device {
+                Device::Wgpu(Some(index)) => Some(*index),
+                _ => wgpu::choose(&wgpu::adapters()),
+            };
+            wgpu::adapters().get(index.unwrap_or(0)).map(|adapter| adapter.driver.clone()).filter(|d| !d.is_empty())
+        }
+        #[cfg(feature = "cuda")]
+        Target::Cuda => {
+            let version = |v: i32| format!("CUDA {}.{}", v / 1000, v % 1000 / 10);
+            let compiler = cuda::version().map(|(major, minor)| format!(", NVRTC {major}.{minor}")).unwrap_or_default();
+            cuda::start().ok().map(|v| format!("{}{compiler}", version(v)))
+        }
+        _ => None,
     }
 }
 

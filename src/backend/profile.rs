@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::{Backend, Buffer, Caps, HostSlice, Launch, Recording, Slice};
 use crate::error::Result;
-use crate::system::Instant;
 
 /// What the launches of one op took together.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,7 +13,7 @@ pub struct OpTime {
     pub op: String,
     /// Number of launches.
     pub launches: u64,
-    /// From when the device has nothing to do until it has nothing to do again.
+    /// From when the device has nothing to do until it has nothing to do again; by its own clock, where it has one.
     pub time: Duration,
     /// By the rows' cost, which is of one sequence of all tokens: attention over several packed ones does less.
     pub flops: u64,
@@ -138,10 +137,7 @@ impl Backend for Profiled {
     fn replay(&mut self, recording: Recording) -> Result<()> {
         self.inner.sync()?;
         for step in &self.lists[recording.0 as usize] {
-            let began = Instant::now();
-            self.inner.replay(step.recording)?;
-            self.inner.sync()?;
-            let time = began.elapsed();
+            let time = self.inner.replay_timed(step.recording)?;
             let op = &mut self.profile.lock()[step.op];
             op.launches += 1;
             op.time += time;

@@ -3,6 +3,7 @@
 //! Kernels run on one stream, in the order of the plan, replayed as CUDA graphs; copies have a stream of their own.
 
 mod cache;
+mod clock;
 mod compile;
 mod driver;
 mod kernels;
@@ -10,6 +11,7 @@ mod record;
 mod transfer;
 
 use std::ffi::c_int;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::{result, sys};
 
@@ -21,6 +23,7 @@ pub use kernels::{KERNELS, embedded, kernel, macros};
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use clock::Event;
 use driver::fail;
 use record::{Modules, Recorded};
 use transfer::Transfer;
@@ -236,6 +239,22 @@ impl Backend for Cuda {
             Some(Some(recorded)) => recorded.run(self.compute),
             _ => Err(Error::device("cuda", format!("{recording:?} is not there"), "this is a bug in the executor")),
         }
+    }
+
+    fn replay_timed(&mut self, recording: Recording) -> Result<Duration> {
+        self.sync()?;
+        if !Event::usable() {
+            let began = Instant::now();
+            self.replay(recording)?;
+            self.sync()?;
+            return Ok(began.elapsed());
+        }
+        let (began, ended) = (Event::new()?, Event::new()?);
+        began.record(self.compute)?;
+        self.replay(recording)?;
+        ended.record(self.compute)?;
+        self.sync()?;
+        ended.since(&began)
     }
 
     fn forget(&mut self, recording: Recording) {

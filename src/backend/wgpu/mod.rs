@@ -5,13 +5,14 @@
 //! No call panics on an error of the device: errors are collected and surface in the next verb that can return one.
 
 mod adapters;
+mod clock;
 mod pace;
 mod record;
 mod shaders;
 mod transfer;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pollster::block_on;
 use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
@@ -138,7 +139,7 @@ impl Wgpu {
                 Ask::Experimental => true,
                 Ask::Plain | Ask::Defaults => false,
             };
-        let useful = Features::SHADER_F16 | Features::SUBGROUP;
+        let useful = Features::SHADER_F16 | Features::SUBGROUP | Features::TIMESTAMP_QUERY;
         let useful = if coop { useful | Features::EXPERIMENTAL_COOPERATIVE_MATRIX } else { useful };
         let (limits, features) = match ask {
             Ask::Adapter | Ask::Experimental => (adapter.limits(), adapter.features() & useful),
@@ -295,6 +296,22 @@ impl Backend for Wgpu {
         match self.recordings.get(recording.0 as usize) {
             Some(Some(recorded)) => recorded.run(&self.gpu, &mut self.pace),
             _ => Err(self.gpu.error(format!("{recording:?} is not there"), "this is a bug in the executor")),
+        }
+    }
+
+    fn replay_timed(&mut self, recording: Recording) -> Result<Duration> {
+        self.sync()?;
+        let Some(Some(recorded)) = self.recordings.get(recording.0 as usize) else {
+            return Err(self.gpu.error(format!("{recording:?} is not there"), "this is a bug in the executor"));
+        };
+        match self.gpu.device.features().contains(Features::TIMESTAMP_QUERY) {
+            true => recorded.run_timed(&self.gpu, &self.pace),
+            false => {
+                let began = Instant::now();
+                recorded.run(&self.gpu, &mut self.pace)?;
+                self.sync()?;
+                Ok(began.elapsed())
+            }
         }
     }
 

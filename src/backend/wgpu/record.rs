@@ -1,14 +1,17 @@
 //! A list of launches, compiled and bound once, and run as often as wanted.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use wgpu::{
     BindGroupDescriptor, BindGroupEntry, BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry,
-    BindingResource, BindingType, BufferBinding, BufferBindingType, BufferUsages, ComputePipeline,
-    ComputePipelineDescriptor, PipelineCompilationOptions, PipelineLayout, PipelineLayoutDescriptor, ShaderModule,
-    ShaderModuleDescriptor, ShaderRuntimeChecks, ShaderSource, ShaderStages,
+    BindingResource, BindingType, BufferBinding, BufferBindingType, BufferUsages, CommandEncoder,
+    ComputePassDescriptor, ComputePassTimestampWrites, ComputePipeline, ComputePipelineDescriptor,
+    PipelineCompilationOptions, PipelineLayout, PipelineLayoutDescriptor, ShaderModule, ShaderModuleDescriptor,
+    ShaderRuntimeChecks, ShaderSource, ShaderStages, SubmissionIndex,
 };
 
+use super::clock::Clock;
 use super::pace::Pace;
 use super::{Gpu, Wgpu, richest, shader};
 use crate::backend::{Caps, Kernel, Launch, params};
@@ -230,26 +233,60 @@ impl Recorded {
     pub fn run(&self, gpu: &Gpu, pace: &mut Pace) -> Result<()> {
         let mut rest = self.steps.as_slice();
         while !rest.is_empty() {
-            let mut work = 0.0;
-            let mut n = 0;
-            while n < rest.len() && (n == 0 || work + rest[n].work <= pace.budget()) {
-                work += rest[n].work;
-                n += 1;
-            }
-            let mut encoder = gpu.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                for step in &rest[..n] {
-                    let [x, y, z] = step.grid;
-                    pass.set_pipeline(&step.pipeline);
-                    pass.set_bind_group(0, &step.group, &[]);
-                    pass.dispatch_workgroups(x, y, z);
-                }
-            }
-            let index = gpu.queue.submit([encoder.finish()]);
+            let (now, work) = first(rest, pace.budget());
+            let index = submit(gpu, now, None, |_| {});
             pace.submitted(gpu, index, work)?;
-            rest = &rest[n..];
+            rest = &rest[now.len()..];
         }
         gpu.check()
     }
+
+    /// The same, each submit waited for; the sum of their times by the device's clock.
+    pub fn run_timed(&self, gpu: &Gpu, pace: &Pace) -> Result<Duration> {
+        let mut ticks = 0;
+        let mut rest = self.steps.as_slice();
+        if rest.is_empty() {
+            return Ok(Duration::ZERO);
+        }
+        let clock = Clock::new(gpu);
+        while !rest.is_empty() {
+            let (now, _) = first(rest, pace.budget());
+            submit(gpu, now, Some(clock.writes()), |encoder| clock.resolve(encoder));
+            ticks += clock.read(gpu)?;
+            rest = &rest[now.len()..];
+        }
+        gpu.check()?;
+        Ok(Duration::from_nanos((ticks as f64 * f64::from(gpu.queue.get_timestamp_period())) as u64))
+    }
+}
+
+/// The steps that go into the next submit, at least one, and their work.
+fn first(steps: &[Step], budget: f64) -> (&[Step], f64) {
+    let (mut work, mut n) = (0.0, 0);
+    while n < steps.len() && (n == 0 || work + steps[n].work <= budget) {
+        work += steps[n].work;
+        n += 1;
+    }
+    (&steps[..n], work)
+}
+
+/// One pass of these steps; `after` appends to its commands.
+fn submit(
+    gpu: &Gpu,
+    steps: &[Step],
+    timestamp_writes: Option<ComputePassTimestampWrites>,
+    after: impl FnOnce(&mut CommandEncoder),
+) -> SubmissionIndex {
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor { label: None, timestamp_writes });
+        for step in steps {
+            let [x, y, z] = step.grid;
+            pass.set_pipeline(&step.pipeline);
+            pass.set_bind_group(0, &step.group, &[]);
+            pass.dispatch_workgroups(x, y, z);
+        }
+    }
+    after(&mut encoder);
+    gpu.queue.submit([encoder.finish()])
 }
