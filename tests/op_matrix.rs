@@ -11,9 +11,9 @@ use common::tolerance::{compare, rounding, sway, tolerance};
 #[cfg(feature = "cuda")]
 use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
-use trimtab::dtype::Ty;
+use trimtab::dtype::{DType, Ty};
 use trimtab::ops::quant::weight_defines;
-use trimtab::ops::{self, OpDef, Sample};
+use trimtab::ops::{self, Case, Fill, OpDef, Sample, Sizes};
 
 /// What is wrong with `op` on `sample`; None: nothing.
 fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Option<String> {
@@ -80,11 +80,21 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
 
 /// Runs the samples that `wanted` picks and fails with a list of all that is wrong.
 fn check(device: &Device, wanted: impl Fn(&OpDef, &Sample) -> bool) {
+    check_of(device, |op| (op.samples)(), wanted);
+}
+
+/// The same, of what benches run, at the sizes of a small model.
+fn check_cases(device: &Device) {
+    let cases = |op: &OpDef| (op.cases)(&Sizes::default().small()).into_iter().map(|case| case.sample).collect();
+    check_of(device, cases, |_, _| true);
+}
+
+fn check_of(device: &Device, of: impl Fn(&OpDef) -> Vec<Sample>, wanted: impl Fn(&OpDef, &Sample) -> bool) {
     let only = std::env::var("TRIMTAB_OP").ok();
     let mut backend = device.open();
     let (mut ran, mut wrong) = (0, Vec::new());
     for op in ops::table().filter(|op| only.as_deref().is_none_or(|name| op.name == name)) {
-        for (i, sample) in (op.samples)().iter().enumerate().filter(|(_, s)| wanted(op, s)) {
+        for (i, sample) in of(op).iter().enumerate().filter(|(_, s)| wanted(op, s)) {
             let narrow = backend.caps().compute_dtype.and_then(|dtype| in_16_bits(op, sample, dtype));
             for sample in [Some(sample), narrow.as_ref()].into_iter().flatten() {
                 ran += 1;
@@ -110,6 +120,121 @@ fn every_row_has_samples() {
     let mut names: Vec<_> = ops::table().map(|op| op.name).collect();
     names.sort();
     assert!(names.windows(2).all(|w| w[0] != w[1]), "two rows share a name");
+}
+
+/// What is wrong with what benches run `op` on.
+fn wrong_cases(op: &OpDef, sizes: &Sizes) -> Vec<String> {
+    let cases = (op.cases)(sizes);
+    let mut wrong = Vec::new();
+    if cases.is_empty() {
+        wrong.push("it has no case".into());
+    }
+    for (i, Case { sample, shared }) in cases.iter().enumerate() {
+        let mut say = |what: String| wrong.push(format!("{}: {what}", sample.name));
+        if cases[..i].iter().any(|other| other.sample.name == sample.name) {
+            say("another case has its name".into());
+        }
+        for (i, input) in sample.ins.iter().enumerate() {
+            if matches!(&input.fill, Fill::Values(values) if values.len() != input.ty.len()) {
+                say(format!("operand {i} is {} and has another number of values", input.ty));
+            }
+        }
+        let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+        match op.types(&sample.attr, &ins) {
+            Err(e) => say(e),
+            Ok(outs) => {
+                let fits =
+                    |&(i, o): &(usize, usize)| op.in_place.contains(&(i, o)) && ins[i].bytes() == outs[o].bytes();
+                shared.iter().filter(|pair| !fits(pair)).for_each(|pair| say(format!("{pair:?} cannot share a place")));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn every_row_has_cases() {
+    let ones = Sizes {
+        tokens: 1,
+        hidden: 1,
+        mlp: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+        vocab: 1,
+        rank: 1,
+        loss_tokens: 1,
+        params: 1,
+        few: 1,
+        labels: 1,
+        weights: vec![DType::F32],
+    };
+    assert_eq!(ones.small(), ones, "small sizes are raised");
+    for sizes in [Sizes::default(), Sizes::default().small(), ones] {
+        for op in ops::table() {
+            assert_eq!(wrong_cases(op, &sizes), [""; 0], "{} at {sizes:?}", op.name);
+        }
+    }
+}
+
+#[test]
+fn cases_on_the_cpu() {
+    check_cases(&Device::cpu());
+}
+
+#[test]
+fn cases_on_wgpu() {
+    if let Some(device) = Device::wgpu() {
+        check_cases(&device);
+    }
+}
+
+#[test]
+fn cases_on_cuda() {
+    if let Some(device) = Device::cuda() {
+        check_cases(&device);
+    }
+}
+
+#[test]
+fn cases_on_interpreted_cuda() {
+    if let Some(device) = Device::ptx(80) {
+        check_cases(&device);
+    }
+}
+
+/// Whether the case, run again and again on its own result, reaches numbers that are timed otherwise than its first ones:
+/// those that grow or vanish with each run. Sums that grow by as much in each run are right.
+fn drifts(op: &OpDef, case: &Case) -> Option<String> {
+    const RUNS: usize = 500;
+    let (_, mut ins) = operands(op.name, &case.sample);
+    let mut run = || {
+        let outs = (op.reference)(&case.sample.attr, &ins);
+        case.shared.iter().for_each(|&(i, o)| ins[i] = outs[o].clone());
+        case.shared.iter().flat_map(|&(_, o)| outs[o].data.clone()).map(f64::abs).collect::<Vec<f64>>()
+    };
+    let largest = |sizes: &[f64]| sizes.iter().fold(0.0, |a: f64, &b| if b.is_nan() { b } else { a.max(b) });
+    let half = (1..RUNS).map(|_| run()).last().unwrap();
+    let end = (0..RUNS).map(|_| run()).last().unwrap();
+    // A sum doubles in twice the runs.
+    let (before, after) = (largest(&half), largest(&end));
+    if !after.is_finite() || after > 3.0 * before {
+        return Some(format!("grows from {before} to {after}"));
+    }
+    end.into_iter().find(|&x| x > 0.0 && x < 1e-20).map(|x| format!("vanishes: {x}"))
+}
+
+#[test]
+fn cases_may_run_on_their_own_result() {
+    let few = Sizes { tokens: 5, hidden: 64, mlp: 64, vocab: 32, params: 512, ..Sizes::default().small() };
+    let mut ran = 0;
+    for op in ops::table() {
+        for case in (op.cases)(&few).iter().filter(|case| !case.shared.is_empty()) {
+            assert_eq!(drifts(op, case), None, "{} {}", op.name, case.sample.name);
+            ran += 1;
+        }
+    }
+    assert!(ran >= 20, "only {ran} cases share a place");
 }
 
 #[test]
@@ -349,6 +474,36 @@ mod controls {
             ..RIGHT
         };
         see(&OP, "its bits differ");
+    }
+
+    #[test]
+    fn wrong_cases_are_seen() {
+        let see = |op: &OpDef, what: &str| {
+            let found = wrong_cases(op, &Sizes::default());
+            assert!(found.len() == 1 && found[0].contains(what), "expected {what:?}, found {found:?}");
+        };
+        fn of(name: &str, n: usize) -> Case {
+            Case::new(name, Attr::None, vec![SampleIn::f32(&[n])])
+        }
+        see(&RIGHT, "no case");
+        see(&OpDef { cases: |s| vec![of("a", s.tokens), of("b", 1), of("a", 2)], ..RIGHT }, "a: another case");
+        see(&OpDef { cases: |_| vec![of("a", 1).in_place(&[(0, 1)])], ..RIGHT }, "(0, 1) cannot share");
+        see(&OpDef { infer: |_, _| Err("no".into()), cases: |_| vec![of("a", 1)], ..RIGHT }, "a: no");
+        let short = |_: &Sizes| vec![Case::new("a", Attr::None, vec![SampleIn::values(Ty::f32(&[2]), vec![1.0])])];
+        see(&OpDef { cases: short, ..RIGHT }, "another number of values");
+    }
+
+    #[test]
+    fn results_that_grow_or_vanish_are_seen() {
+        let case = Case { sample: sample(), shared: &[(0, 0)] };
+        let times = |reference| drifts(&OpDef { reference, ..RIGHT }, &case);
+        fn by(factor: f64, x: &Tensor) -> Vec<Tensor> {
+            vec![Tensor::new(&x.shape, x.data.iter().map(|x| factor * x).collect())]
+        }
+        assert!(times(|_, x| by(1.01, &x[0])).is_some_and(|found| found.contains("grows")));
+        assert!(times(|_, x| by(0.9, &x[0])).is_some_and(|found| found.contains("vanishes")));
+        assert!(times(|_, x| by(f64::NAN, &x[0])).is_some());
+        assert_eq!(times(|_, x| by(-1.0, &x[0])), None);
     }
 
     /// On wgpu no kernel can write outside of what is bound; one that writes the wrong operand is seen.

@@ -218,7 +218,7 @@ fn family_without_shader(stem: &str, texts: &[&str], shaders: &[&str]) -> Vec<St
 }
 
 /// Facts that a row must say, because `OpDef::COMPUTE` cannot say them for it.
-const FACTS: [&str; 9] = ["name", "infer", "reference", "grad", "cost", "host", "wgsl", "cuda", "samples"];
+const FACTS: [&str; 10] = ["name", "infer", "reference", "grad", "cost", "host", "wgsl", "cuda", "samples", "cases"];
 
 /// Which rows of the op table in `text` leave out which of [`FACTS`].
 fn incomplete_rows(text: &str) -> Vec<String> {
@@ -250,7 +250,7 @@ fn rows_say_all_that_their_base_cannot() {
         format!("//! A family.\n\npub static ROW: OpDef = OpDef {{\n{lines}    ..OpDef::COMPUTE\n}};\n")
     };
     assert_eq!(incomplete_rows(&row(&FACTS)), [""; 0]);
-    assert_eq!(incomplete_rows(&row(&FACTS[..7])), ["ROW does not say its cuda, samples"]);
+    assert_eq!(incomplete_rows(&row(&FACTS[..7])), ["ROW does not say its cuda, samples, cases"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod attr;
 pub mod op;
 mod print;
 pub mod program;
+pub mod sizes;
 pub mod tensor;
 pub mod transfer;
 mod verify;

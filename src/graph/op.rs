@@ -1,6 +1,7 @@
 //! What a row of the op table is: the facts about an op that builder, autograd, planner and tests read.
 
 use super::attr::Attr;
+use super::sizes::{Case, Sizes};
 use super::tensor::{Sample, Tensor};
 use super::{Graph, Node, Val};
 use crate::device::{Caps, HostSlice};
@@ -55,8 +56,10 @@ pub struct OpDef {
     pub cuda: fn(&Lower) -> Result<Vec<CudaLaunch>>,
     /// Which operands a device may keep in 16 bits.
     pub acts: fn(&Attr) -> Acts,
-    /// What tests and benches run it on; odd sizes among them.
+    /// What tests run it on; odd sizes among them.
     pub samples: fn() -> Vec<Sample>,
+    /// What benches run it on, at the sizes of a model.
+    pub cases: fn(&Sizes) -> Vec<Case>,
 }
 
 /// What a node of an op is to the planner.
@@ -132,6 +135,7 @@ impl OpDef {
         cuda: |_| Ok(Vec::new()),
         acts: |_| Acts::default(),
         samples: Vec::new,
+        cases: |_| Vec::new(),
     };
 
     /// The 16-bit type in which the activations among `ins` are kept, if they are.

@@ -1,4 +1,4 @@
-//! Float64 tensors, on which the definitions are written, and the samples that tests feed to every kernel.
+//! Float64 tensors, on which the definitions are written, and the samples that tests and benches feed to every kernel.
 
 use super::attr::Attr;
 use crate::dtype::Ty;
@@ -76,6 +76,8 @@ pub enum Fill {
     Normal(f64),
     /// Uniform in [lo, hi).
     Uniform(f64, f64),
+    /// All the same.
+    Constant(f64),
     /// Just these.
     Values(Vec<f64>),
     /// The named output of the op's own forward definition, run on the earlier operands: the operands that a
@@ -87,6 +89,23 @@ impl SampleIn {
     /// An operand of standard normal elements.
     pub fn normal(ty: Ty) -> SampleIn {
         SampleIn { ty, fill: Fill::Normal(1.0) }
+    }
+    /// An f32 operand of standard normal elements.
+    pub fn f32(shape: &[usize]) -> SampleIn {
+        SampleIn::normal(Ty::f32(shape))
+    }
+    /// An operand whose elements are all `value`.
+    pub fn constant(ty: Ty, value: f64) -> SampleIn {
+        SampleIn { ty, fill: Fill::Constant(value) }
+    }
+    /// `n` indices below `below`, scattered, and different if there are as many.
+    pub fn indices(n: usize, below: usize) -> SampleIn {
+        // A prime: its multiples repeat only after all of `below`, unless that is a multiple of it.
+        SampleIn::values(Ty::i32(&[n]), (0..n).map(|i| (i * 7919 % below.max(1)) as f64).collect())
+    }
+    /// The indices from 0 to before `n`.
+    pub fn positions(n: usize) -> SampleIn {
+        SampleIn::values(Ty::i32(&[n]), (0..n).map(|i| i as f64).collect())
     }
     /// An operand of these elements.
     pub fn values(ty: Ty, values: Vec<f64>) -> SampleIn {

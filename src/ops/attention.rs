@@ -18,6 +18,7 @@
 //! query t is: in training its position in its sequence (after a prefix, with the prefix counted), when generating the
 //! number of keys before its own.
 
+mod cases;
 mod cuda;
 mod host;
 mod reference;
@@ -49,6 +50,7 @@ pub static ATTENTION: OpDef = OpDef {
     cuda: cuda::forward,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0] },
     samples: samples::forward,
+    cases: cases::forward,
     ..OpDef::COMPUTE
 };
 
@@ -72,6 +74,7 @@ pub static ATTENTION_BWD: OpDef = OpDef {
         true => Acts { ins: &[0, 1, 2, 7, 9], outs: &[0, 1, 2] },
     },
     samples: samples::backward,
+    cases: cases::backward,
     ..OpDef::COMPUTE
 };
 
@@ -90,8 +93,12 @@ pub static ATTENTION_DBIAS: OpDef = OpDef {
     cuda: cuda::dbias,
     acts: |_| Acts { ins: &[0, 1, 2, 6, 8], outs: &[] },
     samples: samples::dbias,
+    cases: cases::dbias,
     ..OpDef::COMPUTE
 };
+
+/// Features of a head that may have a bias, at most.
+const LARGEST_BIASED: usize = 192;
 
 /// Which queries see which keys.
 #[derive(Clone, Copy, Debug)]
@@ -183,8 +190,9 @@ fn operands<'a>(attr: &Attr, ins: &'a [Ty], expected: &str) -> Result<(Attention
         let rows = check::matrix("bias", bias)?.0;
         check::is("bias", bias, &Ty::f32(&[rows, a.heads]))?;
         check::is("q_pos", q_pos, &Ty::i32(&[q.rows()]))?;
-        if a.head_dim > 192 {
-            return Err(format!("a bias with heads of {}, expected at most 192: CUDA's registers", a.head_dim));
+        if a.head_dim > LARGEST_BIASED {
+            let (found, most) = (a.head_dim, LARGEST_BIASED);
+            return Err(format!("a bias with heads of {found}, expected at most {most}: CUDA's registers"));
         }
         if rows.is_multiple_of(2) {
             return Err(format!("bias is {bias}, expected an odd number of distances"));

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{self, bytes, grid, words};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Rows, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Acts, Arg, Attr, Case, Cost, CudaLaunch, Grad, Lower, OpDef, Rows, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 /// The family's rows of the op table.
@@ -57,6 +57,10 @@ pub static CONCAT_ROWS: OpDef = OpDef {
         };
         SHAPES.into_iter().map(sample).collect()
     },
+    cases: |s| {
+        let ins = vec![SampleIn::f32(&[s.few, s.hidden]), SampleIn::f32(&[s.tokens, s.hidden])];
+        vec![Case::new("virtual tokens", Attr::None, ins)]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -95,6 +99,10 @@ pub static SLICE_ROWS: OpDef = OpDef {
             })
         };
         SHAPES.into_iter().flat_map(sample).collect()
+    },
+    cases: |s| {
+        let rows = Attr::Rows(Rows { start: s.few, count: s.tokens });
+        vec![Case::new("after virtual tokens", rows, vec![SampleIn::f32(&[s.few + s.tokens, s.hidden])])]
     },
     ..OpDef::COMPUTE
 };

@@ -16,7 +16,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_parts};
 use crate::ops::{
-    Arg, Attr, Cost, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Arg, Attr, Case, Cost, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 /// The family's rows of the op table.
@@ -61,6 +61,11 @@ pub static DORA_NORM: OpDef = OpDef {
     wgsl,
     cuda: cuda::dora_norm,
     samples,
+    cases: |s| {
+        let w = SampleIn::normal(Ty::new(s.narrowest(), &[s.mlp, s.hidden]));
+        let ins = vec![w, SampleIn::f32(&[s.rank, s.hidden]), SampleIn::f32(&[s.mlp, s.rank])];
+        vec![Case::new(s.narrowest().name(), Attr::Factor(Factor { factor: 0.5, acc: false }), ins)]
+    },
     ..OpDef::COMPUTE
 };
 

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, flat, grid, rows};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Acts, Arg, Attr, Case, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
+    WgslDispatch, check,
 };
 
 pub use activation::{ACTIVATION, ACTIVATION_BWD, GATED_ACT, GATED_ACT_BWD};
@@ -47,6 +48,7 @@ pub static ADD: OpDef = OpDef {
     cuda: cuda::add,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty.clone()), SampleIn::normal(ty)])),
+    cases: |s| vec![Case::new("residual", Attr::None, vec![case_x(s), case_x(s)]).in_place(&[(0, 0)])],
     ..OpDef::COMPUTE
 };
 
@@ -79,6 +81,11 @@ pub static SCALE: OpDef = OpDef {
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || {
         samples("", SIZES, |ty| (Attr::None, vec![SampleIn::normal(ty), SampleIn::values(Ty::f32(&[1]), vec![-0.75])]))
+    },
+    cases: |s| {
+        // A factor that keeps the size, however often.
+        let ins = vec![case_x(s), SampleIn::constant(Ty::f32(&[1]), -1.0)];
+        vec![Case::new("tokens", Attr::None, ins).in_place(&[(0, 0)])]
     },
     ..OpDef::COMPUTE
 };
@@ -124,6 +131,10 @@ pub static DROPOUT: OpDef = OpDef {
             (Attr::Dropout(Dropout { p: 0.3, site: 5 }), vec![SampleIn::normal(ty), rng])
         })
     },
+    cases: |s| {
+        let rng = SampleIn::values(Ty::u32(&[4]), vec![1.0, 2.0, 3.0, 4.0]);
+        vec![Case::new("tokens", Attr::Dropout(Dropout { p: 0.1, site: 1 }), vec![case_x(s), rng])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -164,6 +175,10 @@ pub static ADD_ROW: OpDef = OpDef {
             let v = Ty::f32(&[ty.cols()]);
             (Attr::Factor(Factor { factor: 0.5, acc: false }), vec![SampleIn::normal(ty), SampleIn::normal(v)])
         })
+    },
+    cases: |s| {
+        let attr = Attr::Factor(Factor { factor: 0.5, acc: false });
+        vec![Case::new("tokens", attr, vec![case_x(s), SampleIn::f32(&[s.hidden])]).in_place(&[(0, 0)])]
     },
     ..OpDef::COMPUTE
 };
@@ -216,6 +231,7 @@ pub static ADD_ROW_DV: OpDef = OpDef {
         }
         all
     },
+    cases: |s| vec![Case::new("tokens", Attr::Factor(Factor { factor: 0.5, acc: false }), vec![case_x(s)])],
     ..OpDef::COMPUTE
 };
 
@@ -431,4 +447,9 @@ fn samples(what: &str, shapes: &[(&'static str, &[usize])], make: impl Fn(Ty) ->
         Sample::new(format!("{name}{what}"), attr, ins)
     };
     shapes.iter().map(sample).collect()
+}
+
+/// What benches run most of these ops on.
+fn case_x(s: &Sizes) -> SampleIn {
+    SampleIn::f32(&[s.tokens, s.hidden])
 }

@@ -14,7 +14,7 @@ use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
 use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Acts, Arg, Attr, Case, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 /// The family's rows of the op table.
@@ -66,6 +66,11 @@ pub static EMBED: OpDef = OpDef {
             }
         }
         all
+    },
+    cases: |s| {
+        let table = SampleIn::normal(Ty::new(s.table(), &[s.vocab, s.hidden]));
+        let ins = vec![SampleIn::indices(s.tokens, s.vocab), table];
+        vec![Case::new(s.table().name(), Attr::Embed { scale: 1.0 }, ins)]
     },
     ..OpDef::COMPUTE
 };
@@ -122,6 +127,11 @@ pub static EMBED_DW: OpDef = OpDef {
         }
         all
     },
+    cases: |s| {
+        let attr = Attr::EmbedGrad(EmbedGrad { scale: 1.0, rows: s.vocab, acc: true });
+        let (dy, acc) = (SampleIn::f32(&[s.tokens, s.hidden]), SampleIn::f32(&[s.vocab, s.hidden]));
+        vec![Case::new("tokens", attr, vec![SampleIn::indices(s.tokens, s.vocab), dy, acc]).in_place(&[(2, 0)])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -171,6 +181,10 @@ pub static CACHE_WRITE: OpDef = OpDef {
             ("a prompt", &[0, 1, 2, 3, 4, 5, 6, 7, 8], 17, 65),
         ];
         table.into_iter().map(sample).collect()
+    },
+    cases: |s| {
+        let (cache, x) = (SampleIn::f32(&[2 * s.tokens, s.keys()]), SampleIn::f32(&[s.tokens, s.keys()]));
+        vec![Case::new("tokens", Attr::None, vec![cache, x, SampleIn::positions(s.tokens)]).in_place(&[(0, 0)])]
     },
     ..OpDef::COMPUTE
 };

@@ -17,7 +17,8 @@ use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, LowRank};
 use crate::ops::matmul::mat;
 use crate::ops::{
-    Acts, Attr, Cost, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
+    Acts, Attr, Case, Cost, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
+    WgslDispatch,
 };
 
 /// The family's rows of the op table.
@@ -57,6 +58,7 @@ pub static LINEAR: OpDef = OpDef {
     cuda: cuda::linear,
     acts: |_| Acts { ins: &[0], outs: &[0, 1] },
     samples: || samples(false),
+    cases: cases_linear,
     ..OpDef::COMPUTE
 };
 
@@ -88,6 +90,7 @@ pub static LINEAR_DX: OpDef = OpDef {
     cuda: cuda::linear_dx,
     acts: |_| Acts { ins: &[0, 2], outs: &[0] },
     samples: || samples(true),
+    cases: cases_linear_dx,
     ..OpDef::COMPUTE
 };
 
@@ -406,4 +409,27 @@ fn samples(backward: bool) -> Vec<Sample> {
         all.push(Sample::new(name, Attr::Linear(s), ins));
     }
     all
+}
+
+/// A product with the MLP's weight in `dtype`; `x` is how many rows and columns the activations have.
+fn case(name: impl Into<String>, s: &Sizes, x: [usize; 2], dtype: DType) -> Case {
+    let w = SampleIn::normal(Ty::new(dtype, &[s.mlp, s.hidden]));
+    Case::new(name, Attr::Linear(Linear::default()), vec![SampleIn::f32(&x), w])
+}
+
+fn cases_linear(s: &Sizes) -> Vec<Case> {
+    let mut all: Vec<Case> = s.weights.iter().map(|&w| case(w.name(), s, [s.tokens, s.hidden], w)).collect();
+    let dtype = s.narrowest();
+    let mut low_rank = case(format!("{dtype} lora"), s, [s.tokens, s.hidden], dtype);
+    low_rank.sample.attr = Attr::Linear(Linear { bias: false, lora: Some(Lora { scale: 2.0, dropout: None }) });
+    low_rank.sample.ins.extend([SampleIn::f32(&[s.rank, s.hidden]), SampleIn::f32(&[s.mlp, s.rank])]);
+    all.push(low_rank);
+    let double = (dtype == DType::Nf4).then_some(DType::Nf4Dq);
+    let one = |&w: &DType| case(format!("{w} one token"), s, [1, s.hidden], w);
+    all.extend(s.weights.iter().chain(&double).map(one));
+    all
+}
+
+fn cases_linear_dx(s: &Sizes) -> Vec<Case> {
+    s.weights.iter().map(|&w| case(w.name(), s, [s.tokens, s.mlp], w)).collect()
 }

@@ -5,6 +5,7 @@
 //! logit of 20 changes its probability by 4 %. Logits over a language model's vocabulary for all tokens are too large to
 //! keep: that loss is in `loss.rs`, fused with the head.
 
+mod cases;
 mod cuda;
 mod host;
 mod samples;
@@ -52,6 +53,7 @@ pub static CROSS_ENTROPY: OpDef = OpDef {
     wgsl: wgsl::cross_entropy,
     cuda: cuda::cross_entropy,
     samples: samples::cross_entropy,
+    cases: cases::cross_entropy,
     ..OpDef::COMPUTE
 };
 
@@ -75,6 +77,7 @@ pub static BCE_WITH_LOGITS: OpDef = OpDef {
     wgsl: |l| wgsl::elements(l, "bce_with_logits", "BCE"),
     cuda: |l| cuda::elements(l, "bce_with_logits"),
     samples: samples::bce_with_logits,
+    cases: cases::bce_with_logits,
     ..OpDef::COMPUTE
 };
 
@@ -93,6 +96,7 @@ pub static MSE: OpDef = OpDef {
     wgsl: |l| wgsl::elements(l, "mse", "MSE"),
     cuda: |l| cuda::elements(l, "mse"),
     samples: samples::mse,
+    cases: cases::mse,
     ..OpDef::COMPUTE
 };
 
@@ -141,6 +145,7 @@ pub static RANGE_CROSS_ENTROPY: OpDef = OpDef {
     wgsl: wgsl::range_cross_entropy,
     cuda: cuda::range_cross_entropy,
     samples: samples::range_cross_entropy,
+    cases: cases::range_cross_entropy,
     ..OpDef::COMPUTE
 };
 

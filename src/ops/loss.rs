@@ -16,7 +16,8 @@ use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_defines, weight_parts};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Acts, Arg, Attr, Case, Cost, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Sizes, Tensor,
+    WgslDispatch, check,
 };
 
 /// The family's rows of the op table.
@@ -78,6 +79,7 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         false => Acts { ins: &[0], outs: &[] },
     },
     samples,
+    cases,
     ..OpDef::COMPUTE
 };
 
@@ -378,4 +380,20 @@ fn samples() -> Vec<Sample> {
     ];
     all.push(Sample::new("nothing trained", Attr::Loss(Loss { grad_x: true, grad_w: true }), ins));
     all
+}
+
+fn cases(s: &Sizes) -> Vec<Case> {
+    let t = s.loss_tokens;
+    let case = |name, dtype, grad_w| {
+        let ins = vec![
+            SampleIn::f32(&[t, s.hidden]),
+            SampleIn::normal(Ty::new(dtype, &[s.vocab, s.hidden])),
+            SampleIn::indices(t, s.vocab),
+            SampleIn::constant(Ty::f32(&[1]), 1.0 / t as f64),
+        ];
+        Case::new(name, Attr::Loss(Loss { grad_x: true, grad_w }), ins)
+    };
+    // A head that is trained is f32.
+    let frozen = s.weights.first().copied().unwrap_or(DType::F32);
+    vec![case("frozen head", frozen, false), case("trained head", DType::F32, true)]
 }

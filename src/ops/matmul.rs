@@ -10,7 +10,9 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
 use crate::ops::tiles;
-use crate::ops::{Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch};
+use crate::ops::{
+    Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
+};
 
 /// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&MATMUL, &SUM_ROWS];
@@ -40,6 +42,11 @@ pub static MATMUL: OpDef = OpDef {
         false => Acts { ins: &[0, 2], outs: &[0] },
     },
     samples: samples_matmul,
+    cases: |s| {
+        let attr = Matmul { ta: true, tb: false, alpha: 1.0, acc: true };
+        let ins = [[s.tokens, s.mlp], [s.tokens, s.hidden], [s.mlp, s.hidden]].map(|shape| SampleIn::f32(&shape));
+        vec![Case::new("weight gradient", Attr::Matmul(attr), ins.to_vec()).in_place(&[(2, 0)])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -83,6 +90,7 @@ pub static SUM_ROWS: OpDef = OpDef {
             Sample::new("tall, accumulating", Attr::Acc(true), vec![m(130, 65), SampleIn::normal(Ty::f32(&[65]))]),
         ]
     },
+    cases: |s| vec![Case::new("bias gradient", Attr::Acc(false), vec![SampleIn::f32(&[s.tokens, s.mlp])])],
     ..OpDef::COMPUTE
 };
 

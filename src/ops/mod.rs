@@ -29,6 +29,7 @@ pub mod slice;
 
 pub use crate::graph::attr::*;
 pub use crate::graph::op::*;
+pub use crate::graph::sizes::{Case, Sizes};
 pub use crate::graph::tensor::{Fill, Sample, SampleIn, Tensor};
 
 /// Every op family.

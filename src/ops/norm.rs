@@ -12,7 +12,8 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
+    Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Sizes, Tensor, WgslDispatch,
+    check, launch,
 };
 
 pub use layer::{LAYER_NORM, LAYER_NORM_DW, LAYER_NORM_DX};
@@ -32,6 +33,10 @@ pub static RMS_NORM: OpDef = OpDef {
     cuda: cuda::rms_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: samples_norm,
+    cases: |s| {
+        let ins = vec![SampleIn::f32(&[s.tokens, s.hidden]), SampleIn::f32(&[s.hidden])];
+        vec![Case::new("tokens", case_attr(false), ins)]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -49,6 +54,11 @@ pub static RMS_NORM_DX: OpDef = OpDef {
     cuda: cuda::rms_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 4], outs: &[0] },
     samples: samples_dx,
+    cases: |s| {
+        let x = || SampleIn::f32(&[s.tokens, s.hidden]);
+        let ins = vec![x(), x(), SampleIn::f32(&[s.hidden]), case_rstd(s), x()];
+        vec![Case::new("residual", case_attr(true), ins).in_place(&[(4, 0)])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -67,6 +77,10 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     cuda: cuda::rms_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: samples_dw,
+    cases: |s| {
+        let x = || SampleIn::f32(&[s.tokens, s.hidden]);
+        vec![Case::new("tokens", Attr::Acc(false), vec![x(), x(), case_rstd(s)])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -452,4 +466,13 @@ fn samples_dw() -> Vec<Sample> {
         }
     }
     samples
+}
+
+fn case_attr(acc: bool) -> Attr {
+    Attr::Norm(Norm { eps: 1e-5, offset: 0.0, acc })
+}
+
+/// What the forward op gives for standard normal rows.
+fn case_rstd(s: &Sizes) -> SampleIn {
+    SampleIn::constant(Ty::f32(&[s.tokens]), 1.0)
 }

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid};
 use crate::ops::{
-    Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, OpRole, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Arg, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, OpRole, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 pub use adafactor::{ADAFACTOR, table};
@@ -69,6 +69,7 @@ pub static SUM_SQUARES: OpDef = OpDef {
         }
         all
     },
+    cases: |s| vec![Case::new("parameters", Attr::Acc(false), vec![SampleIn::f32(&[s.params])])],
     ..OpDef::COMPUTE
 };
 
@@ -133,6 +134,12 @@ pub static ADAMW: OpDef = OpDef {
         };
         table.into_iter().map(sample).collect()
     },
+    cases: |s| {
+        let flat = Ty::f32(&[s.params]);
+        let mut ins = vec![SampleIn::normal(flat.clone()); 3];
+        ins.push(SampleIn::uniform(flat, 0.1, 1.0));
+        case("parameters", ins, [1e-3, 0.1, 0.001, 1e-8, 0.1, 0.5, 0.05], &[(0, 0), (2, 1), (3, 2)])
+    },
     ..OpDef::COMPUTE
 };
 
@@ -164,6 +171,7 @@ pub static ZERO: OpDef = OpDef {
         let sample = |(name, n)| Sample::new(name, Attr::None, vec![SampleIn::normal(Ty::f32(&[n]))]);
         [("one element", 1), ("odd", 33), ("many", 16411)].into_iter().map(sample).collect()
     },
+    cases: |s| vec![Case::new("parameters", Attr::None, vec![SampleIn::f32(&[s.params])]).in_place(&[(0, 0)])],
     ..OpDef::COMPUTE
 };
 
@@ -337,4 +345,12 @@ fn wgsl_adamw(l: &Lower) -> Result<Vec<WgslDispatch>> {
         args
     }));
     Ok(all)
+}
+
+/// What benches run an optimizer on: what comes before sumsq and hyper, and all of hyper but the largest norm. The
+/// gradient is twice as long as it may be. Weight decay keeps parameters within bounds, however many steps are timed.
+fn case(name: &str, mut ins: Vec<SampleIn>, hyper: [f64; 7], shared: &'static [(usize, usize)]) -> Vec<Case> {
+    ins.push(SampleIn::constant(Ty::f32(&[1]), 4.0));
+    ins.push(SampleIn::values(Ty::f32(&[8]), [&hyper[..], &[1.0]].concat()));
+    vec![Case::new(name, Attr::None, ins).in_place(shared)]
 }

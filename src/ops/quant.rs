@@ -10,7 +10,7 @@ use crate::dtype::{ALIGN, DType, Nf4Layout, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid};
-use crate::ops::{Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
+use crate::ops::{Arg, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
 use crate::quant::nf4;
 
 /// The family's rows of the op table.
@@ -59,6 +59,7 @@ pub static NF4_QUANTIZE: OpDef = OpDef {
         ];
         table.into_iter().map(sample).collect()
     },
+    cases: |s| vec![Case::new("double", Attr::Nf4 { double: true }, vec![SampleIn::f32(&[s.mlp, s.hidden])])],
     ..OpDef::COMPUTE
 };
 
@@ -86,6 +87,10 @@ pub static NF4_DEQUANTIZE: OpDef = OpDef {
             })
         };
         table.into_iter().flat_map(sample).collect()
+    },
+    cases: |s| {
+        let q = SampleIn::normal(Ty::new(DType::Nf4Dq, &[s.mlp, s.hidden]));
+        vec![Case::new("double", Attr::None, vec![q])]
     },
     ..OpDef::COMPUTE
 };

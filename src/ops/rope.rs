@@ -11,7 +11,8 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
+    Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, WgslDispatch, check,
+    launch,
 };
 
 pub use table::{RopeScaling, RopeSpec, Yarn, rope_rows, rope_table};
@@ -36,6 +37,14 @@ pub static ROPE: OpDef = OpDef {
     cuda: cuda::launches,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples,
+    cases: |s| {
+        let rotated = s.head_dim / 2 * 2;
+        let table = rope_table(&RopeSpec::new(10_000.0, rotated, s.tokens), s.tokens).unwrap_or_default();
+        let table = SampleIn::values(Ty::f32(&[s.tokens, rotated]), table.iter().map(|&v| v as f64).collect());
+        let ins = vec![SampleIn::f32(&[s.tokens, s.queries()]), table, SampleIn::positions(s.tokens)];
+        let attr = Rope { heads: s.heads, head_dim: s.head_dim, inverse: false };
+        vec![Case::new("queries", Attr::Rope(attr), ins).in_place(&[(0, 0)])]
+    },
     ..OpDef::COMPUTE
 };
 

@@ -8,7 +8,9 @@ use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, grid, rows};
-use crate::ops::{Acts, Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
+use crate::ops::{
+    Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor, WgslDispatch, check,
+};
 
 /// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&MUL_ROW, &MUL_ROW_DV, &DIV_ROW];
@@ -32,6 +34,7 @@ pub static MUL_ROW: OpDef = OpDef {
     cuda: cuda::mul_row,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || samples(SampleIn::normal),
+    cases: |s| vec![case(s)],
     ..OpDef::COMPUTE
 };
 
@@ -81,6 +84,10 @@ pub static MUL_ROW_DV: OpDef = OpDef {
         }
         all
     },
+    cases: |s| {
+        let x = SampleIn::f32(&[s.tokens, s.hidden]);
+        vec![Case::new("tokens", Attr::Acc(false), vec![x.clone(), x])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -97,6 +104,7 @@ pub static DIV_ROW: OpDef = OpDef {
     cuda: cuda::div_row,
     // It is between weights, which are f32.
     samples: || samples(|ty| SampleIn::uniform(ty, 0.5, 4.0)),
+    cases: |s| vec![case(s)],
     ..OpDef::COMPUTE
 };
 
@@ -244,4 +252,11 @@ fn samples(factors: impl Fn(Ty) -> SampleIn) -> Vec<Sample> {
         Sample::new(*name, Attr::None, vec![SampleIn::normal(ty), v])
     };
     SHAPES.iter().map(sample).collect()
+}
+
+/// Factors that keep the size, however often: 1, and −1 in every third column.
+fn case(s: &Sizes) -> Case {
+    let factors = (0..s.hidden).map(|i| if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
+    let ins = vec![SampleIn::f32(&[s.tokens, s.hidden]), SampleIn::values(Ty::f32(&[s.hidden]), factors)];
+    Case::new("tokens", Attr::None, ins).in_place(&[(0, 0)])
 }

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{self, bytes, grid};
 use crate::ops::{
-    Acts, Arg, Attr, Cols, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
-    check,
+    Acts, Arg, Attr, Case, Cols, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
+    WgslDispatch, check,
 };
 
 /// The family's rows of the op table.
@@ -63,6 +63,7 @@ pub static SLICE_COLS: OpDef = OpDef {
     },
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || samples(|t, c| (Attr::Cols(c), vec![SampleIn::normal(Ty::f32(&[t, c.of]))])),
+    cases: |s| vec![Case::new("keys", case_attr(s, false), vec![SampleIn::f32(&[s.tokens, 3 * s.hidden])])],
     ..OpDef::COMPUTE
 };
 
@@ -130,6 +131,10 @@ pub static SLICE_COLS_DX: OpDef = OpDef {
             })
         };
         [with(false), with(true)].concat()
+    },
+    cases: |s| {
+        let ins = vec![SampleIn::f32(&[s.tokens, s.hidden]), SampleIn::f32(&[s.tokens, 3 * s.hidden])];
+        vec![Case::new("keys", case_attr(s, true), ins).in_place(&[(1, 0)])]
     },
     ..OpDef::COMPUTE
 };
@@ -239,4 +244,9 @@ fn samples(make: impl Fn(usize, Cols) -> (Attr, Vec<SampleIn>)) -> Vec<Sample> {
         Sample::new(format!("{name}{what}"), attr, ins)
     };
     SHAPES.into_iter().map(sample).collect()
+}
+
+/// The middle third: of queries, keys and values side by side, as GPT-2 has them, the keys.
+fn case_attr(s: &Sizes, acc: bool) -> Attr {
+    Attr::Cols(Cols { start: s.hidden, count: s.hidden, of: 3 * s.hidden, acc })
 }

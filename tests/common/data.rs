@@ -91,6 +91,7 @@ pub fn operands(op: &str, sample: &Sample) -> (Vec<Vec<u8>>, Vec<Tensor>) {
         let values = match &input.fill {
             Fill::Normal(deviation) => (0..n).map(|_| random.normal() * deviation).collect(),
             Fill::Uniform(lo, hi) => (0..n).map(|_| lo + (hi - lo) * random.uniform()).collect(),
+            Fill::Constant(value) => vec![*value; n],
             Fill::Values(values) => values.clone(),
             Fill::Derived(f) => f(&sample.attr, &meant).data,
         };

@@ -5,7 +5,9 @@ use crate::cpu::math;
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::graph::{Graph, Val};
-use crate::ops::{Activation, Acts, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check};
+use crate::ops::{
+    Activation, Acts, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, WgslDispatch, check,
+};
 
 /// `kernel` compiled for one activation, which is what lets its loops vectorize.
 macro_rules! by_kind {
@@ -48,6 +50,7 @@ pub static ACTIVATION: OpDef = OpDef {
     cuda: super::cuda::activation,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: || act_samples(1, 0, false),
+    cases: |s| vec![case(s, Activation::GeluTanh, 1)],
     ..OpDef::COMPUTE
 };
 
@@ -82,6 +85,7 @@ pub static ACTIVATION_BWD: OpDef = OpDef {
     cuda: super::cuda::activation_bwd,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || act_samples(2, 1, true),
+    cases: |s| vec![case(s, Activation::GeluTanh, 2).in_place(&[(1, 0)])],
     ..OpDef::COMPUTE
 };
 
@@ -115,6 +119,7 @@ pub static GATED_ACT: OpDef = OpDef {
     cuda: super::cuda::gated_act,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
     samples: || act_samples(2, 0, false),
+    cases: |s| vec![case(s, Activation::Silu, 2)],
     ..OpDef::COMPUTE
 };
 
@@ -154,6 +159,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
     cuda: super::cuda::gated_act_bwd,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0, 1] },
     samples: || act_samples(3, 1, true),
+    cases: |s| vec![case(s, Activation::Silu, 3)],
     ..OpDef::COMPUTE
 };
 
@@ -328,4 +334,10 @@ fn act_samples(operands: usize, x: usize, corner: bool) -> Vec<Sample> {
         all.push(Sample::new(format!("far from zero, {act:?}"), Attr::Activation(act), ins));
     }
     all
+}
+
+/// The MLP's activation, named as in Hugging Face's configs.
+fn case(s: &Sizes, act: Activation, operands: usize) -> Case {
+    let name = if act == Activation::Silu { "silu" } else { "gelu_tanh" };
+    Case::new(name, Attr::Activation(act), vec![SampleIn::f32(&[s.tokens, s.mlp]); operands])
 }

@@ -8,7 +8,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::{
-    Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, launch,
+    Arg, Attr, Case, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, WgslDispatch, check, launch,
 };
 
 /// `cast` [x (F32|BF16|F16)[R,C]] → the same in the attribute's type, to the nearest, ties to even; too large for f16 is
@@ -37,6 +37,7 @@ pub static CAST: OpDef = OpDef {
     wgsl,
     cuda,
     samples,
+    cases: |s| vec![Case::new("f32 to bf16", Attr::Cast(DType::BF16), vec![SampleIn::f32(&[s.tokens, s.hidden])])],
     ..OpDef::COMPUTE
 };
 

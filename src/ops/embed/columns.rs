@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid, rows};
 use crate::ops::{
-    Arg, Attr, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Arg, Attr, Case, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 /// `embed_cols` [ids I32[N], table F32[R,V]] → y F32[N,R] = scale·table\[:, ids\]ᵀ. An id outside 0..V gives zeros.
@@ -50,6 +50,10 @@ pub static EMBED_COLS: OpDef = OpDef {
             Sample::new(*name, Attr::Embed { scale: *scale }, ins)
         };
         IDS.iter().map(one).collect()
+    },
+    cases: |s| {
+        let ins = vec![SampleIn::indices(s.tokens, s.vocab), SampleIn::f32(&[s.rank, s.vocab])];
+        vec![Case::new("tokens", Attr::Embed { scale: 1.0 }, ins)]
     },
     ..OpDef::COMPUTE
 };
@@ -102,6 +106,11 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
             }
         }
         all
+    },
+    cases: |s| {
+        let attr = Attr::EmbedGrad(EmbedGrad { scale: 1.0, rows: s.vocab, acc: true });
+        let (dy, acc) = (SampleIn::f32(&[s.tokens, s.rank]), SampleIn::f32(&[s.rank, s.vocab]));
+        vec![Case::new("tokens", attr, vec![SampleIn::indices(s.tokens, s.vocab), dy, acc]).in_place(&[(2, 0)])]
     },
     ..OpDef::COMPUTE
 };

@@ -10,7 +10,9 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, flat, grid, rows};
 use crate::ops::quant::{weight_define, weight_parts};
-use crate::ops::{Arg, Attr, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check};
+use crate::ops::{
+    Arg, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor, WgslDispatch, check,
+};
 
 /// `token_rows` [ids I32[N], tokens I32[K]] → rows I32[N], rest I32[N]: where ids\[n\] = tokens\[k\], rows\[n\] is
 /// that k (the first) and rest\[n\] is −1; elsewhere rows\[n\] is −1 and rest\[n\] is ids\[n\]. [`super::EMBED`] gives
@@ -53,6 +55,7 @@ pub static TOKEN_ROWS: OpDef = OpDef {
         all.push(Sample::new("many", Attr::None, vec![ids_in(&many), ids_in(&[300, 3])]));
         all
     },
+    cases: |s| vec![Case::new("tokens", Attr::None, vec![SampleIn::indices(s.tokens, s.vocab), trained(s)])],
     ..OpDef::COMPUTE
 };
 
@@ -111,6 +114,11 @@ pub static REPLACE_ROWS: OpDef = OpDef {
             }
         }
         all
+    },
+    cases: |s| {
+        let (table, tokens) = (SampleIn::normal(Ty::new(s.table(), &[s.vocab, s.hidden])), trained(s));
+        let x = SampleIn::f32(&[tokens.ty.len(), s.hidden]);
+        vec![Case::new(s.table().name(), Attr::None, vec![table, x, tokens])]
     },
     ..OpDef::COMPUTE
 };
@@ -205,4 +213,9 @@ fn wgsl_replace_rows(l: &Lower) -> Result<Vec<WgslDispatch>> {
     }
     all.extend(write_rows(l, 1, 2));
     Ok(all)
+}
+
+/// Tokens that are trained apart, no two the same.
+fn trained(s: &Sizes) -> SampleIn {
+    SampleIn::indices(s.few.min(s.vocab), s.vocab)
 }

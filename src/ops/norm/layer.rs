@@ -6,13 +6,14 @@
 //!
 //! The gradient of `b` is the sum of `dy` over the rows: `sum_rows`.
 
-use super::{SHAPES, cuda, dw_workspace, grain, matrix, norm, over_rows, wgsl_dw};
+use super::{SHAPES, case_attr, case_rstd, cuda, dw_workspace, grain, matrix, norm, over_rows, wgsl_dw};
 use crate::cpu::{math, par};
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::{
-    Acts, Arg, Attr, Cost, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check, launch,
+    Acts, Arg, Attr, Case, Cost, Fill, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Sizes, Tensor,
+    WgslDispatch, check, launch,
 };
 
 /// `layer_norm` [x F32[R,D], w F32[D], b F32[D]] → y F32[R,D], mean F32[R], rstd F32[R].
@@ -27,6 +28,10 @@ pub static LAYER_NORM: OpDef = OpDef {
     cuda: cuda::layer_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
     samples: samples_norm,
+    cases: |s| {
+        let row = || SampleIn::f32(&[s.hidden]);
+        vec![Case::new("tokens", case_attr(false), vec![SampleIn::f32(&[s.tokens, s.hidden]), row(), row()])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -45,6 +50,11 @@ pub static LAYER_NORM_DX: OpDef = OpDef {
     cuda: cuda::layer_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 5], outs: &[0] },
     samples: samples_dx,
+    cases: |s| {
+        let x = || SampleIn::f32(&[s.tokens, s.hidden]);
+        let ins = vec![x(), x(), SampleIn::f32(&[s.hidden]), case_mean(s), case_rstd(s), x()];
+        vec![Case::new("residual", case_attr(true), ins).in_place(&[(5, 0)])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -63,6 +73,10 @@ pub static LAYER_NORM_DW: OpDef = OpDef {
     cuda: cuda::layer_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
     samples: samples_dw,
+    cases: |s| {
+        let x = || SampleIn::f32(&[s.tokens, s.hidden]);
+        vec![Case::new("tokens", Attr::Acc(false), vec![x(), x(), case_mean(s), case_rstd(s)])]
+    },
     ..OpDef::COMPUTE
 };
 
@@ -378,4 +392,9 @@ fn samples_dw() -> Vec<Sample> {
         }
     }
     samples
+}
+
+/// About what the forward op gives for standard normal rows.
+fn case_mean(s: &Sizes) -> SampleIn {
+    SampleIn { ty: Ty::f32(&[s.tokens]), fill: Fill::Normal(0.1) }
 }

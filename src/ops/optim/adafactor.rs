@@ -1,7 +1,7 @@
 //! Adafactor: second moments of a matrix kept as means of its rows and of its columns. All tensors of a flat stretch
 //! are updated by one node, which finds them by a table.
 
-use super::{NORMS, clip, clip_f64, copies};
+use super::{NORMS, case, clip, clip_f64, copies};
 use crate::cpu::math::vectorized;
 use crate::cpu::par;
 use crate::dtype::Ty;
@@ -79,6 +79,14 @@ pub static ADAFACTOR: OpDef = OpDef {
     wgsl,
     cuda,
     samples,
+    cases: |s| {
+        const COLS: usize = 1024;
+        let (words, [n, rows, cols]) = table(&[(s.params.div_ceil(COLS), s.params.min(COLS))]);
+        let moments = |n: usize| SampleIn::uniform(Ty::f32(&[n]), 0.1, 1.0);
+        let table = SampleIn::values(Ty::u32(&[1, ENTRY]), words.iter().map(|&w| w as f64).collect());
+        let ins = vec![SampleIn::f32(&[n]), SampleIn::f32(&[n]), moments(rows), moments(cols), table];
+        case("a matrix", ins, [0.01, 0.3, 1e-30, 0.9, 0.1, 0.0, 0.0], &[(0, 0), (2, 1), (3, 2)])
+    },
     ..OpDef::COMPUTE
 };
 

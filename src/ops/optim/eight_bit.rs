@@ -3,10 +3,10 @@
 pub use super::blocks::BLOCK;
 use super::blocks::{decode, encode, host, infer};
 use super::plain::{lion_f32, lion_f64};
-use super::{NORMS, clip_f64, copies};
+use super::{NORMS, case, clip_f64, copies};
 use crate::dtype::{ALIGN, Ty};
 use crate::ops::launch::{bytes, grid};
-use crate::ops::{Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check};
+use crate::ops::{Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, Sizes, WgslDispatch, check};
 use crate::quant::dynamic::{signed, unsigned};
 
 /// `adamw_8bit` [p, g F32[N], m U32[N/4], m_absmax F32[N/256], v, v_absmax likewise, sumsq F32[1], hyper F32[8]]
@@ -57,6 +57,10 @@ pub static ADAMW_8BIT: OpDef = OpDef {
         let hyper = |decay| [1e-3, 0.1, 0.001, 1e-8, decay, 0.271, 0.002997];
         samples(2, hyper(0.1), hyper(0.0))
     },
+    cases: |s| {
+        let hyper = [1e-3, 0.1, 0.001, 1e-8, 0.1, 0.5, 0.05];
+        case("parameters", operands(s, 2), hyper, &[(0, 0), (2, 1), (3, 2), (4, 3), (5, 4)])
+    },
     ..OpDef::COMPUTE
 };
 
@@ -95,6 +99,7 @@ pub static LION_8BIT: OpDef = OpDef {
         let hyper = |decay| [1e-3, 0.1, 0.01, 0.0, decay, 0.0, 0.0];
         samples(1, hyper(0.1), hyper(0.0))
     },
+    cases: |s| case("parameters", operands(s, 1), [1e-3, 0.1, 0.01, 0.0, 0.1, 0.0, 0.0], &[(0, 0), (2, 1), (3, 2)]),
     ..OpDef::COMPUTE
 };
 
@@ -181,4 +186,15 @@ fn samples(states: usize, decaying: [f64; 7], plain: [f64; 7]) -> Vec<Sample> {
     nothing.push(SampleIn::values(Ty::f32(&[8]), [&plain[..], &[1.0]].concat()));
     all.push(Sample::new("zeros, as in the gaps between tensors", Attr::None, nothing));
     all
+}
+
+/// Parameters, gradients and `states` of a bench, in whole blocks.
+fn operands(s: &Sizes, states: usize) -> Vec<SampleIn> {
+    let n = s.params.next_multiple_of(BLOCK);
+    let mut ins = vec![SampleIn::f32(&[n]); 2];
+    for _ in 0..states {
+        ins.push(SampleIn::constant(Ty::u32(&[n / 4]), 0x9080_4020u32 as f64));
+        ins.push(SampleIn::constant(Ty::f32(&[n / BLOCK]), 1.0));
+    }
+    ins
 }

@@ -1,9 +1,9 @@
 //! Optimizers with one f32 of state a parameter, or none: SGD and Lion.
 
-use super::{NORMS, clip, clip_f64, copies, each};
+use super::{NORMS, case, clip, clip_f64, copies, each};
 use crate::dtype::Ty;
 use crate::ops::launch::{bytes, grid, words};
-use crate::ops::{Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, WgslDispatch, check};
+use crate::ops::{Arg, Attr, Cost, CudaLaunch, Grad, Lower, OpDef, Sample, SampleIn, Sizes, WgslDispatch, check};
 
 /// `sgd` [p, g F32[N], sumsq F32[1], hyper F32[8]] → p′: `torch.optim.SGD` without momentum.
 ///
@@ -38,6 +38,7 @@ pub static SGD: OpDef = OpDef {
     wgsl: |l| Ok(wgsl(l, &SGD, vec!["SGD"], "sgd")),
     cuda: |l| Ok(cuda(l, "sgd", &[Arg::Out(0)])),
     samples: || samples(0, &[("", [0.01, 0.0, 0.0, 0.0, 0.1])]),
+    cases: |s| case("parameters", flats(s, 2), [0.01, 0.0, 0.0, 0.0, 0.1, 0.0, 0.0], &[(0, 0)]),
     ..OpDef::COMPUTE
 };
 
@@ -87,6 +88,7 @@ pub static SGD_MOMENTUM: OpDef = OpDef {
         let kinds = [("", [0.01, 0.9, 0.5, 0.0, 0.1]), ("nesterov, ", [0.01, 0.9, 1.0, 1.0, 0.0])];
         samples(1, &kinds)
     },
+    cases: |s| case("parameters", flats(s, 3), [0.01, 0.9, 0.5, 1.0, 0.1, 0.0, 0.0], &[(0, 0), (2, 1)]),
     ..OpDef::COMPUTE
 };
 
@@ -123,6 +125,7 @@ pub static LION: OpDef = OpDef {
     wgsl: |l| Ok(wgsl(l, &LION, vec!["LION"], "lion")),
     cuda: |l| Ok(cuda(l, "lion", &[Arg::Out(0), Arg::Out(1)])),
     samples: || samples(1, &[("", [1e-3, 0.1, 0.01, 0.0, 0.1])]),
+    cases: |s| case("parameters", flats(s, 3), [1e-3, 0.1, 0.01, 0.0, 0.1, 0.0, 0.0], &[(0, 0), (2, 1)]),
     ..OpDef::COMPUTE
 };
 
@@ -197,4 +200,9 @@ fn samples(state: usize, hyper: &[(&str, [f64; 5])]) -> Vec<Sample> {
         }
     }
     all
+}
+
+/// Parameters, gradients and states of a bench.
+fn flats(s: &Sizes, number: usize) -> Vec<SampleIn> {
+    vec![SampleIn::f32(&[s.params]); number]
 }
