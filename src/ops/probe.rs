@@ -9,7 +9,7 @@ use crate::dtype::Ty;
 use crate::error::Result;
 use crate::ops::launch::{bytes, flat, grid, words};
 use crate::ops::{
-    Arg, Attr, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Arg, Attr, Case, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
 /// The family's rows of the op table.
@@ -44,6 +44,7 @@ pub static MULTIPLY_ADD: OpDef = OpDef {
             .map(|(name, n, rounds)| Sample::new(name, Attr::Rounds(rounds), vec![SampleIn::normal(Ty::f32(&[n]))]))
             .into()
     },
+    cases: |s| vec![Case::new("256 rounds", Attr::Rounds(256), vec![SampleIn::f32(&[s.tokens * s.hidden])])],
     ..OpDef::COMPUTE
 };
 
