@@ -4,15 +4,13 @@
 //! `cargo bench --bench ops -- linear` runs those whose name contains `linear`; `-- --test` runs each once.
 
 mod common;
-#[path = "../tests/common/data.rs"]
-#[allow(dead_code)]
-mod data;
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trimtab::backend::{Backend, Recording, Slice};
+use trimtab::bench::operands::{in_16_bits, operands};
 use trimtab::dtype::{ALIGN, Ty, align};
 use trimtab::ops::*;
 use trimtab::plan::{Operands, lower};
@@ -55,7 +53,7 @@ fn prepare(op: &'static OpDef, case: &Case, ins: &[Ty], outs: &[Ty]) -> (Box<dyn
     });
     let out_slices: Vec<Slice> = out_slices.collect();
     let work = (work > 0).then(|| room(work));
-    for (slice, bytes) in in_slices.iter().zip(data::operands(op.name, &case.sample).0) {
+    for (slice, bytes) in in_slices.iter().zip(operands(op.name, &case.sample).expect("rows fill their operands").0) {
         device.upload(*slice, &bytes).expect("it fits");
     }
     let at = Operands { outs: out_slices, ins: in_slices, work };
@@ -71,7 +69,7 @@ fn ops(c: &mut Criterion) {
     for op in table() {
         for case in (op.cases)(&Sizes::default()) {
             bench(c, op, &case, &case.sample.name);
-            let narrow = |dtype| Some((dtype, data::in_16_bits(op, &case.sample, dtype)?));
+            let narrow = |dtype| Some((dtype, in_16_bits(op, &case.sample, dtype)?));
             if let Some((dtype, sample)) = device.caps().compute_dtype.and_then(narrow) {
                 let name = format!("{}, {dtype}", sample.name);
                 bench(c, op, &Case { sample, shared: case.shared }, &name);

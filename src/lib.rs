@@ -80,6 +80,7 @@
 //! | [`graph`], [`ops`], [`autograd`] | the step as data: nodes, the op table, backward |
 //! | [`memory`] | what makes a step fit a budget: recompute, streaming, paging, offload, and who chooses |
 //! | [`plan`], [`exec`], [`offload`], [`backend`] | addresses and the account; a plan on a device; what is off it; the devices |
+//! | [`bench`] | what judges kernels: operands, watched runs, how far from the definition they may be |
 //! | [`cpu`], [`quant`], [`dtype`] | what CPU kernels are built from; storage formats |
 //! | [`weights`], [`data`] | checkpoints; tokens, packing, sampling |
 
@@ -88,6 +89,7 @@
 pub mod autograd;
 pub mod backend;
 pub mod base;
+pub mod bench;
 pub mod config;
 pub mod cpu;
 pub mod data;

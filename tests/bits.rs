@@ -5,11 +5,11 @@ mod common;
 
 use std::slice::from_ref;
 
-use common::data::Random;
 use common::devices::Device;
-use common::run::Run;
 use half::{bf16, f16};
 use trimtab::backend::{Backend, Launch, Slice, Target};
+use trimtab::bench::operands::Random;
+use trimtab::bench::watched::Run;
 use trimtab::dtype::{DType, Nf4Layout, Ty};
 use trimtab::ops::logit_loss::{BCE_WITH_LOGITS, CROSS_ENTROPY, MSE, RANGE_CROSS_ENTROPY};
 use trimtab::ops::{Attr, Loss, OpDef, elementwise::CAST, quant::NF4_DEQUANTIZE, quant::NF4_QUANTIZE};

@@ -5,9 +5,9 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use common::data::in_16_bits;
 use common::devices::Device;
 use trimtab::backend::cuda::{self, Output, compiled, options};
+use trimtab::bench::operands::in_16_bits;
 use trimtab::dtype::Ty;
 use trimtab::ops::{self, CudaLaunch, Lower, OpDef, Sample};
 

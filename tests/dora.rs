@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::data::Random;
 use common::devices::{Device, devices};
 use common::interpret::Values;
+use trimtab::bench::operands::Random;
 use trimtab::cpu::philox::Mask;
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::data::{Dataset, Example};

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::data::Random;
 use common::scratch::{Scratch, copy};
 use serde_json::Value;
 use trimtab::base::Base;
+use trimtab::bench::operands::Random;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::tokenizer::Tokenizer;
 use trimtab::dtype::DType;

@@ -6,11 +6,11 @@ mod common;
 
 use std::io::Write;
 
-use common::data::{decode, in_16_bits, operands};
 use common::devices::Device;
-use common::run::Run;
-use common::tolerance::{rounding, sway, tolerance};
 use trimtab::backend::Backend;
+use trimtab::bench::operands::{decode, in_16_bits, operands};
+use trimtab::bench::truth::allowed;
+use trimtab::bench::watched::Run;
 use trimtab::dtype::{DType, Ty};
 use trimtab::ops::{self, OpDef, Sample};
 
@@ -29,7 +29,7 @@ fn compare(
     card: &mut dyn Backend,
     ptx: &mut dyn Backend,
 ) -> Result<Vec<Case>, String> {
-    let (stored, meant) = operands(op.name, sample);
+    let (stored, meant) = operands(op.name, sample)?;
     let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let outs = op.types(&sample.attr, &tys)?;
     let run = |device: &mut dyn Backend| {
@@ -39,18 +39,14 @@ fn compare(
     let (hard, soft) =
         (run(card).map_err(|e| format!("card: {e}"))?, run(ptx).map_err(|e| format!("interpreter: {e}"))?);
     let wants = (op.reference)(&sample.attr, &meant);
-    let sways = sway(op, sample, &meant, &wants);
-    let cost = (op.cost)(&sample.attr, &tys, &outs);
-    let compute_dtype = op.compute_dtype(&sample.attr, &tys);
+    let allowed = allowed(op, sample, &meant, &wants)?;
     let case = |(o, ty): (usize, &Ty)| {
         let (a, b) = (decode(ty, &hard[o]), decode(ty, &soft[o]));
         let apart = |(x, y): (&f64, &f64)| if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() };
         let worst = |w: f64, d: f64| if d.is_nan() || d > w { if d.is_nan() { f64::INFINITY } else { d } } else { w };
-        // Each may be off by the tolerance, to either side.
-        let want = &wants[o].data;
-        let allowed = 2.0 * (tolerance(cost, ty.dtype, want, sways[o]) + rounding(compute_dtype, want, sways[o]));
         let difference = a.iter().zip(&b).map(apart).fold(0.0, worst);
-        Case { output: o, difference, allowed, equal_bits: hard[o] == soft[o] }
+        // Each may be off by what is allowed, to either side.
+        Case { output: o, difference, allowed: 2.0 * allowed[o], equal_bits: hard[o] == soft[o] }
     };
     Ok(outs.iter().enumerate().map(case).collect())
 }

@@ -6,9 +6,9 @@
 
 mod common;
 
-use common::data::{Random, operands};
 use common::interpret::Values;
 use trimtab::autograd::backward;
+use trimtab::bench::operands::{Random, operands};
 use trimtab::dtype::{DType, Ty};
 use trimtab::error::Error;
 use trimtab::graph::{Graph, LeafKind, Val};
@@ -52,7 +52,7 @@ fn build(op: &'static OpDef, sample: &Sample, wants: &[bool]) -> Result<Built, E
 
 /// Ok: the inputs whose gradient was checked.
 fn check(op: &'static OpDef, sample: &Sample) -> Result<Vec<usize>, String> {
-    let (_, x) = operands(op.name, sample);
+    let (_, x) = operands(op.name, sample).unwrap();
     // An operand that nothing trains (a table of angles), and gradients that the sample's attributes exclude, are
     // refused with an error that names the op.
     let refused = |e: &Error| match e {
@@ -153,7 +153,7 @@ fn rows_that_accumulate_add_their_last_operand() {
             let asks = sample.attr.acc().is_some_and(|acc| *acc);
             return asks.then(|| "its sample asks for what the row says it cannot".into());
         };
-        let x = operands(op.name, &sample).1;
+        let x = operands(op.name, &sample).unwrap().1;
         let (last, rest) = x.split_last().unwrap();
         let ([with], [without]) = (&(op.reference)(&sample.attr, &x)[..], &(op.reference)(&attr, rest)[..]) else {
             return Some("it has not one output".into());
@@ -215,7 +215,7 @@ fn residual_gradients_are_added_by_the_norm() {
     for name in ["rms_norm", "layer_norm"] {
         let op = ops::table().find(|op| op.name == name).unwrap();
         let sample = (op.samples)().into_iter().find(|s| s.name == "odd").unwrap();
-        let (_, x) = operands(op.name, &sample);
+        let (_, x) = operands(op.name, &sample).unwrap();
         let mut random = Random::named(name);
         // The gradient of x behind x + norm(x), or behind the norm alone.
         let gradient = |residual: bool| {
@@ -251,7 +251,7 @@ fn a_shared_gradient_takes_in_no_sum() {
     for name in ["rms_norm", "layer_norm"] {
         let op = ops::table().find(|op| op.name == name).unwrap();
         let sample = (op.samples)().into_iter().find(|s| s.name == "odd").unwrap();
-        let (_, x) = operands(op.name, &sample);
+        let (_, x) = operands(op.name, &sample).unwrap();
         let mut random = Random::named(name);
         let mut g = Graph::new();
         let ins: Vec<Val> = sample.ins.iter().map(|i| g.leaf(LeafKind::Param, "in", i.ty.clone())).collect();

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use common::data::Random;
 use common::scratch::Scratch;
 use trimtab::Error;
 use trimtab::base::Base;
+use trimtab::bench::operands::Random;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::dtype::DType;
 use trimtab::peft::{self, AdapterConfig, Targets, lora::Lora};

@@ -4,20 +4,23 @@
 
 mod common;
 
-use common::data::{decode, in_16_bits, operands};
 use common::devices::Device;
-use common::run::Run;
-use common::tolerance::{compare, rounding, sway, tolerance};
 #[cfg(feature = "cuda")]
 use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
+use trimtab::bench::operands::{in_16_bits, operands};
+use trimtab::bench::truth::judge;
+use trimtab::bench::watched::Run;
 use trimtab::dtype::{DType, Ty};
 use trimtab::ops::quant::weight_defines;
 use trimtab::ops::{self, Case, Fill, OpDef, Sample, Sizes};
 
 /// What is wrong with `op` on `sample`; None: nothing.
 fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Option<String> {
-    let (stored, meant) = operands(op.name, sample);
+    let (stored, meant) = match operands(op.name, sample) {
+        Ok(both) => both,
+        Err(e) => return Some(e),
+    };
     let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let outs = match op.types(&sample.attr, &tys) {
         Ok(outs) => outs,
@@ -31,21 +34,8 @@ fn verdict(op: &'static OpDef, sample: &Sample, device: &mut dyn Backend) -> Opt
         Ok(first) => first,
         Err(e) => return Some(e),
     };
-    let wants = (op.reference)(&sample.attr, &meant);
-    if wants.len() != outs.len() {
-        return Some(format!("the definition gives {} outputs, the shape rule {}", wants.len(), outs.len()));
-    }
-    let cost = (op.cost)(&sample.attr, &tys, &outs);
-    let compute_dtype = op.compute_dtype(&sample.attr, &tys);
-    let sways = sway(op, sample, &meant, &wants);
-    for (o, ((ty, got), want)) in outs.iter().zip(&first).zip(&wants).enumerate() {
-        if want.shape != ty.shape {
-            return Some(format!("output {o}: the definition gives {:?}, the shape rule {ty}", want.shape));
-        }
-        let allowed = tolerance(cost, ty.dtype, &want.data, sways[o]) + rounding(compute_dtype, &want.data, sways[o]);
-        if let Err(e) = compare(&decode(ty, got), &want.data, allowed) {
-            return Some(format!("output {o}: {e}"));
-        }
+    if let Err(e) = judge(op, sample, &meant, &first) {
+        return Some(e);
     }
     match run(device, &[]) {
         Ok(again) if again == first => {}
@@ -207,7 +197,7 @@ fn cases_on_interpreted_cuda() {
 /// those that grow or vanish with each run. Sums that grow by as much in each run are right.
 fn drifts(op: &OpDef, case: &Case) -> Option<String> {
     const RUNS: usize = 500;
-    let (_, mut ins) = operands(op.name, &case.sample);
+    let (_, mut ins) = operands(op.name, &case.sample).unwrap();
     let mut run = || {
         let outs = (op.reference)(&case.sample.attr, &ins);
         case.shared.iter().for_each(|&(i, o)| ins[i] = outs[o].clone());
@@ -327,7 +317,7 @@ fn f16_kernels_give_the_plain_kernels_bits() {
             if !tys.iter().any(|ty| defines(&*able, ty) == "W_F16 F16" && defines(&*plain, ty) == "W_F16") {
                 continue;
             }
-            let (stored, _) = operands(op.name, sample);
+            let (stored, _) = operands(op.name, sample).unwrap();
             let run = |device: &mut dyn Backend| {
                 let ins = tys.iter().cloned().zip(stored.iter().map(Vec::as_slice)).collect();
                 Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
@@ -474,6 +464,30 @@ mod controls {
             ..RIGHT
         };
         see(&OP, "its bits differ");
+    }
+
+    #[test]
+    fn operands_that_do_not_fit_are_refused() {
+        static OP: OpDef = RIGHT;
+        let values = |n, of: usize| {
+            let ins = vec![SampleIn::values(Ty::f32(&[of]), vec![1.0; n])];
+            verdict(&OP, &Sample::new("control", Attr::None, ins), &mut *Device::cpu().open())
+        };
+        assert_eq!(values(3, 3), None);
+        assert!(values(3, 4).is_some_and(|found| found.contains("found 3 values")));
+        let nan = SampleIn::constant(Ty::new(DType::Nf4, &[64]), f64::NAN);
+        assert!(operands("op", &Sample::new("NaN", Attr::None, vec![nan])).is_err());
+        let on = |bytes: &[u8], shared: &[(usize, usize)]| {
+            Run { op: &OP, attr: &Attr::None, ins: vec![(Ty::f32(&[2]), bytes)], shared }.on(&mut *Device::cpu().open())
+        };
+        assert!(on(&[0; 8], &[(0, 0)]).is_ok());
+        assert!(on(&[0; 4], &[]).is_err_and(|e| e.contains("4 bytes, expected 8")));
+        assert!(on(&[0; 8], &[(0, 1)]).is_err_and(|e| e.contains("cannot share")));
+        assert!(on(&[0; 8], &[(1, 0)]).is_err_and(|e| e.contains("cannot share")));
+        // An output of which bytes are missing is not right.
+        let meant = operands("twice", &sample()).unwrap().1;
+        assert!(judge(&OP, &sample(), &meant, &[vec![0; 4]]).is_err_and(|e| e.contains("1 elements, expected 37")));
+        assert!(judge(&OP, &sample(), &meant, &[]).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use common::devices::{Device, devices};
 use common::golden::Golden;
-use common::run::Run;
+use trimtab::bench::watched::Run;
 use trimtab::data::pack::{MicroBatch, pack};
 use trimtab::dtype::{DType, Ty};
 use trimtab::graph::LeafKind;

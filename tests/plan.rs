@@ -6,13 +6,13 @@ mod common;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use common::data::{Random, encode};
 use common::devices::devices;
 use common::graphs;
 use trimtab::Error;
 use trimtab::backend::cpu::Cpu;
 use trimtab::backend::null::Null;
 use trimtab::backend::{Backend, Caps, recording_bytes};
+use trimtab::bench::operands::{Random, encode};
 use trimtab::dtype::{ALIGN, DType, Ty};
 use trimtab::exec::Exec;
 use trimtab::graph::{Def, Graph, LeafKind, Phase, Val};
@@ -148,7 +148,7 @@ fn run(g: Graph, plan: Plan, results: &[Val], salt: u64) -> Vec<Vec<u8>> {
             .map(|_| if value.ty.dtype == DType::U32 { (random.word() >> 40) as f64 } else { random.normal() })
             .map(|x| x + salt as f64)
             .collect();
-        exec.upload(v, &encode(&value.ty, &fill)).unwrap();
+        exec.upload(v, &encode(&value.ty, &fill).unwrap()).unwrap();
     }
     for phase in [Phase::MICRO, Phase::UPDATE, Phase::MICRO, Phase::UPDATE] {
         exec.run(phase).unwrap();

@@ -4,11 +4,11 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::data::Random;
 use trimtab::Error;
 use trimtab::backend::params;
 use trimtab::backend::wgpu::{Ask, SHADERS, Wgpu, adapters, richest, shader};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Slice};
+use trimtab::bench::operands::Random;
 use trimtab::ops::WgslDispatch;
 
 fn open() -> Option<Wgpu> {

@@ -4,7 +4,7 @@ use trimtab::dtype::{DType, Ty};
 use trimtab::graph::{Graph, LeafKind, Phase, Val};
 use trimtab::ops::{Activation, Attr, Dropout, Linear, Lora, Matmul, elementwise, linear, matmul};
 
-use super::data::Random;
+use trimtab::bench::operands::Random;
 
 /// A graph of two phases, and the leaves that hold its results when both have run.
 pub struct Sketch {

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 
-pub mod data;
 pub mod devices;
 pub mod families2;
 pub mod golden;
@@ -11,9 +10,7 @@ pub mod graphs;
 pub mod interpret;
 #[cfg(feature = "cuda")]
 pub mod ptx;
-pub mod run;
 pub mod scratch;
-pub mod tolerance;
 
 /// A path in the repository: where cargo says it is, or, for a binary that runs where it was not built, where the
 /// variable of the same name says.

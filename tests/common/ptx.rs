@@ -5,10 +5,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::run::POISON;
 use ptxsim::{Launch as Grid, Memory, Module, Param, Schedule, run};
 use trimtab::backend::cuda::{Output, caps, compile};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Recording, Slice};
+use trimtab::bench::watched::POISON;
 use trimtab::ops::CudaLaunch;
 use trimtab::{Error, Result};
 

@@ -1,35 +1,51 @@
 //! Runs one op on a device, with everything around its operands watched.
 
-use trimtab::backend::{Backend, Slice};
-use trimtab::dtype::{ALIGN, Ty, align};
-use trimtab::ops::{Attr, OpDef};
-use trimtab::plan::{Operands, lower};
+use crate::backend::{Backend, Slice};
+use crate::dtype::{ALIGN, Ty, align};
+use crate::error::{Error, Result};
+use crate::ops::{Attr, OpDef};
+use crate::plan::{Operands, lower};
 
 /// A NaN as f32, and out of range as an index: what a kernel reads where it should not, shows.
 const GUARD: u32 = 0x7fc0_dead;
 /// What outputs and scratch memory hold before: an element that was not written, or was read before, shows.
 pub const POISON: u32 = 0x7fc0_beef;
 
+/// An op to run on operands of its own.
+#[derive(Clone, Debug)]
 pub struct Run<'a> {
+    /// The op's row.
     pub op: &'static OpDef,
+    /// Its attributes.
     pub attr: &'a Attr,
     /// Types and stored bytes.
     pub ins: Vec<(Ty, &'a [u8])>,
-    /// Pairs (input, output) that lie in the same place.
+    /// Pairs (input, output) in the same place.
     pub shared: &'a [(usize, usize)],
 }
 
 struct Room {
     slice: Slice,
-    /// What lay there before, if nothing may write it.
+    /// What was there before, if nothing may write it.
     fixed: Option<Vec<u8>>,
 }
 
 impl Run<'_> {
-    /// The outputs' bytes, those of their elements.
+    /// The outputs' bytes, those of their elements. The error is what the device refused, or that the kernel wrote where it
+    /// must not.
     pub fn on(&self, device: &mut dyn Backend) -> Result<Vec<Vec<u8>>, String> {
         let in_tys: Vec<Ty> = self.ins.iter().map(|(ty, _)| ty.clone()).collect();
         let out_tys = self.op.types(self.attr, &in_tys).map_err(|e| format!("infer: {e}"))?;
+        for (i, (ty, bytes)) in self.ins.iter().enumerate() {
+            if bytes.len() != ty.bytes() {
+                return Err(format!("input {i} is {ty} and has {} bytes, expected {}", bytes.len(), ty.bytes()));
+            }
+        }
+        let size = |tys: &[Ty], n: usize| tys.get(n).map(Ty::bytes);
+        let fits = |&(i, o): &(usize, usize)| i < in_tys.len() && size(&in_tys, i) == size(&out_tys, o);
+        if let Some((i, o)) = self.shared.iter().find(|pair| !fits(pair)) {
+            return Err(format!("input {i} and output {o} cannot share a place: they are not of one size"));
+        }
         let work = (self.op.workspace)(self.attr, &in_tys, device.caps());
 
         // Every room is followed by a guard, the first also preceded by one.
@@ -38,7 +54,7 @@ impl Run<'_> {
         let mut place = |content: &[u8]| {
             let offset = image.len();
             image.extend_from_slice(content);
-            // Guard words begin right behind the last byte.
+            // Guard words begin right after the last byte.
             let end = align(image.len() + 4);
             let tail = words(GUARD, end - image.len());
             image.extend(tail);
@@ -67,7 +83,7 @@ impl Run<'_> {
             rooms.push((offset, n, None));
         }
 
-        let fail = |e: trimtab::Error| e.to_string();
+        let fail = |e: Error| e.to_string();
         let buffer = device.alloc(image.len() as u64).map_err(fail)?;
         let rooms: Vec<Room> = rooms
             .into_iter()
@@ -92,9 +108,9 @@ impl Run<'_> {
         if let Some(at) = (0..after.len()).find(|&b| outside[b] && after[b] != image[b]) {
             let room =
                 rooms.iter().rposition(|r| r.slice.offset as usize <= at).map_or("the first".into(), |r| r.to_string());
-            return Err(format!("a byte outside of all operands was written, behind operand {room}"));
+            return Err(format!("a byte outside of all operands was written, after operand {room}"));
         }
-        // Behind an odd number of 16-bit elements lies half a word that means nothing.
+        // After an odd number of 16-bit elements is half a word that means nothing.
         let elements = |ty: &Ty| if ty.dtype.is_float() { ty.len() * ty.dtype.bytes(2) / 2 } else { ty.bytes() };
         let outs = out_tys.iter().zip(&rooms[self.ins.len()..]);
         Ok(outs.map(|(ty, room)| content(&after, room.slice)[..elements(ty)].to_vec()).collect())
@@ -108,7 +124,7 @@ impl Run<'_> {
         rooms: &[Room],
         in_tys: &[Ty],
         out_tys: &[Ty],
-    ) -> trimtab::Result<Vec<u8>> {
+    ) -> Result<Vec<u8>> {
         device.upload(whole, image)?;
         let (ins, rest) = rooms.split_at(in_tys.len());
         let (outs, work) = rest.split_at(out_tys.len());
@@ -117,7 +133,7 @@ impl Run<'_> {
             ins: ins.iter().map(|r| r.slice).collect(),
             work: work.first().map(|r| r.slice),
         };
-        let launches = lower(self.op, "test", self.attr, in_tys, out_tys, &at, device.caps())?;
+        let launches = lower(self.op, "bench", self.attr, in_tys, out_tys, &at, device.caps())?;
         let recording = device.record(&launches)?;
         let ran = device.replay(recording).and_then(|()| device.sync());
         device.forget(recording);

@@ -1,24 +1,28 @@
-//! Test data: numbers drawn the same way every time, and tensors to bytes and back.
+//! The operands of a sample: numbers drawn the same way every time, and tensors to bytes and back.
 
 use half::{bf16, f16};
-use trimtab::dtype::{DType, Ty};
-use trimtab::ops::{Fill, OpDef, Sample, Tensor};
-use trimtab::quant::nf4;
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
+use crate::dtype::{DType, Ty};
+use crate::ops::{Fill, OpDef, Sample, Tensor};
+use crate::quant::nf4;
+
+/// Random numbers that are the same on every machine: SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
+    /// Numbers that follow from `seed`.
     pub fn new(seed: u64) -> Random {
         Random(seed)
     }
 
-    /// Seeded by a text.
+    /// Numbers that follow from a text.
     pub fn named(name: &str) -> Random {
         // FNV-1a.
         Random(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3)))
     }
 
+    /// The next 64 random bits.
     pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -39,9 +43,11 @@ impl Random {
     }
 }
 
-/// `values` as a tensor of type `ty` is stored.
-pub fn encode(ty: &Ty, values: &[f64]) -> Vec<u8> {
-    assert_eq!(values.len(), ty.len(), "values for {ty}");
+/// `values` as a tensor of type `ty` is stored. The error says what is wrong with them.
+pub fn encode(ty: &Ty, values: &[f64]) -> Result<Vec<u8>, String> {
+    if values.len() != ty.len() {
+        return Err(format!("found {} values for {ty}, expected {}", values.len(), ty.len()));
+    }
     let mut bytes: Vec<u8> = match ty.dtype {
         DType::F32 => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
         DType::BF16 => values.iter().flat_map(|&v| bf16::from_f64(v).to_le_bytes()).collect(),
@@ -50,26 +56,26 @@ pub fn encode(ty: &Ty, values: &[f64]) -> Vec<u8> {
         DType::U32 => values.iter().flat_map(|&v| (v as u32).to_le_bytes()).collect(),
         DType::Nf4 | DType::Nf4Dq => {
             let floats: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-            nf4::quantize(&floats, ty.dtype == DType::Nf4Dq).unwrap()
+            nf4::quantize(&floats, ty.dtype == DType::Nf4Dq).map_err(|e| format!("{ty}: {e}"))?
         }
     };
     bytes.resize(ty.bytes(), 0);
-    bytes
+    Ok(bytes)
 }
 
-/// What stored bytes mean.
+/// What stored bytes mean: the elements of which all bytes are there.
 pub fn decode(ty: &Ty, bytes: &[u8]) -> Vec<f64> {
     let n = ty.len();
+    let words = || bytes.as_chunks::<4>().0.iter().take(n);
+    let halves = || bytes.as_chunks::<2>().0.iter().take(n);
     match ty.dtype {
-        DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
-        DType::BF16 => {
-            bytes.chunks_exact(2).take(n).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect()
-        }
-        DType::F16 => {
-            bytes.chunks_exact(2).take(n).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect()
-        }
-        DType::I32 => bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
-        DType::U32 => bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+        DType::F32 => words().map(|&b| f32::from_le_bytes(b) as f64).collect(),
+        DType::BF16 => halves().map(|&b| bf16::from_le_bytes(b).to_f64()).collect(),
+        DType::F16 => halves().map(|&b| f16::from_le_bytes(b).to_f64()).collect(),
+        DType::I32 => words().map(|&b| i32::from_le_bytes(b) as f64).collect(),
+        DType::U32 => words().map(|&b| u32::from_le_bytes(b) as f64).collect(),
+        // Without all of the scales no code means anything.
+        DType::Nf4 | DType::Nf4Dq if bytes.len() < ty.bytes() => Vec::new(),
         DType::Nf4 | DType::Nf4Dq => {
             let mut out = vec![0f32; n];
             nf4::dequantize(bytes, ty.dtype == DType::Nf4Dq, &mut out);
@@ -78,12 +84,8 @@ pub fn decode(ty: &Ty, bytes: &[u8]) -> Vec<f64> {
     }
 }
 
-pub fn tensor(ty: &Ty, bytes: &[u8]) -> Tensor {
-    Tensor::new(&ty.shape, decode(ty, bytes))
-}
-
-/// The operands of a sample: as stored, and what they mean.
-pub fn operands(op: &str, sample: &Sample) -> (Vec<Vec<u8>>, Vec<Tensor>) {
+/// The operands of a sample of the op of this name: as stored, and what they mean.
+pub fn operands(op: &str, sample: &Sample) -> Result<(Vec<Vec<u8>>, Vec<Tensor>), String> {
     let (mut stored, mut meant): (Vec<Vec<u8>>, Vec<Tensor>) = (Vec::new(), Vec::new());
     for (i, input) in sample.ins.iter().enumerate() {
         let mut random = Random::named(&format!("{op}/{}/{:?}/{i}", sample.name, sample.attr));
@@ -95,14 +97,14 @@ pub fn operands(op: &str, sample: &Sample) -> (Vec<Vec<u8>>, Vec<Tensor>) {
             Fill::Values(values) => values.clone(),
             Fill::Derived(f) => f(&sample.attr, &meant).data,
         };
-        let bytes = encode(&input.ty, &values);
-        meant.push(tensor(&input.ty, &bytes));
+        let bytes = encode(&input.ty, &values).map_err(|e| format!("operand {i} of {op} ({}): {e}", sample.name))?;
+        meant.push(Tensor::new(&input.ty.shape, decode(&input.ty, &bytes)));
         stored.push(bytes);
     }
-    (stored, meant)
+    Ok((stored, meant))
 }
 
-/// The sample with its activations in 16 bits; None if it has none.
+/// The sample with its activations in `dtype`, a type of 16 bits; None if it has none.
 pub fn in_16_bits(op: &OpDef, sample: &Sample, dtype: DType) -> Option<Sample> {
     let mut narrow = sample.clone();
     let acts = (op.acts)(&sample.attr).ins;

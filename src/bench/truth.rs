@@ -1,7 +1,7 @@
 //! How far a kernel may be from the float64 definition.
 //!
 //! A kernel in f32 rounds each operand's product and each partial sum by at most u = 2⁻²⁴ of its size. Over the n
-//! terms behind one element these errors add up like a random walk: to about u·√n times the size that partial sums
+//! terms of one element these errors add up like a random walk: to about u·√n times the size that partial sums
 //! reach. That size is not known for each element, but the largest element of the output stands for it: all elements
 //! of an output are sums over data of one distribution. What surrounds the sums (a division, an exponential, a square
 //! root: each a few ulp, WGSL allows `exp` 3 + 2|x|) is the constant 8. C = 8 (in units of u) covers what the largest
@@ -15,19 +15,52 @@
 //!
 //! Where activations are kept in 16 bits, operands and intermediate results are rounded to such a type on their way into
 //! a product, by at most v = 2⁻⁹ (bf16) or 2⁻¹² (f16) of their size. Errors of n terms add up like the terms do, so each
-//! such rounding shows as about v of the output's size; an output behind a few of them may be off by 4·v·max |want|,
-//! and where an exponential makes more of it (weights of 16 bits behind a softmax), by what the definition moves then:
+//! such rounding shows as about v of the output's size; an output after a few of them may be off by 4·v·max |want|,
+//! and where an exponential makes more of it (weights of 16 bits after a softmax), by what the definition moves then:
 //! the sway, in steps of v.
 //!
 //! At n = 64 that is some 10⁻⁵ of the largest element; one forgotten term of 64 is off by a hundred thousand times u.
 
-use trimtab::dtype::DType;
-use trimtab::ops::{Cost, OpDef, Sample, Tensor};
+use super::operands::{Random, decode};
+use crate::dtype::{DType, Ty};
+use crate::ops::{Cost, OpDef, Sample, Tensor};
 
-use super::data::Random;
-
+/// Half the distance from 1 to the next f32.
 const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
 const C: f64 = 8.0;
+
+/// How far each output may be from what the definition gives on `operands`, those of `sample`: `wants`.
+pub fn allowed(op: &OpDef, sample: &Sample, operands: &[Tensor], wants: &[Tensor]) -> Result<Vec<f64>, String> {
+    let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+    let outs = op.types(&sample.attr, &ins)?;
+    let cost = (op.cost)(&sample.attr, &ins, &outs);
+    let compute_dtype = op.compute_dtype(&sample.attr, &ins);
+    let sways = sway(op, sample, operands, wants);
+    let of = |((ty, want), sway): ((&Ty, &Tensor), f64)| {
+        tolerance(cost, ty.dtype, &want.data, sway) + rounding(compute_dtype, &want.data, sway)
+    };
+    Ok(outs.iter().zip(wants).zip(sways).map(of).collect())
+}
+
+/// Compares the stored outputs of a kernel that ran on `operands`, those of `sample`, with what the definition gives. The error
+/// is the first output that is wrong, and how.
+pub fn judge(op: &OpDef, sample: &Sample, operands: &[Tensor], found: &[Vec<u8>]) -> Result<(), String> {
+    let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+    let outs = op.types(&sample.attr, &ins)?;
+    let wants = (op.reference)(&sample.attr, operands);
+    if wants.len() != outs.len() {
+        return Err(format!("the definition gives {} outputs, the shape rule {}", wants.len(), outs.len()));
+    }
+    let allowed = allowed(op, sample, operands, &wants)?;
+    for (o, ((ty, want), allowed)) in outs.iter().zip(&wants).zip(allowed).enumerate() {
+        if want.shape != ty.shape {
+            return Err(format!("output {o}: the definition gives {:?}, the shape rule {ty}", want.shape));
+        }
+        let bytes = found.get(o).map_or(&[][..], Vec::as_slice);
+        compare(&decode(ty, bytes), &want.data, allowed).map_err(|e| format!("output {o}: {e}"))?;
+    }
+    Ok(())
+}
 
 /// For each output, the farthest that an element moves when the float operands do, by one rounding each.
 pub fn sway(op: &OpDef, sample: &Sample, operands: &[Tensor], wants: &[Tensor]) -> Vec<f64> {
@@ -50,7 +83,7 @@ pub fn sway(op: &OpDef, sample: &Sample, operands: &[Tensor], wants: &[Tensor]) 
     farthest
 }
 
-/// The largest allowed difference from `want`.
+/// The largest allowed difference from `want`, in a result stored as `dtype`.
 pub fn tolerance(cost: Cost, dtype: DType, want: &[f64], sway: f64) -> f64 {
     let scale = want.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
     match dtype {
@@ -64,7 +97,7 @@ pub fn tolerance(cost: Cost, dtype: DType, want: &[f64], sway: f64) -> f64 {
     }
 }
 
-/// What rounding activations to 16 bits adds to it.
+/// What rounding activations to `compute_dtype` adds to it.
 pub fn rounding(compute_dtype: Option<DType>, want: &[f64], sway: f64) -> f64 {
     let scale = want.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
     let of = |v: f64| 4.0 * v * scale + sway * v / UNIT;
@@ -75,7 +108,7 @@ pub fn rounding(compute_dtype: Option<DType>, want: &[f64], sway: f64) -> f64 {
     }
 }
 
-/// The worst element, if one is out of tolerance.
+/// Whether all elements are within the tolerance; the error is the worst one, and how many are not.
 pub fn compare(got: &[f64], want: &[f64], tolerance: f64) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{} elements, expected {}", got.len(), want.len()));
