@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trimtab::backend::{Backend, Recording, Slice};
-use trimtab::bench::operands::{in_16_bits, operands};
+use trimtab::bench::operands::{in_16_bits, stored};
 use trimtab::dtype::{ALIGN, Ty, align};
 use trimtab::ops::*;
 use trimtab::plan::{Operands, lower};
@@ -53,7 +53,7 @@ fn prepare(op: &'static OpDef, case: &Case, ins: &[Ty], outs: &[Ty]) -> (Box<dyn
     });
     let out_slices: Vec<Slice> = out_slices.collect();
     let work = (work > 0).then(|| room(work));
-    for (slice, bytes) in in_slices.iter().zip(operands(op.name, &case.sample).expect("rows fill their operands").0) {
+    for (slice, bytes) in in_slices.iter().zip(stored(op.name, &case.sample).expect("rows fill their operands")) {
         device.upload(*slice, &bytes).expect("it fits");
     }
     let at = Operands { outs: out_slices, ins: in_slices, work };

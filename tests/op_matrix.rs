@@ -8,7 +8,7 @@ use common::devices::Device;
 #[cfg(feature = "cuda")]
 use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
-use trimtab::bench::operands::{in_16_bits, operands};
+use trimtab::bench::operands::{Random, encode, in_16_bits, operands, stored};
 use trimtab::bench::truth::judge;
 use trimtab::bench::watched::Run;
 use trimtab::dtype::{DType, Ty};
@@ -464,6 +464,27 @@ mod controls {
             ..RIGHT
         };
         see(&OP, "its bits differ");
+    }
+
+    /// Threads draw parts of an operand; the numbers are those of one sequence.
+    #[test]
+    fn operands_are_one_sequence() {
+        for (dtype, n) in [(DType::F32, 9001), (DType::BF16, 8193), (DType::Nf4, 270_001), (DType::Nf4Dq, 8195)] {
+            let ty = Ty::new(dtype, &[1, n]);
+            let sample = Sample::new(
+                "s",
+                Attr::None,
+                vec![SampleIn::normal(ty.clone()), SampleIn::uniform(ty.clone(), -1.0, 2.0)],
+            );
+            let mut randoms = [0, 1].map(|i| Random::named(&format!("op/s/None/{i}")));
+            let normal: Vec<f64> = (0..n).map(|_| randoms[0].normal()).collect();
+            let uniform: Vec<f64> = (0..n).map(|_| -1.0 + 3.0 * randoms[1].uniform()).collect();
+            let expected = [normal, uniform].map(|values| encode(&ty, &values).unwrap());
+            let found = stored("op", &sample).unwrap();
+            assert!(found == expected, "{ty}");
+            assert!(operands("op", &sample).unwrap().0 == found, "{ty}");
+            assert!(found[0] != found[1], "the control");
+        }
     }
 
     #[test]
