@@ -46,6 +46,8 @@ pub struct OpDef {
     pub log_sums: &'static [usize],
     /// What a launch costs, from the types of the inputs and of the outputs.
     pub cost: fn(&Attr, &[Ty], &[Ty]) -> Cost,
+    /// Bytes that a launch reads and writes, from the types of the inputs and of the outputs: of tables only the rows taken.
+    pub traffic: fn(&[Ty], &[Ty]) -> u64,
     /// Scratch bytes a launch needs beside its operands.
     pub workspace: fn(&Attr, &[Ty], &Caps) -> u64,
     /// The CPU kernel.
@@ -129,6 +131,7 @@ impl OpDef {
         indexes: |_| None,
         log_sums: &[],
         cost: |_, _, _| Cost::default(),
+        traffic: |ins, outs| ins.iter().chain(outs).map(|ty| ty.bytes() as u64).sum(),
         workspace: |_, _, _| 0,
         host: |_| {},
         wgsl: |_| Ok(Vec::new()),

@@ -54,6 +54,7 @@ pub static EMBED: OpDef = OpDef {
     }),
     indexes: |ins| Some((0, ins[1].rows())),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
+    traffic: |ins, outs| ins[0].bytes() as u64 + row_bytes(&ins[1], outs[0].len()) + outs[0].bytes() as u64,
     host: host_embed,
     wgsl: wgsl_embed,
     cuda: cuda::embed,
@@ -109,6 +110,7 @@ pub static EMBED_DW: OpDef = OpDef {
     accumulates: true,
     in_place: &[(2, 0)],
     cost: |_, ins, outs| Cost { flops: (2 * ins[1].len() + outs[0].len()) as u64, terms: ins[0].len() + 1 },
+    traffic: scattered,
     host: host_embed_dw,
     wgsl: wgsl_embed_dw,
     cuda: cuda::embed_dw,
@@ -163,6 +165,7 @@ pub static CACHE_WRITE: OpDef = OpDef {
     grad: Grad::Stop,
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: ins[1].len() as u64, terms: 1 },
+    traffic: |ins, _| 2 * ins[1].bytes() as u64 + ins[2].bytes() as u64,
     host: host_cache_write,
     wgsl: wgsl_cache_write,
     cuda: cuda::cache_write,
@@ -188,6 +191,17 @@ pub static CACHE_WRITE: OpDef = OpDef {
     },
     ..OpDef::COMPUTE
 };
+
+/// Bytes of `n` elements of a table.
+fn row_bytes(table: &Ty, n: usize) -> u64 {
+    table.dtype.bytes(n) as u64
+}
+
+/// A gradient of a table that is added to reads and writes the rows of the tokens; one that is not, all rows.
+fn scattered(ins: &[Ty], outs: &[Ty]) -> u64 {
+    let read = (ins[0].bytes() + ins[1].bytes()) as u64;
+    read + if ins.len() > 2 { 2 * ins[1].bytes() as u64 } else { outs[0].bytes() as u64 }
+}
 
 impl Graph {
     /// scale·table\[ids\] in f32. Of a table that is no leaf it is a gather of rows, with a gradient of the table's type;

@@ -1,6 +1,6 @@
 //! Columns of a table by index: the low-rank factor A of an embedding, which is stored as [rank, vocabulary].
 
-use super::{WG, grad, host_start_sum, ids_in, scale, start_sum};
+use super::{WG, grad, host_start_sum, ids_in, row_bytes, scale, scattered, start_sum};
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
@@ -41,6 +41,7 @@ pub static EMBED_COLS: OpDef = OpDef {
     }),
     indexes: |ins| Some((0, ins[1].cols())),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
+    traffic: |ins, outs| ins[0].bytes() as u64 + row_bytes(&ins[1], outs[0].len()) + outs[0].bytes() as u64,
     host: host_embed_cols,
     wgsl: wgsl_embed_cols,
     cuda: super::cuda::embed_cols,
@@ -92,6 +93,7 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
     accumulates: true,
     in_place: &[(2, 0)],
     cost: |_, ins, outs| Cost { flops: (2 * ins[1].len() + outs[0].len()) as u64, terms: ins[0].len() + 1 },
+    traffic: scattered,
     host: host_embed_cols_dw,
     wgsl: wgsl_embed_cols_dw,
     cuda: super::cuda::embed_cols_dw,
