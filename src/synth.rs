@@ -64,6 +64,21 @@ pub fn like(name: &str) -> Option<Value> {
     Some(config)
 }
 
+/// The config of a shape that is known by name, or of the config.json that is named.
+pub fn config(name: &str) -> Result<Value> {
+    match like(name) {
+        Some(config) => Ok(config),
+        None if name.ends_with(".json") => {
+            let text = std::fs::read_to_string(name).map_err(|e| Error::io(name, e))?;
+            serde_json::from_str(&text).map_err(|e| Error::file(name, e.to_string(), "JSON"))
+        }
+        None => {
+            let names: Vec<&str> = LIKE.iter().map(|(name, _)| *name).collect();
+            Err(Error::config("--like", name, format!("{}, or the path of a config.json", names.join(", "))))
+        }
+    }
+}
+
 /// How a checkpoint is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Format {

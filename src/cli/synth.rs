@@ -1,6 +1,6 @@
 //! `trimtab synth`: a model of random weights of any size, to measure on.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use trimtab::Error;
@@ -37,19 +37,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Outcome {
-    let config = match synth::like(&args.like) {
-        Some(config) => config,
-        None if args.like.ends_with(".json") => {
-            let path = Path::new(&args.like);
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-            serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string(), "JSON"))?
-        }
-        None => {
-            let names: Vec<&str> = synth::LIKE.iter().map(|(name, _)| *name).collect();
-            let expected = format!("{}, or the path of a config.json", names.join(", "));
-            return Err(Stop::Usage(Error::config("--like", args.like, expected)));
-        }
-    };
+    let config = synth::config(&args.like).map_err(|error| match error {
+        Error::Config { .. } => Stop::Usage(error),
+        error => Stop::Work(error),
+    })?;
     let quantize = match (args.quantize.as_str(), args.double_quant) {
         ("nf4", true) => Some(DType::Nf4Dq),
         ("nf4", false) => Some(DType::Nf4),
