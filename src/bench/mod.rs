@@ -1,6 +1,15 @@
-//! What kernels are judged by: operands of a sample, the op run on them with everything around them watched, and how far from the
-//! float64 definition its results may be. Tests and benches share it.
+//! How fast a device is at what the engine does (`trimtab bench`), and what kernels are judged by, here and in tests: operands of
+//! a sample, the op run on them with everything around them watched, and how far from the float64 definition its results
+//! may be.
+//!
+//! Every figure is a median with its quantiles, measured until it is sure or out of time; each result says where it was
+//! measured, and what the device gives at most.
 
+pub mod against;
+pub mod environment;
 pub mod operands;
+pub mod shapes;
+pub mod stats;
+pub mod table;
 pub mod truth;
 pub mod watched;

@@ -43,8 +43,8 @@ pub fn allowed(op: &OpDef, sample: &Sample, operands: &[Tensor], wants: &[Tensor
 }
 
 /// Compares the stored outputs of a kernel that ran on `operands`, those of `sample`, with what the definition gives. The error
-/// is the first output that is wrong, and how.
-pub fn judge(op: &OpDef, sample: &Sample, operands: &[Tensor], found: &[Vec<u8>]) -> Result<(), String> {
+/// is the first output that is wrong, and how; else it is the largest difference over what is allowed.
+pub fn judge(op: &OpDef, sample: &Sample, operands: &[Tensor], found: &[Vec<u8>]) -> Result<f64, String> {
     let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let outs = op.types(&sample.attr, &ins)?;
     let wants = (op.reference)(&sample.attr, operands);
@@ -52,14 +52,16 @@ pub fn judge(op: &OpDef, sample: &Sample, operands: &[Tensor], found: &[Vec<u8>]
         return Err(format!("the definition gives {} outputs, the shape rule {}", wants.len(), outs.len()));
     }
     let allowed = allowed(op, sample, operands, &wants)?;
+    let mut largest: f64 = 0.0;
     for (o, ((ty, want), allowed)) in outs.iter().zip(&wants).zip(allowed).enumerate() {
         if want.shape != ty.shape {
             return Err(format!("output {o}: the definition gives {:?}, the shape rule {ty}", want.shape));
         }
         let bytes = found.get(o).map_or(&[][..], Vec::as_slice);
-        compare(&decode(ty, bytes), &want.data, allowed).map_err(|e| format!("output {o}: {e}"))?;
+        let off = compare(&decode(ty, bytes), &want.data, allowed).map_err(|e| format!("output {o}: {e}"))?;
+        largest = largest.max(if off == 0.0 { 0.0 } else { off / allowed });
     }
-    Ok(())
+    Ok(largest)
 }
 
 /// For each output, the farthest that an element moves when the float operands do, by one rounding each.
@@ -108,8 +110,8 @@ pub fn rounding(compute_dtype: Option<DType>, want: &[f64], sway: f64) -> f64 {
     }
 }
 
-/// Whether all elements are within the tolerance; the error is the worst one, and how many are not.
-pub fn compare(got: &[f64], want: &[f64], tolerance: f64) -> Result<(), String> {
+/// The largest difference, if it is within the tolerance; the error is the worst element, and how many are not.
+pub fn compare(got: &[f64], want: &[f64], tolerance: f64) -> Result<f64, String> {
     if got.len() != want.len() {
         return Err(format!("{} elements, expected {}", got.len(), want.len()));
     }
@@ -129,6 +131,6 @@ pub fn compare(got: &[f64], want: &[f64], tolerance: f64) -> Result<(), String> 
                 got.len()
             ))
         }
-        _ => Ok(()),
+        (d, _) => Ok(d),
     }
 }
