@@ -6,8 +6,12 @@
 //! measured, and what the device gives at most.
 
 pub mod against;
+pub mod ceiling;
 pub mod environment;
+pub mod kernels;
 pub mod operands;
+pub mod place;
+pub mod roofline;
 pub mod shapes;
 pub mod stats;
 pub mod table;
