@@ -12,7 +12,7 @@ pub mod examined;
 pub mod export;
 pub mod folder;
 pub mod identity;
-mod inference;
+pub mod inference;
 pub mod inspect;
 pub mod job;
 pub mod learnt;

@@ -100,7 +100,7 @@ fn plan(
 }
 
 /// Whether what is trained is an adapter that PEFT reads.
-pub(super) fn adapts(config: &RunConfig) -> Result<bool> {
+pub fn adapts(config: &RunConfig) -> Result<bool> {
     Ok(config.adapter.is_some() || peft::named(config.method.name())?.peft_type.is_some())
 }
 
