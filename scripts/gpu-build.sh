@@ -14,9 +14,6 @@ shutil.copy(found[-1], f"{to}/{name}")' "$1" "$dir"
 for test in op_matrix gradients models training gpu; do
     cargo test --release --test "$test" --no-run --message-format=json | collect "$test"
 done
-for bench in ops step; do
-    cargo bench --bench "$bench" --no-run --message-format=json | collect "$bench"
-done
 cargo build --release --message-format=json | collect trimtab
 strip "$dir"/* 2>/dev/null || true
 du -sh "$dir" >&2

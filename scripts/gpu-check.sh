@@ -54,8 +54,16 @@ if [ -n "$sanitizer" ]; then
         step "$tool" timeout "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 "$bin/op_matrix" on_cuda --exact --test-threads 1
     done
 fi
-TRIMTAB_BENCH_DEVICE=cuda step bench_ops timeout "$limit" "$bin/ops" --bench --measurement-time 1 --warm-up-time 0.5
-TRIMTAB_BENCH_DEVICE=cuda step bench_step timeout "$limit" "$bin/step" --bench
+bench() { # NAME, ARGUMENTS...: a result of `trimtab bench` in JSON
+    local name=$1
+    shift
+    step "bench_$name" timeout "$limit" sh -c '"$0" bench "$@" --device cuda --json >"'"$work/bench_$name.json"'"' "$bin/trimtab" "$@"
+}
+bench kernels kernels --shapes llama-8b --time 0.2
+bench links links --time 0.2 --folder "$work"
+for quantize in none nf4; do
+    bench "step_$quantize" step --model assets/base --quantize "$quantize" --dtype bf16 --batch-size 4 --max-seq-len 256
+done
 mkdir -p "$(dirname "$out")"
 python3 - "$work" "$out" <<'P'
 import json, os, re, sys
@@ -65,10 +73,12 @@ for line in open(f"{work}/steps"):
     name, status, milliseconds, command = line.rstrip("\n").split(" ", 3)
     text = open(f"{work}/{name}.log", errors="replace").read()
     tests = dict(re.findall(r"^test (\S+) \.\.\. (\w+)", text, re.M))
-    times = re.findall(r"^(\S.*?)\s+time:\s+\[\S+ \S+ (\S+ \S+) \S+ \S+\]", text, re.M)
     report["steps"][name] = {"command": command, "status": int(status), "seconds": int(milliseconds) / 1000,
-                             "tests": tests, "median": dict(times),
+                             "tests": tests,
                              "tail": text[-6000:] if int(status) else text[-1500:]}
+    result = f"{work}/{name}.json"
+    if name.startswith("bench_") and os.path.getsize(result):
+        report["steps"][name]["result"] = json.load(open(result))
 path = f"{work}/interpreter.jsonl"
 report["interpreter"] = [json.loads(line) for line in open(path)] if os.path.exists(path) else []
 json.dump(report, open(out, "w"), indent=1)

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod advice;
+mod bench;
 mod chat;
 mod completions;
 mod devices;
@@ -70,6 +71,7 @@ enum Command {
     Completions(completions::Args),
     Man(man::Args),
     Synth(synth::Args),
+    Bench(bench::Args),
 }
 
 /// Why a command ended early.
@@ -80,6 +82,8 @@ enum Stop {
     Work(Error),
     /// The user ended it; what was done is kept, and was said.
     Interrupted,
+    /// It was done, and its result is a failure that was told: exit code 1.
+    Told,
     /// Nobody reads the output any more, which is no failure.
     BrokenPipe,
 }
@@ -124,9 +128,11 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
         Command::Synth(args) => synth::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     let (error, code) = match outcome {
         Ok(()) | Err(Stop::BrokenPipe) => return ExitCode::SUCCESS,
+        Err(Stop::Told) => return ExitCode::from(1),
         Err(Stop::Interrupted) => return ExitCode::from(Stop::INTERRUPTED),
         Err(Stop::Work(error)) => (error, 1),
         Err(Stop::Usage(error)) => (error, 2),
