@@ -4,6 +4,7 @@ mod pages;
 
 use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
 use crate::cpu::isa::Isa;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::system;
 use pages::Pages;
@@ -36,7 +37,7 @@ impl Cpu {
             max_invocations: 0,
             max_bindings: u32::MAX,
             f16: false,
-            compute_dtype: None,
+            compute_dtype: Some(DType::BF16),
             arch: 0,
             subgroup: None,
             coop: false,

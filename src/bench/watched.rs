@@ -3,7 +3,7 @@
 use crate::backend::{Backend, Slice};
 use crate::dtype::{ALIGN, Ty, align};
 use crate::error::{Error, Result};
-use crate::ops::{Attr, OpDef};
+use crate::ops::{Attr, OpDef, widen};
 use crate::plan::{Operands, lower};
 
 /// A NaN as f32, and out of range as an index: what a kernel reads where it should not, shows.
@@ -46,7 +46,7 @@ impl Run<'_> {
         if let Some((i, o)) = self.shared.iter().find(|pair| !fits(pair)) {
             return Err(format!("input {i} and output {o} cannot share a place: they are not of one size"));
         }
-        let work = (self.op.workspace)(self.attr, &in_tys, device.caps());
+        let work = widen::scratch(self.op, self.attr, &in_tys, device.caps());
 
         // Every room is followed by a guard, the first also preceded by one.
         let words = |w: u32, bytes: usize| w.to_le_bytes().into_iter().cycle().take(bytes).collect::<Vec<u8>>();

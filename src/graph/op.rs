@@ -52,6 +52,8 @@ pub struct OpDef {
     pub workspace: fn(&Attr, &[Ty], &Caps) -> u64,
     /// The CPU kernel.
     pub host: Host,
+    /// The CPU kernel takes activations in bf16 as well. Else they are widened into scratch memory, and results rounded.
+    pub narrow: bool,
     /// The WGSL launches.
     pub wgsl: fn(&Lower) -> Result<Vec<WgslDispatch>>,
     /// The CUDA launches.
@@ -134,6 +136,7 @@ impl OpDef {
         traffic: |ins, outs| ins.iter().chain(outs).map(|ty| ty.bytes() as u64).sum(),
         workspace: |_, _, _| 0,
         host: |_| {},
+        narrow: false,
         wgsl: |_| Ok(Vec::new()),
         cuda: |_| Ok(Vec::new()),
         acts: |_| Acts::default(),

@@ -9,6 +9,7 @@ mod dense;
 mod host;
 mod launch;
 mod tiles;
+pub mod widen;
 
 pub mod attention;
 pub mod concat;

@@ -3,6 +3,7 @@
 use crate::backend::Caps;
 use crate::dtype::align;
 use crate::graph::{Def, Graph, Val};
+use crate::ops::widen;
 
 /// Nodes from the one that defines to the last that reads, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +136,7 @@ pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
 pub fn workspace(g: &Graph, index: usize, caps: &Caps) -> u64 {
     let node = &g.nodes[index];
     let ins: Vec<_> = node.ins.iter().map(|&v| g.ty(v).clone()).collect();
-    (node.op.workspace)(&node.attr, &ins, caps)
+    widen::scratch(node.op, &node.attr, &ins, caps)
 }
 
 /// For each value that is a root: the last node that reads it, itself or through a view.

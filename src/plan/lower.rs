@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::backend::{Buffer, Caps, HostSlice, Kernel, Launch, Slice, Target};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
-use crate::ops::{Arg, Attr, CudaLaunch, HostCall, Lower, OpDef, WgslDispatch};
+use crate::ops::{Arg, Attr, CudaLaunch, HostCall, Lower, OpDef, WgslDispatch, widen};
 
 /// Where the operands of one node are.
 #[derive(Clone, Debug)]
@@ -47,8 +47,7 @@ pub fn lower(
         Target::Null => Ok(vec![Launch { name, kernel: Kernel::Nothing, args: Vec::new(), flops }]),
         Target::Host => {
             let (attr, ins, outs) = (attr.clone(), ins.to_vec(), outs.to_vec());
-            let host = op.host;
-            let f = move |args: &[HostSlice]| host(&HostCall { attr: &attr, ins: &ins, outs: &outs, args });
+            let f = move |args: &[HostSlice]| widen::host(op, &HostCall { attr: &attr, ins: &ins, outs: &outs, args });
             let args = at.outs.iter().chain(&at.ins).chain(&at.work).copied().collect();
             Ok(vec![Launch { name, kernel: Kernel::Host(Arc::new(f)), args, flops }])
         }

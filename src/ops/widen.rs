@@ -1,0 +1,140 @@
+//! Activations in bf16 on the CPU: elements that kernels read and write as f32, and what runs the rows whose kernel knows
+//! f32 only ([`OpDef::narrow`]): their operands are widened into scratch memory, and the results rounded.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use half::bf16;
+
+use crate::cpu::{math, par};
+use crate::device::{Caps, HostSlice, Target};
+use crate::dtype::{DType, Ty, align};
+
+use crate::ops::{Attr, HostCall, OpDef};
+
+/// What activations are kept in on the CPU.
+pub trait Act: Pod + Send + Sync {
+    /// Its value.
+    fn widen(self) -> f32;
+    /// The nearest, ties to even.
+    fn round(x: f32) -> Self;
+    /// The values of `row`, in `buffer` unless they are f32 already.
+    fn row<'a>(row: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
+}
+
+impl Act for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn round(x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn row<'a>(row: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
+        row
+    }
+}
+
+impl Act for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+    /// Without a branch, so that loops vectorize.
+    #[inline(always)]
+    fn round(x: f32) -> bf16 {
+        let bits = x.to_bits();
+        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        // The upper half of a NaN might be that of infinity.
+        bf16::from_bits((if x.is_nan() { bits | 0x40_0000 } else { nearest } >> 16) as u16)
+    }
+    #[inline(always)]
+    fn row<'a>(row: &'a [bf16], buffer: &'a mut [f32]) -> &'a [f32] {
+        let buffer = &mut buffer[..row.len()];
+        for (to, x) in buffer.iter_mut().zip(row) {
+            *to = x.widen();
+        }
+        buffer
+    }
+}
+
+/// `to[i]` = `from[i]` in another type.
+pub fn convert<A: Act, B: Act>(to: &mut [B], from: &[A]) {
+    const GRAIN: usize = 1 << 14;
+    let from = &from[..to.len()];
+    par::chunks(to, GRAIN, |i, to| {
+        let from = &from[i * GRAIN..][..to.len()];
+        math::vectorized(|| to.iter_mut().zip(from).for_each(|(to, x)| *to = B::round(x.widen())))
+    });
+}
+
+/// A row's operands as its kernel sees them if it knows f32 only.
+struct Wide {
+    ins: Vec<Ty>,
+    outs: Vec<Ty>,
+    /// Where in the scratch memory each operand is, outputs first; None: where it is anyway.
+    parts: Vec<Option<Range<usize>>>,
+    /// The kernel's own scratch memory begins after them.
+    work: usize,
+}
+
+impl Wide {
+    /// None: the kernel takes the operands as they are.
+    fn new(op: &OpDef, attr: &Attr, ins: &[Ty]) -> Option<Wide> {
+        let dtype = op.compute_dtype(attr, ins).filter(|_| !op.narrow)?;
+        let (acts, mut end) = ((op.acts)(attr), 0);
+        let mut part = |ty: &mut Ty, is: bool| {
+            (is && ty.dtype == dtype).then(|| {
+                ty.dtype = DType::F32;
+                let start = end;
+                end += align(ty.bytes());
+                start..start + ty.bytes()
+            })
+        };
+        let (mut ins, mut outs) = (ins.to_vec(), op.types(attr, ins).ok()?);
+        let mut parts: Vec<_> = outs.iter_mut().enumerate().map(|(o, ty)| part(ty, acts.outs.contains(&o))).collect();
+        parts.extend(ins.iter_mut().enumerate().map(|(i, ty)| part(ty, acts.ins.contains(&i))));
+        Some(Wide { ins, outs, parts, work: end })
+    }
+}
+
+/// Scratch bytes that a launch of `op` needs.
+pub fn scratch(op: &OpDef, attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
+    match Wide::new(op, attr, ins).filter(|_| caps.target == Target::Host) {
+        Some(wide) => wide.work as u64 + (op.workspace)(attr, &wide.ins, caps),
+        None => (op.workspace)(attr, ins, caps),
+    }
+}
+
+/// Runs the CPU kernel of `op`.
+pub fn host(op: &OpDef, call: &HostCall) {
+    let Some(wide) = Wide::new(op, call.attr, call.ins) else { return (op.host)(call) };
+    let operands = wide.parts.len();
+    let Some(scratch) = call.args.get(operands) else { return };
+    let place = |(i, at): (usize, &HostSlice)| match &wide.parts[i] {
+        // SAFETY: the scratch memory was planned by [`scratch`] for all parts.
+        Some(part) => HostSlice { ptr: unsafe { scratch.ptr.add(part.start) }, bytes: part.len() },
+        None => *at,
+    };
+    let mut args: Vec<HostSlice> = call.args[..operands].iter().enumerate().map(place).collect();
+    if scratch.bytes > wide.work {
+        // SAFETY: as above.
+        args.push(HostSlice { ptr: unsafe { scratch.ptr.add(wide.work) }, bytes: scratch.bytes - wide.work });
+    }
+    let inner = HostCall { attr: call.attr, ins: &wide.ins, outs: &wide.outs, args: &args };
+    for (i, ty) in wide.ins.iter().enumerate() {
+        if wide.parts[call.outs.len() + i].is_some() {
+            // SAFETY: the part holds as many f32, and nothing else refers to it yet.
+            let to = unsafe { std::slice::from_raw_parts_mut(inner.input_ptr::<f32>(i).0, ty.len()) };
+            convert(to, &call.input::<bf16>(i)[..ty.len()]);
+        }
+    }
+    (op.host)(&inner);
+    for (o, ty) in wide.outs.iter().enumerate() {
+        if wide.parts[o].is_some() {
+            convert(&mut call.output::<bf16>(o)[..ty.len()], inner.output::<f32>(o));
+        }
+    }
+}
