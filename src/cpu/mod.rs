@@ -1,5 +1,6 @@
 //! What CPU kernels are built from.
 
+pub mod act;
 pub mod gemm;
 pub mod isa;
 pub mod math;

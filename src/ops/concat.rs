@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
+use crate::cpu::act::Act;
 use crate::cpu::par;
 use crate::dtype::{ALIGN, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{self, bytes, grid, words};
+use crate::ops::widen::by_act;
 use crate::ops::{
-    Acts, Arg, Attr, Case, Cost, CudaLaunch, Grad, Lower, OpDef, Rows, Sample, SampleIn, Tensor, WgslDispatch, check,
+    Acts, Arg, Attr, Case, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Rows, Sample, SampleIn, Tensor,
+    WgslDispatch, check,
 };
 
 /// The family's rows of the op table.
@@ -38,12 +41,8 @@ pub static CONCAT_ROWS: OpDef = OpDef {
         Ok(vec![da, db])
     }),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    host: |call| {
-        let (a, b) = (call.input::<f32>(0), call.input::<f32>(1));
-        let (first, second) = call.output::<f32>(0).split_at_mut(a.len());
-        host_copy(first, a);
-        host_copy(second, b);
-    },
+    host: by_act!(host_concat),
+    narrow: true,
     wgsl: |l| {
         let first = l.ins[0].len();
         Ok([wgsl_copy(l, 0..first, 0, 0), wgsl_copy(l, first..l.outs[0].len(), 1, 0)].concat())
@@ -84,10 +83,8 @@ pub static SLICE_ROWS: OpDef = OpDef {
     },
     grad: Grad::Missing,
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    host: |call| {
-        let y = call.output::<f32>(0);
-        host_copy(y, &call.input::<f32>(0)[start(call.attr) * call.ins[0].cols()..][..y.len()]);
-    },
+    host: by_act!(host_slice),
+    narrow: true,
     wgsl: |l| Ok(wgsl_copy(l, 0..l.outs[0].len(), 0, start(l.attr) * l.ins[0].cols())),
     cuda: |l| Ok(vec![cuda(l, "slice_rows", vec![Arg::In(0)], start(l.attr) * l.ins[0].cols())]),
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -127,7 +124,18 @@ fn count(attr: &Attr) -> usize {
     if let Attr::Rows(rows) = attr { rows.count } else { 0 }
 }
 
-fn host_copy(to: &mut [f32], from: &[f32]) {
+fn host_concat<A: Act>(call: &HostCall) {
+    let (first, second) = call.output::<A>(0)[..call.outs[0].len()].split_at_mut(call.ins[0].len());
+    host_copy(first, call.input::<A>(0));
+    host_copy(second, call.input::<A>(1));
+}
+
+fn host_slice<A: Act>(call: &HostCall) {
+    let y = &mut call.output::<A>(0)[..call.outs[0].len()];
+    host_copy(y, &call.input::<A>(0)[start(call.attr) * call.ins[0].cols()..]);
+}
+
+fn host_copy<A: Act>(to: &mut [A], from: &[A]) {
     const GRAIN: usize = 1 << 16;
     par::chunks(to, GRAIN, |i, to| to.copy_from_slice(&from[i * GRAIN..][..to.len()]));
 }

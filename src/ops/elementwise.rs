@@ -4,6 +4,7 @@ mod activation;
 mod cast;
 mod cuda;
 
+use crate::cpu::act::Act;
 use crate::cpu::par;
 use crate::cpu::philox::{Mask, keep};
 use crate::device::Target;
@@ -11,6 +12,7 @@ use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, flat, grid, rows};
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
     WgslDispatch, check,
@@ -39,6 +41,7 @@ pub static ADD: OpDef = OpDef {
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     host: |call| call.map(0, [0, 1], |[a, b]| a + b),
+    narrow: true,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(i) => elements(l, &ADD, vec!["ADD", "INPLACE"], &[Slot::Out(0), Slot::In(1 - i)], &[]),
@@ -71,6 +74,7 @@ pub static SCALE: OpDef = OpDef {
         let s = call.input::<f32>(1)[0];
         call.map(0, [0], |[x]| x * s);
     },
+    narrow: true,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(_) => elements(l, &SCALE, vec!["SCALE", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &[]),
@@ -114,7 +118,8 @@ pub static DROPOUT: OpDef = OpDef {
     }),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: 20 * outs[0].len() as u64, terms: 1 },
-    host: host_dropout,
+    host: by_act!(host_dropout),
+    narrow: true,
     wgsl: |l| {
         let (threshold, scale) = keep(drop(l.attr));
         let more = [drop(l.attr).site, threshold, scale.to_bits()];
@@ -166,7 +171,8 @@ pub static ADD_ROW: OpDef = OpDef {
     }),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: 2 * outs[0].len() as u64, terms: 1 },
-    host: host_add_row,
+    host: by_act!(host_add_row),
+    narrow: true,
     wgsl: wgsl_add_row,
     cuda: cuda::add_row,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -215,7 +221,8 @@ pub static ADD_ROW_DV: OpDef = OpDef {
         Target::Cuda => launch::Columns::new(&ins[0]).workspace(),
         _ => 0,
     },
-    host: host_add_row_dv,
+    host: by_act!(host_add_row_dv),
+    narrow: true,
     wgsl: wgsl_add_row_dv,
     cuda: cuda::add_row_dv,
     acts: |_| Acts { ins: &[0], outs: &[] },
@@ -293,10 +300,10 @@ fn zip(a: &Tensor, b: &Tensor, f: impl Fn(f64, f64) -> f64) -> Tensor {
     Tensor::new(&a.shape, a.data.iter().zip(&b.data).map(|(&a, &b)| f(a, b)).collect())
 }
 
-fn host_dropout(call: &HostCall) {
+fn host_dropout<A: Act>(call: &HostCall) {
     let words = call.input::<u32>(1);
     let mask = Mask::new([words[0], words[1], words[2], words[3]], drop(call.attr));
-    let (x, y) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0));
+    let (x, y) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0));
     par::ranges(call.outs[0].len(), 1 << 14, |range| {
         let mut factors = [0f32; 256];
         for start in range.clone().step_by(256) {
@@ -304,35 +311,35 @@ fn host_dropout(call: &HostCall) {
             mask.fill(start, f);
             for (i, f) in f.iter().enumerate() {
                 // SAFETY: start + i is in both operands; this thread alone writes it, after reading it.
-                unsafe { *y.add(start + i) = *x.add(start + i) * f };
+                unsafe { *y.add(start + i) = A::round((*x.add(start + i)).widen() * f) };
             }
         }
     });
 }
 
-fn host_add_row(call: &HostCall) {
+fn host_add_row<A: Act>(call: &HostCall) {
     let (n, f) = (call.ins[1].len(), factor(call.attr).factor);
-    let (x, y, v) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0), call.input::<f32>(1));
+    let (x, y, v) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0), call.input::<f32>(1));
     par::ranges(call.ins[0].rows(), (1usize << 14).div_ceil(n.max(1)), |rows| {
         for t in rows {
             for (i, v) in v.iter().enumerate() {
                 // SAFETY: t·n + i is in both operands; this thread alone writes it, after reading it.
-                unsafe { *y.add(t * n + i) = *x.add(t * n + i) + f * v };
+                unsafe { *y.add(t * n + i) = A::round((*x.add(t * n + i)).widen() + f * v) };
             }
         }
     });
 }
 
-fn host_add_row_dv(call: &HostCall) {
+fn host_add_row_dv<A: Act>(call: &HostCall) {
     let (n, Factor { factor: f, acc }) = (call.outs[0].len(), factor(call.attr));
-    let (dy, y) = (call.input::<f32>(0), call.output_ptr::<f32>(0));
+    let (dy, y) = (&call.input::<A>(0)[..call.ins[0].len()], call.output_ptr::<f32>(0));
     let before = acc.then(|| call.input_ptr::<f32>(1));
     par::ranges(n, 64, |columns| {
         let mut sums = [0f32; 64];
         let sums = &mut sums[..columns.len()];
         for row in dy.chunks_exact(n) {
             for (s, x) in sums.iter_mut().zip(&row[columns.clone()]) {
-                *s += x;
+                *s += x.widen();
             }
         }
         for (i, s) in columns.zip(sums) {

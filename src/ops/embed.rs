@@ -7,12 +7,14 @@ mod tokens;
 pub use columns::{EMBED_COLS, EMBED_COLS_DW};
 pub use tokens::{REPLACE_ROWS, TOKEN_ROWS};
 
+use crate::cpu::act::Act;
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{bytes, grid, rows};
 use crate::ops::quant::{weight_defines, weight_parts};
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
@@ -166,7 +168,8 @@ pub static CACHE_WRITE: OpDef = OpDef {
     in_place: &[(0, 0)],
     cost: |_, ins, _| Cost { flops: ins[1].len() as u64, terms: 1 },
     traffic: |ins, _| 2 * ins[1].bytes() as u64 + ins[2].bytes() as u64,
-    host: host_cache_write,
+    host: by_act!(host_cache_write),
+    narrow: true,
     wgsl: wgsl_cache_write,
     cuda: cuda::cache_write,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
@@ -281,10 +284,10 @@ fn host_start_sum<'a>(call: &HostCall<'a>, acc: bool) -> &'a mut [f32] {
     dw
 }
 
-fn host_cache_write(call: &HostCall) {
+fn host_cache_write<A: Act>(call: &HostCall) {
     let (rows, d) = (call.outs[0].rows(), call.outs[0].cols());
-    let (old, new) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0));
-    let (x, positions) = (call.input::<f32>(1), call.input::<i32>(2));
+    let (old, new) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0));
+    let (x, positions) = (call.input::<A>(1), call.input::<i32>(2));
     if old.0 != new.0 {
         // SAFETY: both are of rows·d elements, and they do not overlap unless they are the same.
         unsafe { std::ptr::copy_nonoverlapping(old.0, new.0, rows * d) };

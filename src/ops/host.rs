@@ -7,11 +7,14 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
+use half::bf16;
 
+use crate::cpu::act::Act;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::math::has_avx2;
 use crate::cpu::par;
 use crate::device::HostSlice;
+use crate::dtype::DType;
 use crate::graph::op::HostCall;
 
 /// A pointer that threads may share.
@@ -64,16 +67,16 @@ impl<'a> HostCall<'a> {
     }
 
     /// Output `out` holding the values of input `acc`, to be added to: copied there, unless it is there already.
-    pub fn accumulator(&self, acc: usize, out: usize) -> &'a mut [f32] {
-        let (from, to) = (self.input_ptr::<f32>(acc), self.output_ptr::<f32>(out));
+    pub fn accumulator<T: Pod>(&self, acc: usize, out: usize) -> &'a mut [T] {
+        let (from, to) = (self.input_ptr::<T>(acc), self.output_ptr::<T>(out));
+        let n = self.outs[out].len();
         if from.0 != to.0 {
-            let n = self.outs[out].len();
             par::ranges(n, 1 << 16, |r| {
                 // SAFETY: both operands hold n elements; they are not the same, so they do not overlap.
                 unsafe { std::ptr::copy_nonoverlapping(from.add(r.start), to.add(r.start), r.len()) }
             });
         }
-        self.output(out)
+        &mut self.output(out)[..n]
     }
 
     /// Address of input `i`, for operands that may overlap an output or are written by several threads.
@@ -86,7 +89,7 @@ impl<'a> HostCall<'a> {
         Ptr(self.slice(o).ptr.cast())
     }
 
-    /// `out[i] = f([x0[i], x1[i], …])` over f32 operands of `out`'s length, in place or not.
+    /// `out[i] = f([x0[i], x1[i], …])` over operands of `out`'s length and type, f32 or bf16, in place or not.
     pub fn map<const N: usize>(&self, out: usize, ins: [usize; N], f: impl Fn([f32; N]) -> f32 + Sync) {
         self.map_many([out], ins, |x| [f(x)]);
     }
@@ -98,16 +101,28 @@ impl<'a> HostCall<'a> {
         ins: [usize; N],
         f: impl Fn([f32; N]) -> [f32; M] + Sync,
     ) {
-        let ys = outs.map(|o| self.output_ptr::<f32>(o));
-        let xs = ins.map(|i| self.input_ptr::<f32>(i));
+        match self.outs[outs[0]].dtype {
+            DType::BF16 => self.map_as::<bf16, N, M>(outs, ins, f),
+            _ => self.map_as::<f32, N, M>(outs, ins, f),
+        }
+    }
+
+    fn map_as<A: Act, const N: usize, const M: usize>(
+        &self,
+        outs: [usize; M],
+        ins: [usize; N],
+        f: impl Fn([f32; N]) -> [f32; M] + Sync,
+    ) {
+        let ys = outs.map(|o| self.output_ptr::<A>(o));
+        let xs = ins.map(|i| self.input_ptr::<A>(i));
         par::ranges(self.outs[outs[0]].len(), 1 << 14, |range| {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2<const N: usize, const M: usize>(
+                fn avx2<A: Act, const N: usize, const M: usize>(
                     range: Range<usize>,
-                    ys: [Ptr<f32>; M],
-                    xs: [Ptr<f32>; N],
+                    ys: [Ptr<A>; M],
+                    xs: [Ptr<A>; N],
                     f: &impl Fn([f32; N]) -> [f32; M],
                 ) {
                     // SAFETY: the caller's promise below.
@@ -130,10 +145,10 @@ impl<'a> HostCall<'a> {
 /// # Safety
 /// All operands have the elements of `range`, and no other thread touches them.
 #[inline(always)]
-unsafe fn piece<const N: usize, const M: usize>(
+unsafe fn piece<A: Act, const N: usize, const M: usize>(
     range: Range<usize>,
-    ys: [Ptr<f32>; M],
-    xs: [Ptr<f32>; N],
+    ys: [Ptr<A>; M],
+    xs: [Ptr<A>; N],
     f: &impl Fn([f32; N]) -> [f32; M],
 ) {
     let mut start = range.start;
@@ -181,30 +196,41 @@ fn lanes<const N: usize, const M: usize>(
 /// # Safety
 /// `n` ≤ [`LANES`] elements can be read at `from`.
 #[inline(always)]
-unsafe fn load(from: *const f32, n: usize) -> [f32; LANES] {
+#[allow(clippy::needless_range_loop)] // as in `lanes`
+unsafe fn load<A: Act>(from: *const A, n: usize) -> [f32; LANES] {
     // The rest is apart, and not inlined: with a length that varies, each whole lane would become a call of memcpy.
     #[cold]
     #[inline(never)]
-    unsafe fn rest(from: *const f32, n: usize) -> [f32; LANES] {
-        let mut x = [0f32; LANES];
+    unsafe fn rest<A: Act>(from: *const A, n: usize) -> [A; LANES] {
+        let mut x = [A::zeroed(); LANES];
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(from, x.as_mut_ptr(), n) };
         x
     }
-    // SAFETY: the caller's promise; floats need no more than their own alignment here.
-    unsafe { if n == LANES { from.cast::<[f32; LANES]>().read_unaligned() } else { rest(from, n) } }
+    // SAFETY: the caller's promise; elements need no more than their own alignment here.
+    let x = unsafe { if n == LANES { from.cast::<[A; LANES]>().read_unaligned() } else { rest(from, n) } };
+    let mut wide = [0f32; LANES];
+    for i in 0..LANES {
+        wide[i] = x[i].widen();
+    }
+    wide
 }
 
 /// # Safety
 /// `n` ≤ [`LANES`] elements can be written at `to`.
 #[inline(always)]
-unsafe fn store(y: [f32; LANES], to: *mut f32, n: usize) {
+#[allow(clippy::needless_range_loop)] // as in `lanes`
+unsafe fn store<A: Act>(y: [f32; LANES], to: *mut A, n: usize) {
     #[cold]
     #[inline(never)]
-    unsafe fn rest(y: [f32; LANES], to: *mut f32, n: usize) {
+    unsafe fn rest<A: Act>(y: [A; LANES], to: *mut A, n: usize) {
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(y.as_ptr(), to, n) }
     }
+    let mut narrow = [A::zeroed(); LANES];
+    for i in 0..LANES {
+        narrow[i] = A::round(y[i]);
+    }
     // SAFETY: as in `load`.
-    unsafe { if n == LANES { to.cast::<[f32; LANES]>().write_unaligned(y) } else { rest(y, to, n) } }
+    unsafe { if n == LANES { to.cast::<[A; LANES]>().write_unaligned(narrow) } else { rest(narrow, to, n) } }
 }

@@ -2,6 +2,7 @@
 
 mod cuda;
 
+use crate::cpu::act::Act;
 use crate::cpu::gemm::{Mat, Store, Term, gemm};
 use crate::cpu::par;
 use crate::device::Target;
@@ -10,6 +11,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, Product};
 use crate::ops::tiles;
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, Matmul, OpDef, Sample, SampleIn, Tensor, WgslDispatch,
 };
@@ -77,7 +79,8 @@ pub static SUM_ROWS: OpDef = OpDef {
     accumulates: true,
     in_place: &[(1, 0)],
     cost: |_, ins, _| Cost { flops: ins[0].len() as u64, terms: ins[0].rows() + 1 },
-    host: host_sum_rows,
+    host: by_act!(host_sum_rows),
+    narrow: true,
     wgsl: wgsl_sum_rows,
     cuda: cuda::sum_rows,
     acts: |_| Acts { ins: &[0], outs: &[] },
@@ -195,8 +198,8 @@ fn host_matmul(call: &HostCall) {
     gemm(&[term], if m.acc { 1.0 } else { 0.0 }, None, c, call.outs[0].cols());
 }
 
-fn host_sum_rows(call: &HostCall) {
-    let x = call.input::<f32>(0);
+fn host_sum_rows<A: Act>(call: &HostCall) {
+    let x = call.input::<A>(0);
     let n = call.ins[0].cols();
     let y = match call.attr {
         Attr::Acc(true) => call.accumulator(1, 0),
@@ -210,7 +213,7 @@ fn host_sum_rows(call: &HostCall) {
         let first = piece * 256;
         for row in x.chunks_exact(n) {
             for (sum, v) in sums.iter_mut().zip(&row[first..]) {
-                *sum += v;
+                *sum += v.widen();
             }
         }
     });

@@ -6,11 +6,13 @@
 mod cuda;
 mod layer;
 
+use crate::cpu::act::Act;
 use crate::cpu::{math, par};
 use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Sizes, Tensor, WgslDispatch,
     check, launch,
@@ -28,7 +30,8 @@ pub static RMS_NORM: OpDef = OpDef {
     reference: reference_norm,
     grad: Grad::Rule(norm_rule),
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].cols() },
-    host: host_norm,
+    host: by_act!(host_norm),
+    narrow: true,
     wgsl: wgsl_norm,
     cuda: cuda::rms_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -49,7 +52,8 @@ pub static RMS_NORM_DX: OpDef = OpDef {
     accumulates: true,
     in_place: &[(4, 0), (0, 0)],
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
-    host: host_dx,
+    host: by_act!(host_dx),
+    narrow: true,
     wgsl: wgsl_dx,
     cuda: cuda::rms_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 4], outs: &[0] },
@@ -72,7 +76,8 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     in_place: &[(3, 0)],
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: ins[0].rows() },
     workspace: dw_workspace,
-    host: host_dw,
+    host: by_act!(host_dw),
+    narrow: true,
     wgsl: |l| wgsl_dw(l, vec!["DW"]),
     cuda: cuda::rms_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
@@ -201,16 +206,17 @@ fn grain(cols: usize) -> usize {
     (1 << 14) / cols.max(1) + 1
 }
 
-fn host_norm(call: &HostCall) {
+fn host_norm<A: Act>(call: &HostCall) {
     let Norm { eps, offset, .. } = norm(call.attr);
     let d = call.ins[0].cols();
-    let (x, w) = (call.input::<f32>(0), call.input::<f32>(1));
+    let (x, w) = (call.input::<A>(0), call.input::<f32>(1));
     let w = &w[..d];
-    let (y, rstd) = (call.output_ptr::<f32>(0), call.output_ptr::<f32>(1));
+    let (y, rstd) = (call.output_ptr::<A>(0), call.output_ptr::<f32>(1));
     par::ranges(call.ins[0].rows(), grain(d), |rows| {
+        let mut wide = vec![0f32; A::buffer(d)];
         math::vectorized(|| {
             for r in rows {
-                let x = &x[r * d..][..d];
+                let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 let s = 1.0 / (math::dot(x, x) / d as f32 + eps).sqrt();
                 // SAFETY: row r of outputs that overlap nothing (module contract); tasks have disjoint rows.
                 let y = unsafe {
@@ -218,33 +224,34 @@ fn host_norm(call: &HostCall) {
                     std::slice::from_raw_parts_mut(y.add(r * d), d)
                 };
                 for i in 0..d {
-                    y[i] = x[i] * s * (offset + w[i]);
+                    y[i] = A::round(x[i] * s * (offset + w[i]));
                 }
             }
         });
     });
 }
 
-fn host_dx(call: &HostCall) {
+fn host_dx<A: Act>(call: &HostCall) {
     let Norm { offset, acc, .. } = norm(call.attr);
     let d = call.ins[1].cols();
-    let (x, w, rstd) = (call.input::<f32>(1), call.input::<f32>(2), call.input::<f32>(3));
-    let (dx, dy) = (call.output_ptr::<f32>(0), call.input_ptr::<f32>(0));
-    let acc = acc.then(|| call.input_ptr::<f32>(4));
+    let (x, w, rstd) = (call.input::<A>(1), call.input::<f32>(2), call.input::<f32>(3));
+    let (dx, dy) = (call.output_ptr::<A>(0), call.input_ptr::<A>(0));
+    let acc = acc.then(|| call.input_ptr::<A>(4));
     par::ranges(call.ins[1].rows(), grain(d), |rows| {
         // dx may have the place of dy or acc, so a row's gradient is made apart.
         let mut g = vec![0f32; d];
         let mut sum = vec![0f32; d];
+        let mut wide = vec![0f32; A::buffer(d)];
         // Lengths that the compiler sees, so that no check is in the loops.
         let (g, sum, w) = (&mut g[..d], &mut sum[..d], &w[..d]);
         math::vectorized(|| {
             for r in rows {
-                let x = &x[r * d..][..d];
+                let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 // SAFETY: row r of operands of x's shape; the copies end before dx's row is written.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(dy.add(r * d), g.as_mut_ptr(), d);
+                    A::read(dy.add(r * d), g);
                     if let Some(acc) = acc {
-                        std::ptr::copy_nonoverlapping(acc.add(r * d), sum.as_mut_ptr(), d);
+                        A::read(acc.add(r * d), sum);
                     }
                 }
                 for i in 0..d {
@@ -256,17 +263,17 @@ fn host_dx(call: &HostCall) {
                     g[i] = s * (g[i] - x[i] * along) + sum[i];
                 }
                 // SAFETY: as above; tasks have disjoint rows.
-                unsafe { std::ptr::copy_nonoverlapping(g.as_ptr(), dx.add(r * d), d) };
+                unsafe { A::write(g, dx.add(r * d)) };
             }
         });
     });
 }
 
-fn host_dw(call: &HostCall) {
+fn host_dw<A: Act>(call: &HostCall) {
     /// Columns of a task: the rows are summed in order, whatever the number of threads.
     const COLS: usize = 32;
     let (rows, d) = (call.ins[1].rows(), call.ins[1].cols());
-    let (dy, x, rstd) = (call.input::<f32>(0), call.input::<f32>(1), call.input::<f32>(2));
+    let (dy, x, rstd) = (call.input::<A>(0), call.input::<A>(1), call.input::<f32>(2));
     let dw = call.output_ptr::<f32>(0);
     let acc = (*call.attr == Attr::Acc(true)).then(|| call.input_ptr::<f32>(3));
     par::ranges(d, COLS, |cols| {
@@ -276,7 +283,7 @@ fn host_dw(call: &HostCall) {
             for r in 0..rows {
                 let (dy, x, s) = (&dy[r * d + start..][..n], &x[r * d + start..][..n], rstd[r]);
                 for ((sum, dy), x) in sum.iter_mut().zip(dy).zip(x) {
-                    *sum += dy * (x * s);
+                    *sum += dy.widen() * (x.widen() * s);
                 }
             }
         });

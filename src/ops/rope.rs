@@ -6,10 +6,12 @@
 mod cuda;
 mod table;
 
+use crate::cpu::act::Act;
 use crate::cpu::{math, par};
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, Rope, Sample, SampleIn, Tensor, WgslDispatch, check,
     launch,
@@ -32,7 +34,8 @@ pub static ROPE: OpDef = OpDef {
     in_place: &[(0, 0)],
     indexes: |ins| Some((2, ins[1].rows())),
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: 2 },
-    host,
+    host: by_act!(host),
+    narrow: true,
     wgsl,
     cuda: cuda::launches,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -114,14 +117,14 @@ fn rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -> Re
     Ok(vec![dx, None, None])
 }
 
-fn host(call: &HostCall) {
+fn host<A: Act>(call: &HostCall) {
     let Rope { head_dim, inverse, .. } = rope(call.attr);
     let (tokens, cols) = (call.ins[0].rows(), call.ins[0].cols());
     let (table, positions) = (call.input::<f32>(1), call.input::<i32>(2));
     let (last, rotated) = (call.ins[1].rows() as i32 - 1, call.ins[1].cols());
     let half = rotated / 2;
     let sign = if inverse { -1.0 } else { 1.0 };
-    let (x, y) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0));
+    let (x, y) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0));
     par::ranges(tokens, (1 << 14) / cols + 1, |range| {
         math::vectorized(|| {
             for t in range {
@@ -136,9 +139,9 @@ fn host(call: &HostCall) {
                 for head in row.chunks_exact_mut(head_dim) {
                     let (first, second) = head[..rotated].split_at_mut(half);
                     for i in 0..half {
-                        let (a, b, s) = (first[i], second[i], sign * sin[i]);
-                        first[i] = a * cos[i] - b * s;
-                        second[i] = b * cos[i] + a * s;
+                        let (a, b, s) = (first[i].widen(), second[i].widen(), sign * sin[i]);
+                        first[i] = A::round(a * cos[i] - b * s);
+                        second[i] = A::round(b * cos[i] + a * s);
                     }
                 }
             }

@@ -2,12 +2,16 @@
 
 mod cuda;
 
+use half::bf16;
+
+use crate::cpu::act::Act;
 use crate::cpu::par;
 use crate::device::Target;
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, grid, rows};
+use crate::ops::widen::{by_act, in_bf16};
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor, WgslDispatch, check,
 };
@@ -29,7 +33,11 @@ pub static MUL_ROW: OpDef = OpDef {
     }),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    host: |call| host(call, |x, v| x * v),
+    host: |call| match in_bf16(call) {
+        true => host::<bf16>(call, |x, v| x * v),
+        false => host::<f32>(call, |x, v| x * v),
+    },
+    narrow: true,
     wgsl: |l| Ok(wgsl(l, &MUL_ROW, "MUL")),
     cuda: cuda::mul_row,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -67,7 +75,8 @@ pub static MUL_ROW_DV: OpDef = OpDef {
         Target::Cuda => launch::Columns::new(&ins[0]).workspace(),
         _ => 0,
     },
-    host: host_dv,
+    host: by_act!(host_dv),
+    narrow: true,
     wgsl: wgsl_dv,
     cuda: cuda::mul_row_dv,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
@@ -99,7 +108,7 @@ pub static DIV_ROW: OpDef = OpDef {
     grad: Grad::Rule(div_rule),
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    host: |call| host(call, |x, v| x / v),
+    host: |call| host::<f32>(call, |x, v| x / v),
     wgsl: |l| Ok(wgsl(l, &DIV_ROW, "DIV")),
     cuda: cuda::div_row,
     // It is between weights, which are f32.
@@ -147,29 +156,29 @@ fn div_rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) -
     }
 }
 
-fn host(call: &HostCall, f: impl Fn(f32, f32) -> f32 + Sync) {
+fn host<A: Act>(call: &HostCall, f: impl Fn(f32, f32) -> f32 + Sync) {
     let n = call.ins[1].len();
-    let (x, y, v) = (call.input_ptr::<f32>(0), call.output_ptr::<f32>(0), call.input::<f32>(1));
+    let (x, y, v) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0), call.input::<f32>(1));
     par::ranges(call.ins[0].rows(), (1usize << 14).div_ceil(n.max(1)), |rows| {
         for t in rows {
             for (i, v) in v[..n].iter().enumerate() {
                 // SAFETY: t·n + i is in both operands; this thread alone writes it, after reading it.
-                unsafe { *y.add(t * n + i) = f(*x.add(t * n + i), *v) };
+                unsafe { *y.add(t * n + i) = A::round(f((*x.add(t * n + i)).widen(), *v)) };
             }
         }
     });
 }
 
-fn host_dv(call: &HostCall) {
+fn host_dv<A: Act>(call: &HostCall) {
     let n = call.outs[0].len();
-    let (dy, x, dv) = (call.input::<f32>(0), call.input::<f32>(1), call.output_ptr::<f32>(0));
+    let (dy, x, dv) = (call.input::<A>(0), call.input::<A>(1), call.output_ptr::<f32>(0));
     let before = (*call.attr == Attr::Acc(true)).then(|| call.input_ptr::<f32>(2));
     par::ranges(n, 64, |columns| {
         let mut sums = [0f32; 64];
         let sums = &mut sums[..columns.len()];
         for (dy, x) in dy.chunks_exact(n).zip(x.chunks_exact(n)) {
             for ((sum, dy), x) in sums.iter_mut().zip(&dy[columns.clone()]).zip(&x[columns.clone()]) {
-                *sum += dy * x;
+                *sum += dy.widen() * x.widen();
             }
         }
         for (i, sum) in columns.zip(sums) {

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use crate::cpu::act::Act;
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::graph::{Graph, Val};
 use crate::ops::launch::{self, bytes, grid};
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cols, Cost, CudaLaunch, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
     WgslDispatch, check,
@@ -40,15 +42,8 @@ pub static SLICE_COLS: OpDef = OpDef {
         _ => Ok(vec![None]),
     }),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
-    host: |call| {
-        let Cols { start, count, of, .. } = cols(call.attr);
-        let x = call.input::<f32>(0);
-        par::chunks(call.output::<f32>(0), GRAIN * count, |i, y| {
-            for (y, x) in y.chunks_exact_mut(count).zip(x[i * GRAIN * of..].chunks_exact(of)) {
-                y.copy_from_slice(&x[start..start + count]);
-            }
-        });
-    },
+    host: by_act!(host),
+    narrow: true,
     wgsl: |l| {
         let c = cols(l.attr);
         let dispatch = |rows: Range<usize>| {
@@ -96,7 +91,8 @@ pub static SLICE_COLS_DX: OpDef = OpDef {
     accumulates: true,
     in_place: &[(1, 0)],
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 2 },
-    host: host_dx,
+    host: by_act!(host_dx),
+    narrow: true,
     wgsl: |l| {
         let c = cols(l.attr);
         let shared = l.shared[0].is_some();
@@ -164,16 +160,26 @@ fn inside(c: &Cols) -> Result<(), String> {
     }
 }
 
-fn host_dx(call: &HostCall) {
+fn host<A: Act>(call: &HostCall) {
+    let Cols { start, count, of, .. } = cols(call.attr);
+    let x = call.input::<A>(0);
+    par::chunks(&mut call.output::<A>(0)[..call.outs[0].len()], GRAIN * count, |i, y| {
+        for (y, x) in y.chunks_exact_mut(count).zip(x[i * GRAIN * of..].chunks_exact(of)) {
+            y.copy_from_slice(&x[start..start + count]);
+        }
+    });
+}
+
+fn host_dx<A: Act>(call: &HostCall) {
     let Cols { start, count, of, acc } = cols(call.attr);
-    let dy = call.input::<f32>(0);
-    let dx = if acc { call.accumulator(1, 0) } else { call.output::<f32>(0) };
+    let dy = call.input::<A>(0);
+    let dx = if acc { call.accumulator(1, 0) } else { &mut call.output::<A>(0)[..call.outs[0].len()] };
     par::chunks(dx, GRAIN * of, |i, dx| {
         for (dx, dy) in dx.chunks_exact_mut(of).zip(dy[i * GRAIN * count..].chunks_exact(count)) {
             if !acc {
-                dx.fill(0.0);
+                dx.fill(A::zeroed());
             }
-            dx[start..start + count].iter_mut().zip(dy).for_each(|(x, y)| *x += y);
+            dx[start..start + count].iter_mut().zip(dy).for_each(|(x, y)| *x = A::round(x.widen() + y.widen()));
         }
     });
 }

@@ -1,73 +1,30 @@
-//! Activations in bf16 on the CPU: elements that kernels read and write as f32, and what runs the rows whose kernel knows
-//! f32 only ([`OpDef::narrow`]): their operands are widened into scratch memory, and the results rounded.
+//! Activations in bf16 on the CPU: what runs the rows whose kernel knows f32 only. Their operands are widened into scratch
+//! memory, and the results rounded. A row's [`OpDef::narrow`] says that its kernel needs none of this.
 
 use std::ops::Range;
 
-use bytemuck::Pod;
 use half::bf16;
 
-use crate::cpu::{math, par};
+use crate::cpu::act::convert;
 use crate::device::{Caps, HostSlice, Target};
 use crate::dtype::{DType, Ty, align};
 
 use crate::ops::{Attr, HostCall, OpDef};
 
-/// What activations are kept in on the CPU.
-pub trait Act: Pod + Send + Sync {
-    /// Its value.
-    fn widen(self) -> f32;
-    /// The nearest, ties to even.
-    fn round(x: f32) -> Self;
-    /// The values of `row`, in `buffer` unless they are f32 already.
-    fn row<'a>(row: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
-}
-
-impl Act for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-    #[inline(always)]
-    fn round(x: f32) -> f32 {
-        x
-    }
-    #[inline(always)]
-    fn row<'a>(row: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
-        row
-    }
-}
-
-impl Act for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits((self.to_bits() as u32) << 16)
-    }
-    /// Without a branch, so that loops vectorize.
-    #[inline(always)]
-    fn round(x: f32) -> bf16 {
-        let bits = x.to_bits();
-        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-        // The upper half of a NaN might be that of infinity.
-        bf16::from_bits((if x.is_nan() { bits | 0x40_0000 } else { nearest } >> 16) as u16)
-    }
-    #[inline(always)]
-    fn row<'a>(row: &'a [bf16], buffer: &'a mut [f32]) -> &'a [f32] {
-        let buffer = &mut buffer[..row.len()];
-        for (to, x) in buffer.iter_mut().zip(row) {
-            *to = x.widen();
+/// A CPU kernel that is generic over the type of activations, as a row has it: `by_act!(host_rope)`.
+macro_rules! by_act {
+    ($kernel:ident) => {
+        |call| match crate::ops::widen::in_bf16(call) {
+            true => $kernel::<half::bf16>(call),
+            false => $kernel::<f32>(call),
         }
-        buffer
-    }
+    };
 }
+pub(super) use by_act;
 
-/// `to[i]` = `from[i]` in another type.
-pub fn convert<A: Act, B: Act>(to: &mut [B], from: &[A]) {
-    const GRAIN: usize = 1 << 14;
-    let from = &from[..to.len()];
-    par::chunks(to, GRAIN, |i, to| {
-        let from = &from[i * GRAIN..][..to.len()];
-        math::vectorized(|| to.iter_mut().zip(from).for_each(|(to, x)| *to = B::round(x.widen())))
-    });
+/// Whether any operand is an activation in bf16; rows whose weights may be in bf16 ask the activation itself.
+pub fn in_bf16(call: &HostCall) -> bool {
+    call.ins.iter().chain(call.outs).any(|ty| ty.dtype == DType::BF16)
 }
 
 /// A row's operands as its kernel sees them if it knows f32 only.

@@ -41,6 +41,7 @@ pub static ACTIVATION: OpDef = OpDef {
     in_place: &[(0, 0)],
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
     host: |call| by_kind!(act(call.attr), host_activation, call),
+    narrow: true,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(_) => dispatches(l, &ACTIVATION, vec!["PLAIN", "INPLACE"], &[Slot::Out(0)]),
@@ -70,6 +71,7 @@ pub static ACTIVATION_BWD: OpDef = OpDef {
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: 16 * outs[0].len() as u64, terms: 6 },
     host: |call| by_kind!(act(call.attr), host_activation_bwd, call),
+    narrow: true,
     wgsl: |l| {
         let (mut defines, mut slots) = (vec!["PLAIN_BWD"], vec![Slot::Out(0)]);
         match l.shared[0] {
@@ -109,6 +111,7 @@ pub static GATED_ACT: OpDef = OpDef {
     in_place: &[(0, 0), (1, 0)],
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
     host: |call| by_kind!(act(call.attr), host_gated, call),
+    narrow: true,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(0) => dispatches(l, &GATED_ACT, vec!["GATED", "INPLACE_GATE"], &[Slot::Out(0), Slot::In(1)]),
@@ -143,6 +146,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
     in_place: &[(1, 0), (2, 1)],
     cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
     host: |call| by_kind!(act(call.attr), host_gated_bwd, call),
+    narrow: true,
     wgsl: |l| {
         let mut defines = vec!["GATED_BWD"];
         let mut slots = vec![Slot::Out(0), Slot::Out(1), Slot::In(0)];

@@ -7,10 +7,12 @@
 //! The gradient of `b` is the sum of `dy` over the rows: `sum_rows`.
 
 use super::{SHAPES, case_attr, case_rstd, cuda, dw_workspace, grain, matrix, norm, over_rows, wgsl_dw};
+use crate::cpu::act::Act;
 use crate::cpu::{math, par};
 use crate::dtype::Ty;
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Fill, Grad, HostCall, Lower, Norm, OpDef, Sample, SampleIn, Sizes, Tensor,
     WgslDispatch, check, launch,
@@ -23,7 +25,8 @@ pub static LAYER_NORM: OpDef = OpDef {
     reference: reference_norm,
     grad: Grad::Rule(norm_rule),
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
-    host: host_norm,
+    host: by_act!(host_norm),
+    narrow: true,
     wgsl: wgsl_norm,
     cuda: cuda::layer_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -45,7 +48,8 @@ pub static LAYER_NORM_DX: OpDef = OpDef {
     grad: Grad::Missing,
     in_place: &[(5, 0), (0, 0)],
     cost: |_, ins, _| Cost { flops: 12 * ins[0].len() as u64, terms: ins[0].cols() },
-    host: host_dx,
+    host: by_act!(host_dx),
+    narrow: true,
     wgsl: wgsl_dx,
     cuda: cuda::layer_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 5], outs: &[0] },
@@ -68,7 +72,8 @@ pub static LAYER_NORM_DW: OpDef = OpDef {
     in_place: &[(4, 0)],
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].rows() },
     workspace: dw_workspace,
-    host: host_dw,
+    host: by_act!(host_dw),
+    narrow: true,
     wgsl: |l| wgsl_dw(l, vec!["DW", "MEAN"]),
     cuda: cuda::layer_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
@@ -194,28 +199,30 @@ fn norm_rule(g: &mut Graph, node: &Node, grads: &[Option<Val>], wants: &[bool]) 
     Ok(vec![dx, dw, db])
 }
 
-fn host_norm(call: &HostCall) {
+fn host_norm<A: Act>(call: &HostCall) {
     let eps = norm(call.attr).eps;
     let d = call.ins[0].cols();
-    let (x, w, b) = (call.input::<f32>(0), call.input::<f32>(1), call.input::<f32>(2));
+    let (x, w, b) = (call.input::<A>(0), call.input::<f32>(1), call.input::<f32>(2));
     let (w, b) = (&w[..d], &b[..d]);
-    let (y, mean, rstd) = (call.output_ptr::<f32>(0), call.output_ptr::<f32>(1), call.output_ptr::<f32>(2));
+    let (y, mean, rstd) = (call.output_ptr::<A>(0), call.output_ptr::<f32>(1), call.output_ptr::<f32>(2));
     par::ranges(call.ins[0].rows(), grain(d), |rows| {
+        let (mut wide, mut c) = (vec![0f32; A::buffer(d)], vec![0f32; d]);
+        let c = &mut c[..d];
         math::vectorized(|| {
             for r in rows {
-                let x = &x[r * d..][..d];
+                let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 // SAFETY: row r of an output that overlaps nothing (module contract); tasks have disjoint rows.
                 let y = unsafe { std::slice::from_raw_parts_mut(y.add(r * d), d) };
                 // The mean but for the rounding of its sum; what that took away is the mean of the deviations.
                 let about = math::sum(x) / d as f32;
                 for i in 0..d {
-                    y[i] = x[i] - about;
+                    c[i] = x[i] - about;
                 }
-                let above = math::sum(y) / d as f32;
-                let variance = math::dot(y, y) / d as f32 - above * above;
+                let above = math::sum(c) / d as f32;
+                let variance = math::dot(c, c) / d as f32 - above * above;
                 let s = 1.0 / (variance.max(0.0) + eps).sqrt();
                 for i in 0..d {
-                    y[i] = (y[i] - above) * s * w[i] + b[i];
+                    y[i] = A::round((c[i] - above) * s * w[i] + b[i]);
                 }
                 // SAFETY: as above.
                 unsafe {
@@ -227,25 +234,26 @@ fn host_norm(call: &HostCall) {
     });
 }
 
-fn host_dx(call: &HostCall) {
+fn host_dx<A: Act>(call: &HostCall) {
     let d = call.ins[1].cols();
-    let (x, w) = (call.input::<f32>(1), call.input::<f32>(2));
+    let (x, w) = (call.input::<A>(1), call.input::<f32>(2));
     let (mean, rstd) = (call.input::<f32>(3), call.input::<f32>(4));
-    let (dx, dy) = (call.output_ptr::<f32>(0), call.input_ptr::<f32>(0));
-    let acc = norm(call.attr).acc.then(|| call.input_ptr::<f32>(5));
+    let (dx, dy) = (call.output_ptr::<A>(0), call.input_ptr::<A>(0));
+    let acc = norm(call.attr).acc.then(|| call.input_ptr::<A>(5));
     par::ranges(call.ins[1].rows(), grain(d), |rows| {
         // dx may have the place of dy or acc, so a row's gradient is made apart.
+        let mut wide = vec![0f32; A::buffer(d)];
         let (mut g, mut n, mut sum) = (vec![0f32; d], vec![0f32; d], vec![0f32; d]);
         // Lengths that the compiler sees, so that the loops have no checks.
         let (g, n, sum, w) = (&mut g[..d], &mut n[..d], &mut sum[..d], &w[..d]);
         math::vectorized(|| {
             for r in rows {
-                let x = &x[r * d..][..d];
+                let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 // SAFETY: row r of operands of x's shape; the copies end before dx's row is written.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(dy.add(r * d), g.as_mut_ptr(), d);
+                    A::read(dy.add(r * d), g);
                     if let Some(acc) = acc {
-                        std::ptr::copy_nonoverlapping(acc.add(r * d), sum.as_mut_ptr(), d);
+                        A::read(acc.add(r * d), sum);
                     }
                 }
                 let (m, s) = (mean[r], rstd[r]);
@@ -259,17 +267,17 @@ fn host_dx(call: &HostCall) {
                     g[i] = s * (g[i] - all - n[i] * along) + sum[i];
                 }
                 // SAFETY: as above; tasks have disjoint rows.
-                unsafe { std::ptr::copy_nonoverlapping(g.as_ptr(), dx.add(r * d), d) };
+                unsafe { A::write(g, dx.add(r * d)) };
             }
         });
     });
 }
 
-fn host_dw(call: &HostCall) {
+fn host_dw<A: Act>(call: &HostCall) {
     /// Columns of a task: the rows are summed in order, whatever the number of threads.
     const COLS: usize = 32;
     let (rows, d) = (call.ins[1].rows(), call.ins[1].cols());
-    let (dy, x) = (call.input::<f32>(0), call.input::<f32>(1));
+    let (dy, x) = (call.input::<A>(0), call.input::<A>(1));
     let (mean, rstd) = (call.input::<f32>(2), call.input::<f32>(3));
     let dw = call.output_ptr::<f32>(0);
     let acc = (*call.attr == Attr::Acc(true)).then(|| call.input_ptr::<f32>(4));
@@ -281,7 +289,7 @@ fn host_dw(call: &HostCall) {
                 let (dy, x) = (&dy[r * d + start..][..n], &x[r * d + start..][..n]);
                 let (m, s) = (mean[r], rstd[r]);
                 for ((sum, dy), x) in sum.iter_mut().zip(dy).zip(x) {
-                    *sum += dy * ((x - m) * s);
+                    *sum += dy.widen() * ((x.widen() - m) * s);
                 }
             }
         });

@@ -112,8 +112,8 @@ fn host(call: &HostCall) {
         return ADAFACTOR.in_place.iter().for_each(|&(from, out)| call.map(out, [from], |[x]| x));
     };
     // What is between the tensors stays as it is.
-    let p = call.accumulator(0, 0);
-    let (r, c) = (call.accumulator(2, 1), call.accumulator(3, 2));
+    let p = call.accumulator::<f32>(0, 0);
+    let (r, c) = (call.accumulator::<f32>(2, 1), call.accumulator::<f32>(3, 2));
     let g = call.input::<f32>(1);
     for entry in table.chunks_exact(ENTRY) {
         let [start, rows, cols, first_r, first_c] = std::array::from_fn(|i| entry[i] as usize);
