@@ -31,10 +31,14 @@ mod operand;
 mod thin;
 mod vector;
 
+use super::act::Act;
 use super::isa::Isa;
+use super::math;
+use half::bf16;
 use kernel::*;
 pub use operand::*;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use thin::{THIN_ROWS, thin_product};
 
@@ -108,17 +112,18 @@ pub fn free_buffers() {
     }
 }
 
-/// C's base address, shared by tasks that write disjoint tiles.
+/// The base address of C or of its rounded form, shared by tasks that write disjoint tiles.
 #[derive(Clone, Copy)]
-struct Out(*mut f32);
-// SAFETY: every task writes its own tile of C only, and C outlives the parallel section.
-unsafe impl Send for Out {}
+struct Shared<T>(*mut T);
+type Out = Shared<f32>;
+// SAFETY: every task writes its own tile only, and the matrix outlives the parallel section.
+unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Out {}
+unsafe impl<T> Sync for Shared<T> {}
 
-impl Out {
-    /// By method, so that closures capture the whole `Out` and not the bare pointer.
-    fn at(self, offset: usize) -> *mut f32 {
+impl<T> Shared<T> {
+    /// By method, so that closures capture the whole address and not the bare pointer.
+    fn at(self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 }
@@ -195,22 +200,51 @@ fn shares<'t, 'a>(terms: &'t [Term<'a>], k0: usize, k1: usize) -> impl Iterator<
 /// is written without being read. Runs on the current rayon pool; the result does not depend on
 /// its size.
 pub fn gemm(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+    either_product(terms, beta, bias, c, ldc, EXACT);
+}
+
+/// The same product of activations in bf16: factors that are wider may be rounded to bf16, where that is quicker. Sums are
+/// f32.
+pub fn gemm_narrow(terms: &[Term], beta: f32, c: &mut [f32], ldc: usize) {
+    either_product(terms, beta, None, c, ldc, Rounding { factors: true, result: None });
+}
+
+/// The same, its result rounded to `out`, whose rows are as far apart as those of `c`; nothing is left in `c` but what
+/// beta is applied to before.
+pub fn gemm_bf16(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], out: &mut [bf16], ldc: usize) {
+    assert!(out.len() >= c.len(), "the result has no room");
+    let out = Shared(out.as_mut_ptr());
+    best_product(terms, beta, bias, c, ldc, Rounding { factors: true, result: Some(out) });
+}
+
+/// What of a product may be in bf16.
+#[derive(Clone, Copy)]
+struct Rounding {
+    factors: bool,
+    /// Where the result goes, rounded.
+    result: Option<Shared<bf16>>,
+}
+
+const EXACT: Rounding = Rounding { factors: false, result: None };
+
+fn either_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize, how: Rounding) {
     match terms {
-        [t] if bias.is_none() && turns(t) => turned_product(t, beta, c, ldc),
-        _ => best_product(terms, beta, bias, c, ldc),
+        [t] if bias.is_none() && turns(t, how) => turned_product(t, beta, c, ldc, how),
+        _ => best_product(terms, beta, bias, c, ldc, how),
     }
 }
 
 /// Whether the transposed product is quicker: few columns, as in the gradient of a low-rank factor, and an A that is
 /// stored by columns. Those are rows of its transpose, which is read in place.
-fn turns(t: &Term) -> bool {
-    t.b.cols <= IN_PLACE_ROWS / 2 && t.a.rows >= 2 * IN_PLACE_ROWS && t.a.row_stride == 1 && t.a.f32_data().is_some()
+fn turns(t: &Term, how: Rounding) -> bool {
+    let reads = t.a.f32_data().is_some() || how.factors;
+    t.b.cols <= IN_PLACE_ROWS / 2 && t.a.rows >= 2 * IN_PLACE_ROWS && t.a.row_stride == 1 && reads
 }
 
-fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize) {
+fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize, how: Rounding) {
     let (m, n) = (t.a.rows, t.b.cols);
     TURNED.with(m * n, |turned| {
-        best_product(&[Term { alpha: 1.0, a: t.b.t(), b: t.a.t() }], 0.0, None, turned, m);
+        best_product(&[Term { alpha: 1.0, a: t.b.t(), b: t.a.t() }], 0.0, None, turned, m, how);
         for (i, row) in c.chunks_mut(ldc).take(m).enumerate() {
             for (j, x) in row[..n].iter_mut().enumerate() {
                 let old = if beta == 0.0 { 0.0 } else { beta * *x };
@@ -220,34 +254,41 @@ fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize) {
     });
 }
 
-fn best_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+fn best_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize, how: Rounding) {
     let level = match Isa::best() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx if !amx::pays(terms) => Isa::Avx512,
+        Isa::Amx if !amx::pays(terms, how) => Isa::Avx512,
         best => best,
     };
-    with_isa(level, terms, beta, bias, c, ldc)
+    with_isa(level, terms, (beta, bias), c, ldc, how)
 }
 
 /// `level` must be one that [`Isa::usable`] gives.
-fn with_isa(level: Isa, terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize) {
+fn with_isa(level: Isa, terms: &[Term], end: (f32, Option<&[f32]>), c: &mut [f32], ldc: usize, how: Rounding) {
     match level {
-        Isa::Portable => product::<Portable>(terms, beta, bias, c, ldc, blocked_product::<Portable>),
+        Isa::Portable => product::<Portable>(terms, end, c, ldc, how, blocked_product::<Portable>),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => product::<Neon>(terms, beta, bias, c, ldc, blocked_product::<Neon>),
+        Isa::Neon => product::<Neon>(terms, end, c, ldc, how, blocked_product::<Neon>),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => product::<Avx2>(terms, beta, bias, c, ldc, blocked_product::<Avx2>),
+        Isa::Avx2 => product::<Avx2>(terms, end, c, ldc, how, blocked_product::<Avx2>),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => product::<Avx512>(terms, beta, bias, c, ldc, blocked_product::<Avx512>),
+        Isa::Avx512 => product::<Avx512>(terms, end, c, ldc, how, blocked_product::<Avx512>),
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx => product::<Avx512>(terms, beta, bias, c, ldc, amx::blocked_product),
+        Isa::Amx => product::<Avx512>(terms, end, c, ldc, how, amx::blocked_product),
     }
 }
 
 /// Computes a product of more than THIN_ROWS rows: terms, (m, n, k), what to do with sums, whether on several threads.
 type Blocked = fn(&[Term], (usize, usize, usize), &Epilogue, bool);
 
-fn product<I: IsaKernel>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize, blocked: Blocked) {
+fn product<I: IsaKernel>(
+    terms: &[Term],
+    (beta, bias): (f32, Option<&[f32]>),
+    c: &mut [f32],
+    ldc: usize,
+    how: Rounding,
+    blocked: Blocked,
+) {
     assert!((1..=MAX_TERMS).contains(&terms.len()));
     let (m, n) = (terms[0].a.rows, terms[0].b.cols);
     for t in terms {
@@ -260,8 +301,8 @@ fn product<I: IsaKernel>(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mu
     assert!(bias.is_none_or(|b| b.len() == n), "bias length");
     let k: usize = terms.iter().map(|t| t.b.rows).sum();
     let parallel = m as u64 * n as u64 * k as u64 >= SERIAL_MACS && rayon::current_num_threads() > 1;
-    let c = Out(c.as_mut_ptr());
-    let end = Epilogue { beta, bias, c, ldc };
+    let c = Shared(c.as_mut_ptr());
+    let end = Epilogue { beta, bias, c, ldc, how };
     if m <= THIN_ROWS {
         thin_product::<I>(terms, (m, n, k), &end, parallel);
     } else {
@@ -275,6 +316,7 @@ struct Epilogue<'a> {
     bias: Option<&'a [f32]>,
     c: Out,
     ldc: usize,
+    how: Rounding,
 }
 
 impl Epilogue<'_> {
@@ -289,6 +331,24 @@ impl Epilogue<'_> {
                 *c = old + s + bias.map_or(0.0, |b| b[j + l]);
             }
         }
+    }
+
+    /// Rounds a finished part of C, if the result is to be.
+    ///
+    /// # Safety
+    /// The part is inside C, and the caller's task alone has it.
+    unsafe fn round(&self, rows: Range<usize>, columns: Range<usize>) {
+        let Some(out) = self.how.result else { return };
+        math::vectorized(|| {
+            for i in rows {
+                let at = i * self.ldc + columns.start;
+                // SAFETY: the caller's promise; the result has C's rows.
+                unsafe {
+                    let sums = std::slice::from_raw_parts(self.c.at(at), columns.len());
+                    bf16::write(sums, out.at(at));
+                }
+            }
+        });
     }
 }
 
@@ -392,6 +452,11 @@ impl Block {
                 self.sweep::<I>(plan, end, (k0, k1), &pieces[..count]);
             }
         });
+        if self.k.1 == plan.k {
+            let column = |panel: usize| plan.n.min(self.j0 + panel * I::NR);
+            // SAFETY: the tile is this task's alone.
+            unsafe { end.round(i0..i1, column(self.panels.0)..column(self.panels.1)) };
+        }
     }
 
     /// A's rows of this tile over a k block, in place where the microkernel can read them and

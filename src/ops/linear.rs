@@ -6,7 +6,10 @@
 
 pub(in crate::ops) mod cuda;
 
-use crate::cpu::gemm::{Term, gemm};
+use half::bf16;
+
+use crate::cpu::act::Act;
+use crate::cpu::gemm::{Term, gemm, gemm_bf16, gemm_narrow};
 use crate::cpu::par;
 use crate::cpu::philox::Mask;
 use crate::cpu::weight::weight;
@@ -15,7 +18,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, LowRank};
-use crate::ops::matmul::mat;
+use crate::ops::matmul::{mat, narrow_mat};
 use crate::ops::{
     Acts, Attr, Case, Cost, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
     WgslDispatch,
@@ -51,9 +54,10 @@ pub static LINEAR: OpDef = OpDef {
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
     workspace: |attr, ins, caps| match (Operands::of(spec(attr), false).low_rank, caps.target) {
         (Some((a, _)), Target::Cuda) => cuda::workspace(spec(attr), ins, a, caps),
-        _ => scratch(attr, &ins[0], &ins[1], caps),
+        _ => scratch(attr, ins, false, caps),
     },
     host: host_linear,
+    narrow: true,
     wgsl: wgsl_linear,
     cuda: cuda::linear,
     acts: |_| Acts { ins: &[0], outs: &[0, 1] },
@@ -84,8 +88,9 @@ pub static LINEAR_DX: OpDef = OpDef {
     reference: reference_linear_dx,
     grad: Grad::Missing,
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, caps| scratch(attr, &ins[0], &ins[1], caps),
+    workspace: |attr, ins, caps| scratch(attr, ins, true, caps),
     host: host_linear_dx,
+    narrow: true,
     wgsl: wgsl_linear_dx,
     cuda: cuda::linear_dx,
     acts: |_| Acts { ins: &[0, 2], outs: &[0] },
@@ -173,12 +178,25 @@ fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
     Cost { flops: 2 * (t * (n * k + r * (n + k))) as u64, terms: n.max(k) + r + 1 }
 }
 
-/// With dropout, on the CPU (GPUs drop out while they load): the dropped input (or its gradient) [T,K].
-fn scratch(attr: &Attr, x: &Ty, w: &Ty, caps: &Caps) -> u64 {
-    match spec(attr).lora.and_then(|l| l.dropout) {
-        Some(_) if !matches!(caps.target, Target::Wgsl | Target::Cuda) => (4 * x.shape[0] * w.shape[1]) as u64,
-        _ => 0,
+/// On the CPU, with dropout (GPUs drop out while they load): the dropped input (or its gradient) [T,K]. In bf16, sums as well.
+fn scratch(attr: &Attr, ins: &[Ty], backward: bool, caps: &Caps) -> u64 {
+    if matches!(caps.target, Target::Wgsl | Target::Cuda) {
+        return 0;
     }
+    let sums = if ins[0].dtype == DType::BF16 { 4 * sums(attr, ins, backward) } else { 0 };
+    // Forward, what is dropped out is an activation; backward, it becomes a part of the sums.
+    let dtype = if backward { DType::F32 } else { ins[0].dtype };
+    let dropped = match Operands::of(spec(attr), backward).dropout {
+        Some(_) => dtype.bytes(ins[0].shape[0] * ins[1].shape[1]),
+        None => 0,
+    };
+    (sums + dropped) as u64
+}
+
+/// Elements of the largest product.
+fn sums(attr: &Attr, ins: &[Ty], backward: bool) -> usize {
+    let rank = Operands::of(spec(attr), false).low_rank.map_or(0, |(a, _)| ins[a].shape[0]);
+    ins[0].shape[0] * if backward { ins[1].shape[1] } else { ins[1].shape[0].max(rank) }
 }
 
 fn reference_linear(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
@@ -290,6 +308,9 @@ fn grad_linear(g: &mut Graph, node: &Node, dys: &[Option<Val>], wants: &[bool]) 
 }
 
 fn host_linear(call: &HostCall) {
+    if call.ins[0].dtype == DType::BF16 {
+        return narrow_linear(call);
+    }
     let s = spec(call.attr);
     let o = Operands::of(s, false);
     let (t, n, k) = (call.ins[0].shape[0], call.ins[1].shape[0], call.ins[1].shape[1]);
@@ -314,7 +335,39 @@ fn host_linear(call: &HostCall) {
     gemm(&[main, up], 0.0, bias, y, n);
 }
 
+/// The same on activations in bf16: sums in f32 in the scratch memory, rounded once.
+fn narrow_linear(call: &HostCall) {
+    let s = spec(call.attr);
+    let o = Operands::of(s, false);
+    let (t, n, k) = (call.ins[0].shape[0], call.ins[1].shape[0], call.ins[1].shape[1]);
+    let x = &call.input::<bf16>(0)[..t * k];
+    let main = Term { alpha: 1.0, a: narrow_mat(x, t, k, false), b: weight(call.input(1), &call.ins[1]).t() };
+    let bias = o.bias.map(|i| call.input::<f32>(i));
+    let (y, work) = (call.output::<bf16>(0), call.work::<f32>());
+    let (sums, work) = work.split_at_mut(sums(call.attr, call.ins, false));
+    let (Some(lora), Some((a, b))) = (s.lora, o.low_rank) else {
+        return gemm_bf16(&[main], 0.0, bias, &mut sums[..t * n], y, n);
+    };
+    let r = call.ins[a].shape[0];
+    let dropped = match o.dropout {
+        Some((rng, d)) => {
+            let to = &mut bytemuck::cast_slice_mut(work)[..t * k];
+            masked(d, call.input(rng), x, to, |to, x| *to = bf16::round(x));
+            to
+        }
+        None => x,
+    };
+    let xa = call.output::<bf16>(1);
+    let down = Term { alpha: 1.0, a: narrow_mat(dropped, t, k, false), b: mat(call.input(a), r, k, true) };
+    gemm_bf16(&[down], 0.0, None, &mut sums[..t * r], xa, r);
+    let up = Term { alpha: lora.scale, a: narrow_mat(xa, t, r, false), b: mat(call.input(b), n, r, true) };
+    gemm_bf16(&[main, up], 0.0, bias, &mut sums[..t * n], y, n);
+}
+
 fn host_linear_dx(call: &HostCall) {
+    if call.ins[0].dtype == DType::BF16 {
+        return narrow_linear_dx(call);
+    }
     let o = Operands::of(spec(call.attr), true);
     let (t, n, k) = (call.ins[0].shape[0], call.ins[1].shape[0], call.ins[1].shape[1]);
     let dx = call.output::<f32>(0);
@@ -329,15 +382,31 @@ fn host_linear_dx(call: &HostCall) {
     masked(d, call.input(rng), grad, dx, |dx, low| *dx += low);
 }
 
+/// The same on activations in bf16.
+fn narrow_linear_dx(call: &HostCall) {
+    let o = Operands::of(spec(call.attr), true);
+    let (t, n, k) = (call.ins[0].shape[0], call.ins[1].shape[0], call.ins[1].shape[1]);
+    let (dx, work) = (call.output::<bf16>(0), call.work::<f32>());
+    let (sums, grad) = work.split_at_mut(t * k);
+    let main = Term { alpha: 1.0, a: narrow_mat(call.input(0), t, n, false), b: weight(call.input(1), &call.ins[1]) };
+    let Some((dyb, a)) = o.low_rank else { return gemm_bf16(&[main], 0.0, None, sums, dx, k) };
+    let r = call.ins[a].shape[0];
+    let low = Term { alpha: 1.0, a: narrow_mat(call.input(dyb), t, r, false), b: mat(call.input(a), r, k, false) };
+    let Some((rng, d)) = o.dropout else { return gemm_bf16(&[main, low], 0.0, None, sums, dx, k) };
+    gemm_narrow(&[low], 0.0, &mut grad[..t * k], k);
+    masked(d, call.input(rng), grad, sums, |sum, low| *sum = low);
+    gemm_bf16(&[main], 1.0, None, sums, dx, k);
+}
+
 /// `f(to[i], mask[i]·x[i])`
-fn masked(d: Dropout, rng: &[u32], x: &[f32], to: &mut [f32], f: impl Fn(&mut f32, f32) + Sync) {
+fn masked<A: Act, B: Send>(d: Dropout, rng: &[u32], x: &[A], to: &mut [B], f: impl Fn(&mut B, f32) + Sync) {
     let mask = Mask::new(std::array::from_fn(|i| rng[i]), d);
     const PIECE: usize = 1 << 12;
     par::chunks(to, PIECE, |piece, to| {
         let mut factors = [0f32; PIECE];
         mask.fill(piece * PIECE, &mut factors[..to.len()]);
         for ((v, x), m) in to.iter_mut().zip(&x[piece * PIECE..]).zip(factors) {
-            f(v, x * m);
+            f(v, x.widen() * m);
         }
     });
 }

@@ -5,7 +5,8 @@
 
 mod cuda;
 
-use crate::cpu::gemm::{Mat, Store, Term, gemm};
+use crate::cpu::act::Act;
+use crate::cpu::gemm::{Mat, Store, Term, gemm, gemm_narrow};
 use crate::cpu::{math, par, weight::weight};
 use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty, align};
@@ -15,6 +16,7 @@ use crate::ops::dense::Product;
 use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_defines, weight_parts};
+use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Sizes, Tensor,
     WgslDispatch, check,
@@ -71,7 +73,8 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         Target::Cuda => cuda::Scratch::new(ins, caps).bytes,
         _ => 4 * HostScratch::new(ins).floats as u64,
     },
-    host,
+    host: by_act!(host),
+    narrow: true,
     wgsl,
     cuda: cuda::linear_cross_entropy,
     acts: |attr| match loss(attr).grad_x {
@@ -145,17 +148,21 @@ impl HostScratch {
     }
 }
 
-fn host(call: &HostCall) {
-    let (x, labels, inv) = (call.input::<f32>(0), call.input::<i32>(2), call.input::<f32>(3)[0]);
+fn host<A: Act>(call: &HostCall) {
+    let (x, labels, inv) = (call.input::<A>(0), call.input::<i32>(2), call.input::<f32>(3)[0]);
     let (d, v) = (call.ins[0].cols(), call.ins[1].rows());
     let w = weight(call.input::<u8>(1), &call.ins[1]);
     let Loss { grad_x, grad_w } = loss(call.attr);
-    let mut dx = grad_x.then(|| call.output::<f32>(1));
+    let mut dx = grad_x.then(|| call.output::<A>(1));
     let mut dw = grad_w.then(|| call.output::<f32>(1 + grad_x as usize));
     if let Some(dx) = &mut dx {
-        par::chunks(dx, 1 << 16, |_, c| c.fill(0.0));
+        par::chunks(dx, 1 << 16, |_, c| c.fill(A::zeroed()));
     }
 
+    let product = |term: Term, beta, c: &mut [f32], ldc| match call.ins[0].dtype {
+        DType::BF16 => gemm_narrow(&[term], beta, c, ldc),
+        _ => gemm(&[term], beta, None, c, ldc),
+    };
     let size = HostScratch::new(call.ins).block;
     let work = call.work::<f32>();
     let (logits, work) = work.split_at_mut(size * v);
@@ -181,10 +188,10 @@ fn host(call: &HostCall) {
         let m = block.len();
         let (logits, xb, dxb, losses) = (&mut logits[..m * v], &mut xb[..m * d], &mut dxb[..m * d], &mut losses[..m]);
         for (row, &t) in xb.chunks_exact_mut(d).zip(block) {
-            row.copy_from_slice(&x[t as usize * d..][..d]);
+            row.iter_mut().zip(&x[t as usize * d..]).for_each(|(to, x)| *to = x.widen());
         }
         let xb = Mat::row_major(Store::F32(xb), m, d);
-        gemm(&[Term { alpha: 1.0, a: xb, b: w.t() }], 0.0, None, logits, v);
+        product(Term { alpha: 1.0, a: xb, b: w.t() }, 0.0, logits, v);
         let out = Ptr(losses.as_mut_ptr());
         par::chunks(logits, v, |r, row| {
             let label = labels[block[r] as usize] as usize;
@@ -194,13 +201,13 @@ fn host(call: &HostCall) {
         sum += losses.iter().map(|&l| l as f64).sum::<f64>();
         let dlogits = Mat::row_major(Store::F32(logits), m, v);
         if let Some(dx) = &mut dx {
-            gemm(&[Term { alpha: 1.0, a: dlogits, b: w }], 0.0, None, dxb, d);
+            product(Term { alpha: 1.0, a: dlogits, b: w }, 0.0, dxb, d);
             for (row, &t) in dxb.chunks_exact(d).zip(block) {
-                dx[t as usize * d..][..d].copy_from_slice(row);
+                dx[t as usize * d..].iter_mut().zip(row).for_each(|(to, x)| *to = A::round(*x));
             }
         }
         if let Some(dw) = &mut dw {
-            gemm(&[Term { alpha: 1.0, a: dlogits.t(), b: xb }], if i == 0 { 0.0 } else { 1.0 }, None, dw, d);
+            product(Term { alpha: 1.0, a: dlogits.t(), b: xb }, if i == 0 { 0.0 } else { 1.0 }, dw, d);
         }
     }
     call.output::<f32>(0)[0] = (inv as f64 * sum) as f32;

@@ -2,8 +2,10 @@
 
 mod cuda;
 
-use crate::cpu::act::Act;
-use crate::cpu::gemm::{Mat, Store, Term, gemm};
+use half::bf16;
+
+use crate::cpu::act::{Act, convert};
+use crate::cpu::gemm::{Mat, Store, Term, gemm, gemm_bf16, gemm_narrow};
 use crate::cpu::par;
 use crate::device::Target;
 use crate::dtype::{DType, Ty};
@@ -33,9 +35,15 @@ pub static MATMUL: OpDef = OpDef {
     },
     workspace: |attr, ins, caps| match caps.target {
         Target::Cuda => tiles::workspace(dims(matmul_attr(attr), ins), caps),
+        // The sums of a product that is rounded.
+        Target::Host if ins[0].dtype == DType::BF16 && !matmul_attr(attr).ta => {
+            let (m, n, _) = dims(matmul_attr(attr), ins);
+            4 * (m * n) as u64
+        }
         _ => 0,
     },
     host: host_matmul,
+    narrow: true,
     wgsl: wgsl_matmul,
     cuda: cuda::matmul,
     // A sum over tokens is the gradient of a weight, and f32; else b is a weight and the product an activation.
@@ -186,8 +194,17 @@ pub fn mat(data: &[f32], rows: usize, cols: usize, t: bool) -> Mat<'_> {
     if t { m.t() } else { m }
 }
 
+/// The same in bf16; there may be half a word after it.
+pub fn narrow_mat(data: &[bf16], rows: usize, cols: usize, t: bool) -> Mat<'_> {
+    let m = Mat::row_major(Store::Bf16(&data[..rows * cols]), rows, cols);
+    if t { m.t() } else { m }
+}
+
 fn host_matmul(call: &HostCall) {
     let m = matmul_attr(call.attr);
+    if call.ins[0].dtype == DType::BF16 {
+        return narrow_matmul(call, m);
+    }
     let (a, b) = (&call.ins[0], &call.ins[1]);
     let c = if m.acc { call.accumulator(2, 0) } else { call.output::<f32>(0) };
     let term = Term {
@@ -196,6 +213,23 @@ fn host_matmul(call: &HostCall) {
         b: mat(call.input(1), b.shape[0], b.shape[1], m.tb),
     };
     gemm(&[term], if m.acc { 1.0 } else { 0.0 }, None, c, call.outs[0].cols());
+}
+
+/// The product of activations in bf16, which is one where it is no sum over tokens.
+fn narrow_matmul(call: &HostCall, m: Matmul) {
+    let (a, b, n) = (&call.ins[0], &call.ins[1], call.outs[0].cols());
+    let (beta, a) = (m.acc as u8 as f32, narrow_mat(call.input(0), a.shape[0], a.shape[1], m.ta));
+    if m.ta {
+        let c = if m.acc { call.accumulator(2, 0) } else { call.output::<f32>(0) };
+        let b = narrow_mat(call.input(1), b.shape[0], b.shape[1], m.tb);
+        return gemm_narrow(&[Term { alpha: m.alpha, a, b }], beta, c, n);
+    }
+    let (c, sums) = (call.output::<bf16>(0), &mut call.work::<f32>()[..call.outs[0].len()]);
+    if m.acc {
+        convert(sums, call.input::<bf16>(2));
+    }
+    let b = mat(call.input(1), b.shape[0], b.shape[1], m.tb);
+    gemm_bf16(&[Term { alpha: m.alpha, a, b }], beta, None, sums, c, n);
 }
 
 fn host_sum_rows<A: Act>(call: &HostCall) {

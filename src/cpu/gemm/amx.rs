@@ -10,6 +10,7 @@
 //!
 //! (Henry, Tang and Heinecke 2019, arXiv:1904.06376). Six products on tiles are up to 2.7 times as fast as one on
 //! AVX-512, whose peak is a sixteenth. A weight stored in bf16 is one piece and one in f16 two, which leaves three and five.
+//! Where activations are kept in bf16, factors are rounded to one piece, and one product is left.
 //! Subnormal numbers count as zero, numbers that bf16 cannot hold (above 3.38e38) as infinite, and what is infinite
 //! may come out as NaN.
 //!
@@ -25,7 +26,7 @@
 
 use super::kernel::{Panels, RUN};
 use super::operand::Store;
-use super::{A_PANELS, B_PANELS, Epilogue, IsaKernel, MAX_TERMS, Out, Term, for_each, kernel};
+use super::{A_PANELS, B_PANELS, Epilogue, IsaKernel, MAX_TERMS, Out, Rounding, Shared, Term, for_each, kernel};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -34,8 +35,8 @@ const STEP: usize = 32;
 const SIDE: usize = 32;
 /// Bytes of one piece of 32 rows (or columns) over a step: two tiles.
 const PAIR: usize = 2048;
-/// Pieces of A.
-const A_PLANES: usize = 3;
+/// Pieces of a float, at most.
+const PLANES: usize = 3;
 /// Steps of a block, at most: A's rows of a task and a panel of B fit an L2 of 2 MiB, and C is touched seldom.
 const BLOCK: usize = 20;
 /// Steps that are packed at once, at most.
@@ -47,23 +48,24 @@ const B_BYTES: usize = 6 << 20;
 const STRIPS: usize = 8;
 
 /// Whether the time that tiles save is more than what splitting A and B costs. An element is split in the time in
-/// which AVX-512 multiplies it by about forty others.
-pub(super) fn pays(terms: &[Term]) -> bool {
+/// which AVX-512 multiplies it by about forty others, and rounded in a quarter of it.
+pub(super) fn pays(terms: &[Term], how: Rounding) -> bool {
     let (m, n) = (terms[0].a.rows, terms[0].b.cols);
-    m * n >= 40 * (m + n)
+    m * n >= if how.factors { 10 } else { 40 } * (m + n)
 }
 
-/// Where a term is on the k axis, in steps, and how many pieces its B has.
+/// Where a term is on the k axis, in steps, and how many pieces A and B have: three and any, or one each.
 #[derive(Clone, Copy, Default)]
 struct Share {
     first: usize,
     steps: usize,
+    a_planes: usize,
     b_planes: usize,
 }
 
 impl Share {
     fn planes(self, side: Side) -> usize {
-        if side == Side::A { A_PLANES } else { self.b_planes }
+        if side == Side::A { self.a_planes } else { self.b_planes }
     }
 }
 
@@ -75,18 +77,21 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(terms: &[Term]) -> Axis {
+    fn new(terms: &[Term], how: Rounding) -> Axis {
+        let a_planes = if how.factors { 1 } else { PLANES };
         let (mut shares, mut steps) = ([Share::default(); MAX_TERMS], 0);
         for (share, t) in shares.iter_mut().zip(terms) {
             let b_planes = match t.b.store {
+                _ if how.factors => 1,
                 Store::Bf16(_) if t.alpha == 1.0 => 1,
                 Store::F16(_) if t.alpha == 1.0 => 2,
                 _ => 3,
             };
-            *share = Share { first: steps, steps: t.b.rows.div_ceil(STEP), b_planes };
+            *share = Share { first: steps, steps: t.b.rows.div_ceil(STEP), a_planes, b_planes };
             steps += share.steps;
         }
-        let block = steps.div_ceil(steps.div_ceil(BLOCK).max(1)).max(1);
+        let most = BLOCK * PLANES / a_planes;
+        let block = steps.div_ceil(steps.div_ceil(most).max(1)).max(1);
         Axis { shares, steps, block }
     }
 
@@ -105,17 +110,18 @@ impl Axis {
 }
 
 pub(super) fn blocked_product(terms: &[Term], (m, n, _): (usize, usize, usize), end: &Epilogue, parallel: bool) {
-    let axis = Axis::new(terms);
+    let axis = Axis::new(terms, end.how);
     let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
-    let group = axis.block * (GROUP / axis.block);
+    let planes = axis.shares.iter().map(|s| s.a_planes.max(s.b_planes)).max().unwrap_or(PLANES);
+    let group = axis.block * (GROUP * PLANES / planes / axis.block).max(1);
     let (height, width) = (m.div_ceil(SIDE), n.div_ceil(SIDE));
-    let panel = group.min(axis.steps) * A_PLANES * PAIR;
+    let panel = group.min(axis.steps) * planes * PAIR;
     // Equal shares of the panels, none above the limit.
     let share = |panels: usize, bytes: usize| panels.div_ceil(panels.div_ceil((bytes / panel.max(1)).max(1)));
     let (down, across) = (share(height, A_BYTES), share(width, B_BYTES));
     B_PANELS.with(across * panel / 4, |b| {
         A_PANELS.with(down * panel / 4, |a| {
-            let (a, b) = (Out(a.as_mut_ptr()), Out(b.as_mut_ptr()));
+            let (a, b) = (Shared(a.as_mut_ptr()), Shared(b.as_mut_ptr()));
             for q0 in (0..width).step_by(across) {
                 // At least once, so that K = 0 still applies beta and bias.
                 for s0 in (0..axis.steps.max(1)).step_by(group) {
@@ -220,6 +226,12 @@ impl Square {
                     }
                 }
             }
+            if s1 == axis.steps {
+                let row = |r: usize| m.min((self.rows.0 + r) * SIDE);
+                let column = |q: usize| n.min((self.panels.0 + q) * SIDE);
+                // SAFETY: these strips and panels are this task's alone.
+                unsafe { end.round(row(r0)..row(height.min(r0 + h)), column(q0)..column(width.min(q0 + w))) };
+            }
         });
     }
 }
@@ -290,15 +302,16 @@ unsafe fn sums(
 ) {
     let (mut a, mut b, mut fresh) = (a, b, fresh);
     for (_, share, from, to) in axis.parts(b0, b1) {
-        let kernel = match share.b_planes {
-            1 => tiles_1,
-            2 => tiles_2,
+        let kernel = match (share.a_planes, share.b_planes) {
+            (1, _) => tiles_narrow,
+            (_, 1) => tiles_1,
+            (_, 2) => tiles_2,
             _ => tiles_3,
         };
         // SAFETY: the caller's promise, handed on.
         unsafe { kernel(a, b, to - from, c, 4 * ldc, fresh) };
         fresh = false;
-        a = a.wrapping_add((to - from) * A_PLANES * PAIR);
+        a = a.wrapping_add((to - from) * share.a_planes * PAIR);
         b = b.wrapping_add((to - from) * share.b_planes * PAIR);
     }
 }
@@ -335,7 +348,7 @@ impl Drop for Tiles {
 
 /// tmm0..3 hold a square of C, by rows of tiles; tmm4..5 a piece of A, tmm6..7 one of B. Small products go first.
 macro_rules! tiles {
-    ($name:ident, planes: $planes:literal, [$($piece:tt $at:literal),* $(,)?]) => {
+    ($name:ident, planes: $a_planes:literal $planes:literal, [$($piece:tt $at:literal),* $(,)?]) => {
         /// # Safety
         /// As for [`sums`]; `ldc` in bytes, `steps` at least one.
         unsafe fn $name(a: *const u8, b: *const u8, steps: usize, c: *mut f32, ldc: usize, fresh: bool) {
@@ -352,7 +365,7 @@ macro_rules! tiles {
                     "tileloadd tmm2, [{d} + 1*{ldc}]", "tileloadd tmm3, [{d} + 1*{ldc} + 64]",
                     "3:",
                     $(tiles!(@load $piece $at), tiles!(@multiply $piece $at),)*
-                    "add {a}, 6144",
+                    concat!("add {a}, 2048*", $a_planes),
                     concat!("add {b}, 2048*", $planes),
                     "dec {steps}",
                     "jnz 3b",
@@ -382,9 +395,10 @@ macro_rules! tiles {
     };
 }
 
-tiles!(tiles_1, planes: 1, [A 2, b 0, a 1, a 0]);
-tiles!(tiles_2, planes: 2, [A 0, b 1, a 1, b 0, a 2, a 0]);
-tiles!(tiles_3, planes: 3, [A 0, b 2, b 1, a 1, b 0, a 2, a 0]);
+tiles!(tiles_narrow, planes: 1 1, [A 0, b 0]);
+tiles!(tiles_1, planes: 3 1, [A 2, b 0, a 1, a 0]);
+tiles!(tiles_2, planes: 3 2, [A 0, b 1, a 1, b 0, a 2, a 0]);
+tiles!(tiles_3, planes: 3 3, [A 0, b 2, b 1, a 1, b 0, a 2, a 0]);
 
 /// Which operand a panel is of: tiles have A's rows as rows, and B's columns as columns.
 #[derive(Clone, Copy, PartialEq)]
@@ -527,8 +541,8 @@ unsafe fn tile<const PLANES: usize>(from: &Runs, dst: *mut u8) {
     for r in 0..16 {
         let (mut x, mut y) = (halves[0][r], halves[1][r]);
         for piece in 0..PLANES {
-            // The last piece is exact as it is.
-            let (a, b) = if piece + 1 < PLANES {
+            // The last piece of several is exact as it is.
+            let (a, b) = if piece + 1 < PLANES || PLANES == 1 {
                 let (a, b) = (nearest(x), nearest(y));
                 (x, y) = (_mm512_sub_ps(x, _mm512_castsi512_ps(a)), _mm512_sub_ps(y, _mm512_castsi512_ps(b)));
                 (a, b)

@@ -132,7 +132,7 @@ fn check(terms: &[(f32, Operand, Operand)], beta: f32, bias: bool, rng: &mut Rng
     for level in Isa::usable().map(Some).chain([None]) {
         let mut c = c0.clone();
         match level {
-            Some(level) => with_isa(level, &views, beta, bias.as_deref(), &mut c, ldc),
+            Some(level) => with_isa(level, &views, (beta, bias.as_deref()), &mut c, ldc, EXACT),
             None => gemm(&views, beta, bias.as_deref(), &mut c, ldc),
         }
         for i in 0..m {
@@ -237,7 +237,7 @@ fn a_column_of_few_rows_stands_alone() {
             let run = |cols: usize| {
                 let mut c = vec![0f32; m * cols];
                 let b = Mat::new(b.data.store(), k, cols, b.strides.0, b.strides.1);
-                with_isa(level, &[Term { alpha: 1.0, a: a.mat(), b }], 0.0, None, &mut c, cols);
+                with_isa(level, &[Term { alpha: 1.0, a: a.mat(), b }], (0.0, None), &mut c, cols, EXACT);
                 c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let all = run(21);
@@ -274,12 +274,63 @@ fn numbers_of_any_size_keep_their_bits() {
             let mut c = vec![0.0; m * n];
             let term =
                 Term { alpha: 1.0, a: Mat::row_major(Store::F32(a), m, k), b: Mat::row_major(Store::F32(&b), k, n) };
-            with_isa(level, &[term], 0.0, None, &mut c, n);
+            with_isa(level, &[term], (0.0, None), &mut c, n, EXACT);
             c
         };
         assert!(most(&a, &product(&a)) <= 1.0, "{level:?}");
         let cut: Vec<f32> = a.iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect();
         assert!(most(&a, &product(&cut)) > 1.0, "{level:?}: the check sees nothing");
+    }
+}
+
+/// Of factors in bf16, the product is as exact as ever, and rounded once where the result is in bf16; wider factors cost
+/// their own rounding and no more.
+#[test]
+fn activations_in_bf16() {
+    let mut rng = Rng(8);
+    let shapes = [(1, 70, 33), (3, 576, 40), (33, 65, 50), (130, 2000, 96), (64, 300, 16), (16, 400, 700), (50, 9, 70)];
+    for (m, k, n) in shapes {
+        for (f, t, beta) in [(1, 0, 0.0), (0, 1, 0.0), (3, 2, 1.0), (1, 3, 1.0)] {
+            let a = Operand::new(1, m, k, t & 1 != 0, 0, &mut rng);
+            let b = Operand::new(f, k, n, t & 2 != 0, 0, &mut rng);
+            let (up, down) = (Operand::new(1, m, 5, false, 0, &mut rng), Operand::new(0, 5, n, true, 0, &mut rng));
+            let (bias, c0, ldc) = (rng.floats(n), rng.floats(m * (n + 3)), n + 3);
+            let both = [Term { alpha: 1.0, a: a.mat(), b: b.mat() }, Term { alpha: 0.5, a: up.mat(), b: down.mat() }];
+            let sum = |i: usize, j: usize, with: bool| {
+                let one = |(alpha, a, b): (f64, &Operand, &Operand)| {
+                    let terms = move |p| alpha * a.get(i, p) * b.get(p, j);
+                    (0..a.cols).map(terms).fold((0.0, 0.0), |(w, s), x: f64| (w + x, s + x.abs()))
+                };
+                let (first, second) = (one((1.0, &a, &b)), one((0.5, &up, &down)));
+                let start = beta as f64 * c0[i * ldc + j] as f64;
+                match with {
+                    true => (start + first.0 + second.0 + bias[j] as f64, 1.0 + first.1 + second.1),
+                    false => (start + first.0, 1.0 + first.1),
+                }
+            };
+            // An element of the result, and whether factors were rounded.
+            let near = |got: f64, (want, size): (f64, f64), exact: bool, rounded: bool| {
+                let error = if exact { 2e-6 * size } else { size / 256.0 };
+                (got - want).abs() <= error + if rounded { want.abs() / 256.0 } else { 0.0 }
+            };
+            for level in Isa::usable() {
+                let narrow = Rounding { factors: true, result: None };
+                let mut c = c0.clone();
+                with_isa(level, &both[..1], (beta, None), &mut c, ldc, narrow);
+                let mut rounded = vec![bf16::MAX; c0.len()];
+                let mut sums = c0.clone();
+                let result = Some(Shared(rounded.as_mut_ptr()));
+                let end = (beta, Some(&bias[..]));
+                with_isa(level, &both, end, &mut sums, ldc, Rounding { factors: true, result });
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let (got, at) = (c[i * ldc + j] as f64, sum(i, j, false));
+                    assert!(near(got, at, f == 1, false), "{level:?} {m}x{k}x{n}, format {f}: {got}, not {}", at.0);
+                    let (got, at) = (rounded[i * ldc + j].to_f64(), sum(i, j, true));
+                    assert!(near(got, at, false, true), "{level:?} {m}x{k}x{n}, rounded: {got}, not {}", at.0);
+                }
+                assert!((0..m).all(|i| rounded[i * ldc + n..(i + 1) * ldc].iter().all(|&x| x == bf16::MAX)));
+            }
+        }
     }
 }
 
@@ -342,7 +393,7 @@ fn bits_do_not_depend_on_threads() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let mut c = vec![0f32; m * n];
                 let terms = [Term { alpha: 1.0, a: a.mat(), b: b.mat() }];
-                pool.install(|| with_isa(level, &terms, 0.0, None, &mut c, n));
+                pool.install(|| with_isa(level, &terms, (0.0, None), &mut c, n, EXACT));
                 c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let one = run(1);

@@ -103,6 +103,8 @@ pub(super) fn thin_product<I: IsaKernel>(
                 // SAFETY: j0 + len <= n, i < m, and tasks have disjoint columns.
                 unsafe { end.write(i, j0, end.beta, end.bias, &sums[..len]) };
             }
+            // SAFETY: as above.
+            unsafe { end.round(0..m, j0..j0 + len) };
         });
     });
 }
