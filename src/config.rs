@@ -343,7 +343,7 @@ settings! {
         seed: u64 = "N", { 42 }, if |v| *v <= i64::MAX as u64 => "0 to 9223372036854775807";
         #[doc = "Draw the sequences of each epoch in a new order"]
         shuffle: bool = "BOOL", { true };
-        #[doc = "How frozen weights that are not quantized are held, and activations on CUDA; sums are always f32"]
+        #[doc = "How frozen weights that are not quantized are held, and activations on the CPU and CUDA; sums are always f32"]
         dtype: Dtype = "DTYPE", { Dtype::F32 };
         #[doc = "auto, cpu, cuda, cuda:N, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
         device: Device = "DEVICE", { Device::Auto };

@@ -486,7 +486,7 @@ words! {
         /// Adafactor.
         Adafactor = "adafactor"
     }
-    #[doc = "Storage of frozen weights that are not quantized."]
+    #[doc = "Storage of frozen weights that are not quantized, and of activations on the CPU and on CUDA."]
     Dtype {
         /// 4 bytes a value.
         F32 = "f32",

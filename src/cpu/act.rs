@@ -15,6 +15,8 @@ pub trait Act: Pod + Send + Sync {
     fn row<'a>(row: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
     /// Floats of the buffer that a row of `n` wants.
     fn buffer(n: usize) -> usize;
+    /// The same elements, if they are f32 already.
+    fn f32s(x: &[Self]) -> Option<&[f32]>;
 
     /// The values at `from`, as many as `to` has.
     ///
@@ -60,6 +62,10 @@ impl Act for f32 {
     fn buffer(_: usize) -> usize {
         0
     }
+    #[inline(always)]
+    fn f32s(x: &[f32]) -> Option<&[f32]> {
+        Some(x)
+    }
 }
 
 impl Act for bf16 {
@@ -86,6 +92,10 @@ impl Act for bf16 {
     #[inline(always)]
     fn buffer(n: usize) -> usize {
         n
+    }
+    #[inline(always)]
+    fn f32s(_: &[bf16]) -> Option<&[f32]> {
+        None
     }
 }
 

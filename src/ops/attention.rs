@@ -46,6 +46,7 @@ pub static ATTENTION: OpDef = OpDef {
     cost: |attr, ins, _| cost(attr, ins, 2),
     workspace: cuda::forward_workspace,
     host: host::forward,
+    narrow: true,
     wgsl: wgsl::forward,
     cuda: cuda::forward,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0] },
@@ -67,6 +68,7 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     cost: |attr, ins, _| cost(attr, ins, 7),
     workspace: backward_workspace,
     host: host::backward,
+    narrow: true,
     wgsl: wgsl::backward,
     cuda: cuda::backward,
     acts: |attr| match spec(attr).bias {

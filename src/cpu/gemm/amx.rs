@@ -426,16 +426,17 @@ unsafe fn pack<const PLANES: usize>(src: &Panels, side: Side, dst: *mut u8, pane
             let (lines, depth) = ((src.width - l0).min(wide), (src.depth - p0).min(deep));
             let origin = src.origin + l0 * src.stride + p0 * src.k_stride;
             let whole = lines.is_multiple_of(16) && depth.is_multiple_of(STEP);
-            let direct = match src.store {
-                Store::F32(s) if whole && (src.k_stride == 1 || src.stride == 1) => Some(&s[origin..]),
-                _ => None,
-            };
-            let (from, pitch) = match direct {
-                Some(s) => (s.as_ptr(), if along_k { src.stride } else { src.k_stride }),
-                None => {
+            let whole = whole && (src.k_stride == 1 || src.stride == 1);
+            let stored = if along_k { src.stride } else { src.k_stride };
+            // One piece of a bf16 is itself.
+            let narrow = PLANES == 1 && src.scale == 1.0;
+            let (from, pitch) = match src.store {
+                Store::F32(s) if whole => (From::F32(s[origin..].as_ptr()), stored),
+                Store::Bf16(s) if whole && narrow => (From::Bf16(s[origin..].as_ptr().cast()), stored),
+                _ => {
                     // SAFETY: AVX-512 implies what decoding needs.
                     unsafe { fetch(src, origin, along_k, (lines, depth), &mut scratch) };
-                    (scratch.as_ptr(), if along_k { STEPS * STEP } else { RUN })
+                    (From::F32(scratch.as_ptr()), if along_k { STEPS * STEP } else { RUN })
                 }
             };
             for l in (0..lines).step_by(16) {
@@ -444,10 +445,21 @@ unsafe fn pack<const PLANES: usize>(src: &Panels, side: Side, dst: *mut u8, pane
                     let at = line / SIDE * panel + (p0 + p) / STEP * PLANES * PAIR + line % SIDE / 16 * 1024;
                     let (first, half, next) =
                         if along_k { (l * pitch + p, 16, 2 * STEP) } else { (p * pitch + l, 16 * pitch, STEP * pitch) };
-                    let runs = Runs { first: from.wrapping_add(first), pitch, half, next, transpose, scale: src.scale };
-                    // SAFETY: sixteen runs of 16 floats, and sixteen more `half` on, are in the store or the scratch;
+                    // SAFETY: sixteen runs of 16 elements, and sixteen more `half` on, are in the store or the scratch;
                     // the tile is in its panel.
-                    unsafe { tile::<PLANES>(&runs, dst.add(at)) };
+                    unsafe {
+                        match from {
+                            From::F32(from) => {
+                                let first = from.wrapping_add(first);
+                                let runs = Runs { first, pitch, half, next, transpose, scale: src.scale };
+                                tile::<PLANES>(&runs, dst.add(at))
+                            }
+                            From::Bf16(from) => {
+                                let first = from.wrapping_add(first);
+                                tile_of_bf16(&Runs { first, pitch, half, next, transpose, scale: 1.0 }, dst.add(at))
+                            }
+                        }
+                    };
                 }
             }
         }
@@ -496,9 +508,16 @@ unsafe fn fetch(
     }
 }
 
-/// What a tile is packed from: sixteen runs of 16 floats from `first` on, `pitch` apart, and sixteen more, `half` on.
-struct Runs {
-    first: *const f32,
+/// Where a tile's elements are.
+#[derive(Clone, Copy)]
+enum From {
+    F32(*const f32),
+    Bf16(*const u16),
+}
+
+/// What a tile is packed from: sixteen runs of 16 elements from `first` on, `pitch` apart, and sixteen more, `half` on.
+struct Runs<T> {
+    first: *const T,
     pitch: usize,
     half: usize,
     /// How far on are the runs that will be packed soon.
@@ -514,7 +533,7 @@ struct Runs {
 /// The runs are readable and the tiles writable; AVX-512 is there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn tile<const PLANES: usize>(from: &Runs, dst: *mut u8) {
+unsafe fn tile<const PLANES: usize>(from: &Runs<f32>, dst: *mut u8) {
     let mut halves = [[_mm512_setzero_ps(); 16]; 2];
     for (h, runs) in halves.iter_mut().enumerate() {
         for (r, run) in runs.iter_mut().enumerate() {
@@ -553,6 +572,33 @@ unsafe fn tile<const PLANES: usize>(from: &Runs, dst: *mut u8) {
             // SAFETY: row r of a tile of 16 rows of 64 bytes.
             unsafe { _mm512_storeu_si512(dst.add(piece * PAIR + 64 * r).cast(), word) };
         }
+    }
+}
+
+/// The tile of the same words of what is bf16 already, in no other pieces.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn tile_of_bf16(from: &Runs<u16>, dst: *mut u8) {
+    let mut words = [_mm512_setzero_ps(); 16];
+    for (r, word) in words.iter_mut().enumerate() {
+        let at = from.first.wrapping_add(r * from.pitch);
+        // SAFETY: the caller's promise; a prefetch of any address has no effect but on the cache.
+        let (low, high) = unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(from.next).cast());
+            (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.wrapping_add(from.half).cast()))
+        };
+        let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+        *word = _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high));
+    }
+    if from.transpose {
+        transpose(&mut words);
+    }
+    for (r, word) in words.iter().enumerate() {
+        // SAFETY: row r of a tile of 16 rows of 64 bytes.
+        unsafe { _mm512_storeu_ps(dst.add(64 * r).cast(), *word) };
     }
 }
 

@@ -9,10 +9,12 @@
 //! the order within them are fixed by the problem alone.
 
 use super::{bias_row, common, seeing, spec, visible};
+use crate::cpu::act::Act;
 use crate::cpu::simd::{Kernel, LANES, Lane, Simd, dispatch};
 use crate::cpu::tile::{Strided, accumulate, product};
 use crate::cpu::{math, par};
 use crate::ops::host::Ptr;
+use crate::ops::widen::by_act;
 use crate::ops::{Attention, HostCall};
 
 /// Rows of the other side that are taken at a time.
@@ -25,14 +27,14 @@ const LOW: f32 = -1e30;
 type Chunk = [Lane; CHUNK];
 
 /// What both directions know of a launch.
-struct Problem<'a> {
+struct Problem<'a, A> {
     a: Attention,
     /// Queries, keys.
     t: usize,
     s: usize,
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    q: &'a [A],
+    k: &'a [A],
+    v: &'a [A],
     /// The keys that each query sees.
     seen: Vec<(u32, u32)>,
     bias: Option<Bias>,
@@ -89,8 +91,8 @@ impl Bias {
     }
 }
 
-impl<'a> Problem<'a> {
-    fn new(call: &HostCall<'a>) -> Problem<'a> {
+impl<'a, A: Act> Problem<'a, A> {
+    fn new(call: &HostCall<'a>) -> Problem<'a, A> {
         let a = spec(call.attr);
         let (t, s) = (call.ins[0].rows(), call.ins[1].rows());
         let key_range = call.input::<i32>(3);
@@ -117,10 +119,12 @@ impl<'a> Problem<'a> {
     /// Copies rows `first..end` of head `head` of `x` (rows of `cols` elements) into `to`, one after the other:
     /// in place, many may be a power of two apart and evict each other from the cache.
     #[inline(always)]
-    fn pack(&self, to: &mut [f32], x: &[f32], cols: usize, head: usize, (first, end): (usize, usize)) {
+    fn pack(&self, to: &mut [f32], x: &[A], cols: usize, head: usize, (first, end): (usize, usize)) {
         let d = self.a.head_dim;
         for (to, row) in to.chunks_exact_mut(d).zip(first..end) {
-            to.copy_from_slice(&x[row * cols + head * d..][..d]);
+            let from = &x[row * cols + head * d..][..d];
+            // SAFETY: both are of d elements.
+            unsafe { A::read(from.as_ptr(), to) };
         }
     }
 
@@ -212,12 +216,12 @@ impl Block {
 
     /// Gathers the lanes' rows of `x` (rows of `cols` elements) into a panel, times `scale`.
     #[inline(always)]
-    fn gather(&self, panel: &mut [Lane], x: &[f32], cols: usize, scale: f32) {
+    fn gather<A: Act>(&self, panel: &mut [Lane], x: &[A], cols: usize, scale: f32) {
         let d = panel.len();
         for (l, &(token, head)) in self.lanes[..self.count].iter().enumerate() {
             let row = &x[token * cols + head * d..][..d];
             for (lane, x) in panel.iter_mut().zip(row) {
-                lane[l] = scale * x;
+                lane[l] = scale * x.widen();
             }
         }
     }
@@ -227,12 +231,12 @@ impl Block {
     /// # Safety
     /// `x` is a matrix of this shape, and no other task touches these rows of these heads.
     #[inline(always)]
-    unsafe fn scatter(&self, panel: &[Lane], x: Ptr<f32>, cols: usize, scale: &Lane) {
+    unsafe fn scatter<A: Act>(&self, panel: &[Lane], x: Ptr<A>, cols: usize, scale: &Lane) {
         let d = panel.len();
         for (l, &(token, head)) in self.lanes[..self.count].iter().enumerate() {
             for (i, lane) in panel.iter().enumerate() {
                 // SAFETY: the caller's promise.
-                unsafe { *x.add(token * cols + head * d + i) = lane[l] * scale[l] };
+                unsafe { *x.add(token * cols + head * d + i) = A::round(lane[l] * scale[l]) };
             }
         }
     }
@@ -244,8 +248,12 @@ fn task(task: usize, kv_heads: usize) -> (usize, usize) {
 }
 
 pub fn forward(call: &HostCall) {
-    let p = Problem::new(call);
-    let (out, lse) = (call.output_ptr::<f32>(0), call.output_ptr::<f32>(1));
+    by_act!(forward_of)(call)
+}
+
+fn forward_of<A: Act>(call: &HostCall) {
+    let p = Problem::<A>::new(call);
+    let (out, lse) = (call.output_ptr::<A>(0), call.output_ptr::<f32>(1));
     par::ranges(p.t.div_ceil(p.tile()) * p.a.kv_heads, 1, |tasks| {
         for i in tasks {
             let (tile, kv) = task(i, p.a.kv_heads);
@@ -255,11 +263,11 @@ pub fn forward(call: &HostCall) {
 }
 
 /// One task of the forward pass.
-struct Forward<'a> {
-    p: &'a Problem<'a>,
+struct Forward<'a, A> {
+    p: &'a Problem<'a, A>,
     tile: usize,
     kv: usize,
-    out: Ptr<f32>,
+    out: Ptr<A>,
     lse: Ptr<f32>,
 }
 
@@ -290,7 +298,7 @@ impl Softmax {
     }
 }
 
-impl Kernel for Forward<'_> {
+impl<A: Act> Kernel for Forward<'_, A> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, s: S) {
         let Forward { p, tile, kv, out, lse } = self;
@@ -304,8 +312,11 @@ impl Kernel for Forward<'_> {
             block.gather(panel, p.q, p.q_cols(), p.a.scale);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
-        // A single block, as when one token is decoded, reads each key once: where it is.
-        let packs = blocks.len() > 1;
+        // A single block, as when one token is decoded, reads each key once: where it is, if it is f32.
+        let (packs, in_place) = match (A::f32s(p.k), A::f32s(p.v)) {
+            (Some(k), Some(v)) if blocks.len() <= 1 => (false, (k, v)),
+            _ => (true, (&[][..], &[][..])),
+        };
         let room = if packs { CHUNK * d } else { 0 };
         let (mut keys, mut values) = (vec![0f32; room], vec![0f32; room]);
         for chunk in chunks(&blocks) {
@@ -320,7 +331,7 @@ impl Kernel for Forward<'_> {
                 }
                 let scores = &mut scores[..end - start];
                 let rows = |packed, x| if packs { p.packed(packed, start - chunk.0) } else { p.in_place(x, kv, start) };
-                let (keys, values) = (rows(&keys, p.k), rows(&values, p.v).transposed());
+                let (keys, values) = (rows(&keys, in_place.0), rows(&values, in_place.1).transposed());
                 product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
                 if let Some(bias) = &p.bias {
                     bias.add_to_queries(scores, block, start);
@@ -360,30 +371,35 @@ fn chunks(blocks: &[Block]) -> impl Iterator<Item = (usize, usize)> {
 }
 
 pub fn backward(call: &HostCall) {
-    let p = Problem::new(call);
+    by_act!(backward_of)(call)
+}
+
+fn backward_of<A: Act>(call: &HostCall) {
+    let p = Problem::<A>::new(call);
     let at = common(&p.a);
-    let (out, lse, dout) = (call.input::<f32>(at + 1), call.input::<f32>(at + 2), call.input::<f32>(at + 3));
+    let (out, lse, dout) = (call.input::<A>(at + 1), call.input::<f32>(at + 2), call.input::<A>(at + 3));
     // (lse, δ) for each head and query.
     let stats = call.work::<[f32; 2]>();
     let (heads, d, cols) = (p.a.heads, p.a.head_dim, p.q_cols());
     par::chunks(stats, p.t, |head, stats| {
+        let (mut a, mut b) = (vec![0f32; A::buffer(d)], vec![0f32; A::buffer(d)]);
         for (t, stat) in stats.iter_mut().enumerate().take(p.t) {
             let at = t * cols + head * d;
-            let delta = math::dot(&out[at..at + d], &dout[at..at + d]);
+            let delta = math::dot(A::row(&out[at..at + d], &mut a), A::row(&dout[at..at + d], &mut b));
             let lse = lse[head * p.t + t];
             // A query that sees nothing has no p; any finite number keeps NaN away.
             *stat = [if lse == f32::NEG_INFINITY { 0.0 } else { lse }, delta];
         }
     });
     let stats = &stats[..heads * p.t];
-    let dq = call.output_ptr::<f32>(0);
+    let dq = call.output_ptr::<A>(0);
     par::ranges(p.t.div_ceil(p.tile()) * p.a.kv_heads, 1, |tasks| {
         for i in tasks {
             let (tile, kv) = task(i, p.a.kv_heads);
             dispatch(Dq { p: &p, stats, dout, tile, kv, dq });
         }
     });
-    let (dk, dv) = (call.output_ptr::<f32>(1), call.output_ptr::<f32>(2));
+    let (dk, dv) = (call.output_ptr::<A>(1), call.output_ptr::<A>(2));
     let query_range = call.input::<i32>(at);
     let seeing: Vec<(u32, u32)> = (0..p.s)
         .map(|s| {
@@ -400,16 +416,16 @@ pub fn backward(call: &HostCall) {
 }
 
 /// One task of the pass for dq.
-struct Dq<'a> {
-    p: &'a Problem<'a>,
+struct Dq<'a, A> {
+    p: &'a Problem<'a, A>,
     stats: &'a [[f32; 2]],
-    dout: &'a [f32],
+    dout: &'a [A],
     tile: usize,
     kv: usize,
-    dq: Ptr<f32>,
+    dq: Ptr<A>,
 }
 
-impl Kernel for Dq<'_> {
+impl<A: Act> Kernel for Dq<'_, A> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, s: S) {
         let Dq { p, stats, dout, tile, kv, dq } = self;
@@ -466,19 +482,19 @@ impl Kernel for Dq<'_> {
 const KEY_BLOCKS: usize = 6;
 
 /// One task of the pass for dk and dv: all query heads of a group, in order.
-struct Dkv<'a> {
-    p: &'a Problem<'a>,
+struct Dkv<'a, A> {
+    p: &'a Problem<'a, A>,
     /// The queries that see each key.
     seeing: &'a [(u32, u32)],
     stats: &'a [[f32; 2]],
-    dout: &'a [f32],
+    dout: &'a [A],
     tile: usize,
     kv: usize,
-    dk: Ptr<f32>,
-    dv: Ptr<f32>,
+    dk: Ptr<A>,
+    dv: Ptr<A>,
 }
 
-impl Kernel for Dkv<'_> {
+impl<A: Act> Kernel for Dkv<'_, A> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, s: S) {
         let Dkv { p, seeing, stats, dout, tile, kv, dk, dv } = self;
@@ -551,7 +567,7 @@ impl Kernel for Dkv<'_> {
 
 /// The gradient of the table of biases: a task has a head's column, and adds up in the order of queries and keys.
 pub fn dbias(call: &HostCall) {
-    let p = Problem::new(call);
+    let p = Problem::<f32>::new(call);
     let Some(bias) = &p.bias else { return };
     let (out, lse, dout) = (call.input::<f32>(6), call.input::<f32>(7), call.input::<f32>(8));
     let dbias = call.output_ptr::<f32>(0);
@@ -570,7 +586,7 @@ pub fn dbias(call: &HostCall) {
 
 /// Adds ds of all pairs of a head, given out, dout and the head's lse, to the sums of their distances.
 #[inline(always)]
-fn column(p: &Problem, bias: &Bias, head: usize, [out, dout, lse]: [&[f32]; 3], sums: &mut [f64]) {
+fn column(p: &Problem<f32>, bias: &Bias, head: usize, [out, dout, lse]: [&[f32]; 3], sums: &mut [f64]) {
     let d = p.a.head_dim;
     let of_q = |t: usize| t * p.q_cols() + head * d..t * p.q_cols() + (head + 1) * d;
     let kv = head / p.group();
