@@ -105,6 +105,7 @@ const CASES: &[Case] = &[
         flags: &["--method", "full", "--optimizer", "adamw8bit", "--dropout", "0"],
         kills: 15,
     },
+    Case { name: "bf16", device: "cpu", flags: &["--dtype", "bf16"], kills: 10 },
     Case { name: "wgpu", device: "wgpu", flags: &["--page-optimizer", "on"], kills: 5 },
 ];
 
