@@ -124,7 +124,11 @@ impl Nn<'_> {
             return Ok(Qkv { k, v, prefixed: true, ..qkv });
         }
         let order = self.input(inputs::prefixed_rows(qkv.keys))?;
-        let (k, v) = (self.g.embed(order, k, 1.0)?, self.g.embed(order, v, 1.0)?);
+        let mut gathered = |x: Val| {
+            let x = self.g.embed(order, x, 1.0)?;
+            self.g.cast(x, act)
+        };
+        let (k, v) = (gathered(k)?, gathered(v)?);
         Ok(Qkv { k, v, prefixed: true, ..qkv })
     }
 }
