@@ -4,7 +4,7 @@ use super::operands::stored;
 use crate::backend::{Backend, Buffer, Recording, Slice};
 use crate::dtype::{ALIGN, Ty, align};
 use crate::error::{Error, Result};
-use crate::ops::{Case, OpDef};
+use crate::ops::{Case, OpDef, widen};
 use crate::plan::{Operands, lower};
 
 /// What is on the device: to be given back with [`Placed::free`].
@@ -47,7 +47,7 @@ impl Work<'_> {
     /// Bytes that it takes on the device.
     pub fn room(&self, device: &dyn Backend) -> Result<u64> {
         let (ins, outs) = self.types()?;
-        let work = (self.op.workspace)(&self.case.sample.attr, &ins, device.caps());
+        let work = widen::scratch(self.op, &self.case.sample.attr, &ins, device.caps());
         let alone =
             outs.iter().enumerate().filter(|(o, _)| self.case.shared.iter().all(|s| s.1 != *o)).map(|(_, ty)| ty);
         let rooms: u64 = ins.iter().chain(alone).map(|ty| align(ty.bytes()) as u64).sum();
@@ -67,7 +67,7 @@ impl Work<'_> {
 
     fn record(&self, device: &mut dyn Backend, buffer: Buffer, ins: &[Ty], outs: &[Ty]) -> Result<Placed> {
         let attr = &self.case.sample.attr;
-        let work = (self.op.workspace)(attr, ins, device.caps());
+        let work = widen::scratch(self.op, attr, ins, device.caps());
         let mut end = 0;
         let mut room = |bytes: u64| {
             let slice = Slice { buffer, offset: end, bytes };
