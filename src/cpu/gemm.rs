@@ -53,6 +53,8 @@ const IN_PLACE_ROWS: usize = 32;
 const SHALLOW: usize = 64;
 /// Floats of packed B held at once (2 MiB).
 const PACK_FLOATS: usize = 1 << 19;
+/// Floats between rows of A that were widened: without, they might be a multiple of a page apart.
+const ROW_GAP: usize = 16;
 /// Fewer multiply-adds than this run on the calling thread.
 const SERIAL_MACS: u64 = 1 << 18;
 /// Terms one product may sum.
@@ -444,7 +446,10 @@ struct Block {
 impl Block {
     fn run<I: IsaKernel>(&self, terms: &[Term], plan: &Plan, packed: &[f32], end: &Epilogue) {
         let (i0, i1) = self.rows;
-        let floats = if terms.iter().all(a_in_place::<I>) { 0 } else { (i1 - i0).next_multiple_of(I::MR) * plan.kc };
+        let floats = match terms.iter().all(a_in_place::<I>) {
+            true => 0,
+            false => (i1 - i0).next_multiple_of(I::MR) * (plan.kc + ROW_GAP * terms.len()),
+        };
         A_PANELS.with(floats, |buffer| {
             for k0 in (self.k.0..self.k.1.max(self.k.0 + 1)).step_by(plan.kc) {
                 let k1 = (k0 + plan.kc).min(self.k.1);
@@ -481,6 +486,16 @@ impl Block {
                 piece.a = data[origin..].as_ptr();
                 (piece.rs, piece.cs) = (t.a.row_stride, t.a.col_stride);
                 piece.row_step = piece.rs;
+            } else if let (Store::Bf16(_), 1) = (t.a.store, t.a.col_stride) {
+                // Rows that are contiguous are read as if they were in place, once they are f32.
+                let (dst, pitch) = (rest, depth + ROW_GAP);
+                for (i, row) in dst.chunks_mut(pitch).take(i1 - i0).enumerate() {
+                    // SAFETY: `with_isa` chose I among the sets this processor has.
+                    unsafe { I::widen(&t.a.store, origin + i * t.a.row_stride, &mut row[..depth]) };
+                }
+                piece.a = dst.as_ptr();
+                (piece.row_step, piece.rs, piece.cs) = (pitch, pitch, 1);
+                rest = &mut dst[(i1 - i0) * pitch..];
             } else {
                 let dst;
                 (dst, rest) = rest.split_at_mut((i1 - i0).next_multiple_of(I::MR) * depth);

@@ -27,6 +27,8 @@
 use super::kernel::{Panels, RUN};
 use super::operand::Store;
 use super::{A_PANELS, B_PANELS, Epilogue, IsaKernel, MAX_TERMS, Out, Rounding, Shared, Term, for_each, kernel};
+use crate::cpu::act::Act;
+use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -219,18 +221,13 @@ impl Square {
                         let (i, j) = corner(r, q);
                         let from = (at(Side::A, a, r, b0), at(Side::B, b, q, b0));
                         let next = if r + 1 < rows.end { (r + 1, q) } else { (rows.start, q + 1) };
-                        if next.1 < columns.end {
+                        let fresh = end.how.result.is_some() && part.steps == (0, axis.steps);
+                        if next.1 < columns.end && !fresh {
                             part.fetch(corner(next.0, next.1), m);
                         }
                         part.add((i, j), ((m - i).min(SIDE), (n - j).min(SIDE)), from);
                     }
                 }
-            }
-            if s1 == axis.steps {
-                let row = |r: usize| m.min((self.rows.0 + r) * SIDE);
-                let column = |q: usize| n.min((self.panels.0 + q) * SIDE);
-                // SAFETY: these strips and panels are this task's alone.
-                unsafe { end.round(row(r0)..row(height.min(r0 + h)), column(q0)..column(width.min(q0 + w))) };
             }
         });
     }
@@ -262,6 +259,11 @@ impl Part<'_> {
         let beta = if b0 == 0 { end.beta } else { 1.0 };
         let bias = if b1 == axis.steps { end.bias } else { None };
         let (c, ldc) = (end.c.at(i * end.ldc + j), end.ldc);
+        if let Some(out) = end.how.result.filter(|_| b1 == axis.steps) {
+            // SAFETY: the square is inside C and the result, and this task's alone; AMX implies AVX-512.
+            unsafe { self.round(from, (c, out.at(i * ldc + j)), (h, w), beta, bias.map(|b| &b[j..j + w])) };
+            return;
+        }
         if h == SIDE && w == SIDE && bias.is_none() && (beta == 0.0 || beta == 1.0) && b0 < b1 {
             // SAFETY: the whole square is inside C and is this task's alone.
             unsafe { sums(axis, (b0, b1), from, c, ldc, beta == 0.0) };
@@ -282,6 +284,47 @@ impl Part<'_> {
                 // SAFETY: as above.
                 unsafe { *c.add(x * ldc + y) = s + bias.map_or(0.0, |b| b[j + y]) };
             }
+        }
+    }
+}
+
+impl Part<'_> {
+    /// The same of the last block, where the result is rounded: sums go there without the way through C.
+    ///
+    /// # Safety
+    /// As for [`sums`], of `h` rows of `w` elements of C and of the result; AVX-512 is there.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn round(
+        &self,
+        from: (*const u8, *const u8),
+        (c, out): (*const f32, *mut bf16),
+        (h, w): (usize, usize),
+        beta: f32,
+        bias: Option<&[f32]>,
+    ) {
+        let ldc = self.end.ldc;
+        let mut square = [0f32; SIDE * SIDE];
+        if beta != 0.0 {
+            for (x, row) in square.chunks_exact_mut(SIDE).take(h).enumerate() {
+                for (y, s) in row[..w].iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
+                    *s = beta * unsafe { *c.add(x * ldc + y) };
+                }
+            }
+        }
+        // SAFETY: the square is a local one.
+        unsafe { sums(self.axis, self.steps, from, square.as_mut_ptr(), SIDE, beta == 0.0) };
+        for (x, row) in square.chunks_exact_mut(SIDE).take(h).enumerate() {
+            for (s, b) in row.iter_mut().zip(bias.unwrap_or(&[])) {
+                *s += b;
+            }
+            // SAFETY: the caller's promise.
+            unsafe {
+                match <&[f32; SIDE]>::try_from(&row[..w]) {
+                    Ok(row) => bf16::write(row, out.add(x * ldc)),
+                    Err(_) => bf16::write(&row[..w], out.add(x * ldc)),
+                }
+            };
         }
     }
 }

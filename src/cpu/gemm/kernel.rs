@@ -66,6 +66,8 @@ pub(super) trait IsaKernel: Vector {
     unsafe fn decode(store: &Store, start: usize, out: &mut [f32]);
     /// `dst[p * ld + j] = src[j * stride + p] * scale` for j, p < 8.
     unsafe fn transpose8(src: &[f32], stride: usize, scale: f32, dst: &mut [f32], ld: usize);
+    /// [`decode`](Self::decode) compiled for the instruction set.
+    unsafe fn widen(store: &Store, start: usize, out: &mut [f32]);
     unsafe fn pack_a(src: &Panels, dst: &mut [f32], panel: usize);
     unsafe fn pack_b(src: &Panels, dst: &mut [f32], panel: usize);
     unsafe fn thin(job: &Thin, j0: usize, out: &mut Sums, len: usize);
@@ -229,6 +231,12 @@ macro_rules! isa {
             }
 
             $(#[target_feature(enable = $feat)])?
+            unsafe fn widen(store: &Store, start: usize, out: &mut [f32]) {
+                // SAFETY: running here, the instruction set exists.
+                unsafe { $decode(store, start, out) }
+            }
+
+            $(#[target_feature(enable = $feat)])?
             unsafe fn thin(job: &Thin, j0: usize, out: &mut Sums, len: usize) {
                 // SAFETY: running here, the instruction set exists; the rest is the caller's promise.
                 unsafe { thin::columns::<Self>(job, j0, out, len) }
@@ -255,6 +263,11 @@ macro_rules! isa {
             unsafe fn transpose8(src: &[f32], stride: usize, scale: f32, dst: &mut [f32], ld: usize) {
                 // SAFETY: the caller vouches for the instruction set.
                 unsafe { $transpose8(src, stride, scale, dst, ld) }
+            }
+
+            unsafe fn widen(store: &Store, start: usize, out: &mut [f32]) {
+                // SAFETY: the caller vouches for the instruction set.
+                unsafe { Self::widen(store, start, out) }
             }
 
             unsafe fn pack_a(src: &Panels, dst: &mut [f32], panel: usize) {
