@@ -614,8 +614,8 @@ fn lines_lead_a_conversation() {
 /// The commands that `trimtab --help` lists.
 fn commands(scratch: &Scratch) -> Vec<String> {
     let help = scratch.run(&["--help"]).ok();
-    let (_, list) = help.split_once("Commands:\n").unwrap();
-    let lines = list.lines().take_while(|line| !line.trim().is_empty());
+    let (list, _) = help.split_once("Options:\n").unwrap();
+    let lines = list.lines().filter(|line| line.starts_with("  "));
     let names: Vec<String> = lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect();
     assert!(names.len() > 12 && names.contains(&"help".into()), "{names:?}");
     names.into_iter().filter(|name| name != "help").collect()

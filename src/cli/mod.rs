@@ -11,6 +11,7 @@ mod eval;
 mod export;
 mod fetching;
 mod generate;
+mod groups;
 mod init;
 mod inspect;
 mod man;
@@ -31,7 +32,7 @@ mod train;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use trimtab::{Error, Result};
 
 /// Fine-tunes language models in little memory: on the CPU, on NVIDIA GPUs, and on any Vulkan, Metal or DX12 GPU.
@@ -105,7 +106,8 @@ type Outcome = Result<(), Stop>;
 pub fn main() -> ExitCode {
     // Clap reports its own errors on standard error and exits with 2.
     trimtab::hub::listen(fetching::show);
-    let cli = Cli::try_parse().unwrap_or_else(|error| advice::advised(error, &Cli::command()).exit());
+    let parsed = groups::grouped(Cli::command()).try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = parsed.unwrap_or_else(|error| advice::advised(error, &Cli::command()).exit());
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Init(args) => init::run(args),
