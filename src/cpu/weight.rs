@@ -20,6 +20,7 @@ pub fn weight<'a>(bytes: &'a [u8], ty: &Ty) -> Mat<'a> {
                     codes: &bytes[l.absmax],
                     map: dynamic_map(),
                     nested: bytemuck::cast_slice(&bytes[l.nested]),
+                    first: 0,
                     offset: bytemuck::pod_read_unaligned(&bytes[l.offset]),
                 }
             } else {

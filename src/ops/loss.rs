@@ -1,9 +1,11 @@
 //! The language model's head and its cross entropy in one op, which never holds the tokens × vocabulary logits.
 //!
 //! A block of trained tokens at a time: its logits into scratch memory, there turned into their own gradient
-//! (p − onehot), from there into the gradients of x and w. Forward and backward thus compute the logits once.
+//! (p − onehot), from there into the gradients of x and w. Forward and backward thus compute the logits once. On the
+//! CPU, a frozen head goes by chunks of the vocabulary instead (`frozen.rs`).
 
 mod cuda;
+mod frozen;
 
 use crate::cpu::act::Act;
 use crate::cpu::gemm::{Mat, Store, Term, gemm, gemm_narrow};
@@ -68,10 +70,10 @@ pub static LINEAR_CROSS_ENTROPY: OpDef = OpDef {
         let flops = 2 * products * ins[0].len() as u64 * ins[1].rows() as u64;
         Cost { flops, terms: ins[0].rows().max(ins[1].rows()) + ins[0].cols() }
     },
-    workspace: |_, ins, caps| match caps.target {
+    workspace: |attr, ins, caps| match caps.target {
         Target::Wgsl => Scratch::new(ins, caps).bytes,
         Target::Cuda => cuda::Scratch::new(ins, caps).bytes,
-        _ => 4 * HostScratch::new(ins).floats as u64,
+        _ => 4 * host_floats(loss(attr), ins) as u64,
     },
     host: by_act!(host),
     narrow: true,
@@ -130,102 +132,151 @@ fn reference(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     outs
 }
 
-/// The CPU kernel's blocks: equal ones, of at most as many tokens as have 64 MiB of logits. A block costs a pass over
-/// the head's weight, twice.
-struct HostScratch {
-    /// Tokens in a block.
-    block: usize,
-    floats: usize,
+/// Floats of the CPU kernel's scratch memory: the indices of the trained tokens come after the blocks.
+fn host_floats(loss: Loss, ins: &[Ty]) -> usize {
+    let blocks = match loss.grad_w {
+        true => Trained::new(ins).floats,
+        false => frozen::Scratch::new(ins, loss.grad_x).floats,
+    };
+    blocks + ins[0].rows()
 }
 
-impl HostScratch {
-    fn new(ins: &[Ty]) -> HostScratch {
-        let (t, d, v) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
-        let most = ((16 << 20) / v).clamp(32, 512);
-        let block = t.div_ceil(t.div_ceil(most).max(1));
-        // Logits, gathered x, gathered dx, the losses of the block, and the indices of the trained tokens.
-        HostScratch { block, floats: block * (v + 2 * d + 1) + t }
+/// The operands of a CPU kernel: `tokens` are the rows of x that are trained on.
+struct Head<'a, A> {
+    x: &'a [A],
+    w: Mat<'a>,
+    labels: &'a [i32],
+    inv: f32,
+    tokens: &'a [u32],
+    /// What computes logits, and what the gradients.
+    products: [Multiply; 2],
+}
+
+/// A product: its term, beta, C, and C's row length.
+type Multiply = fn(Term, f32, &mut [f32], usize);
+
+impl<A: Act> Head<'_, A> {
+    /// The rows of `tokens` in f32.
+    fn gather(&self, tokens: &[u32], rows: &mut [f32]) {
+        let d = self.w.cols();
+        for (row, &t) in rows.chunks_exact_mut(d).zip(tokens) {
+            row.iter_mut().zip(&self.x[t as usize * d..]).for_each(|(to, x)| *to = x.widen());
+        }
     }
 }
 
 fn host<A: Act>(call: &HostCall) {
     let (x, labels, inv) = (call.input::<A>(0), call.input::<i32>(2), call.input::<f32>(3)[0]);
-    let (d, v) = (call.ins[0].cols(), call.ins[1].rows());
     let w = weight(call.input::<u8>(1), &call.ins[1]);
     let Loss { grad_x, grad_w } = loss(call.attr);
     let mut dx = grad_x.then(|| call.output::<A>(1));
-    let mut dw = grad_w.then(|| call.output::<f32>(1 + grad_x as usize));
     if let Some(dx) = &mut dx {
         par::chunks(dx, 1 << 16, |_, c| c.fill(A::zeroed()));
     }
-
-    let product = |term: Term, beta, c: &mut [f32], ldc| match call.ins[0].dtype {
-        DType::BF16 => gemm_narrow(&[term], beta, c, ldc),
-        _ => gemm(&[term], beta, None, c, ldc),
-    };
-    let size = HostScratch::new(call.ins).block;
     let work = call.work::<f32>();
-    let (logits, work) = work.split_at_mut(size * v);
-    let (xb, work) = work.split_at_mut(size * d);
-    let (dxb, work) = work.split_at_mut(size * d);
-    let (losses, work) = work.split_at_mut(size);
+    let (work, tokens) = work.split_at_mut(host_floats(loss(call.attr), call.ins) - labels.len());
     // Tokens that are not trained on cost nothing.
-    let tokens: &mut [u32] = bytemuck::cast_slice_mut(&mut work[..labels.len()]);
+    let tokens: &mut [u32] = bytemuck::cast_slice_mut(&mut tokens[..labels.len()]);
     let mut n = 0;
     for (t, &label) in labels.iter().enumerate() {
-        if usize::try_from(label).is_ok_and(|l| l < v) {
+        if usize::try_from(label).is_ok_and(|l| l < call.ins[1].rows()) {
             tokens[n] = t as u32;
             n += 1;
         }
     }
-    if n == 0
-        && let Some(dw) = &mut dw
-    {
+    let exact: Multiply = |term, beta, c, ldc| gemm(&[term], beta, None, c, ldc);
+    let narrow: Multiply = |term, beta, c, ldc| gemm_narrow(&[term], beta, c, ldc);
+    let products = match (call.ins[0].dtype, call.ins[1].dtype) {
+        // A frozen head takes the label's weight from the gradient after the product, which must not have rounded it.
+        (DType::BF16, stored) => [narrow, if grad_w || stored == DType::BF16 { narrow } else { exact }],
+        _ => [exact; 2],
+    };
+    let head = Head { x, w, labels, inv, tokens: &tokens[..n], products };
+    let sum = match grad_w {
+        true => trained(&head, dx, call.output::<f32>(1 + grad_x as usize), &Trained::new(call.ins), work),
+        false => frozen::losses(&head, dx, &frozen::Scratch::new(call.ins, grad_x), work),
+    };
+    call.output::<f32>(0)[0] = (inv as f64 * sum) as f32;
+}
+
+/// The blocks of a trained head: equal ones, of at most as many tokens as have 64 MiB of logits. A block costs a pass over
+/// the head's weight, twice.
+struct Trained {
+    /// Tokens in a block.
+    block: usize,
+    floats: usize,
+}
+
+impl Trained {
+    fn new(ins: &[Ty]) -> Trained {
+        let (t, d, v) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
+        let most = ((16 << 20) / v).clamp(32, 512);
+        let block = t.div_ceil(t.div_ceil(most).max(1));
+        // Logits, gathered x, gathered dx, and the losses of the block.
+        Trained { block, floats: block * (v + 2 * d + 1) }
+    }
+}
+
+/// The sum of the cross entropies of a head that is trained itself, and the gradients.
+fn trained<A: Act>(head: &Head<A>, mut dx: Option<&mut [A]>, dw: &mut [f32], size: &Trained, work: &mut [f32]) -> f64 {
+    let [product, gradient] = head.products;
+    let (d, v, size) = (head.w.cols(), head.w.rows(), size.block);
+    let (logits, work) = work.split_at_mut(size * v);
+    let (xb, work) = work.split_at_mut(size * d);
+    let (dxb, losses) = work.split_at_mut(size * d);
+    if head.tokens.is_empty() {
         par::chunks(dw, 1 << 16, |_, c| c.fill(0.0));
     }
     let mut sum = 0f64;
-    for (i, block) in tokens[..n].chunks(size).enumerate() {
+    for (i, block) in head.tokens.chunks(size).enumerate() {
         let m = block.len();
         let (logits, xb, dxb, losses) = (&mut logits[..m * v], &mut xb[..m * d], &mut dxb[..m * d], &mut losses[..m]);
-        for (row, &t) in xb.chunks_exact_mut(d).zip(block) {
-            row.iter_mut().zip(&x[t as usize * d..]).for_each(|(to, x)| *to = x.widen());
-        }
+        head.gather(block, xb);
         let xb = Mat::row_major(Store::F32(xb), m, d);
-        product(Term { alpha: 1.0, a: xb, b: w.t() }, 0.0, logits, v);
+        product(Term { alpha: 1.0, a: xb, b: head.w.t() }, 0.0, logits, v);
         let out = Ptr(losses.as_mut_ptr());
         par::chunks(logits, v, |r, row| {
-            let label = labels[block[r] as usize] as usize;
+            let label = head.labels[block[r] as usize] as usize;
             // SAFETY: each row r writes its own element of the m losses.
-            unsafe { *out.add(r) = softmax_gradient(row, label, inv, grad_x || grad_w) };
+            unsafe { *out.add(r) = softmax_gradient(row, label, head.inv, true) };
         });
         sum += losses.iter().map(|&l| l as f64).sum::<f64>();
         let dlogits = Mat::row_major(Store::F32(logits), m, v);
         if let Some(dx) = &mut dx {
-            product(Term { alpha: 1.0, a: dlogits, b: w }, 0.0, dxb, d);
+            gradient(Term { alpha: 1.0, a: dlogits, b: head.w }, 0.0, dxb, d);
             for (row, &t) in dxb.chunks_exact(d).zip(block) {
                 dx[t as usize * d..].iter_mut().zip(row).for_each(|(to, x)| *to = A::round(*x));
             }
         }
-        if let Some(dw) = &mut dw {
-            product(Term { alpha: 1.0, a: dlogits.t(), b: xb }, if i == 0 { 0.0 } else { 1.0 }, dw, d);
-        }
+        gradient(Term { alpha: 1.0, a: dlogits.t(), b: xb }, if i == 0 { 0.0 } else { 1.0 }, dw, d);
     }
-    call.output::<f32>(0)[0] = (inv as f64 * sum) as f32;
+    sum
 }
 
 /// The cross entropy of one row of logits, which becomes its gradient times `inv` if `grad`.
 pub(super) fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bool) -> f32 {
+    let at_label = row[label];
+    let (most, total) = exponentials(row, f32::NEG_INFINITY);
+    if grad {
+        let factor = (inv as f64 / total) as f32;
+        math::vectorized(|| row.iter_mut().for_each(|x| *x *= factor));
+        row[label] -= inv;
+    }
+    ((most - at_label) as f64 + total.ln()) as f32
+}
+
+/// Turns each x of the row into exp(x − m), m the largest of the row and `most`: m, and the sum of the row.
+fn exponentials(row: &mut [f32], most: f32) -> (f32, f64) {
     const LANES: usize = 32;
     math::vectorized(|| {
-        let at_label = row[label];
-        let mut most = [f32::NEG_INFINITY; LANES];
+        let mut lanes = [most; LANES];
         let (body, tail) = row.as_chunks::<LANES>();
         for chunk in body {
-            for (m, &x) in most.iter_mut().zip(chunk) {
+            for (m, &x) in lanes.iter_mut().zip(chunk) {
                 *m = if x > *m { x } else { *m };
             }
         }
-        let most = most.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        let most = lanes.iter().chain(tail).fold(most, |a, &b| a.max(b));
         let mut sums = [0f32; LANES];
         let (body, tail) = row.as_chunks_mut::<LANES>();
         for chunk in body {
@@ -239,14 +290,7 @@ pub(super) fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bo
             *x = math::exp(*x - most);
             total += *x as f64;
         }
-        if grad {
-            let factor = (inv as f64 / total) as f32;
-            for x in row.iter_mut() {
-                *x *= factor;
-            }
-            row[label] -= inv;
-        }
-        ((most - at_label) as f64 + total.ln()) as f32
+        (most, total)
     })
 }
 
@@ -347,7 +391,7 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
 
 fn samples() -> Vec<Sample> {
     let mut all = Vec::new();
-    let shapes: [(&str, DType, usize, usize, usize); 9] = [
+    let shapes: [(&str, DType, usize, usize, usize); 10] = [
         ("one token", DType::F32, 1, 1, 2),
         ("odd", DType::F32, 7, 17, 33),
         ("more than one tile", DType::F32, 65, 24, 130),
@@ -357,6 +401,7 @@ fn samples() -> Vec<Sample> {
         ("nf4_dq weights", DType::Nf4Dq, 3, 64, 300),
         ("several blocks of tokens", DType::F32, 50, 36, 520),
         ("a large vocabulary", DType::Nf4Dq, 2, 66, 2101),
+        ("several chunks of the vocabulary", DType::F32, 19, 32, 1411),
     ];
     for (name, dtype, t, d, v) in shapes {
         for (grad_x, grad_w) in [(false, false), (true, false), (true, true), (false, true)] {

@@ -32,7 +32,7 @@ pub const NF4: [f32; 16] = [
 pub enum Absmax<'a> {
     /// One f32 a block.
     F32(&'a [f32]),
-    /// `map[codes[b]] * nested[b / 256] + offset`.
+    /// `map[codes[b]] * nested[(first + b) / 256] + offset`.
     Double {
         /// One code a block.
         codes: &'a [u8],
@@ -40,6 +40,8 @@ pub enum Absmax<'a> {
         map: &'a [f32; 256],
         /// One f32 for 256 blocks.
         nested: &'a [f32],
+        /// Blocks of the first nested scale that are not in the view.
+        first: usize,
         /// Mean that was subtracted before the absmax were quantized.
         offset: f32,
     },
@@ -50,8 +52,8 @@ impl Absmax<'_> {
     pub(super) fn get(&self, block: usize) -> f32 {
         match self {
             Absmax::F32(s) => s[block],
-            Absmax::Double { codes, map, nested, offset } => {
-                map[codes[block] as usize] * nested[block / NF4_NESTED_BLOCK] + offset
+            Absmax::Double { codes, map, nested, first, offset } => {
+                map[codes[block] as usize] * nested[(first + block) / NF4_NESTED_BLOCK] + offset
             }
         }
     }
@@ -61,12 +63,13 @@ impl Absmax<'_> {
     pub(super) fn fill(&self, first: usize, out: &mut [f32]) {
         match self {
             Absmax::F32(s) => out.copy_from_slice(&s[first..first + out.len()]),
-            Absmax::Double { codes, map, nested, offset } => {
+            Absmax::Double { codes, map, nested, first: missing, offset } => {
                 let mut done = 0;
                 while done < out.len() {
                     let block = first + done;
-                    let n = (NF4_NESTED_BLOCK - block % NF4_NESTED_BLOCK).min(out.len() - done);
-                    let factor = nested[block / NF4_NESTED_BLOCK];
+                    let at = missing + block;
+                    let n = (NF4_NESTED_BLOCK - at % NF4_NESTED_BLOCK).min(out.len() - done);
+                    let factor = nested[at / NF4_NESTED_BLOCK];
                     for (o, &code) in out[done..done + n].iter_mut().zip(&codes[block..block + n]) {
                         *o = map[code as usize] * factor + offset;
                     }
@@ -79,7 +82,7 @@ impl Absmax<'_> {
     fn blocks(&self) -> usize {
         match self {
             Absmax::F32(s) => s.len(),
-            Absmax::Double { codes, nested, .. } => codes.len().min(nested.len() * NF4_NESTED_BLOCK),
+            Absmax::Double { codes, nested, first, .. } => codes.len().min(nested.len() * NF4_NESTED_BLOCK - first),
         }
     }
 }
@@ -102,7 +105,29 @@ pub enum Store<'a> {
     },
 }
 
-impl Store<'_> {
+impl<'a> Store<'a> {
+    /// The elements from `start` on, which must be a block's first one.
+    fn from(self, start: usize) -> Store<'a> {
+        match self {
+            Store::F32(s) => Store::F32(&s[start..]),
+            Store::Bf16(s) => Store::Bf16(&s[start..]),
+            Store::F16(s) => Store::F16(&s[start..]),
+            Store::Nf4 { codes, absmax } => {
+                assert!(start.is_multiple_of(NF4_BLOCK), "not the start of a block");
+                let block = start / NF4_BLOCK;
+                let absmax = match absmax {
+                    Absmax::F32(s) => Absmax::F32(&s[block..]),
+                    Absmax::Double { codes, map, nested, first, offset } => {
+                        let (codes, at) = (&codes[block..], first + block);
+                        let (nested, first) = (&nested[at / NF4_NESTED_BLOCK..], at % NF4_NESTED_BLOCK);
+                        Absmax::Double { codes, map, nested, first, offset }
+                    }
+                };
+                Store::Nf4 { codes: &codes[start / 2..], absmax }
+            }
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Store::F32(s) => s.len(),
@@ -168,6 +193,21 @@ impl<'a> Mat<'a> {
     /// The transposed view: `Mat::row_major(w, out, in).t()` is the B of `y = x * W^T`.
     pub fn t(self) -> Self {
         Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The `rows` rows from `first` on. Of NF4, that must be where a block begins.
+    pub fn rows_from(self, first: usize, rows: usize) -> Self {
+        Self::new(self.store.from(first * self.row_stride), rows, self.cols, self.row_stride, self.col_stride)
     }
 
     /// Decodes `out.len()` elements of row `i` from column `from` on. The matrix must be row-major.

@@ -56,7 +56,7 @@ impl Owned {
             Owned::F16(x) => Store::F16(x),
             Owned::Nf4(codes, scales) => Store::Nf4 { codes, absmax: Absmax::F32(scales) },
             Owned::Nf4Double(codes, scales, map, nested) => {
-                Store::Nf4 { codes, absmax: Absmax::Double { codes: scales, map, nested, offset: 0.25 } }
+                Store::Nf4 { codes, absmax: Absmax::Double { codes: scales, map, nested, first: 0, offset: 0.25 } }
             }
         }
     }
