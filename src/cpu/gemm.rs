@@ -51,6 +51,8 @@ const MC: usize = 336;
 const IN_PLACE_ROWS: usize = 32;
 /// Depth up to which C is written row by row rather than panel by panel.
 const SHALLOW: usize = 64;
+/// Rows of a B in place that are read at a time: a panel of them stays in L1 for all of A's rows.
+const IN_PLACE_STEP: usize = 32;
 /// Floats of packed B held at once (2 MiB).
 const PACK_FLOATS: usize = 1 << 19;
 /// Floats between rows of A that were widened: without, they might be a multiple of a page apart.
@@ -240,7 +242,7 @@ fn either_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32]
 /// stored by columns. Those are rows of its transpose, which is read in place.
 fn turns(t: &Term, how: Rounding) -> bool {
     let reads = t.a.f32_data().is_some() || how.factors;
-    t.b.cols <= IN_PLACE_ROWS / 2 && t.a.rows >= 2 * IN_PLACE_ROWS && t.a.row_stride == 1 && reads
+    t.b.cols <= IN_PLACE_ROWS && t.a.rows >= 2 * IN_PLACE_ROWS && t.a.row_stride == 1 && reads
 }
 
 fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize, how: Rounding) {
@@ -526,12 +528,57 @@ impl Block {
         (pieces, count)
     }
 
+    /// One k block of a tile with B in place: some of its rows at a time, along all panels. Down a panel, each row is another
+    /// page, and rows a power of two apart evict each other. A chain of sums goes on where it was left: the same bits.
+    fn sweep_in_place<I: IsaKernel>(
+        &self,
+        plan: &Plan,
+        end: &Epilogue,
+        (beta, bias): (f32, Option<&[f32]>),
+        all: &Piece,
+    ) {
+        let (i0, i1) = self.rows;
+        let (heights, widths) = ((i1 - i0).div_ceil(I::MR), self.panels.1 - self.panels.0);
+        let size = I::MR * I::NR;
+        A_PANELS.with(heights * widths * size, |sums| {
+            for p in (0..all.k).step_by(IN_PLACE_STEP) {
+                let k = (all.k - p).min(IN_PLACE_STEP);
+                let pieces =
+                    &[Piece { a: all.a.wrapping_add(p * all.cs), b: all.b.wrapping_add(p * all.bs), k, ..*all }];
+                for (t, sums) in sums.chunks_exact_mut(size).enumerate() {
+                    let (r, q) = (t % heights, self.panels.0 + t / heights);
+                    let (i, j) = (i0 + r * I::MR, self.j0 + q * I::NR);
+                    let at = sums.as_mut_ptr();
+                    let from = if p == 0 { std::ptr::null() } else { at.cast_const() };
+                    let (row, panel) = (i - i0, q);
+                    let (c, bias) = (end.c.at(i * end.ldc + j), bias.map_or(std::ptr::null(), |b| b[j..].as_ptr()));
+                    let tile = match p + k == all.k {
+                        true => Tile { pieces, sums: from, row, panel, c, ldc: end.ldc, beta, bias },
+                        false => {
+                            let (c, bias) = (at, std::ptr::null());
+                            Tile { pieces, sums: from, row, panel, c, ldc: I::NR, beta: 0.0, bias }
+                        }
+                    };
+                    let (rows, vectors) = ((i1 - i).min(I::MR), (plan.n - j).min(I::NR) / I::LANES);
+                    // SAFETY: as in `sweep`; a B in place has whole vectors of columns, and `sums` holds MR x NR floats.
+                    unsafe { I::tile(rows, vectors)(&tile) };
+                }
+            }
+        });
+    }
+
     /// One k block of the tile: every panel against every MR rows.
     fn sweep<I: IsaKernel>(&self, plan: &Plan, end: &Epilogue, (k0, k1): (usize, usize), pieces: &[Piece]) {
         let (i0, i1) = self.rows;
         let beta = if k0 == 0 { end.beta } else { 1.0 };
         let bias = if k1 == plan.k { end.bias } else { None };
         let mut spill = [0f32; 16 * 32];
+        if let [piece] = pieces
+            && plan.b_in_place
+            && k1 - k0 > SHALLOW
+        {
+            return self.sweep_in_place::<I>(plan, end, (beta, bias), piece);
+        }
         let (heights, widths) = ((i1 - i0).div_ceil(I::MR), self.panels.1 - self.panels.0);
         for t in 0..heights * widths {
             // A deep panel stays in L1 while A goes by. With shallow ones, writing C is the work:
@@ -545,6 +592,7 @@ impl Block {
             let rows = (i1 - i).min(I::MR);
             let mut tile = Tile {
                 pieces,
+                sums: std::ptr::null(),
                 row: i - i0,
                 panel: q,
                 c: end.c.at(i * end.ldc + j),

@@ -53,9 +53,20 @@ pub static MATMUL: OpDef = OpDef {
     },
     samples: samples_matmul,
     cases: |s| {
-        let attr = Matmul { ta: true, tb: false, alpha: 1.0, acc: true };
-        let ins = [[s.tokens, s.mlp], [s.tokens, s.hidden], [s.mlp, s.hidden]].map(|shape| SampleIn::f32(&shape));
-        vec![Case::new("weight gradient", Attr::Matmul(attr), ins.to_vec()).in_place(&[(2, 0)])]
+        // Gradients are sums over tokens; those of low-rank factors are thin.
+        let gradient = |name, m, n| {
+            let attr = Matmul { ta: true, tb: false, alpha: 1.0, acc: true };
+            let ins = [[s.tokens, m], [s.tokens, n], [m, n]].map(|shape| SampleIn::f32(&shape));
+            Case::new(name, Attr::Matmul(attr), ins.to_vec()).in_place(&[(2, 0)])
+        };
+        let attr = Matmul { ta: false, tb: false, alpha: 1.0, acc: false };
+        let ins = [[s.tokens, s.mlp], [s.mlp, s.rank]].map(|shape| SampleIn::f32(&shape));
+        vec![
+            gradient("weight gradient", s.mlp, s.hidden),
+            gradient("low-rank gradient, wide", s.rank, s.mlp),
+            gradient("low-rank gradient, tall", s.mlp, s.rank),
+            Case::new("low-rank, down", Attr::Matmul(attr), ins.to_vec()),
+        ]
     },
     ..OpDef::COMPUTE
 };

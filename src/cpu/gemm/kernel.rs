@@ -42,6 +42,8 @@ impl Piece {
 /// One call of the microkernel: `C = beta*C + A*B (+ bias)` over an R x NV*LANES tile.
 pub(super) struct Tile<'a> {
     pub(super) pieces: &'a [Piece],
+    /// Sums to go on with, of the k before these pieces, in rows of NR. Null: none.
+    pub(super) sums: *const f32,
     pub(super) row: usize,
     pub(super) panel: usize,
     pub(super) c: *mut f32,
@@ -179,9 +181,17 @@ macro_rules! isa {
             $(#[target_feature(enable = $feat)])?
             unsafe fn tile<const R: usize, const NV: usize>(t: &Tile) {
                 // SAFETY: the caller passes pieces with R rows and their k columns, a packed panel
-                // of $nr floats per k, and a C tile (and bias) of R x NV vectors it alone writes.
+                // of $nr floats per k, a C tile (and bias) of R x NV vectors it alone writes, and
+                // null or R rows of $nr sums.
                 unsafe {
                     let mut acc: [[$v; NV]; R] = [[$zero; NV]; R];
+                    if !t.sums.is_null() {
+                        for i in 0..R {
+                            for v in 0..NV {
+                                acc[i][v] = $load(t.sums.add(i * $nr + v * $lanes));
+                            }
+                        }
+                    }
                     // C is touched last: fetch it while the sums accumulate.
                     for i in 0..R {
                         for v in 0..NV {
