@@ -48,7 +48,7 @@ const KC: usize = 640;
 /// Rows of C per task: that many rows of A meet a panel of B before the next one is fetched.
 const MC: usize = 336;
 /// Rows of A up to which a contiguous B is read in place.
-const IN_PLACE_ROWS: usize = 32;
+const IN_PLACE_ROWS: usize = 64;
 /// Depth up to which C is written row by row rather than panel by panel.
 const SHALLOW: usize = 64;
 /// Rows of a B in place that are read at a time: a panel of them stays in L1 for all of A's rows.
@@ -242,7 +242,7 @@ fn either_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32]
 /// stored by columns. Those are rows of its transpose, which is read in place.
 fn turns(t: &Term, how: Rounding) -> bool {
     let reads = t.a.f32_data().is_some() || how.factors;
-    t.b.cols <= IN_PLACE_ROWS && t.a.rows >= 2 * IN_PLACE_ROWS && t.a.row_stride == 1 && reads
+    t.b.cols <= IN_PLACE_ROWS / 2 && t.a.rows >= IN_PLACE_ROWS && t.a.row_stride == 1 && reads
 }
 
 fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize, how: Rounding) {
