@@ -27,7 +27,9 @@ pub fn grouped(cli: Command) -> Command {
         let lines = names.iter().filter_map(|name| Some(format!("  {name:<width$}  {}\n", about(name)?)));
         list += &format!("{heading}:\n{}\n", lines.collect::<String>());
     }
-    cli.help_template(format!("{{about}}\n\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}{{after-help}}\n"))
+    cli.help_template(format!(
+        "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}{{after-help}}\n"
+    ))
 }
 
 #[cfg(test)]
