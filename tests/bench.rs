@@ -124,11 +124,17 @@ fn what_is_not_there_is_refused() {
     assert!(ok(&["kernels", "--list", "--filter", "^linear"]).lines().any(|line| line == "linear, nf4 lora"));
 }
 
+/// The CPU, and wgpu where there is an adapter.
+fn devices() -> Vec<&'static str> {
+    std::iter::once("cpu").chain(common::devices::Device::wgpu().map(|_| "wgpu")).collect()
+}
+
 #[test]
 fn steps_are_measured() {
     let model = common::root("assets/base");
-    let small = ["--batch-size", "2", "--max-seq-len", "32", "--time", "0.1", "--device", "cpu"];
-    for method in [&["--method", "lora", "--quantize", "nf4"][..], &["--method", "full"]] {
+    let methods = [&["--method", "lora", "--quantize", "nf4"][..], &["--method", "full"]];
+    for (device, method) in devices().into_iter().flat_map(|device| methods.map(|method| (device, method))) {
+        let small = ["--batch-size", "2", "--max-seq-len", "32", "--time", "0.1", "--device", device];
         let args = [&["step", "--model", model.to_str().unwrap()][..], method, &small].concat();
         let report = json_of(&args);
         let facts = &report["facts"];
@@ -152,19 +158,24 @@ fn texts_and_links_are_measured() {
     let model = common::root("assets/base");
     let args =
         ["generate", "--model", model.to_str().unwrap(), "--prompt-tokens", "16", "--tokens", "4", "--time", "0.05"];
-    let report = json_of(&[&args[..], &["--device", "cpu"]].concat());
-    let rows = report["rows"].as_array().unwrap();
-    assert_eq!(rows.iter().map(|row| row["name"].as_str().unwrap()).collect::<Vec<_>>(), ["pp16", "tg4"]);
-    assert!(rows.iter().all(|row| row["median"].as_f64().unwrap() > 0.0));
+    for device in devices() {
+        let report = json_of(&[&args[..], &["--device", device]].concat());
+        let rows = report["rows"].as_array().unwrap();
+        assert_eq!(rows.iter().map(|row| row["name"].as_str().unwrap()).collect::<Vec<_>>(), ["pp16", "tg4"]);
+        assert!(rows.iter().all(|row| row["median"].as_f64().unwrap() > 0.0));
+    }
 
     let dir = Scratch::new("bench-links");
     let folder = dir.0.clone();
-    let args = ["links", "--folder", folder.to_str().unwrap(), "--most", "1MiB", "--time", "0.01", "--device", "cpu"];
-    let report = json_of(&args);
-    let rows = report["rows"].as_array().unwrap();
-    for link in ["memory read", "host to device, 1.0 MiB", "device to host", "file written", "file read"] {
-        let row = rows.iter().find(|row| row["name"].as_str().unwrap().starts_with(link));
-        assert!(row.is_some_and(|row| row["median"].as_f64().unwrap() > 0.0), "{link}: {report}");
+    for device in devices() {
+        let args =
+            ["links", "--folder", folder.to_str().unwrap(), "--most", "1MiB", "--time", "0.01", "--device", device];
+        let report = json_of(&args);
+        let rows = report["rows"].as_array().unwrap();
+        for link in ["memory read", "host to device, 1.0 MiB", "device to host", "file written", "file read"] {
+            let row = rows.iter().find(|row| row["name"].as_str().unwrap().starts_with(link));
+            assert!(row.is_some_and(|row| row["median"].as_f64().unwrap() > 0.0), "{link}: {report}");
+        }
     }
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "the file of the test is gone");
 }

@@ -139,11 +139,17 @@ pub fn draw(report: &Value) -> Result<String> {
             p.rate
         );
         let width = 7.0 * p.op.chars().count() as f64;
-        let free =
-            |(tx, ty, tw): &(f64, f64, f64)| (py - ty).abs() > 13.0 || px + 7.0 > tx + tw || px + 7.0 + width < *tx;
-        if p.cold && !named.contains(&p.op.as_str()) && px + 7.0 + width < RIGHT && taken.iter().all(free) {
-            let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", px + 7.0, py + 4.0, escaped(&p.op));
-            taken.push((px + 7.0, py, width));
+        // To the right of its point, or to the left where the picture ends.
+        let (left, x, anchor) = match px + 7.0 + width < RIGHT {
+            true => (px + 7.0, px + 7.0, "start"),
+            false => (px - 7.0 - width, px - 7.0, "end"),
+        };
+        let free = |(tx, ty, tw): &(f64, f64, f64)| (py - ty).abs() > 13.0 || left > tx + tw || left + width < *tx;
+        if p.cold && !named.contains(&p.op.as_str()) && taken.iter().all(free) {
+            let y = py + 4.0;
+            let op = escaped(&p.op);
+            let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{op}</text>");
+            taken.push((left, py, width));
             named.push(&p.op);
         }
     }
