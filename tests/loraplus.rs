@@ -16,11 +16,11 @@ use trimtab::session::{Options, Planned, Session};
 use trimtab::train::loraplus::LoraPlus;
 use trimtab::train::optimizer::{Bits, Optimizer, Rule};
 
-/// (case, rate, LoRA+, weight decay, bound on the largest difference of a parameter). The bounds are ten times how far the
-/// reference's float32 run is from its float64 run, as generate_loraplus.py prints it.
-const RUNS: [(&str, f64, LoraPlus, f64, f64); 2] = [
-    ("llama-loraplus", 1e-3, LoraPlus { ratio: 16.0, embedding: 0.2 }, 0.1, 3.2e-5),
-    ("bert-dora-bias-lora_only", 2e-4, LoraPlus { ratio: 8.0, embedding: 1e-6 / 2e-4 }, 0.2, 7.7e-6),
+/// (case, rate, LoRA+, weight decay, bounds). The bounds are ten times how far the reference's float32 run is from its float64
+/// run, as generate_loraplus.py prints it: the largest difference of a parameter, and that of a loss or norm, of itself.
+const RUNS: [(&str, f64, LoraPlus, f64, [f64; 2]); 2] = [
+    ("llama-loraplus", 1e-3, LoraPlus { ratio: 16.0, embedding: 0.2 }, 0.1, [3.2e-5, 6.3e-4]),
+    ("bert-dora-bias-lora_only", 2e-4, LoraPlus { ratio: 8.0, embedding: 1e-6 / 2e-4 }, 0.2, [7.7e-6, 3.7e-6]),
 ];
 
 fn session(device: &Device, case: &str, optimizer: Optimizer, paged: Toggle) -> Session {
@@ -58,11 +58,11 @@ fn ran(mut session: Session, case: &str, lr: f64, steps: usize) -> Ran {
 }
 
 /// What differs from the golden run; None: nothing.
-fn wrong(golden: &Golden, case: &str, ran: &Ran, bound: f64) -> Option<String> {
+fn wrong(golden: &Golden, case: &str, ran: &Ran, [bound, relative]: [f64; 2]) -> Option<String> {
     for (what, got) in [("loss", &ran.losses), ("grad_norm", &ran.norms)] {
         let want = golden.f32(&format!("{case}.{what}"));
         assert_eq!(got.len(), want.len());
-        let far = |(g, w): (&f32, &f32)| g.is_nan() || ((g - w) / w).abs() >= 3e-5;
+        let far = |(g, w): (&f32, &f32)| g.is_nan() || f64::from((g - w) / w).abs() >= relative;
         if let Some(i) = got.iter().zip(&want).position(far) {
             return Some(format!("{what} of step {i}: {}, expected {}", got[i], want[i]));
         }

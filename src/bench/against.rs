@@ -57,7 +57,8 @@ pub fn compare(new: &Report, old: &str, name: &str) -> Result<Changes> {
         };
         let ratio = now.median / then.median;
         let noise = SURE * now.uncertainty().hypot(then.uncertainty());
-        if !ratio.is_finite() || (ratio - 1.0).abs() <= noise.max(LEAST) {
+        // Of logarithms, so that half is as far as double.
+        if !ratio.is_finite() || ratio.ln().abs() <= noise.max(LEAST) {
             changes.same += 1;
             continue;
         }

@@ -11,7 +11,7 @@
 //! was rounded. What does is how far the definition itself moves when each float operand is changed by one rounding,
 //! x·(1 ± u): no f32 kernel can tell such operands apart. That `sway` counts with the same C:
 //!
-//!     |got − want| ≤ C · (u · (8 + √n) · max |want| + sway)
+//! `|got − want| ≤ C · (u · (8 + √n) · max |want| + sway)`
 //!
 //! Where activations are kept in 16 bits, operands and intermediate results are rounded to such a type on their way into
 //! a product, by at most v = 2⁻⁹ (bf16) or 2⁻¹² (f16) of their size. Errors of n terms add up like the terms do, so each
