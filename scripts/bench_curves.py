@@ -1,17 +1,18 @@
-"""What a LoRA step costs on the CPU, against the length of its sequence and against the size of the model.
+"""What a LoRA step costs on the CPU: against the length of its sequence, the size of the model, the rank, the threads.
 
     python3 scripts/bench_curves.py length --method lora  --model models/smollm2-hf --log runs/curves.jsonl
     python3 scripts/bench_curves.py size   --method qlora --log runs/curves.jsonl
+    python3 scripts/bench_curves.py rank   --method lora  --model models/smollm2-hf --log runs/curves.jsonl
     python3 scripts/bench_curves.py draw   --log runs/curves.jsonl --out docs
 
 `length`: one sequence of 256 to 8192 tokens a step. `size`: one sequence of 512 tokens, models of 15 M to 1.1 B
-parameters that `trimtab synth` makes in a temporary folder. Each point is appended to the log as it ends, and one that is
+parameters that `trimtab synth` makes in a temporary folder. `rank`: 4 to 256, one sequence of 512 tokens. `threads`: 1 to as many as there are. Each point is appended to the log as it ends, and one that is
 there already is not run again (--again runs it once more; the median of all runs is drawn). `draw` writes
-benchmarks-length.svg and benchmarks-size.svg. Needs only Python and a release build of trimtab.
+a picture each, benchmarks-length.svg and so on. Needs only Python and a release build of trimtab.
 
 Beside seconds a token stands what they should be: the FLOPs of a token over a rate. Those of products with weights
 are the same at any length; those of attention grow with it. One rate for each is fitted over all points of a method
-(size: one rate for all). Beside the peak of the process stands the account that was printed before the run.
+(else: one rate for all; threads: that rate times their number over the most). Beside the peak of the process stands the account that was printed before the run.
 """
 import argparse
 import json
@@ -26,8 +27,10 @@ from pathlib import Path
 import bench_svg
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192]
+RANKS = [4, 16, 64, 256]
 SIZE_TOKENS = 512
 RANK = 16
+CORES = len(os.sched_getaffinity(0))
 
 
 def shape(hidden, inner, layers, heads, kv, vocab, tied=True):
@@ -47,12 +50,12 @@ SHAPES = {
 }
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-ap.add_argument("what", choices=["length", "size", "draw"])
+ap.add_argument("what", choices=["length", "size", "rank", "threads", "draw"])
 ap.add_argument("--log", required=True, help="JSON lines")
 ap.add_argument("--method", choices=["lora", "qlora"], default="lora")
-ap.add_argument("--model", default="models/smollm2-hf", help="length: the model")
+ap.add_argument("--model", default="models/smollm2-hf", help="length, rank, threads: the model")
 ap.add_argument("--trimtab", default="target/release/trimtab")
-ap.add_argument("--only", help="lengths or sizes, divided by commas")
+ap.add_argument("--only", help="some of the points, divided by commas")
 ap.add_argument("--again", action="store_true", help="run what is in the log once more")
 ap.add_argument("--out", default="docs", help="draw: folder of the pictures")
 args = ap.parse_args()
@@ -72,7 +75,7 @@ def parameters(c):
     return layers * (sum(o * i for o, i in linears(c)) + 2 * d) + d + tables
 
 
-def flops(c, tokens):
+def flops(c, tokens, rank):
     """FLOPs of a token of a LoRA step: of products with weights, and of attention within a sequence of `tokens`.
 
     A frozen weight takes part in two products (its output, the gradient of its input), a factor in three; the loss
@@ -81,12 +84,12 @@ def flops(c, tokens):
     """
     layers = c["num_hidden_layers"]
     frozen = 4 * (layers * sum(o * i for o, i in linears(c)) + c["vocab_size"] * c["hidden_size"])
-    factors = 6 * RANK * layers * sum(o + i for o, i in linears(c))
+    factors = 6 * rank * layers * sum(o + i for o, i in linears(c))
     q = linears(c)[0][0]
     return frozen + factors, (2 + 7) * 2 * layers * q * (tokens + 1) / 2
 
 
-def measure(model, tokens, warmup, steps):
+def measure(model, tokens, warmup, steps, rank, threads):
     """Seconds of the timed steps, peak MiB of the process, MiB of the account."""
     vocab = json.loads(Path(model, "config.json").read_text())["vocab_size"]
     draw = random.Random(0)
@@ -97,10 +100,11 @@ def measure(model, tokens, warmup, steps):
                 f.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
         quantize = ["--quantize", "nf4", "--double-quant"] if args.method == "qlora" else []
         command = [args.trimtab, "train", "--model", str(model), "--data", f"{work}/data.jsonl", "--out", f"{work}/run",
-                   "--rank", str(RANK), *quantize, "--dtype", "f32", "--device", "cpu", "--batch-size", "1",
+                   "--rank", str(rank), *quantize, "--dtype", "f32", "--device", "cpu", "--batch-size", "1",
                    "--max-seq-len", str(tokens), "--steps", str(warmup + steps), "--no-shuffle", "--save-every", "0", "--overwrite"]
         with open(f"{work}/stderr", "w+") as err:
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
+            env = dict(os.environ, RAYON_NUM_THREADS=str(threads))
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, env=env)
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
             err.seek(0)
@@ -117,14 +121,14 @@ def read_log():
     return [json.loads(line) for line in open(path)] if path.exists() else []
 
 
-def point(name, config, tokens, model, warmup, steps):
+def point(name, config, tokens, model, warmup, steps, rank=RANK, threads=CORES):
     key = {"curve": args.what, "method": args.method, "name": name, "tokens": tokens}
     if not args.again and any(all(d[k] == v for k, v in key.items()) for d in read_log()):
         return
-    seconds, peak, account = measure(model, tokens, warmup, steps)
-    linear, attention = flops(config, tokens)
+    seconds, peak, account = measure(model, tokens, warmup, steps, rank, threads)
+    linear, attention = flops(config, tokens, rank)
     line = {**key, "parameters": parameters(config), "seconds": seconds, "peak_mib": peak, "account_mib": account,
-            "flops_linear": linear, "flops_attention": attention, "threads": len(os.sched_getaffinity(0))}
+            "flops_linear": linear, "flops_attention": attention, "threads": threads, "rank": rank}
     Path(args.log).parent.mkdir(parents=True, exist_ok=True)
     with open(args.log, "a") as f:
         f.write(json.dumps(line) + "\n")
@@ -154,6 +158,18 @@ def size():
             point(name, SHAPES[name], SIZE_TOKENS, f"{work}/model", warmup=1, steps=2)
 
 
+def rank():
+    config = json.loads(Path(args.model, "config.json").read_text())
+    for r in wanted(RANKS):
+        point(f"rank {r}", config, SIZE_TOKENS, args.model, warmup=1, steps=3, rank=r)
+
+
+def threads():
+    config = json.loads(Path(args.model, "config.json").read_text())
+    for n in wanted(range(1, CORES + 1)):
+        point(f"{n} threads", config, SIZE_TOKENS, args.model, warmup=1, steps=3, threads=n)
+
+
 def fit(points, split):
     """Seconds a token by theory: x·linear + y·attention with x, y >= 0 that leave the least squares of relative errors."""
     a = [(p["flops_linear"] / p["s"], p["flops_attention"] / p["s"]) for p in points]
@@ -173,7 +189,9 @@ def fit(points, split):
 def draw():
     lines = read_log()
     for curve, x, title, label in (("length", "tokens", "One sequence a step, SmolLM2-135M", "tokens of the sequence"),
-                                   ("size", "parameters", f"One sequence of {SIZE_TOKENS} tokens a step", "parameters of the model")):
+                                   ("size", "parameters", f"One sequence of {SIZE_TOKENS} tokens a step", "parameters of the model"),
+                                   ("rank", "rank", f"One sequence of {SIZE_TOKENS} tokens a step, SmolLM2-135M", "rank"),
+                                   ("threads", "threads", f"One sequence of {SIZE_TOKENS} tokens a step, SmolLM2-135M", "threads")):
         time, memory, found = [], [], False
         for method in ("lora", "qlora"):
             groups = {}
@@ -188,8 +206,12 @@ def draw():
             found = True
             split = curve == "length" and len(points) > 2
             slow = fit(points, split)
+            # Half the threads should take twice the time.
+            share = lambda p: CORES / p["threads"] if curve == "threads" else 1
+            if curve == "threads":
+                slow = (points[-1]["s"] / (points[-1]["flops_linear"] + points[-1]["flops_attention"]),) * 2
             rates = " and ".join(f"{1 / s / 1e9:.0f}" for s in (slow if split else slow[:1]))
-            theory = [(p[x], 1e3 * (p["flops_linear"] * slow[0] + p["flops_attention"] * slow[1])) for p in points]
+            theory = [(p[x], 1e3 * share(p) * (p["flops_linear"] * slow[0] + p["flops_attention"] * slow[1])) for p in points]
             style = "a" if method == "lora" else "b"
             name = {"lora": "LoRA", "qlora": "QLoRA"}[method]
             time.append(bench_svg.Series(f"{name}, measured", style, [(p[x], 1e3 * p["s"]) for p in points], True))
@@ -202,4 +224,4 @@ def draw():
             print(path)
 
 
-{"length": length, "size": size, "draw": draw}[args.what]()
+{"length": length, "size": size, "rank": rank, "threads": threads, "draw": draw}[args.what]()

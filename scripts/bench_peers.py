@@ -3,6 +3,8 @@
   --work lora   training steps: r = 16, every linear layer, float32, AdamW, no dropout
          qlora  the same with the linear layers in NF4, double quantization
          full   every weight
+         short  LoRA on rows of 30 to 300 tokens, --batch a step: PyTorch pads them, as people run it; Trimtab packs them
+         classify  LoRA and the head of an encoder for two labels, rows of --seq tokens
          text   512 tokens of a prompt read, 64 written after it, greedily
          start  from the start of the process to the end of the first LoRA step, files cached
 
@@ -19,6 +21,7 @@ import argparse
 import json
 import os
 import pydoc_data.topics
+import random
 import re
 import statistics
 import subprocess
@@ -29,8 +32,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WRITTEN = 64
+SHORTEST, LONGEST = 30, 300
 LORA = ["--method", "lora", "--rank", "16", "--alpha", "32", "--targets", "all-linear"]
-METHOD = {"lora": LORA, "start": LORA, "qlora": LORA + ["--quantize", "nf4", "--double-quant"], "full": ["--method", "full"]}
+METHOD = {"lora": LORA, "start": LORA, "short": LORA, "classify": LORA + ["--task", "sequence-classification"], "qlora": LORA + ["--quantize", "nf4", "--double-quant"], "full": ["--method", "full"]}
 # What keeps an engine's kernels to an instruction set. llama.cpp's prebuilt knows none.
 ISA = {"best": {}, **{name: {"ATEN_CPU_CAPABILITY": name, "MKL_ENABLE_INSTRUCTIONS": name.upper(),
                              "ONEDNN_MAX_CPU_ISA": onednn, "TRIMTAB_CPU": name}
@@ -45,7 +49,7 @@ ap.add_argument("--model", required=True, help="Hugging Face folder")
 ap.add_argument("--text", help="text file; default: Python's own help texts, which every Python brings")
 ap.add_argument("--trimtab", default="target/release/trimtab")
 ap.add_argument("--engines", default="torch,trimtab")
-ap.add_argument("--work", choices=["lora", "qlora", "full", "text", "start"], default="lora")
+ap.add_argument("--work", choices=["lora", "qlora", "full", "short", "classify", "text", "start"], default="lora")
 ap.add_argument("--isa", choices=ISA, default="best", help="instruction set that torch and trimtab are kept to")
 ap.add_argument("--trimtab-args", default="", help="more flags for trimtab, such as --memory=700MiB")
 ap.add_argument("--llama", default="models/llama", help="folder with node_modules/node-llama-cpp")
@@ -61,6 +65,8 @@ ap.add_argument("--log", help="JSON lines of the turns that are done")
 args = ap.parse_args()
 if args.work == "text":
     args.seq, args.batch = 512, 1
+if args.work == "short":
+    args.seq = LONGEST
 if args.work == "start":
     args.warmup, args.steps = 0, 1
 
@@ -71,7 +77,10 @@ def tokenizer():
 
 
 def write_data(path):
-    """One sequence of exactly --seq tokens a line, enough for one process. A prompt is one that survives being text."""
+    """One sequence of exactly --seq tokens a line (short: of 30 to 300), enough for one process. A prompt is one that survives
+    being text."""
+    if args.work in ("short", "classify"):
+        return write_drawn(path)
     text = Path(args.text).read_text(errors="replace") if args.text else "\n".join(pydoc_data.topics.topics.values())
     rows = 16 if args.work == "text" else (args.warmup + args.steps) * args.batch
     # Eight characters for each token are plenty; tokenizing all of a large file would take a while.
@@ -86,6 +95,18 @@ def write_data(path):
     with open(path, "w") as f:
         for row in chosen:
             f.write(json.dumps({"input_ids": row, "labels": row}) + "\n")
+
+
+def write_drawn(path):
+    """Random tokens; short: of lengths that are drawn too, the same for all engines."""
+    vocab = json.loads(Path(args.model, "config.json").read_text())["vocab_size"]
+    draw = random.Random(0)
+    with open(path, "w") as f:
+        for i in range((args.warmup + args.steps) * args.batch):
+            n = draw.randint(SHORTEST, LONGEST) if args.work == "short" else args.seq
+            ids = [draw.randrange(vocab) for _ in range(n)]
+            label = {"labels": ids} if args.work == "short" else {"label": i % 2}
+            f.write(json.dumps({"input_ids": ids, **label}) + "\n")
 
 
 def process(command, env):
@@ -119,9 +140,11 @@ def trimtab(data, env):
     with tempfile.TemporaryDirectory() as out:
         lines, _, peak = process([
             args.trimtab, "train", "--model", args.model, "--data", data, *METHOD[args.work],
-            "--batch-size", str(args.batch), "--micro-tokens", str(args.batch * args.seq), "--max-seq-len", str(args.seq),
+            "--batch-size", str(args.batch), "--max-seq-len", str(args.seq),
+            # Rows of many lengths fill micro-batches that Trimtab chooses.
+            *([] if args.work == "short" else ["--micro-tokens", str(args.batch * args.seq)]),
             "--steps", str(args.warmup + args.steps), "--lr", "2e-4", "--schedule", "constant", "--warmup", "0",
-            "--dtype", "f32", "--device", "cpu", "--no-shuffle", "--save-every", "0", "--out", f"{out}/run", *args.trimtab_args.split()], env)
+            "--dtype", "f32", "--device", "cpu", "--no-shuffle", "--save-every", "0", "--report-examples", "0", "--out", f"{out}/run", *args.trimtab_args.split()], env)
         events = [json.loads(line) for line in open(f"{out}/run/metrics.jsonl")]
     steps = [{"loss": e["loss"], "seconds": e["tokens"] / e["tokens_per_second"]} for e in events if e["event"] == "step"]
     if args.work == "start":

@@ -29,7 +29,9 @@ def say(**fields):
 
 
 def load():
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    if job["work"] == "classify":
+        return AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=torch.float32, num_labels=2)
     quantized = {}
     if job["work"] == "qlora":
         from transformers import BitsAndBytesConfig
@@ -39,19 +41,29 @@ def load():
     return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, **quantized)
 
 
+def batch(rows):
+    """The model's arguments; rows of several lengths are padded to the longest, as transformers' collators do."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    pad = lambda values, filler: torch.tensor([v + [filler] * (longest - len(v)) for v in values])
+    ids = [row["input_ids"] for row in rows]
+    labels = torch.tensor([row["label"] for row in rows]) if "label" in rows[0] else pad(ids, -100)
+    return {"input_ids": pad(ids, 0), "attention_mask": pad([[1] * len(i) for i in ids], 0), "labels": labels}
+
+
 def train(model, rows):
     model.config.use_cache = False
     if job["work"] == "full":
         model.train()
     else:
         from peft import LoraConfig, get_peft_model
+        task = "SEQ_CLS" if job["work"] == "classify" else "CAUSAL_LM"
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear",
-                                                 task_type="CAUSAL_LM")).train()
+                                                 task_type=task)).train()
     opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     for i in range(0, len(rows), job["batch"]):
-        ids = torch.tensor(rows[i:i + job["batch"]])
+        inputs = batch(rows[i:i + job["batch"]])
         start = time.perf_counter()
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = model(**inputs).loss
         loss.backward()
         opt.step()
         opt.zero_grad(set_to_none=True)
@@ -61,7 +73,7 @@ def train(model, rows):
 
 @torch.no_grad()
 def text(model, rows):
-    ids = torch.tensor(rows[:1])
+    ids = torch.tensor([rows[0]["input_ids"]])
     for _ in range(job["warmup"] + job["steps"]):
         start = time.perf_counter()
         out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -78,7 +90,7 @@ if job["check"]:
     say(note=f"{torch.backends.cpu.get_cpu_capability()}; 1024^3 product, one thread: {one_thread():.0f} GFLOP/s")
 torch.set_num_threads(job["threads"])
 torch.manual_seed(0)
-rows = [json.loads(line)["input_ids"] for line in open(job["data"])]
+rows = [json.loads(line) for line in open(job["data"])]
 if job["work"] == "text":
     text(load().eval(), rows)
 else:
