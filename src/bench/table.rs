@@ -142,7 +142,9 @@ impl Report {
     }
 
     fn cells(&self, row: &Map<String, Value>) -> Vec<String> {
-        self.columns.iter().map(|column| shown(row.get(column.key), column.show)).collect()
+        let timed = row.get("unit").is_none_or(|unit| unit == "s");
+        let show = |column: &Column| if column.show == Show::Seconds && !timed { Show::Number } else { column.show };
+        self.columns.iter().map(|column| shown(row.get(column.key), show(column))).collect()
     }
 }
 
@@ -216,6 +218,8 @@ pub(super) mod tests {
         let stats = Stats { samples: 5, median: 0.00123, p20: 0.001, p80: 0.002, cv: 0.1 };
         let mut first = row("linear, nf4", "s", Better::Lower, &stats);
         first.insert("share".into(), json!(0.514));
+        let rate = Stats { median: 348.2, ..stats };
+        assert!(report(vec![row("a rate", "tokens/s", Better::Higher, &rate)]).text().ends_with("a rate   348\n"));
         let report = report(vec![first, row("a|b", "s", Better::Lower, &Stats { median: 12.0, ..stats })]);
         let text = "device: a, \"b\"\ncopy GB/s: 12.3\n\n\
                     kernel          time    of\nlinear, nf4  1.23 ms  51 %\na|b           12.0 s\n";
