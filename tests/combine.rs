@@ -5,8 +5,8 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use common::command::run;
 use common::scratch::Scratch;
 use serde_json::Value;
 use trimtab::config::{Flags, RunConfig};
@@ -218,12 +218,6 @@ fn what_does_not_combine_is_refused() {
     }
 }
 
-fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_trimtab")).args(args).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (out.status.code(), text(&out.stdout), text(&out.stderr))
-}
-
 /// The command writes an adapter that is read like any other; calls that make no sense leave nothing.
 #[test]
 fn the_command() {
@@ -235,7 +229,7 @@ fn the_command() {
     let out = path("cat");
     let (code, stdout, stderr) =
         run(&[&merge[..], &["--adapter", &half, &b, "--adapter", &minus, "--method", "cat", "--out", &out]].concat());
-    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(code, 0, "{stderr}");
     assert!(stdout.contains(&format!("0.5 × {a} + 1 × {b} + -1 × {c} by cat: 6 modules, rank 10, ")), "{stdout}");
     let opened = peft::open(Path::new(&out)).unwrap();
     let wanted = [read("a", 0.5), read("b", 1.0), read("c", -1.0)];
@@ -245,7 +239,7 @@ fn the_command() {
     let card = std::fs::read_to_string(Path::new(&out).join("README.md")).unwrap();
     assert!(card.contains("Made of ") && card.contains(" by cat.") && !card.contains("Trained"), "{card}");
     let (code, _, stderr) = run(&[&merge[..], &["--adapter", &a, "--out", &path("alone")]].concat());
-    assert!(code == Some(0) && stderr.contains("note: one adapter"), "{stderr}");
+    assert!(code == 0 && stderr.contains("note: one adapter"), "{stderr}");
     let table: [(&[&str], i32, &str); 11] = [
         (&["--adapter", &a, &b, "--method", "ties"], 2, "--density"),
         (&["--adapter", &a, &b, "--density", "0.5"], 2, "--density"),
@@ -261,10 +255,10 @@ fn the_command() {
     ];
     for (args, wanted, word) in table {
         let (code, _, stderr) = run(&[&merge[..], args, &["--out", &path("none")]].concat());
-        assert!(code == Some(wanted) && stderr.contains(word), "{args:?}: {stderr}");
+        assert!(code == wanted && stderr.contains(word), "{args:?}: {stderr}");
     }
     let (code, _, stderr) = run(&[&merge[..], &["--adapter", &a, &b, "--out", &a]].concat());
-    assert!(code == Some(1) && stderr.contains("out"), "{stderr}");
+    assert!(code == 1 && stderr.contains("out"), "{stderr}");
     let mut left: Vec<String> =
         std::fs::read_dir(&scratch.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();

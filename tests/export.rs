@@ -5,9 +5,9 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
+use common::command::run;
 use common::scratch::{Scratch, copy};
 use serde_json::Value;
 use trimtab::base::Base;
@@ -267,12 +267,6 @@ fn tokenizers_come_back_as_they_were() {
     assert!(t5.unwrap().to_gguf(1 << 20).unwrap_err().to_string().contains("Unigram in a GGUF file"));
 }
 
-fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_trimtab")).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 #[test]
 fn the_command_refuses_what_has_no_place() {
     let scratch = Scratch::new("command");
@@ -280,7 +274,7 @@ fn the_command_refuses_what_has_no_place() {
     let case = |name: &str| common::root(&format!("tests/fixtures/families2/{name}")).display().to_string();
     let base = common::root("assets/base").display().to_string();
     let (code, said, err) = run(&["export", "--model", &base, "--type", "q4_k", "--out", &out("a.gguf")]);
-    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!((code, err.as_str()), (0, ""));
     assert!(said.contains("56 tensors") && said.contains("Q5_0"), "{said}");
     let (gpt2, classifier) = (case("gpt2-full/model"), case("llama-classify-lora/model"));
     let (classify, dora) = (case("llama-classify-lora/adapter"), case("gpt2-dora/adapter"));
@@ -301,10 +295,10 @@ fn the_command_refuses_what_has_no_place() {
     ];
     for (args, code, words) in table {
         let (got, said, err) = run(&[&["export"], args].concat());
-        assert_eq!((got, said.as_str()), (Some(code), ""), "{args:?}: {err}");
+        assert_eq!((got, said.as_str()), (code, ""), "{args:?}: {err}");
         assert!(err.contains(words), "{args:?}: {err}");
     }
     assert!(!Path::new(&out("b.gguf")).exists());
     let (code, ..) = run(&["export", "--model", &base, "--out", &out("a.gguf"), "--overwrite"]);
-    assert_eq!(code, Some(0));
+    assert_eq!(code, 0);
 }

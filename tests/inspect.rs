@@ -4,26 +4,14 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use common::command::{ok, run};
 use common::golden::Golden;
 use common::scratch::{Scratch, copy};
 use serde_json::Value;
 use trimtab::dtype::DType;
 use trimtab::quant::nf4;
 use trimtab::weights::{Checkpoint, Storage};
-
-fn run(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_trimtab")).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-fn ok(args: &[&str]) -> String {
-    let (code, said, err) = run(args);
-    assert_eq!(code, 0, "{args:?}: {said}{err}");
-    said
-}
 
 fn shown(path: &Path) -> String {
     path.display().to_string()

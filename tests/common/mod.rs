@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "cli")]
+pub mod command;
 pub mod devices;
 pub mod families2;
 pub mod golden;
