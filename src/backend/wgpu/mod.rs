@@ -23,6 +23,7 @@ pub use shaders::{SHADERS, richest, shader};
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
 use crate::dtype::ALIGN;
 use crate::error::{Error, Result};
+use clock::Clock;
 use pace::Pace;
 use record::{Pipelines, Recorded};
 use transfer::Transfer;
@@ -42,6 +43,8 @@ pub struct Wgpu {
     recordings: Vec<Option<Recorded>>,
     pipelines: Pipelines,
     transfer: Transfer,
+    /// Made when first used.
+    clock: Option<Clock>,
     pace: Pace,
     bytes: u64,
 }
@@ -205,6 +208,7 @@ impl Wgpu {
             recordings: Vec::new(),
             pipelines: Pipelines::default(),
             transfer: Transfer::default(),
+            clock: None,
             bytes: 0,
         })
     }
@@ -305,7 +309,10 @@ impl Backend for Wgpu {
             return Err(self.gpu.error(format!("{recording:?} is not there"), "this is a bug in the executor"));
         };
         match self.gpu.device.features().contains(Features::TIMESTAMP_QUERY) {
-            true => recorded.run_timed(&self.gpu, &self.pace),
+            true => {
+                let clock = self.clock.get_or_insert_with(|| Clock::new(&self.gpu));
+                recorded.run_timed(&self.gpu, &self.pace, clock)
+            }
             false => {
                 let began = Instant::now();
                 recorded.run(&self.gpu, &mut self.pace)?;
