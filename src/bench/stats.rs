@@ -96,15 +96,20 @@ impl Patience {
             began.elapsed() < self.warm_up
         } {}
         let (began, mut samples) = (Instant::now(), Vec::new());
+        let least = self.least.max(1);
+        // A few samples may agree by chance. Later it is asked ever more seldom: an answer sorts all of them.
+        let mut next = 2 * least;
         loop {
             samples.push(run()?);
+            let over = samples.len() >= least && began.elapsed() >= self.time;
+            if !over && samples.len() < next {
+                continue;
+            }
+            next += (samples.len() / 8).max(1);
             let Some(stats) = Stats::of(&samples) else {
                 return Err(crate::Error::config("bench", format!("{samples:?}"), "times that are finite"));
             };
-            let enough = samples.len() >= self.least.max(1);
-            // A few samples may agree by chance.
-            let sure = samples.len() >= 2 * self.least.max(1) && stats.uncertainty() < self.noise;
-            if enough && (sure || began.elapsed() >= self.time) {
+            if over || stats.uncertainty() < self.noise {
                 return Ok(stats);
             }
         }
