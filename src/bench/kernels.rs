@@ -10,16 +10,19 @@ use serde_json::{Map, Value, json};
 
 use super::ceiling::Ceiling;
 use super::environment;
-use super::operands::{in_16_bits, operands};
+use super::operands::{decode, in_16_bits, operands};
 use super::place::{Placed, Work};
 use super::stats::{Patience, Stats};
 use super::table::{Better, Column, Report, Show, column, row};
 use super::truth::judge;
 use super::watched::Run;
-use crate::backend::{self, Backend, Device, Recording};
+use crate::backend::{self, Backend, Device};
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::ops::{self, Attr, Case, OpDef, Sample, SampleIn, Sizes, optim};
+
+/// Bytes of results that are looked at together.
+const PIECE: usize = 1 << 20;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -50,7 +53,7 @@ impl Cache {
     pub const ALL: [(&str, Cache); 2] = [("hot", Cache::Hot), ("cold", Cache::Cold)];
 
     fn name(self) -> &'static str {
-        if self == Cache::Hot { "hot" } else { "cold" }
+        Cache::ALL.iter().find(|(_, cache)| *cache == self).map_or("", |(name, _)| name)
     }
 }
 
@@ -186,7 +189,7 @@ fn timed(
             if let (Cache::Cold, Some(flush)) = (cache, flush) {
                 device.replay(flush.0.recording)?;
             }
-            once(device, placed.recording)
+            Ok(device.replay_timed(placed.recording)?.as_secs_f64())
         });
         let stats = match stats {
             Ok(stats) => stats,
@@ -205,20 +208,17 @@ fn timed(
     }
 }
 
-fn once(device: &mut dyn Backend, recording: Recording) -> Result<f64> {
-    Ok(device.replay_timed(recording)?.as_secs_f64())
-}
-
-/// Whether the outputs have finite numbers only.
+/// Whether the outputs that are floats have finite numbers only.
 fn finite(device: &mut dyn Backend, placed: &Placed, outs: &[Ty]) -> Result<bool> {
     for (slice, ty) in placed.outs.iter().zip(outs) {
-        if ty.dtype != DType::F32 {
+        if !ty.dtype.is_float() {
             continue;
         }
         let mut bytes = vec![0; slice.bytes as usize];
         device.download(*slice, &mut bytes)?;
-        let float = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        if bytes.chunks_exact(4).any(|b| !float(b).is_finite()) {
+        // A piece at a time: as float64 all of them would take twice their memory and more.
+        let piece = |bytes: &[u8]| decode(&Ty::new(ty.dtype, &[bytes.len() / (ty.dtype.bytes(2) / 2)]), bytes);
+        if bytes.chunks(PIECE).flat_map(piece).take(ty.len()).any(|x| !x.is_finite()) {
             return Ok(false);
         }
     }

@@ -14,8 +14,6 @@ pub struct Placed {
     pub recording: Recording,
     /// Where the outputs are.
     pub outs: Vec<Slice>,
-    /// Bytes of all operands, each counted whole.
-    pub bytes: u64,
 }
 
 /// An op, and what it is run on.
@@ -88,8 +86,7 @@ impl Work<'_> {
         let at = Operands { outs: out_slices.clone(), ins: in_slices, work };
         let launches = lower(self.op, "bench", attr, ins, outs, &at, device.caps())?;
         let recording = device.record(&launches)?;
-        let bytes = ins.iter().chain(outs).map(|ty| ty.bytes() as u64).sum();
-        Ok(Placed { buffer, recording, outs: out_slices, bytes })
+        Ok(Placed { buffer, recording, outs: out_slices })
     }
 }
 

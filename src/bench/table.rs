@@ -88,21 +88,18 @@ impl Report {
                 keys.push(key);
             }
         }
-        let quoted = |text: String| match text.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text,
-        };
         let cell = |value: Option<&Value>| match value {
             None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => quoted(text.clone()),
-            Some(other) => quoted(other.to_string()),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
         };
-        let mut text = keys.join(",") + "\n";
-        for row in &self.rows {
-            text += &keys.iter().map(|key| cell(row.get(*key))).collect::<Vec<_>>().join(",");
-            text.push('\n');
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let rows = self.rows.iter().map(|row| keys.iter().map(|key| cell(row.get(*key))).collect());
+        for record in std::iter::once(keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>()).chain(rows) {
+            // Rows of as many cells as there are keys, into memory: nothing can be wrong with that.
+            let _ = writer.write_record(record);
         }
-        text
+        String::from_utf8_lossy(&writer.into_inner().unwrap_or_default()).into_owned()
     }
 
     /// A table in Markdown, after the facts.
