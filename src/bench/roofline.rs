@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::run::svg::{escaped, number};
+use crate::run::svg::{begin, escaped, number};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 600.0;
@@ -15,12 +15,8 @@ const RIGHT: f64 = WIDTH - 24.0;
 const TOP: f64 = 48.0;
 const BOTTOM: f64 = HEIGHT - 52.0;
 
-const STYLE: &str = "\
-text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-size:15px;font-weight:600;fill:#24292f}\
-.grid{stroke:#8c959f;stroke-opacity:.25}.roof{stroke:#cf222e;stroke-width:2;fill:none}\
-.cold{fill:#0969da}.hot{fill:none;stroke:#0969da}\
-@media(prefers-color-scheme:dark){text{fill:#9198a1}.title{fill:#f0f6fc}.roof{stroke:#ff7b72}\
-.cold{fill:#58a6ff}.hot{stroke:#58a6ff}}";
+/// Points: full where operands came from memory.
+const STYLE: &str = ".cold{fill:#0969da}.hot{fill:none}@media(prefers-color-scheme:dark){.cold{fill:#58a6ff}}";
 
 /// A kernel.
 struct Point {
@@ -71,29 +67,23 @@ pub fn draw(report: &Value) -> Result<String> {
     let x = |v: f64| LEFT + (v.log10() - x0) / (x1 - x0) * (RIGHT - LEFT);
     let y = |v: f64| BOTTOM - (v.log10() - y0) / (y1 - y0) * (BOTTOM - TOP);
 
-    let device = escaped(report["environment"]["device"].as_str().unwrap_or_default());
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"roofline of {device}\">\n\
-         <style>{STYLE}</style>\n<text class=\"title\" x=\"{LEFT}\" y=\"26\">Kernels under the roofs of {device}</text>\n"
-    );
-    for power in x0 as i32..=x1 as i32 {
-        let at = x(10f64.powi(power));
+    let device = report["environment"]["device"].as_str().unwrap_or_default();
+    let mut svg = begin([WIDTH, HEIGHT], LEFT, &format!("Kernels under the roofs of {device}"), STYLE);
+    let mut line = |[x1, x2, y1, y2]: [f64; 4], power: i32, [x, y]: [f64; 2], anchor: &str| {
         let label = number(10f64.powi(power));
         let _ = writeln!(
             svg,
-            "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{BOTTOM}\"/><text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
-            BOTTOM + 18.0
+            "<line class=\"grid\" x1=\"{x1:.1}\" x2=\"{x2:.1}\" y1=\"{y1:.1}\" y2=\"{y2:.1}\"/>\
+             <text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{label}</text>"
         );
+    };
+    for power in x0 as i32..=x1 as i32 {
+        let at = x(10f64.powi(power));
+        line([at, at, TOP, BOTTOM], power, [at, BOTTOM + 18.0], "middle");
     }
     for power in y0 as i32..=y1 as i32 {
         let at = y(10f64.powi(power));
-        let label = number(10f64.powi(power));
-        let _ = writeln!(
-            svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-            LEFT - 8.0,
-            at + 4.0
-        );
+        line([LEFT, RIGHT, at, at], power, [LEFT - 8.0, at + 4.0], "end");
     }
     let _ = writeln!(
         svg,
@@ -108,7 +98,7 @@ pub fn draw(report: &Value) -> Result<String> {
     let from = low.max(10f64.powf(y0) / bandwidth);
     let _ = writeln!(
         svg,
-        "<path class=\"roof\" d=\"M{:.1} {:.1}L{:.1} {:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\">copy, {bandwidth:.1} GB/s</text>",
+        "<path class=\"smooth c1\" d=\"M{:.1} {:.1}L{:.1} {:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\">copy, {bandwidth:.1} GB/s</text>",
         x(from),
         y(from * bandwidth),
         x(most / bandwidth),
@@ -119,7 +109,7 @@ pub fn draw(report: &Value) -> Result<String> {
     for (name, roof) in &roofs {
         let _ = writeln!(
             svg,
-            "<path class=\"roof\" d=\"M{:.1} {:.1}L{:.1} {:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{name}, {roof:.0} GFLOP/s</text>",
+            "<path class=\"smooth c1\" d=\"M{:.1} {:.1}L{:.1} {:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{name}, {roof:.0} GFLOP/s</text>",
             x(roof / bandwidth),
             y(*roof),
             x(high),
@@ -134,7 +124,7 @@ pub fn draw(report: &Value) -> Result<String> {
         let (px, py, class) = (x(p.intensity), y(p.rate), if p.cold { "cold" } else { "hot" });
         let _ = writeln!(
             svg,
-            "<circle class=\"{class}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\"><title>{}: {:.1} GFLOP/s</title></circle>",
+            "<circle class=\"{class} c0\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\"><title>{}: {:.1} GFLOP/s</title></circle>",
             escaped(&p.name),
             p.rate
         );

@@ -11,6 +11,7 @@ const BOTTOM: f64 = HEIGHT - 44.0;
 /// Points drawn: there are no more pixels to show them.
 const POINTS: usize = 1500;
 
+/// How texts, grids and lines look on light and dark pages; `c0` to `c5` are colours of lines.
 const STYLE: &str = "\
 text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-size:15px;font-weight:600;fill:#24292f}\
 .grid{stroke:#8c959f;stroke-opacity:.25}path{fill:none;stroke-linejoin:round}\
@@ -54,11 +55,7 @@ pub fn chart(title: &str, lines: &[Line]) -> String {
     let x = |v: f64| LEFT + (v - x0) / (x1 - x0) * (RIGHT - LEFT);
     let y = |v: f64| BOTTOM - (v - y0) / (y1 - y0) * (BOTTOM - TOP);
 
-    let title = escaped(title);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\n\
-         <style>{STYLE}</style>\n<text class=\"title\" x=\"{LEFT}\" y=\"22\">{title}</text>\n"
-    );
+    let mut svg = begin([WIDTH, HEIGHT], LEFT, title, "");
     for tick in ticks(y0, y1, 6) {
         let (at, label) = (y(tick), number(tick));
         let line = format!("<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>");
@@ -94,6 +91,15 @@ pub fn chart(title: &str, lines: &[Line]) -> String {
         }
     }
     svg + "</svg>\n"
+}
+
+/// What a picture of this width and height begins with: its style, `more` of that, and its title, `left` from the edge.
+pub fn begin([width, height]: [f64; 2], left: f64, title: &str, more: &str) -> String {
+    let title = escaped(title);
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}\">\n\
+         <style>{STYLE}{more}</style>\n<text class=\"title\" x=\"{left}\" y=\"22\">{title}</text>\n"
+    )
 }
 
 /// The `d` of a path through points. One point is a line of no length, which round ends would show: it gets some.
