@@ -4,21 +4,17 @@
 mod common;
 
 use std::path::Path;
-use std::process::Command;
 
+use common::command;
 use common::scratch::Scratch;
 use serde_json::{Value, json};
 
 fn run(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_trimtab")).arg("bench").args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    command::run(&[&["bench"], args].concat())
 }
 
 fn ok(args: &[&str]) -> String {
-    let (code, said, err) = run(args);
-    assert_eq!(code, 0, "{args:?}: {said}{err}");
-    said
+    command::ok(&[&["bench"], args].concat())
 }
 
 fn json_of(args: &[&str]) -> Value {
@@ -150,6 +146,18 @@ fn steps_are_measured() {
         assert!(names.starts_with(&["tokens a second", "step"]) && names.contains(&"linear"), "{names:?}");
         let shares: f64 = rows.iter().filter_map(|row| row["share"].as_f64()).sum();
         assert!((shares - 1.0).abs() < 1e-6, "{shares}");
+    }
+}
+
+/// The task is the model's: an encoder that classifies, and an encoder-decoder.
+#[test]
+fn steps_of_other_tasks_are_measured() {
+    for (case, method, tokens) in [("bert-classify-lora", "lora", 32), ("t5-ia3", "ia3", 32)] {
+        let model = common::root(&format!("tests/fixtures/families2/{case}/model"));
+        let args =
+            ["step", "--model", model.to_str().unwrap(), "--method", method, "--time", "0.05", "--device", "cpu"];
+        let report = json_of(&[&args[..], &["--batch-size", "2", "--max-seq-len", "16"]].concat());
+        assert_eq!(report["facts"]["tokens_a_step"], tokens, "{case}: {report}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! `trimtab bench step`: whole training steps of a model on random tokens, by the same path as `train`: rows, micro-batches, plan,
 //! launches.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -19,13 +19,14 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::resident;
 use crate::run::data::RunData;
-use crate::run::job::Job;
+use crate::run::job::{Job, base, task};
 use crate::run::learnt::Learnt;
 use crate::run::options::options;
 use crate::run::training::{adapts, method};
 use crate::session::{Planned, Session, activations};
 use crate::synth::{self, Format};
 use crate::system::{self, Instant};
+#[cfg(test)]
 use crate::tasks;
 
 /// A rate at which steps can go on for ever on the same tokens.
@@ -90,13 +91,19 @@ impl Subject {
         &self.config
     }
 
+    /// What a report says of the model: its path, and how frozen weights are kept.
+    pub fn about(&self) -> [String; 2] {
+        let path = self.config.model.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+        let model = if self.config.init == Init::Random { "random weights".to_owned() } else { path };
+        [model, self.config.quantized().map_or("as the file has them".into(), |dtype| dtype.to_string())]
+    }
+
     /// Writes rows of random tokens, as many as a step takes, each as long as the settings allow, and names them as the data.
-    fn learns(&mut self, vocab: usize) -> Result<()> {
+    fn learns(&mut self) -> Result<()> {
         let RunConfig { batch_size, max_seq_len, max_target_len, .. } = self.config;
-        let task = match self.config.task {
-            Some(task) => task.0.name,
-            None => tasks::causal_lm::DEF.name,
-        };
+        let base = base(&self.config)?;
+        let task = task(&self.config, &base.config)?.name;
+        let vocab = base.model(1)?.facts().vocab;
         let path = self.scratch.0.join("rows.jsonl");
         std::fs::write(&path, rows(task, vocab, batch_size, max_seq_len, max_target_len))
             .map_err(|e| Error::io(&path, e))?;
@@ -163,13 +170,7 @@ fn ready(config: &RunConfig, backend: Box<dyn Backend>) -> Result<Ready> {
 
 /// Times steps of the settings. `on` is told what is done.
 pub fn run(subject: &mut Subject, patience: &Patience, on: &mut dyn FnMut(&str)) -> Result<Report> {
-    let base = match subject.config.init {
-        Init::Pretrained => crate::base::Base::open(subject.config.need("model")?)?,
-        Init::Random => crate::base::Base::random(subject.config.need("model")?)?,
-    };
-    let vocab = base.model(1)?.facts().vocab;
-    drop(base);
-    subject.learns(vocab)?;
+    subject.learns()?;
     let config = &subject.config;
 
     on("what the device gives at most");
@@ -203,8 +204,7 @@ pub fn run(subject: &mut Subject, patience: &Patience, on: &mut dyn FnMut(&str))
     let flops: u64 = times.iter().map(|(op, _)| op.flops).sum();
     let launches: u64 = times.iter().map(|(op, _)| op.launches).sum();
     let working: f64 = times.iter().map(|(_, stats)| stats.median).sum();
-    let narrow = (act != DType::F32).then_some(act);
-    let most = if narrow.is_some() { ceiling.product_16.unwrap_or(ceiling.product) } else { ceiling.product };
+    let most = ceiling.product_16.filter(|_| act != DType::F32).unwrap_or(ceiling.product);
 
     let mut rows = vec![
         row("tokens a second", "tokens/s", Better::Higher, &stats.rate(tokens as f64)),
@@ -225,12 +225,7 @@ pub fn run(subject: &mut Subject, patience: &Patience, on: &mut dyn FnMut(&str))
     }
     let rate = stats.rate(tokens as f64);
     let seconds = |d: Duration| d.as_secs_f64();
-    let named = |path: &Path| path.display().to_string();
-    let model = match config.init {
-        Init::Random => "random weights".to_owned(),
-        Init::Pretrained => config.model.as_deref().map(named).unwrap_or_default(),
-    };
-    let storage = config.quantized().map_or("as the file has them".into(), |dtype| dtype.to_string());
+    let [model, storage] = subject.about();
     let mut facts = ceiling.facts();
     let more = json!({
         "model": model,

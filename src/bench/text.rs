@@ -9,7 +9,6 @@ use super::stats::Patience;
 use super::step::Subject;
 use super::table::{Better, Column, Report, Show, column, row};
 use crate::backend;
-use crate::config::Init;
 use crate::error::{Error, Result};
 use crate::generate::sample::Sampling;
 use crate::generate::{Ask, Room};
@@ -79,13 +78,10 @@ pub fn run(
         rows.push(row(&name, "tokens/s", Better::Higher, &stats.rate(written as f64)));
     }
     environment::clocks(&mut environment, before);
-    let model = match config.init {
-        Init::Random => "random weights".to_owned(),
-        Init::Pretrained => config.model.as_deref().map(|p| p.display().to_string()).unwrap_or_default(),
-    };
+    let [model, weights] = subject.about();
     let facts = json!({
         "model": model,
-        "weights": config.quantized().map_or("as the file has them".into(), |dtype| dtype.to_string()),
+        "weights": weights,
         "peak_resident_bytes": resident::peak(),
     });
     let facts = facts.as_object().cloned().unwrap_or_default();

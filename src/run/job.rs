@@ -35,11 +35,7 @@ impl Job {
     /// The model of the settings with its task, `adapted` by a method that has files of PEFT's. Names of labels may come
     /// from `data`.
     pub fn open(config: &RunConfig, adapted: bool, data: Option<&Data>) -> Result<Job> {
-        let path = config.need("model")?;
-        let mut base = match config.init {
-            Init::Pretrained => Base::open(path)?,
-            Init::Random => Base::random(path)?,
-        };
+        let mut base = base(config)?;
         let task = task(config, &base.config)?;
         let known = match &config.adapter {
             Some(dir) => follow_labels(dir, task, &mut base.config)?,
@@ -273,8 +269,17 @@ pub fn chats(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Chats> {
     Chats::new(tokenizer.templates(), config.chat_template.as_deref(), tokenizer.special_tokens(), all)
 }
 
+/// The model of the settings, or one of random weights of its structure.
+pub fn base(config: &RunConfig) -> Result<Base> {
+    let path = config.need("model")?;
+    match config.init {
+        Init::Pretrained => Base::open(path),
+        Init::Random => Base::random(path),
+    }
+}
+
 /// The task that is asked for, else the adapter's, else the one that the model's class is for.
-fn task(config: &RunConfig, model: &Value) -> Result<&'static TaskDef> {
+pub fn task(config: &RunConfig, model: &Value) -> Result<&'static TaskDef> {
     if let Some(task) = config.task {
         return Ok(task.0);
     }
