@@ -282,7 +282,7 @@ settings! {
         #[doc = "Question answering: give token types to a model with an adapter, which PEFT's class does not do"]
         qa_token_types: bool = "BOOL", { false };
         #[doc = "Tokens a packed micro-batch: memory grows with it, results do not change but for rounding"]
-        micro_tokens: Option<usize> = "T", { None } as "what the data fill best, at most --max-seq-len",
+        micro_tokens: Option<usize> = "T", { None } as "what the data fill best, at most --max-seq-len or 1,024 if that is more",
             if |v| v.is_none_or(|v| (2..=MOST_TOKENS).contains(&v)) => "2 to 8388608";
     }
     "Optimizer" {

@@ -34,8 +34,9 @@ pub struct Sizes {
     pub full: f64,
 }
 
-/// Rows that a micro-batch is taken to cost besides its own: weights are read, or decoded, once for each.
-const OVERHEAD: usize = 16;
+/// Rows that a micro-batch is taken to cost besides its own: weights are read, laid out for products, or decoded, once for each.
+/// On a CPU with AMX, LoRA on SmolLM2-135M took 0.83, 1.41, 2.34 and 4.59 s for 256, 512, 1,024 and 2,048 rows.
+const OVERHEAD: usize = 96;
 /// Sizes are multiples of this: kernels compute rows in tiles.
 const TILE: usize = 8;
 /// The most sizes.

@@ -11,6 +11,9 @@ use crate::tasks::{Shape, Task};
 /// Steps that are looked at, and their examples: more would change little.
 const LOOKED_AT: usize = 512;
 const EXAMPLES: usize = 1 << 16;
+/// Sequences that are shorter share a micro-batch of up to so many tokens: weights are read, and laid out for products, once
+/// for each micro-batch, which from here on is a small part of its time.
+const TOKENS: usize = 1024;
 
 /// The micro-batches of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,11 +29,11 @@ pub struct Micro {
 impl Micro {
     /// Of the size that the settings ask for, whatever there is to be learnt.
     pub fn fixed(config: &RunConfig) -> Micro {
-        let tokens = config.micro_tokens.unwrap_or(config.max_seq_len);
+        let step = config.batch_size.saturating_mul(config.max_seq_len);
+        let tokens = config.micro_tokens.unwrap_or(TOKENS.min(step).max(config.max_seq_len));
         let targets = config.max_target_len.saturating_mul((tokens / config.max_seq_len).max(1));
         let shape = Shape { tokens, targets, sequences: config.batch_size.clamp(1, tokens.max(1)) };
-        let step_tokens = config.batch_size.checked_mul(config.max_seq_len);
-        Micro { shape, smaller: Vec::new(), longest: None, step_tokens, full: None }
+        Micro { shape, smaller: Vec::new(), longest: None, step_tokens: Some(step), full: None }
     }
 
     /// Of the sizes that the examples of `steps` fill best, if the settings name none. `data` has those and others that are
