@@ -93,3 +93,10 @@ pub struct HostSlice {
 unsafe impl Send for HostSlice {}
 // SAFETY: as above.
 unsafe impl Sync for HostSlice {}
+
+impl HostSlice {
+    /// The address of a byte.
+    pub fn at(&self, byte: usize) -> *mut u8 {
+        self.ptr.wrapping_add(byte)
+    }
+}

@@ -4,12 +4,16 @@ mod pages;
 
 use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
 use crate::cpu::isa::Isa;
+use crate::cpu::par;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::system;
 use pages::Pages;
 
 type Call = (HostFn, Vec<HostSlice>);
+
+/// Bytes that a thread copies at a time.
+const COPIED: usize = 1 << 20;
 
 /// The processor this program runs on; its buffers are pages of this process's memory.
 pub struct Cpu {
@@ -100,8 +104,12 @@ impl Backend for Cpu {
 
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
         let to = self.resolve(Slice { bytes: src.len() as u64, ..dst })?;
-        // SAFETY: `to` is in an allocation of ours and `src` is borrowed elsewhere, so they cannot overlap.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.ptr, src.len()) };
+        // In parallel, since it may be the first time that the pages are touched, which the system has to clear then.
+        par::ranges(src.len(), COPIED, |part| {
+            let src = &src[part.clone()];
+            // SAFETY: `to` is in an allocation of ours and `src` is borrowed elsewhere, so they cannot overlap; nor do parts.
+            unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.at(part.start), src.len()) };
+        });
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{Checkpoint, HostTensor, Storage};
+use crate::cpu::par;
 use crate::cpu::philox::philox;
 use crate::cpu::svd;
 use crate::cpu::weight::weight as stored;
@@ -158,7 +159,11 @@ fn from_file(exec: &mut Exec, val: Val, file: &File, ty: &Ty, unreleased: &mut u
         let mut buffer = vec![0; ty.bytes().min(4 * STRETCH)];
         for start in (0..ty.bytes()).step_by(buffer.len().max(1)) {
             let piece = &mut buffer[..(ty.bytes() - start).min(4 * STRETCH)];
-            store.read(start as u64, piece).map_err(|e| Error::io(checkpoint.path(), e))?;
+            let parts = piece.par_chunks_mut(STRETCH).enumerate();
+            parts
+                .map(|(i, part)| store.read((start + i * STRETCH) as u64, part))
+                .collect::<std::io::Result<()>>()
+                .map_err(|e| Error::io(checkpoint.path(), e))?;
             exec.upload_at(val, start as u64, piece)?;
         }
         return Ok(());
@@ -385,30 +390,38 @@ fn fresh(role: Role, ty: &Ty, name: &str, from: &Sources, start: usize, out: &mu
         (1, Role::Norm) => out.fill(1.0),
         (1, _) => out.fill(0.0),
         _ => {
-            let normal = |i: usize| normals(words(from.seed, name, i / 4))[i % 4] * from.std;
+            let normal = |words| normals(words).map(|x| x * from.std);
             // Four are drawn at once.
             let head = (start.next_multiple_of(4) - start).min(out.len());
             let (head, rest) = out.split_at_mut(head);
-            head.iter_mut().enumerate().for_each(|(i, o)| *o = normal(start + i));
-            let first = (start + head.len()) / 4;
-            rest.par_chunks_mut(4).enumerate().for_each(|(i, out)| {
-                for (o, x) in out.iter_mut().zip(normals(words(from.seed, name, first + i))) {
-                    *o = x * from.std;
-                }
-            });
+            head.iter_mut().zip(&normal(words(from.seed, name, start / 4))[start % 4..]).for_each(|(o, x)| *o = *x);
+            draw(rest, from.seed, name, (start + head.len()) / 4, normal);
         }
     }
 }
 
 /// Uniform in ±bound.
 fn uniform(bound: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
-    let one = |i: usize| (unit(words(seed, name, i / 4)[i % 4]) * 2.0 - 1.0) * bound;
-    (0..n).map(one).collect()
+    let mut out = vec![0f32; n];
+    draw(&mut out, seed, name, 0, |words| words.map(|word| (unit(word) * 2.0 - 1.0) * bound));
+    out
 }
 
 /// Normal with this standard deviation.
 fn normal(std: f32, n: usize, name: &str, seed: u64) -> Vec<f32> {
-    (0..n.div_ceil(4)).flat_map(|i| normals(words(seed, name, i))).take(n).map(|x| x * std).collect()
+    let mut out = vec![0f32; n];
+    draw(&mut out, seed, name, 0, |words| normals(words).map(|x| x * std));
+    out
+}
+
+/// Random values of the tensor `name`, from the four that begin at 4·`first` on.
+fn draw(out: &mut [f32], seed: u64, name: &str, first: usize, four: impl Fn([u32; 4]) -> [f32; 4] + Sync) {
+    par::chunks(out, 1 << 14, |piece, out| {
+        let first = first + (piece << 12);
+        for (i, out) in out.chunks_mut(4).enumerate() {
+            out.iter_mut().zip(four(words(seed, name, first + i))).for_each(|(o, x)| *o = x);
+        }
+    });
 }
 
 /// The norms of the rows of `w + scale·b·a` as the device holds them: a quantized weight has the norms of what it
