@@ -170,7 +170,7 @@ unsafe fn piece<A: Act, const N: usize, const M: usize>(
 }
 
 /// Elements that `map` handles side by side.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// `f` of each lane, as plain loops that the compiler turns into vector instructions.
 #[inline(always)]
