@@ -15,7 +15,7 @@ pub struct OpTime {
     pub launches: u64,
     /// From when the device has nothing to do until it has nothing to do again; by its own clock, where it has one.
     pub time: Duration,
-    /// By the rows' cost, which is of one sequence of all tokens: attention over several packed ones does less.
+    /// By the rows' cost: for attention that of sequences as long as the longest may be.
     pub flops: u64,
     /// Of all operands and scratch memory, each taken as a whole; an embedding reads less of its table.
     pub bytes: u64,

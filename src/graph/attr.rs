@@ -163,6 +163,8 @@ pub struct Attention {
     pub window: Option<usize>,
     /// A bias by the distance of key and query is added to the scores; without a window only.
     pub bias: bool,
+    /// No sequence is longer, if that is known. Results do not depend on it: it is for estimates of the work.
+    pub longest: Option<usize>,
 }
 
 /// A function of each element, by the names of Hugging Face's `ACT2FN`.

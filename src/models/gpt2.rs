@@ -123,7 +123,16 @@ impl Gpt2 {
             scale /= (layer + 1) as f32;
         }
         let heads = self.heads;
-        let spec = Attention { heads, kv_heads: heads, head_dim, scale, causal: true, window: None, bias: false };
+        let spec = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale,
+            causal: true,
+            window: None,
+            bias: false,
+            longest: None,
+        };
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.conv1d(&format!("{at}.c_proj"), Role::O, mixed, hidden, true)?;
         let out = nn.dropout(out, self.residual_drop)?;

@@ -25,7 +25,8 @@ impl Nn<'_> {
 
     /// The attention itself.
     pub fn base_attention(&mut self, at: &Site, qkv: Qkv) -> Result<Val> {
-        let Qkv { q, k, v, spec, queries, keys, bias, .. } = qkv;
+        let Qkv { q, k, v, queries, keys, bias, .. } = qkv;
+        let spec = Attention { longest: self.longest, ..qkv.spec };
         // Ranges that the host computes say all: causality and window included.
         let by_range = Attention { causal: false, window: None, ..spec };
         let (k, v, ranges, spec) = match self.cached {

@@ -81,6 +81,8 @@ pub struct Nn<'a> {
     pub live: bool,
     /// Output heads, each with the embedding that it is tied to.
     pub ties: Vec<(String, String)>,
+    /// No sequence is longer, if that is known: for estimates of the work.
+    pub longest: Option<usize>,
     /// Every place that was visited, each once.
     pub sites: Vec<Site>,
     build: Build<'a>,
@@ -104,6 +106,7 @@ impl<'a> Nn<'a> {
             training: false,
             live: false,
             ties: Vec::new(),
+            longest: None,
             sites: Vec::new(),
             build,
             rng: None,

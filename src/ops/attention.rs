@@ -278,14 +278,16 @@ fn dbias_workspace(attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
     }
 }
 
-/// `products` of each query with the keys it sees. Bounds are not known here: one sequence is assumed.
+/// `products` of each query with the keys it sees. Bounds are not known here: of the longest sequence that there can be, as
+/// many as fill the rows are assumed.
 fn cost(attr: &Attr, ins: &[Ty], products: u64) -> Cost {
     let a = spec(attr);
     let (t, s) = (ins[0].rows() as u64, ins[1].rows() as u64);
+    let seen = s.min(a.longest.map_or(u64::MAX, |longest| longest as u64));
     let pairs = match (a.causal, a.window) {
-        (true, Some(w)) => t * (w as u64).min(t.div_ceil(2)),
-        (true, None) => t * t.div_ceil(2),
-        _ => t * s,
+        (true, Some(w)) => t * (w as u64).min(seen.div_ceil(2)),
+        (true, None) => t * seen.div_ceil(2),
+        _ => t * seen,
     };
     Cost {
         flops: 2 * products * pairs * (a.heads * a.head_dim) as u64,

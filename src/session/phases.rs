@@ -33,6 +33,7 @@ impl Phases {
     ) -> Result<(Program, Vec<Site>, Phases)> {
         let mut nn = Nn::new(build);
         let shape = options.shape();
+        nn.longest = Some(options.longest.unwrap_or(options.max_seq_len));
         let train = match options.train {
             true => {
                 let single = options.single();
@@ -45,6 +46,7 @@ impl Phases {
             true => Some(Evaluation::build(&mut nn, model, task, shape)?),
             false => None,
         };
+        nn.longest = None;
         let generation = match options.generate {
             Some(room) => Some(Generation::build(&mut nn, model, room)?),
             None => None,

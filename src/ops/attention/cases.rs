@@ -12,6 +12,7 @@ fn attr(s: &Sizes, bias: bool) -> Attr {
         causal: true,
         window: None,
         bias,
+        longest: None,
     })
 }
 

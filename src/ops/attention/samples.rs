@@ -151,6 +151,7 @@ impl Case {
             causal: self.causal,
             window: self.window,
             bias: self.farthest.is_some(),
+            longest: None,
         })
     }
 
@@ -207,8 +208,16 @@ pub fn forward() -> Vec<Sample> {
     ] {
         let t = key_range.len() / 2;
         let k = Ty::f32(&[keys, kv_heads * head_dim]);
-        let attr =
-            Attention { heads, kv_heads, head_dim, scale: 0.3, causal: false, window: None, bias: bias.is_some() };
+        let attr = Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 0.3,
+            causal: false,
+            window: None,
+            bias: bias.is_some(),
+            longest: None,
+        };
         let mut ins = vec![
             SampleIn::normal(Ty::f32(&[t, heads * head_dim])),
             SampleIn::normal(k.clone()),
