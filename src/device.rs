@@ -71,12 +71,32 @@ pub struct Caps {
     pub compute_dtype: Option<DType>,
     /// CUDA's compute capability as in `sm_80`; 0 elsewhere.
     pub arch: u32,
+    /// How many processors run workgroups side by side (CUDA's multiprocessors), where the device tells.
+    pub multiprocessors: Option<u32>,
     /// Smallest and largest subgroup, if subgroup operations are there at all.
     pub subgroup: Option<(u32, u32)>,
     /// WGSL's cooperative matrices of 8×8 f32 are there, and asked for.
     pub coop: bool,
     /// A CPU that pretends to be a GPU.
     pub software: bool,
+}
+
+/// What a device that does not tell is taken to have, in multiprocessors: about what large cards do.
+const MULTIPROCESSORS: u32 = 128;
+
+impl Caps {
+    /// How many workgroups run at once where each multiprocessor has `each` of them.
+    pub fn workgroups(&self, each: usize) -> usize {
+        each * self.multiprocessors.unwrap_or(MULTIPROCESSORS).max(1) as usize
+    }
+
+    /// The device as results depend on it: beside its name, what decides where long sums are split.
+    pub fn rounding(&self) -> String {
+        match self.multiprocessors {
+            Some(n) => format!("{} with {n} multiprocessors", self.device),
+            None => self.device.clone(),
+        }
+    }
 }
 
 /// A range of this process's memory that a CPU kernel may touch.

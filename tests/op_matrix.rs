@@ -6,12 +6,16 @@ mod common;
 
 use common::devices::Device;
 #[cfg(feature = "cuda")]
+use trimtab::backend::Caps;
+#[cfg(feature = "cuda")]
 use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
 use trimtab::bench::operands::{Random, encode, in_16_bits, operands, stored};
 use trimtab::bench::truth::judge;
 use trimtab::bench::watched::Run;
 use trimtab::dtype::{DType, Ty};
+#[cfg(feature = "cuda")]
+use trimtab::ops::CudaLaunch;
 use trimtab::ops::quant::weight_defines;
 use trimtab::ops::{self, Case, Fill, OpDef, Sample, Sizes};
 
@@ -282,21 +286,48 @@ fn on_interpreted_cuda_75() {
 #[cfg(feature = "cuda")]
 #[test]
 fn on_interpreted_cuda_with_the_tiles_of_other_cards() {
-    let launches = |op: &OpDef, sample: &Sample, arch: u32| {
-        let caps = caps(String::new(), arch);
-        let narrow = caps.compute_dtype.and_then(|dtype| in_16_bits(op, sample, dtype));
-        let lower = |sample: &Sample| {
-            let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
-            let outs = op.types(&sample.attr, &ins).ok()?;
-            let shared = vec![None; outs.len()];
-            (op.cuda)(&ops::Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps: &caps }).ok()
-        };
-        (lower(sample), narrow.as_ref().map(lower))
-    };
     for arch in [86, 90] {
+        let other =
+            |op: &OpDef, s: &Sample| launches(op, s, &caps("".into(), arch)) != launches(op, s, &caps("".into(), 80));
         if let Some(device) = Device::ptx(arch) {
-            check(&device, |op, sample| launches(op, sample, arch) != launches(op, sample, 80));
+            check(&device, other);
         }
+    }
+}
+
+/// The launches of a sample on a card with `caps`: its activations in f32, then in 16 bits.
+#[cfg(feature = "cuda")]
+fn launches(op: &OpDef, sample: &Sample, caps: &Caps) -> [Option<Vec<CudaLaunch>>; 2] {
+    let narrow = caps.compute_dtype.and_then(|dtype| in_16_bits(op, sample, dtype));
+    let lower = |sample: &Sample| {
+        let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+        let outs = op.types(&sample.attr, &ins).ok()?;
+        let shared = vec![None; outs.len()];
+        (op.cuda)(&ops::Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps }).ok()
+    };
+    [lower(sample), narrow.as_ref().and_then(lower)]
+}
+
+/// A card of few multiprocessors splits sums into fewer parts: what of that a card of the usual
+/// number does not run.
+#[cfg(feature = "cuda")]
+#[test]
+fn on_interpreted_cuda_with_the_splits_of_other_cards() {
+    let splits = |op: &OpDef, s: &Sample, caps: &Caps| {
+        let parts = |l: &CudaLaunch| (l.entry, l.grid[2]);
+        launches(op, s, caps).map(|all| all.map(|all| all.iter().map(parts).collect::<Vec<_>>()))
+    };
+    for n in [1, 4] {
+        let Some(device) = Device::ptx_of(80, n) else { return };
+        let (few, usual) = (device.open().caps().clone(), caps("".into(), 80));
+        let ran = std::cell::Cell::new(0);
+        check(&device, |op, sample| {
+            let differs = splits(op, sample, &few) != splits(op, sample, &usual);
+            ran.set(ran.get() + differs as usize);
+            differs
+        });
+        let ran = ran.get();
+        assert!(ran >= 3, "only {ran} samples are split otherwise on {n} multiprocessors");
     }
 }
 

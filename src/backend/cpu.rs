@@ -43,6 +43,7 @@ impl Cpu {
             f16: false,
             compute_dtype: Some(DType::BF16),
             arch: 0,
+            multiprocessors: None,
             subgroup: None,
             coop: false,
             software: false,

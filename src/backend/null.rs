@@ -30,6 +30,7 @@ impl Null {
             f16: false,
             compute_dtype: None,
             arch: 0,
+            multiprocessors: None,
             subgroup: None,
             coop: false,
             software: false,

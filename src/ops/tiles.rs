@@ -19,16 +19,14 @@ const MIDDLE: Tile = Tile { code: 1, m: 64, n: 64 };
 const TALL: Tile = Tile { code: 2, m: 64, n: 16 };
 const FLAT: Tile = Tile { code: 3, m: 16, n: 64 };
 
-/// So many large tiles are enough to occupy a card; fewer leave more of it idle than smaller tiles waste.
-const FULL: usize = 64;
-
 impl Tile {
-    /// For an m × n product. Before sm_80 registers do not hold the large tile and what is fetched beside it.
+    /// For an m × n product. Large tiles on fewer than half of a card's multiprocessors leave more of it idle than
+    /// smaller ones waste. Before sm_80 registers do not hold the large tile and what is fetched beside it.
     pub fn of(m: usize, n: usize, caps: &Caps) -> Tile {
         match (m, n) {
             (_, ..=16) => TALL,
             (..=16, _) => FLAT,
-            _ if LARGE.count(m, n) >= FULL && caps.arch >= 80 => LARGE,
+            _ if 2 * LARGE.count(m, n) >= caps.workgroups(1) && caps.arch >= 80 => LARGE,
             _ => MIDDLE,
         }
     }
@@ -67,10 +65,11 @@ impl Tile {
     }
 }
 
-/// Into how many parts the sum over k is split, and the length of one: so many that some 256 blocks run, each with at
-/// least 256 terms. Depends on the shape and the kind of card only, and so do the results.
+/// Into how many parts the sum over k is split, and the length of one: so many that two blocks a multiprocessor run, each
+/// with at least 256 terms. Depends on the shape and on what [`Caps::rounding`] tells of the card only, and so do the
+/// results.
 fn split((m, n, k): (usize, usize, usize), caps: &Caps) -> (usize, usize) {
-    let parts = (256 / Tile::of(m, n, caps).count(m, n).max(1)).min(k / 256).max(1);
+    let parts = (caps.workgroups(2) / Tile::of(m, n, caps).count(m, n).max(1)).min(k / 256).max(1);
     // A part ends with a tile.
     let step = k.div_ceil(parts).next_multiple_of(32);
     (k.div_ceil(step).max(1), step)
@@ -142,5 +141,38 @@ impl Product<'_> {
             ..tiles.clone()
         };
         vec![tiles, sum]
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    /// Two blocks for each multiprocessor where the sum is long enough, whatever the card; large tiles from half of them on.
+    #[test]
+    fn a_product_fills_the_card_it_is_for() {
+        // (multiprocessors, m, n, k) and the tile's rows, and parts of the sum.
+        let table: [(u32, (usize, usize, usize), usize, usize); 9] = [
+            (132, (4096, 16, 4096), 64, 4),
+            (36, (4096, 16, 4096), 64, 1),
+            (264, (4096, 16, 4096), 64, 8),
+            // No part is of less than 256 terms.
+            (132, (64, 16, 2048), 64, 8),
+            (132, (64, 64, 256), 64, 1),
+            (132, (1024, 1024, 512), 64, 1),
+            (132, (1152, 1024, 512), 128, 2),
+            (36, (512, 640, 512), 128, 2),
+            (36, (512, 512, 512), 64, 1),
+        ];
+        for (n, dims, rows, parts) in table {
+            let caps = Caps { multiprocessors: Some(n), ..crate::backend::cuda::caps("a card".into(), 90) };
+            let found = (Tile::of(dims.0, dims.1, &caps).m, split(dims, &caps).0);
+            assert_eq!(found, (rows, parts), "{dims:?} on {n} multiprocessors");
+        }
+        // What a card decides has a name, by which a run that goes on elsewhere can tell.
+        let [a, b] = [Some(132), Some(114)].map(|multiprocessors| {
+            Caps { multiprocessors, ..crate::backend::cuda::caps("a card".into(), 90) }.rounding()
+        });
+        assert!(a != b && a.starts_with("a card") && a.contains("132"), "{a} {b}");
     }
 }

@@ -51,7 +51,8 @@ const FREE: [&str; 29] = [
 /// What a run's results depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The device and its instruction set. Another one is no error: it rounds in another way.
+    /// The device and its instruction set, or how many multiprocessors it has. Another one is no error: it rounds in
+    /// another way.
     pub device: String,
     /// Hash of the base model's config and of samples of each tensor.
     pub model: String,
@@ -73,7 +74,7 @@ impl Identity {
         config: &RunConfig,
         base: &Base,
         data: &Dataset,
-        device: &str,
+        device: String,
         micro_tokens: Vec<usize>,
     ) -> Result<Identity> {
         let adapter = match &config.adapter {
@@ -90,13 +91,25 @@ impl Identity {
         let settings = fixed.map(|(name, value)| (name.clone(), value.to_string().into())).collect();
         Ok(Identity {
             // The number of threads changes nothing.
-            device: if device.starts_with("cpu") { format!("cpu ({})", Isa::best().name()) } else { device.into() },
+            device: if device.starts_with("cpu") { format!("cpu ({})", Isa::best().name()) } else { device },
             model: model(base)?,
             adapter,
             data: examples(data),
             examples: data.len(),
             micro_tokens,
             settings,
+        })
+    }
+
+    /// What to say where `self`, of a checkpoint that trimtab `version` wrote, rounded in another way than `now` does.
+    pub fn rounds_as(&self, version: &str, now: &Identity) -> Option<String> {
+        let ours = env!("CARGO_PKG_VERSION");
+        ((version, &self.device) != (ours, &now.device)).then(|| {
+            format!(
+                "the checkpoint is of trimtab {version} on {}, and this is {ours} on {}: from here on results may differ by \
+                 rounding from a run that was not stopped",
+                self.device, now.device
+            )
         })
     }
 
@@ -226,6 +239,26 @@ fn examples(data: &Dataset) -> String {
 mod tests {
     use super::*;
     use crate::config::FIELDS;
+
+    #[test]
+    fn another_card_is_named() {
+        let on = |device: &str| Identity {
+            device: device.into(),
+            model: String::new(),
+            adapter: None,
+            data: String::new(),
+            examples: 1,
+            micro_tokens: vec![8],
+            settings: Map::new(),
+        };
+        let (large, small) = (on("H100 with 132 multiprocessors"), on("H100 with 114 multiprocessors"));
+        let ours = env!("CARGO_PKG_VERSION");
+        let said = large.rounds_as(ours, &small).unwrap();
+        assert!(said.contains(&large.device) && said.contains(&small.device), "{said}");
+        assert!(large.check(Path::new("a checkpoint"), &small).is_ok(), "another card is no error");
+        assert_eq!(large.rounds_as(ours, &large), None);
+        assert!(large.rounds_as("0.0.1", &large).unwrap().contains("0.0.1"));
+    }
 
     #[test]
     fn what_is_free_is_a_setting() {

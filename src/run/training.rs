@@ -247,7 +247,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let steps = learnt.steps(config);
     let Learnt { data, rows, mut sampler, .. } = learnt;
     let length = Length { steps, warmup: config.warmup_steps(steps) };
-    let identity = Identity::of(config, &job.base, &data, planned.device(), planned.sizes())?;
+    let identity = Identity::of(config, &job.base, &data, planned.rounding(), planned.sizes())?;
     let resumed = match start {
         Start::Resume => resumed(config, &folder, length, &identity, &mut tell)?,
         Start::New | Start::Overwrite => None,
@@ -323,11 +323,8 @@ fn resumed(
         let found = format!("{} steps, of which {} has {}", length.steps, last.path.display(), about.step);
         return Err(Error::config("--resume: steps", found, format!("{} or more", about.step)));
     }
-    if (&about.trimtab, &about.identity.device) != (&env!("CARGO_PKG_VERSION").to_owned(), &identity.device) {
-        tell.note(format!(
-            "the checkpoint is of trimtab {} on {}: from here on results may differ by rounding from a run that was not stopped",
-            about.trimtab, about.identity.device
-        ))?;
+    if let Some(rounding) = about.identity.rounds_as(&about.trimtab, identity) {
+        tell.note(rounding)?;
     }
     Ok(Some(last))
 }

@@ -178,6 +178,11 @@ impl Planned {
         &self.backend.caps().device
     }
 
+    /// The same with what results depend on, [`crate::backend::Caps::rounding`].
+    pub fn rounding(&self) -> String {
+        self.backend.caps().rounding()
+    }
+
     /// Bytes that are free on the device, where that can be known.
     pub fn free_memory(&self) -> Option<u64> {
         self.backend.free_memory()

@@ -5,10 +5,13 @@
 use super::ptx::Ptx;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::Cpu;
-#[cfg(feature = "cuda")]
-use trimtab::backend::cuda::{self, Cuda};
 #[cfg(feature = "wgpu")]
 use trimtab::backend::wgpu::{Ask, Wgpu, adapters};
+#[cfg(feature = "cuda")]
+use trimtab::backend::{
+    Caps,
+    cuda::{self, Cuda},
+};
 
 #[derive(Clone, Debug)]
 pub struct Device {
@@ -25,6 +28,9 @@ enum Kind {
     /// Architecture and largest binding.
     #[cfg(feature = "cuda")]
     Ptx(u32, u64),
+    /// Architecture and multiprocessors.
+    #[cfg(feature = "cuda")]
+    PtxOf(u32, u32),
     #[cfg(feature = "cuda")]
     Cuda,
 }
@@ -44,6 +50,11 @@ impl Device {
             },
             #[cfg(feature = "cuda")]
             Kind::Ptx(arch, max) => Box::new(Ptx::new(*arch, *max)),
+            #[cfg(feature = "cuda")]
+            Kind::PtxOf(arch, n) => {
+                let name = format!("interpreted sm_{arch}");
+                Box::new(Ptx::like(Caps { multiprocessors: Some(*n), ..cuda::caps(name, *arch) }))
+            }
             #[cfg(feature = "wgpu")]
             Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
                 Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
@@ -133,6 +144,12 @@ impl Device {
     /// A CUDA card of this architecture, interpreted; None if there is no NVRTC to compile for it.
     pub fn ptx(arch: u32) -> Option<Device> {
         Device::ptx_small(arch, u64::MAX)
+    }
+
+    /// The same with so many multiprocessors.
+    pub fn ptx_of(arch: u32, multiprocessors: u32) -> Option<Device> {
+        let name = format!("interpreted sm_{arch} of {multiprocessors} multiprocessors");
+        Device::ptx(arch).map(|_| Device { name, kind: Kind::PtxOf(arch, multiprocessors) })
     }
 
     /// The same where scratch memory that need not be larger stays within `max_binding` bytes.

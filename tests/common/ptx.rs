@@ -44,7 +44,11 @@ pub struct Ptx {
 
 impl Ptx {
     pub fn new(arch: u32, max_binding: u64) -> Ptx {
-        let caps = Caps { max_binding, ..caps(format!("interpreted sm_{arch}"), arch) };
+        Ptx::like(Caps { max_binding, ..caps(format!("interpreted sm_{arch}"), arch) })
+    }
+
+    /// A card with these caps.
+    pub fn like(caps: Caps) -> Ptx {
         Ptx { caps, buffers: Vec::new(), recordings: Vec::new(), replays: 0, instructions: 0 }
     }
 

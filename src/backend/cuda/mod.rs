@@ -28,7 +28,7 @@ use driver::fail;
 use record::{Modules, Recorded};
 use transfer::Transfer;
 
-/// What a card of compute capability `arch` (as in `sm_80`) offers, whatever its memory.
+/// What a card of compute capability `arch` (as in `sm_80`) offers, whatever its size.
 pub fn caps(device: String, arch: u32) -> Caps {
     Caps {
         device,
@@ -49,6 +49,7 @@ pub fn caps(device: String, arch: u32) -> Caps {
         f16: true,
         compute_dtype: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
+        multiprocessors: None,
         subgroup: Some((32, 32)),
         coop: false,
         software: false,
@@ -125,6 +126,7 @@ impl Cuda {
         let mut caps = caps(format!("{} (CUDA, sm_{})", card.name, card.arch), card.arch);
         caps.workgroup_memory = caps.workgroup_memory.min(card.shared);
         caps.max_buffer = card.memory;
+        caps.multiprocessors = Some(card.multiprocessors);
         let context = Context::open(index)?;
         context.enter()?;
         let compute =

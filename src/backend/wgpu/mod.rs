@@ -194,6 +194,7 @@ impl Wgpu {
             max_bindings: limits.max_storage_buffers_per_shader_stage,
             compute_dtype: None,
             arch: 0,
+            multiprocessors: None,
             f16: features.contains(Features::SHADER_F16),
             subgroup: features.contains(Features::SUBGROUP).then_some(info.subgroup),
             coop: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX),

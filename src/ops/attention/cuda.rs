@@ -10,8 +10,9 @@ use crate::ops::{Arg, Attention, Attr, CudaLaunch, Lower, launch};
 
 /// Keys of a split are at least this many: less is not worth the second pass.
 const SPLIT: usize = 128;
-/// Keys are split until there are this many blocks: two for each multiprocessor of the largest cards.
-const BLOCKS: usize = 264;
+/// Keys are split until each multiprocessor has this many blocks. What sums they are split into depends on the shape and
+/// on what [`Caps::rounding`] tells of the card.
+const BLOCKS: usize = 2;
 /// Threads of the kernels that have a warp for each query and head.
 const ROW_THREADS: usize = 128;
 
@@ -156,8 +157,9 @@ impl Forward {
         let pack = if queries * group <= tile.rows() { group } else { 1 };
         let grid = [a.heads / pack, (queries * pack).div_ceil(tile.rows())];
         let blocks = (grid[0] * grid[1]).max(1);
-        let most = if a.causal || 2 * blocks > BLOCKS { 1 } else { keys.div_ceil(SPLIT) };
-        Forward { tile, pack, splits: BLOCKS.div_ceil(blocks).min(most).max(1), grid }
+        let wanted = caps.workgroups(BLOCKS);
+        let most = if a.causal || 2 * blocks > wanted { 1 } else { keys.div_ceil(SPLIT) };
+        Forward { tile, pack, splits: wanted.div_ceil(blocks).min(most).max(1), grid }
     }
 
     /// Bytes of the parts' sums, maxima and totals.
