@@ -9,7 +9,7 @@
 //
 // `pack` query heads that share keys may sit in one tile (row = token · pack + head), and the keys may be split over
 // gridDim.z blocks: then each leaves o, m and l in `partial`, and `attention_merge` combines them. Both are for
-// generation, where few queries meet many keys.
+// generation, where few queries meet many keys. A launch may be a part of the tiles, the first of them number `begin`.
 //
 // BIAS: common/attention_bias.cuh, whose kernel runs first.
 #include "common/attention.cuh"
@@ -25,7 +25,7 @@ __device__ __forceinline__ size_t part(u32 z, u32 head, u32 t, u32 heads, u32 to
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention(act* out, float* lse, const act* q, const act* k, const act* v, const int* key_range, const float* columns,
               const int* middles, float* partial, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale,
-              u32 causal, u32 window, u32 pack, u32 farthest) {
+              u32 causal, u32 window, u32 pack, u32 farthest, u32 begin) {
     extern __shared__ uint4 smem[];
     act* queries = (act*)smem;
     act* right_k = queries + ROWS * HEAD_DIM;
@@ -34,7 +34,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int2* places = (int2*)((u32*)(spans + ROWS) + 4 * WARPS);
     Lane l;
     // Late queries see the most keys if causal: they go first.
-    u32 first = (causal ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * ROWS, end = tokens * pack;
+    u32 end = tokens * pack, tile = begin + blockIdx.y;
+    u32 first = (causal ? (end + ROWS - 1) / ROWS - 1 - tile : tile) * ROWS;
     u32 head = blockIdx.x * pack, kv = head / (heads / kv_heads);
     Source left = {q + (size_t)head * d, (size_t)heads * d, pack, d};
     Source ks = {k + (size_t)kv * d, (size_t)kv_heads * d, 1, d}, vs = {v + (size_t)kv * d, (size_t)kv_heads * d, 1, d};

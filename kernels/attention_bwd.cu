@@ -10,6 +10,7 @@
 // Heads beyond 128 leave no registers for both sums: attention_dk and attention_dv are launched instead.
 //
 // BIAS: common/attention_bias.cuh, whose kernel runs first.
+// A launch may be a part of the tiles, the first of them number `begin`.
 // STAGES: tiles of columns that are in shared memory at a time; with 2, one is copied while the other is used.
 #include "common/attention.cuh"
 #include "common/reduce.cuh"
@@ -44,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(128)
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dq(act* dq, const act* q, const act* k, const act* v, const act* dout, const float2* stats, const int* key_range,
                  const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale,
-                 u32 causal, u32 window, u32 farthest) {
+                 u32 causal, u32 window, u32 farthest, u32 begin) {
     extern __shared__ uint4 smem[];
     act* queries = (act*)smem;
     act* douts = queries + ROWS * HEAD_DIM;
@@ -55,7 +56,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int2* places = (int2*)((u32*)(spans + ROWS) + 4 * WARPS);
     Lane l;
     // Late queries see the most keys if causal: they go first.
-    u32 first = (causal ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * ROWS;
+    u32 tile = begin + blockIdx.y;
+    u32 first = (causal ? (tokens + ROWS - 1) / ROWS - 1 - tile : tile) * ROWS;
     u32 head = blockIdx.x, kv = head / (heads / kv_heads);
     size_t stride = (size_t)heads * d, kv_stride = (size_t)kv_heads * d;
     Source ks = {k + (size_t)kv * d, kv_stride, 1, d}, vs = {v + (size_t)kv * d, kv_stride, 1, d};
@@ -148,7 +150,7 @@ template <bool DK, bool DV>
 __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout,
                                     const float2* stats, const int* query_range, const float* columns, const int* middles,
                                     u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale, u32 causal, u32 window,
-                                    u32 farthest) {
+                                    u32 farthest, u32 begin) {
     extern __shared__ uint4 smem[];
     act* left_k = (act*)smem;
     act* left_v = left_k + ROWS * HEAD_DIM;
@@ -158,7 +160,7 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
     uint2* spans = (uint2*)(right_stats + STAGES * COLS);
     int* right_middles = (int*)((u32*)(spans + ROWS) + 4 * WARPS);
     Lane l;
-    u32 first = blockIdx.y * ROWS, kv = blockIdx.x, group = heads / kv_heads;
+    u32 first = (begin + blockIdx.y) * ROWS, kv = blockIdx.x, group = heads / kv_heads;
     size_t stride = (size_t)heads * d, kv_stride = (size_t)kv_heads * d;
     load<ROWS>(left_k, {k + (size_t)kv * d, kv_stride, 1, d}, first, keys);
     if (DK) load<ROWS>(left_v, {v + (size_t)kv * d, kv_stride, 1, d}, first, keys);
@@ -265,23 +267,23 @@ __device__ __forceinline__ void dkv(act* dk, act* dv, const act* q, const act* k
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dkv(act* dk, act* dv, const act* q, const act* k, const act* v, const act* dout, const float2* stats,
                   const int* query_range, const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads,
-                  u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest) {
+                  u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest, u32 begin) {
     dkv<true, true>(dk, dv, q, k, v, dout, stats, query_range, columns, middles, tokens, keys, d, heads, kv_heads, scale, causal,
-                    window, farthest);
+                    window, farthest, begin);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dk(act* dk, const act* q, const act* k, const act* v, const act* dout, const float2* stats,
                  const int* query_range, const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads,
-                 u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest) {
+                 u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest, u32 begin) {
     dkv<true, false>(dk, nullptr, q, k, v, dout, stats, query_range, columns, middles, tokens, keys, d, heads, kv_heads, scale,
-                     causal, window, farthest);
+                     causal, window, farthest, begin);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_dv(act* dv, const act* q, const act* k, const act* dout, const float2* stats, const int* query_range,
                  const float* columns, const int* middles, u32 tokens, u32 keys, u32 d, u32 heads, u32 kv_heads, float scale,
-                 u32 causal, u32 window, u32 farthest) {
+                 u32 causal, u32 window, u32 farthest, u32 begin) {
     dkv<false, true>(nullptr, dv, q, k, nullptr, dout, stats, query_range, columns, middles, tokens, keys, d, heads, kv_heads,
-                     scale, causal, window, farthest);
+                     scale, causal, window, farthest, begin);
 }
 #endif

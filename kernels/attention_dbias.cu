@@ -1,6 +1,7 @@
 // Attention, the gradient of the table of biases (src/ops/attention.rs): dbias[r,h] = Σ ds_ts over the queries t and the
 // keys s that t sees at the distance of row r. As dp − δ = dout_t·(v_s − out_t), a pair needs no other. A block has a row
-// and a head; its warps take queries in turn, lanes take features, and each adds up in order.
+// and a head; its warps take queries in turn, lanes take features, and each adds up in order. A launch
+// may be a part of the rows, the first of them number `begin`.
 #include "common/reduce.cuh"
 #include "common/visible.cuh"
 
@@ -20,9 +21,10 @@ __device__ __forceinline__ void features(float (&to)[EACH], const act* row, u32 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
     attention_dbias(float* dbias, const act* q, const act* k, const act* v, const int* key_range, const float* bias,
                     const int* q_pos, const act* out, const float* lse, const act* dout, u32 tokens, u32 keys, u32 d,
-                    u32 heads, u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest) {
+                    u32 heads, u32 kv_heads, float scale, u32 causal, u32 window, u32 farthest,
+                    u32 begin) {
     __shared__ float smem[32];
-    u32 row = blockIdx.x, head = blockIdx.y, kv = head / (heads / kv_heads);
+    u32 row = begin + blockIdx.x, head = blockIdx.y, kv = head / (heads / kv_heads);
     size_t stride = (size_t)heads * d, kv_stride = (size_t)kv_heads * d;
     float of_row = bias[(size_t)row * heads + head], sum = 0.0f;
     for (u32 t = threadIdx.x / 32; t < tokens; t += WARPS) {

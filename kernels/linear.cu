@@ -9,9 +9,9 @@
 // ldy: elements from row to row of y.
 GEMM_KERNEL linear(Out* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
                    const float* bias, const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, u32 ldy,
-                   float scale) {
+                   float scale, u32 begin) {
     extern __shared__ __align__(16) u8 smem[];
-    Place at = place(t, n);
+    Place at = place(t, n, begin);
     if (at.none) return;
     Weight weight = {w, absmax, nested, offset};
     WEIGHT_ROWS(right, weight, n, k);

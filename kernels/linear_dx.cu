@@ -8,9 +8,10 @@
 // ldy: elements from row to row of dy. rng and factor may be null: nothing is dropped, 1.
 GEMM_KERNEL linear_dx(act* dx, const act* dy, const void* w, const void* absmax, const float* nested,
                       const float* offset, const act* dyb, const float* la, const u32* rng, const float* factor, u32 t,
-                      u32 n, u32 k, u32 r, u32 ldy, u32 site, u32 threshold, float keep_scale) {
+                      u32 n, u32 k, u32 r, u32 ldy, u32 site, u32 threshold, float keep_scale,
+                      u32 begin) {
     extern __shared__ __align__(16) u8 smem[];
-    Place at = place(t, k);
+    Place at = place(t, k, begin);
     if (at.none) return;
     Weight weight = {w, absmax, nested, offset};
     WEIGHT_ROWS(right, weight, n, k);
@@ -21,14 +22,7 @@ GEMM_KERNEL linear_dx(act* dx, const act* dy, const void* w, const void* absmax,
         if (rng != nullptr) {
             Dropout drop = dropout(rng, site, threshold, keep_scale);
             each(sums, [&](u32 i, u32 j, float& v, float& w) {
-                u32 e = (at.m + i) * k + at.n + j;
-                if (e % 2 == 0) {
-                    // Both lie in one group of four.
-                    float4 f = drop.factor4(e / 4 * 4);
-                    v *= e % 4 == 0 ? f.x : f.z, w *= e % 4 == 0 ? f.y : f.w;
-                } else {
-                    v *= drop.factor(e), w *= drop.factor(e + 1);
-                }
+                drop.pair((size_t)(at.m + i) * k + at.n + j, v, w);
             });
         }
     }

@@ -26,9 +26,9 @@ typedef float Right;
 // lda: elements from row to row of a. k_step: what one split sums over. factor: times alpha, if not null.
 GEMM_KERNEL matmul(Out* c, const void* a, const void* b, const Out* acc, const u32* rng, const float* factor,
                    float* part, u32 m, u32 n, u32 k, u32 lda, u32 k_step, float alpha, u32 site, u32 threshold,
-                   float keep_scale) {
+                   float keep_scale, u32 begin) {
     extern __shared__ __align__(16) u8 smem[];
-    Place at = place(m, n);
+    Place at = place(m, n, begin);
     if (at.none) return;
     u32 k0 = blockIdx.z * k_step, k1 = min(k, k0 + k_step);
     Rows<Right> right(b, TB ? n : k, TB ? k : n, TB ? k : n);

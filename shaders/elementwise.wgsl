@@ -16,9 +16,10 @@ override WG: u32 = 64u;
 const EACH: u32 = 4u;
 
 struct Params {
-    // Elements of this dispatch, and the index of the first in the whole.
+    // Elements of this dispatch, and the number of the first in the whole, in two words.
     n: u32,
     first: u32,
+    first_high: u32,
 #if DROPOUT
     site: u32,
     threshold: u32,
@@ -100,7 +101,7 @@ fn scale(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
 fn dropout(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let start = ((wg.y * groups.x + wg.x) * WG + lid) * 4u;
     if start >= p.n { return; }
-    let f = dropout_factor4(p.first + start, p.site, vec4<u32>(rng[0], rng[1], rng[2], rng[3]), p.threshold, p.keep);
+    let f = dropout_factor4(wide_add(vec2<u32>(p.first, p.first_high), start), p.site, vec4<u32>(rng[0], rng[1], rng[2], rng[3]), p.threshold, p.keep);
     one(start, f.x);
     one(start + 1u, f.y);
     one(start + 2u, f.z);

@@ -111,18 +111,10 @@ fn la4(r: u32, k: u32) -> vec4<f32> {
 #end
 
 #if DROPOUT
-// Dropout's factors of elements e..e+4.
-fn mask4(e: u32) -> vec4<f32> {
+// Dropout's factors of columns col..col+4 of a row.
+fn mask4(row: u32, col: u32) -> vec4<f32> {
     let seed = vec4<u32>(rng[0], rng[1], rng[2], rng[3]);
-    if (e & 3u) == 0u {
-        return dropout_factor4(e, p.site, seed, p.threshold, p.keep);
-    }
-    return vec4<f32>(
-        dropout_factor(e, p.site, seed, p.threshold, p.keep),
-        dropout_factor(e + 1u, p.site, seed, p.threshold, p.keep),
-        dropout_factor(e + 2u, p.site, seed, p.threshold, p.keep),
-        dropout_factor(e + 3u, p.site, seed, p.threshold, p.keep),
-    );
+    return dropout_factor4(wide_number(row, p.k, col), p.site, seed, p.threshold, p.keep);
 }
 #end
 
@@ -153,15 +145,16 @@ fn block(wg: vec3<u32>, lid: u32) {
     }
 #end
 #if DROPOUT
-    let e = (p.t_first + m0 + tile_row(lid)) * p.k + c0 + tile_col(lid);
-    acc[0] *= mask4(e);
-    acc[1] *= mask4(e + p.k);
-    acc[2] *= mask4(e + 2u * p.k);
-    acc[3] *= mask4(e + 3u * p.k);
-    acc[4] *= mask4(e + 4u * p.k);
-    acc[5] *= mask4(e + 5u * p.k);
-    acc[6] *= mask4(e + 6u * p.k);
-    acc[7] *= mask4(e + 7u * p.k);
+    let row = p.t_first + m0 + tile_row(lid);
+    let col = c0 + tile_col(lid);
+    acc[0] *= mask4(row, col);
+    acc[1] *= mask4(row + 1u, col);
+    acc[2] *= mask4(row + 2u, col);
+    acc[3] *= mask4(row + 3u, col);
+    acc[4] *= mask4(row + 4u, col);
+    acc[5] *= mask4(row + 5u, col);
+    acc[6] *= mask4(row + 6u, col);
+    acc[7] *= mask4(row + 7u, col);
 #end
     for (var k0 = 0u; k0 < p.n; k0 += BK) {
         for (var u = lid; u < UNITS_A; u += THREADS) {

@@ -35,8 +35,9 @@ struct Params {
     b0: u32,
     c0: u32,
     alpha: f32,
-    // Dropout: the index of a's first bound element, and the mask's parameters.
+    // Dropout: the number of a's first bound element in two words, and the mask's parameters.
     first: u32,
+    first_high: u32,
     site: u32,
     threshold: u32,
     keep: f32,
@@ -67,18 +68,8 @@ fn a4(i: u32, valid: u32) -> vec4<f32> {
         if valid > 2u { v.z = a[i + 2u]; }
     }
 #if DROPOUT
-    let e = p.first + i;
     let seed = vec4<u32>(rng[0], rng[1], rng[2], rng[3]);
-    if (e & 3u) == 0u {
-        v *= dropout_factor4(e, p.site, seed, p.threshold, p.keep);
-    } else {
-        v *= vec4<f32>(
-            dropout_factor(e, p.site, seed, p.threshold, p.keep),
-            dropout_factor(e + 1u, p.site, seed, p.threshold, p.keep),
-            dropout_factor(e + 2u, p.site, seed, p.threshold, p.keep),
-            dropout_factor(e + 3u, p.site, seed, p.threshold, p.keep),
-        );
-    }
+    v *= dropout_factor4(wide_add(vec2<u32>(p.first, p.first_high), i), p.site, seed, p.threshold, p.keep);
 #end
     return v;
 }

@@ -73,6 +73,9 @@ pub struct Caps {
     pub arch: u32,
     /// How many processors run workgroups side by side (CUDA's multiprocessors), where the device tells.
     pub multiprocessors: Option<u32>,
+    /// FLOPs of a launch where its kernel can be cut: a longer one trips the watchdogs of displays. WGSL's kernels have limits
+    /// of their own.
+    pub max_flops: u64,
     /// Smallest and largest subgroup, if subgroup operations are there at all.
     pub subgroup: Option<(u32, u32)>,
     /// WGSL's cooperative matrices of 8×8 f32 are there, and asked for.

@@ -308,26 +308,34 @@ fn launches(op: &OpDef, sample: &Sample, caps: &Caps) -> [Option<Vec<CudaLaunch>
     [lower(sample), narrow.as_ref().and_then(lower)]
 }
 
-/// A card of few multiprocessors splits sums into fewer parts: what of that a card of the usual
-/// number does not run.
+/// Cards of few multiprocessors split sums into fewer parts, and where launches must be short there are more of them: what of
+/// that a card of the usual kind does not run.
 #[cfg(feature = "cuda")]
 #[test]
-fn on_interpreted_cuda_with_the_splits_of_other_cards() {
-    let splits = |op: &OpDef, s: &Sample, caps: &Caps| {
-        let parts = |l: &CudaLaunch| (l.entry, l.grid[2]);
-        launches(op, s, caps).map(|all| all.map(|all| all.iter().map(parts).collect::<Vec<_>>()))
+fn on_interpreted_cuda_of_other_sizes() {
+    let usual = caps("".into(), 80);
+    let parts = |op: &OpDef, s: &Sample, caps: &Caps| {
+        let part = |l: &CudaLaunch| (l.entry, l.grid[2]);
+        launches(op, s, caps).map(|all| all.map(|all| all.iter().map(part).collect::<Vec<_>>()))
     };
-    for n in [1, 4] {
-        let Some(device) = Device::ptx_of(80, n) else { return };
-        let (few, usual) = (device.open().caps().clone(), caps("".into(), 80));
-        let ran = std::cell::Cell::new(0);
+    let few = |n| Caps { multiprocessors: Some(n), ..usual.clone() };
+    let short = Caps { max_flops: 1 << 20, ..usual.clone() };
+    // Of samples of one op that are cut alike, the second is enough: the first is the smallest.
+    for (name, caps, most) in [("2 multiprocessors", few(2), usize::MAX), ("short launches", short, 2)] {
+        let Some(device) = Device::ptx_of(name, caps.clone()) else { return };
+        let ran = std::cell::RefCell::new(Vec::new());
         check(&device, |op, sample| {
-            let differs = splits(op, sample, &few) != splits(op, sample, &usual);
-            ran.set(ran.get() + differs as usize);
-            differs
+            let differs = parts(op, sample, &caps) != parts(op, sample, &usual);
+            let before = ran.borrow().iter().filter(|&&name| name == op.name).count();
+            ran.borrow_mut().extend(differs.then_some(op.name));
+            differs && before < most && (most == usize::MAX || before > 0)
         });
-        let ran = ran.get();
-        assert!(ran >= 3, "only {ran} samples are split otherwise on {n} multiprocessors");
+        let mut ops = ran.take();
+        assert!(ops.len() >= 3, "{name}: only {ops:?} have other launches");
+        ops.dedup();
+        let cut =
+            ["matmul", "linear", "linear_dx", "linear_cross_entropy", "attention", "attention_bwd", "attention_dbias"];
+        assert!(most == usize::MAX || cut.iter().all(|name| ops.contains(name)), "{name}: only {ops:?} are cut");
     }
 }
 

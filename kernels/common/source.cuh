@@ -101,12 +101,13 @@ struct DroppedRows {
         : x(x), drop(drop), whole(x.cols % CHUNK == 0 && x.ld % CHUNK == 0) {}
     __device__ __forceinline__ bool inside(u32 row, u32 col) const { return x.inside(row, col); }
     __device__ __forceinline__ const act* where(u32 row, u32 col) const { return x.where(row, col); }
-    __device__ __forceinline__ float at(u32 row, u32 col) const { return x.at(row, col) * drop.factor(row * x.ld + col); }
+    __device__ __forceinline__ size_t number(u32 row, u32 col) const { return (size_t)row * x.ld + col; }
+    __device__ __forceinline__ float at(u32 row, u32 col) const { return x.at(row, col) * drop.factor(number(row, col)); }
     __device__ __forceinline__ void fetch(Raw& raw, u32 row, u32 col) const { x.fetch(raw, row, col); }
     __device__ __forceinline__ void values(const Raw& raw, u32 row, u32 col, float (&v)[CHUNK]) const {
 #pragma unroll
         for (int i = 0; i < CHUNK; i += 4) {
-            float4 f = drop.factor4(row * x.ld + col + i);
+            float4 f = drop.factor4(number(row, col) + i);
             v[i] = element(raw, i) * f.x;
             v[i + 1] = element(raw, i + 1) * f.y;
             v[i + 2] = element(raw, i + 2) * f.z;

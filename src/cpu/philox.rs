@@ -22,7 +22,8 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 }
 
 /// The dropout mask of one site in one micro-batch: element i draws lane i mod 4 of counter
-/// (i/4, site, step, micro-batch) under the seed as key, and is kept iff that word is at least p·2³².
+/// (i/4, site, step, micro-batch) under the seed as key, and is kept iff that word is at least p·2³². What i/4 has beyond
+/// its low word is in the site's upper twelve bits: there are fewer than 2²⁰ sites, and fewer than 2⁴⁶ elements.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask {
     key: [u32; 2],
@@ -52,7 +53,8 @@ impl Mask {
 
     #[inline(always)]
     fn factors(&self, quad: usize) -> [f32; 4] {
-        let words = philox([quad as u32, self.site, self.step, self.micro], self.key);
+        let high = (quad as u64 >> 32) as u32;
+        let words = philox([quad as u32, self.site ^ high << 20, self.step, self.micro], self.key);
         words.map(|w| if w >= self.threshold { self.scale } else { 0.0 })
     }
 
@@ -102,6 +104,18 @@ mod tests {
             mask.fill(start, &mut part);
             assert_eq!(part, whole[start..start + len]);
         }
+        // Far elements too, and those 2³⁴ apart, whose number of the group has the same low word, are not one.
+        for start in [(1u64 << 32) - 2, (1 << 34) - 6, 1 << 40] {
+            let Ok(start) = usize::try_from(start) else { continue };
+            let mut part = vec![9.0; 4099];
+            mask.fill(start, &mut part);
+            assert!(part.iter().enumerate().all(|(i, &f)| f == mask.factor(start + i)), "{start}");
+            assert_ne!(part, whole, "{start}");
+        }
+        // Below that, the counter is the number of the group and the site as it is.
+        let word = philox([u32::MAX, 3, 9, 10], [7, 8])[3];
+        let last = usize::try_from((1u64 << 34) - 1).map(|i| mask.factor(i));
+        assert!(last.is_err() || last == Ok(if word >= 1 << 30 { 1.0 / 0.75 } else { 0.0 }));
         // Kept elements are binomial: 4099·¾ with standard deviation √(4099·¾·¼) = 28; five of them.
         let kept = whole.iter().filter(|&&f| f == 1.0 / 0.75).count() as f64;
         assert!((kept - 4099.0 * 0.75).abs() < 140.0, "{kept}");

@@ -8,7 +8,7 @@ use crate::device::Caps;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::quant::{row_step, weight_defines, weight_parts};
-use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch};
+use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch, launch};
 
 /// What one dispatch may compute; a slow integrated GPU does it within a tenth of a second or two.
 const MAX_FLOPS: u64 = 20_000_000_000;
@@ -119,10 +119,11 @@ impl Product<'_> {
         params.push(alpha.to_bits());
         if let Some((drop, rng)) = &self.dropout {
             let (threshold, keep) = philox::keep(*drop);
-            params.extend([(ms.start * k_all) as u32, drop.site, threshold, keep.to_bits()]);
+            let [first, high] = launch::words(ms.start * k_all);
+            params.extend([first, high, drop.site, threshold, keep.to_bits()]);
             args.push(rng.clone());
         } else {
-            params.extend([0; 4]);
+            params.extend([0; 5]);
         }
         let add = self.acc_in_c || !first;
         WgslDispatch {

@@ -377,7 +377,11 @@ fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], m
             constants: Vec::new(),
             grid: grid(range.len().div_ceil(WG * EACH), l.caps),
             args: slots.iter().map(bind).collect(),
-            params: [range.len() as u32, range.start as u32].into_iter().chain(more.iter().copied()).collect(),
+            params: [range.len() as u32]
+                .into_iter()
+                .chain(launch::words(range.start))
+                .chain(more.iter().copied())
+                .collect(),
             flops: total / len.max(1) as u64 * range.len() as u64,
         }
     };
@@ -399,7 +403,7 @@ fn wgsl_add_row(l: &Lower) -> Result<Vec<WgslDispatch>> {
             constants: Vec::new(),
             grid: grid((range.len() * n).div_ceil(WG * EACH), l.caps),
             args,
-            params: vec![(range.len() * n) as u32, 0, n as u32, f.to_bits()],
+            params: vec![(range.len() * n) as u32, 0, 0, n as u32, f.to_bits()],
             flops: 2 * (range.len() * n) as u64,
         }
     };
@@ -425,7 +429,7 @@ fn wgsl_add_row_dv(l: &Lower) -> Result<Vec<WgslDispatch>> {
             // A workgroup sums 16 columns.
             grid: grid(n.div_ceil(16), l.caps),
             args,
-            params: vec![range.len() as u32, 0, n as u32, f.to_bits()],
+            params: vec![range.len() as u32, 0, 0, n as u32, f.to_bits()],
             flops: 2 * (range.len() * n) as u64,
         }
     };

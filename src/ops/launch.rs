@@ -14,6 +14,22 @@ pub fn grid(groups: usize, caps: &Caps) -> [u32; 3] {
     [groups.div_ceil(y).max(1) as u32, y as u32, 1]
 }
 
+/// Launches of at most [`Caps::max_flops`] that together are `launch`: each is some of its `blocks`, with the number of the
+/// first as a last parameter. `grid` is that of so many.
+pub fn short(launch: CudaLaunch, blocks: usize, caps: &Caps, grid: impl Fn(usize) -> [u32; 3]) -> Vec<CudaLaunch> {
+    let blocks = blocks.max(1);
+    let parts = launch.flops.div_ceil(caps.max_flops.max(1)).clamp(1, blocks as u64) as usize;
+    let each = blocks.div_ceil(parts);
+    let part = |first: usize| {
+        let count = each.min(blocks - first);
+        let mut part = CudaLaunch { grid: grid(count), ..launch.clone() };
+        part.params.push(first as u32);
+        part.flops = (u128::from(launch.flops) * count as u128 / blocks as u128) as u64;
+        part
+    };
+    (0..blocks).step_by(each).map(part).collect()
+}
+
 /// Cuts `len` elements of four bytes into ranges that can be bound.
 pub fn flat(len: usize, caps: &Caps) -> Vec<Range<usize>> {
     rows(len, 1, caps)

@@ -40,6 +40,14 @@ impl Tile {
     pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> CudaLaunch {
         let act = launch::act(act);
         // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have stages of
+    /// `launch`, of this tile on an m × n product of so many parts, cut where it would run for too long.
+    pub fn short(&self, launch: CudaLaunch, m: usize, n: usize, parts: usize, caps: &Caps) -> Vec<CudaLaunch> {
+        launch::short(launch, self.count(m, n), caps, |count| {
+            let [x, y, _] = launch::grid(count, caps);
+            [x, y, parts as u32]
+        })
+    }
+
         // 32.
         let large = self.code == LARGE.code;
         let stages = match (caps.arch, large) {
@@ -118,16 +126,16 @@ impl Product<'_> {
         let (threshold, keep) = philox::keep(drop);
         let acc = self.acc.unwrap_or(Arg::Absent);
         let factor = self.factor.unwrap_or(Arg::Absent);
-        let mut tiles = Tile::of(m, n, caps).launch("matmul", self.act, self.dims, caps);
+        let tile = Tile::of(m, n, caps);
+        let mut tiles = tile.launch("matmul", self.act, self.dims, caps);
         tiles.defines.extend([("TA", ta as i64), ("TB", tb as i64), ("DROPOUT", dropped as i64)]);
-        tiles.grid[2] = parts as u32;
         tiles.args = vec![self.c.clone(), self.a, self.b, acc.clone(), rng, factor, part.clone()];
         tiles.params = [m, n, k, self.lda, step].map(|x| x as u32).to_vec();
         tiles.params.extend([alpha.to_bits(), drop.site, threshold, keep.to_bits()]);
         if parts == 1 {
-            return vec![tiles];
+            return tile.short(tiles, m, n, 1, caps);
         }
-        // Only the second launch has c and acc.
+        // Only the launch of the sum has c and acc.
         tiles.args[0] = Arg::Absent;
         tiles.args[3] = Arg::Absent;
         let sum = CudaLaunch {
@@ -140,7 +148,9 @@ impl Product<'_> {
             flops: (parts * m * n) as u64,
             ..tiles.clone()
         };
-        vec![tiles, sum]
+        let mut all = tile.short(tiles, m, n, parts, caps);
+        all.push(sum);
+        all
     }
 }
 

@@ -28,9 +28,9 @@ enum Kind {
     /// Architecture and largest binding.
     #[cfg(feature = "cuda")]
     Ptx(u32, u64),
-    /// Architecture and multiprocessors.
+    /// What the card can do.
     #[cfg(feature = "cuda")]
-    PtxOf(u32, u32),
+    PtxOf(Box<Caps>),
     #[cfg(feature = "cuda")]
     Cuda,
 }
@@ -51,10 +51,7 @@ impl Device {
             #[cfg(feature = "cuda")]
             Kind::Ptx(arch, max) => Box::new(Ptx::new(*arch, *max)),
             #[cfg(feature = "cuda")]
-            Kind::PtxOf(arch, n) => {
-                let name = format!("interpreted sm_{arch}");
-                Box::new(Ptx::like(Caps { multiprocessors: Some(*n), ..cuda::caps(name, *arch) }))
-            }
+            Kind::PtxOf(caps) => Box::new(Ptx::like((**caps).clone())),
             #[cfg(feature = "wgpu")]
             Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
                 Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
@@ -146,10 +143,10 @@ impl Device {
         Device::ptx_small(arch, u64::MAX)
     }
 
-    /// The same with so many multiprocessors.
-    pub fn ptx_of(arch: u32, multiprocessors: u32) -> Option<Device> {
-        let name = format!("interpreted sm_{arch} of {multiprocessors} multiprocessors");
-        Device::ptx(arch).map(|_| Device { name, kind: Kind::PtxOf(arch, multiprocessors) })
+    /// A card with these abilities, interpreted.
+    pub fn ptx_of(name: &str, caps: Caps) -> Option<Device> {
+        let (name, kind) = (format!("interpreted {name}"), Kind::PtxOf(Box::new(caps)));
+        Device::ptx(80).map(|_| Device { name, kind })
     }
 
     /// The same where scratch memory that need not be larger stays within `max_binding` bytes.

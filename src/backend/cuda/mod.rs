@@ -28,6 +28,10 @@ use driver::fail;
 use record::{Modules, Recorded};
 use transfer::Transfer;
 
+/// FLOPs of a launch for each multiprocessor: the slowest, without tensor cores, does them in half a second, and systems end
+/// what takes two on a card with a display.
+const LAUNCH_FLOPS: u64 = 50_000_000_000;
+
 /// What a card of compute capability `arch` (as in `sm_80`) offers, whatever its size.
 pub fn caps(device: String, arch: u32) -> Caps {
     Caps {
@@ -50,6 +54,7 @@ pub fn caps(device: String, arch: u32) -> Caps {
         compute_dtype: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
         multiprocessors: None,
+        max_flops: LAUNCH_FLOPS * 108,
         subgroup: Some((32, 32)),
         coop: false,
         software: false,
@@ -128,6 +133,7 @@ impl Cuda {
         caps.max_buffer = card.memory;
         caps.multiprocessors = Some(card.multiprocessors);
         let context = Context::open(index)?;
+        caps.max_flops = LAUNCH_FLOPS * u64::from(card.multiprocessors.max(1));
         context.enter()?;
         let compute =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("making a stream", e))?;

@@ -227,17 +227,19 @@ pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let mut params = words(l, &a).to_vec();
     params.extend([f.pack as u32, farthest(l.attr, l.ins) as u32]);
     let mut launches: Vec<CudaLaunch> = before.into_iter().collect();
-    launches.push(CudaLaunch {
+    let tiles = CudaLaunch {
         file: "attention",
         defines: tile.defines(),
         entry: "attention",
-        grid: [f.grid[0] as u32, f.grid[1] as u32, f.splits as u32],
+        grid: [0; 3],
         block: tile.threads(),
         shared: (tile.bytes(tile.rows() + 2 * tile.cols) + tile.spans() + tile.places()) as u32,
         args,
         params,
         flops: super::cost(l.attr, l.ins, 2).flops,
-    });
+    };
+    let grid = |tiles: usize| [f.grid[0] as u32, tiles as u32, f.splits as u32];
+    launches.extend(launch::short(tiles, f.grid[1], l.caps, grid));
     if f.splits > 1 {
         launches.push(CudaLaunch {
             file: "attention",
@@ -276,33 +278,36 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         params: vec![tokens as u32, a.head_dim as u32, a.heads as u32],
         flops: 2 * l.ins[0].len() as u64,
     };
-    let tiled = |entry, [heads, tiles]: [usize; 2], shared: usize, args: Vec<Arg>, products| CudaLaunch {
-        file: "attention_bwd",
-        defines: tile.defines(),
-        entry,
-        grid: [heads as u32, tiles as u32, 1],
-        block: tile.threads(),
-        shared: (shared + tile.spans()) as u32,
-        args: args.into_iter().chain(of_bias.clone()).collect(),
-        params: words(l, &a).into_iter().chain([farthest(l.attr, l.ins) as u32]).collect(),
-        flops: flops(products),
+    let tiled = |entry, [heads, tiles]: [usize; 2], shared: usize, args: Vec<Arg>, products| {
+        let all = CudaLaunch {
+            file: "attention_bwd",
+            defines: tile.defines(),
+            entry,
+            grid: [0; 3],
+            block: tile.threads(),
+            shared: (shared + tile.spans()) as u32,
+            args: args.into_iter().chain(of_bias.clone()).collect(),
+            params: words(l, &a).into_iter().chain([farthest(l.attr, l.ins) as u32]).collect(),
+            flops: flops(products),
+        };
+        launch::short(all, tiles, l.caps, |tiles| [heads as u32, tiles as u32, 1])
     };
     let (left, right) = (tile.bytes(2 * tile.rows()), tile.bytes(2 * tile.stages * tile.cols));
     let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, at, at + 3].map(Arg::In);
     let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range];
     let shared = if tile.keep() { left.max(right) } else { left + right };
     let dq = tiled("attention_dq", [a.heads, of_queries], shared + tile.places(), args, 3);
-    let mut launches: Vec<CudaLaunch> = before.into_iter().chain([delta, dq]).collect();
+    let mut launches: Vec<CudaLaunch> = before.into_iter().chain([delta]).chain(dq).collect();
     // Of each query that is there: lse and δ, and with a bias the key at distance 0.
     let shared = left + right + (if a.bias { 12 } else { 8 }) * tile.stages * tile.cols;
     if tile.head <= 128 {
         let args = vec![Arg::Out(1), Arg::Out(2), q, k, v, dout, stats, query_range];
-        launches.push(tiled("attention_dkv", [a.kv_heads, of_keys], shared, args, 4));
+        launches.extend(tiled("attention_dkv", [a.kv_heads, of_keys], shared, args, 4));
     } else {
         let args = vec![Arg::Out(1), q.clone(), k.clone(), v, dout.clone(), stats.clone(), query_range.clone()];
-        launches.push(tiled("attention_dk", [a.kv_heads, of_keys], shared, args, 3));
+        launches.extend(tiled("attention_dk", [a.kv_heads, of_keys], shared, args, 3));
         let args = vec![Arg::Out(2), q, k, dout, stats, query_range];
-        launches.push(tiled("attention_dv", [a.kv_heads, of_keys], shared, args, 2));
+        launches.extend(tiled("attention_dv", [a.kv_heads, of_keys], shared, args, 2));
     }
     Ok(launches)
 }
@@ -311,15 +316,16 @@ pub fn dbias(l: &Lower) -> Result<Vec<CudaLaunch>> {
     const THREADS: u32 = 256;
     let a = spec(l.attr);
     check(l, &a, 1)?;
-    Ok(vec![CudaLaunch {
+    let all = CudaLaunch {
         file: "attention_dbias",
         defines: vec![launch::act(&l.ins[0])],
         entry: "attention_dbias",
-        grid: [l.ins[4].rows() as u32, a.heads as u32, 1],
+        grid: [0; 3],
         block: THREADS,
         shared: 0,
         args: [Arg::Out(0)].into_iter().chain((0..l.ins.len()).map(Arg::In)).collect(),
         params: words(l, &a).into_iter().chain([farthest(l.attr, l.ins) as u32]).collect(),
         flops: super::cost(l.attr, l.ins, 2).flops,
-    }])
+    };
+    Ok(launch::short(all, l.ins[4].rows(), l.caps, |rows| [rows as u32, a.heads as u32, 1]))
 }

@@ -33,16 +33,18 @@ pub(in crate::ops) struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    pub fn launch(self, caps: &Caps) -> CudaLaunch {
+    pub fn launches(self, caps: &Caps) -> Vec<CudaLaunch> {
         let (t, n, k) = self.dims;
         let (xa, b, rank, scale) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0, 0.0));
         let (define, w) = launch::weight(self.w.0, self.w.1);
-        let mut all = Tile::of(t, n, caps).launch("linear", self.act, (t, n, k + rank), caps);
+        let tile = Tile::of(t, n, caps);
+        let mut all = tile.launch("linear", self.act, (t, n, k + rank), caps);
         all.args = vec![self.y, self.x];
         all.args.extend(w);
         all.args.extend([self.bias.unwrap_or(Arg::Absent), xa, b]);
         all.params = [t, n, k, rank].map(|x| x as u32).to_vec();
-        if t <= FEW && self.ldy == n {
+        let few = t <= FEW && self.ldy == n;
+        if few {
             // Whatever the tile: this kernel has none.
             all.defines = vec![all.defines[0]];
             all.file = "linear_few";
@@ -56,7 +58,7 @@ impl Forward<'_> {
         let wide = self.wide && launch::act(self.act).1 != 0;
         all.defines.extend([define, ("WIDE", wide as i64)]);
         all.params.push(scale.to_bits());
-        all
+        if few { vec![all] } else { tile.short(all, t, n, 1, caps) }
     }
 }
 
@@ -78,20 +80,21 @@ pub(in crate::ops) struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    pub fn launch(self, caps: &Caps) -> CudaLaunch {
+    pub fn launches(self, caps: &Caps) -> Vec<CudaLaunch> {
         let (t, n, k) = self.dims;
         let (dyb, a, rank) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0));
         let (drop, rng) = self.dropout.unwrap_or((Dropout { p: 0.0, site: 0 }, Arg::Absent));
         let (threshold, keep) = philox::keep(drop);
         let (define, w) = launch::weight(self.w.0, self.w.1);
-        let mut all = Tile::of(t, k, caps).launch("linear_dx", self.act, (t, k, n + rank), caps);
+        let tile = Tile::of(t, k, caps);
+        let mut all = tile.launch("linear_dx", self.act, (t, k, n + rank), caps);
         all.defines.push(define);
         all.args = vec![self.dx, self.dy];
         all.args.extend(w);
         all.args.extend([dyb, a, rng, self.factor.unwrap_or(Arg::Absent)]);
         all.params = [t, n, k, rank, self.ldy].map(|x| x as u32).to_vec();
         all.params.extend([drop.site, threshold, keep.to_bits()]);
-        all
+        tile.short(all, t, k, 1, caps)
     }
 }
 
@@ -123,7 +126,7 @@ pub fn linear(l: &Lower) -> Result<Vec<CudaLaunch>> {
             let y = Arg::Out(1);
             let wide = false;
             let xa = Forward { dims: down, act: x, y, ldy: rank, wide, x: Arg::In(0), w, bias: None, low: None };
-            all.push(xa.launch(l.caps));
+            all.extend(xa.launches(l.caps));
         } else {
             let product = Product {
                 spec: Matmul { ta: false, tb: true, alpha: 1.0, acc: false },
@@ -144,7 +147,7 @@ pub fn linear(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let bias = o.bias.map(Arg::In);
     let w = (1, &l.ins[1]);
     let (y, ldy, wide) = (Arg::Out(0), dims.1, false);
-    all.push(Forward { dims, act: x, y, ldy, wide, x: Arg::In(0), w, bias, low }.launch(l.caps));
+    all.extend(Forward { dims, act: x, y, ldy, wide, x: Arg::In(0), w, bias, low }.launches(l.caps));
     Ok(all)
 }
 
@@ -162,5 +165,5 @@ pub fn linear_dx(l: &Lower) -> Result<Vec<CudaLaunch>> {
         dropout: o.dropout.map(|(rng, drop)| (drop, Arg::In(rng))),
         factor: None,
     };
-    Ok(vec![all.launch(l.caps)])
+    Ok(all.launches(l.caps))
 }

@@ -79,7 +79,7 @@ pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<CudaLaunch>> {
             bias: None,
             low: None,
         };
-        all.push(forward.launch(l.caps));
+        all.extend(forward.launches(l.caps));
         let params = vec![m, v, scratch.ld, start, (grad_x || grad_w) as usize];
         let threads = v.div_ceil(8).next_multiple_of(32).clamp(32, 1024) as u32;
         all.push(kernel("loss_softmax", m, threads, vec![logits(), losses(), Arg::In(2)], params));
@@ -95,7 +95,7 @@ pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<CudaLaunch>> {
                 dropout: None,
                 factor: Some(Arg::In(3)),
             };
-            all.push(backward.launch(l.caps));
+            all.extend(backward.launches(l.caps));
         }
         if grad_w {
             let dw = Arg::Out(1 + grad_x as usize);
