@@ -73,6 +73,8 @@ pub struct Caps {
     pub arch: u32,
     /// How many processors run workgroups side by side (CUDA's multiprocessors), where the device tells.
     pub multiprocessors: Option<u32>,
+    /// Bytes of its memory, used or not, where that decides how much a launch's scratch memory may take.
+    pub memory: Option<u64>,
     /// FLOPs of a launch where its kernel can be cut: a longer one trips the watchdogs of displays. WGSL's kernels have limits
     /// of their own.
     pub max_flops: u64,
@@ -84,8 +86,13 @@ pub struct Caps {
     pub software: bool,
 }
 
-/// What a device that does not tell is taken to have, in multiprocessors: about what large cards do.
-const MULTIPROCESSORS: u32 = 128;
+/// What a device that does not tell is taken to have, in multiprocessors: those of an A100.
+const MULTIPROCESSORS: u32 = 108;
+
+/// Scratch memory of a launch where more of it makes the launch faster: in multiples of the least, so that what a driver keeps
+/// for itself does not show.
+const LEAST_SCRATCH: u64 = 64 << 20;
+const MOST_SCRATCH: u64 = 1 << 30;
 
 impl Caps {
     /// How many workgroups run at once where each multiprocessor has `each` of them.
@@ -93,12 +100,22 @@ impl Caps {
         each * self.multiprocessors.unwrap_or(MULTIPROCESSORS).max(1) as usize
     }
 
-    /// The device as results depend on it: beside its name, what decides where long sums are split.
+    /// The same device where no more than `budget` of its memory is to be used.
+    pub fn within(&self, budget: Option<u64>) -> Caps {
+        Caps { memory: self.memory.map(|memory| memory.min(budget.unwrap_or(memory))), ..self.clone() }
+    }
+
+    /// Bytes of scratch memory that a launch may take where more of it makes the launch faster: a 64th of the memory.
+    pub fn scratch(&self) -> u64 {
+        let part = self.memory.unwrap_or(0) / 64 / LEAST_SCRATCH * LEAST_SCRATCH;
+        part.clamp(LEAST_SCRATCH, MOST_SCRATCH).min(self.max_binding)
+    }
+
+    /// The device as results depend on it: beside its name, what decides where long sums are cut.
     pub fn rounding(&self) -> String {
-        match self.multiprocessors {
-            Some(n) => format!("{} with {n} multiprocessors", self.device),
-            None => self.device.clone(),
-        }
+        let parts = self.multiprocessors.map(|n| format!(" with {n} multiprocessors"));
+        let scratch = self.memory.map(|_| format!(", {} MiB for logits", self.scratch() >> 20));
+        [Some(self.device.clone()), parts, scratch].into_iter().flatten().collect()
     }
 }
 

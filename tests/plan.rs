@@ -12,6 +12,8 @@ use trimtab::Error;
 use trimtab::backend::cpu::Cpu;
 use trimtab::backend::null::Null;
 use trimtab::backend::{Backend, Caps, recording_bytes};
+#[cfg(feature = "cuda")]
+use trimtab::backend::{Kernel, Launch};
 use trimtab::bench::operands::{Random, encode};
 use trimtab::dtype::{ALIGN, DType, Ty};
 use trimtab::exec::Exec;
@@ -19,6 +21,8 @@ use trimtab::graph::{Def, Graph, LeafKind, Phase, Val};
 use trimtab::models;
 use trimtab::nn::Role;
 use trimtab::ops::{Attr, elementwise, optim};
+#[cfg(feature = "cuda")]
+use trimtab::ops::{Loss, loss::LINEAR_CROSS_ENTROPY};
 use trimtab::peft::config::{AdapterConfig, Targets};
 use trimtab::peft::{Method, full::Full, lora::Lora};
 use trimtab::plan::{Place, Plan};
@@ -419,4 +423,51 @@ fn the_account_is_what_is_allocated() {
             assert_ne!(Plan::new(&longer.program.graph, caps).unwrap().account.total, total, "{what}");
         }
     }
+}
+
+/// Of the loss of 4,096 tokens over 128,256 words: launches that read the head, bytes of it that they read, the smallest grid
+/// of those that write dx, and the account.
+#[cfg(feature = "cuda")]
+fn loss(memory: Option<u64>, multiprocessors: u32) -> (usize, u64, u32, u64) {
+    let caps = trimtab::backend::cuda::caps("a card".into(), 90);
+    let caps = Caps { memory, multiprocessors: Some(multiprocessors), ..caps };
+    let (t, d, v) = (4096, 4096, 128_256);
+    let mut g = Graph::new();
+    let head = Ty::new(DType::BF16, &[v, d]);
+    let ins = [
+        g.leaf(LeafKind::Io, "x", Ty::new(DType::BF16, &[t, d])),
+        g.leaf(LeafKind::Frozen, "head", head.clone()),
+        g.leaf(LeafKind::Io, "labels", Ty::i32(&[t])),
+        g.leaf(LeafKind::Io, "inv", Ty::f32(&[1])),
+    ];
+    let attr = Attr::Loss(Loss { grad_x: true, grad_w: false });
+    g.node(&LINEAR_CROSS_ENTROPY, attr, &ins).unwrap();
+    let plan = Plan::new(&g, &caps).unwrap();
+    let place = plan.place(&g, ins[1]).unwrap();
+    let reads = |l: &&Launch| l.args.iter().any(|a| (a.buffer.0 as usize, a.offset) == (place.buffer, place.offset));
+    let readers: Vec<&Launch> = plan.launches[Phase::MICRO.0].iter().filter(reads).collect();
+    let grids = readers.iter().filter_map(|l| match &l.kernel {
+        Kernel::Cuda(c) if c.entry == "linear_dx" => Some(c.grid.iter().product()),
+        _ => None,
+    });
+    (readers.len(), readers.len() as u64 * head.bytes() as u64, grids.min().unwrap(), plan.account.total)
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn the_loss_takes_the_scratch_memory_that_the_card_has() {
+    const GIB: u64 = 1 << 30;
+    // Without a number: blocks of 128 tokens, and dx on fewer blocks than a large card has multiprocessors.
+    let (launches, bytes, grid, least) = loss(None, 132);
+    assert_eq!((launches, bytes, grid), (64, 67_243_081_728, 128));
+    // (memory, multiprocessors), and how often the head is read.
+    for (memory, multiprocessors, expected) in [(80 * GIB, 132, 4), (23 * GIB, 128, 14), (8 * GIB, 36, 32)] {
+        let (launches, bytes, grid, account) = loss(Some(memory), multiprocessors);
+        assert_eq!((launches, bytes), (expected, 1_050_673_152 * expected as u64), "{memory}");
+        assert!(grid >= multiprocessors, "{grid} blocks on {multiprocessors} multiprocessors");
+        // What it takes is in the account.
+        assert!(account > least && account - least <= (memory / 64).min(GIB), "{account} of {memory}");
+    }
+    let few = loss(Some(3 * GIB), 132);
+    assert_eq!(few, loss(None, 132), "a small card");
 }

@@ -44,6 +44,7 @@ impl Cpu {
             compute_dtype: Some(DType::BF16),
             arch: 0,
             multiprocessors: None,
+            memory: None,
             max_flops: u64::MAX,
             subgroup: None,
             coop: false,

@@ -31,6 +31,7 @@ impl Null {
             compute_dtype: None,
             arch: 0,
             multiprocessors: None,
+            memory: None,
             max_flops: u64::MAX,
             subgroup: None,
             coop: false,

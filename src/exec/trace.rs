@@ -48,7 +48,7 @@ impl Exec {
     }
 
     fn run_node(&mut self, index: usize) -> Result<()> {
-        let mut launches = self.plan.lower(&self.graph, index, self.backend.caps())?;
+        let mut launches = self.plan.lower(&self.graph, index, &self.plan.caps)?;
         bind(&mut launches, &self.buffers);
         let recording = self.backend.record(&launches)?;
         let ran = self.backend.replay(recording).and_then(|()| self.backend.sync());

@@ -294,8 +294,6 @@ fn exponentials(row: &mut [f32], most: f32) -> (f32, f64) {
     })
 }
 
-/// Bytes that the logits of a block may take on a GPU.
-const LOGITS: u64 = 64 << 20;
 /// Most FLOPs of a dispatch: a long one trips the watchdogs of operating systems.
 const DISPATCH: u64 = 16_000_000_000;
 const TILE: usize = 64;
@@ -314,7 +312,7 @@ impl Scratch {
         // Rows of x are bound by blocks as well, so blocks start on a boundary.
         let step = crate::ops::quant::row_step(DType::F32, d);
         let most = |row: usize, bytes: u64| (bytes / (4 * row as u64).max(1)) as usize;
-        let fits = most(v, LOGITS.min(caps.max_binding)).min(most(d, caps.max_binding));
+        let fits = most(v, caps.scratch()).min(most(d, caps.max_binding));
         let fits = if fits >= TILE { fits / TILE * TILE } else { (fits / step).max(1) * step };
         let block = fits.min(t);
         let end = 4 * (block * v) as u64;

@@ -20,26 +20,26 @@ const TALL: Tile = Tile { code: 2, m: 64, n: 16 };
 const FLAT: Tile = Tile { code: 3, m: 16, n: 64 };
 
 impl Tile {
-    /// For an m × n product. Large tiles on fewer than half of a card's multiprocessors leave more of it idle than
-    /// smaller ones waste. Before sm_80 registers do not hold the large tile and what is fetched beside it.
+    /// For an m × n product: what takes less time, tiles going over the card's multiprocessors in waves. The middle tile, a
+    /// quarter of the large one, reads twice as much for each product, and is taken to have three eighths of its time. Before
+    /// sm_80 registers do not hold the large tile and what is fetched beside it.
     pub fn of(m: usize, n: usize, caps: &Caps) -> Tile {
         match (m, n) {
             (_, ..=16) => TALL,
             (..=16, _) => FLAT,
-            _ if 2 * LARGE.count(m, n) >= caps.workgroups(1) && caps.arch >= 80 => LARGE,
+            _ if 8 * LARGE.waves(m, n, caps) <= 3 * MIDDLE.waves(m, n, caps) && caps.arch >= 80 => LARGE,
             _ => MIDDLE,
         }
+    }
+
+    fn waves(&self, m: usize, n: usize, caps: &Caps) -> usize {
+        self.count(m, n).div_ceil(caps.workgroups(1))
     }
 
     fn count(&self, m: usize, n: usize) -> usize {
         m.div_ceil(self.m) * n.div_ceil(self.n)
     }
 
-    /// A launch of `file`'s kernel of the same name on the tiles of an m × n product, without arguments yet. `act` is
-    /// an operand kept as activations are.
-    pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> CudaLaunch {
-        let act = launch::act(act);
-        // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have stages of
     /// `launch`, of this tile on an m × n product of so many parts, cut where it would run for too long.
     pub fn short(&self, launch: CudaLaunch, m: usize, n: usize, parts: usize, caps: &Caps) -> Vec<CudaLaunch> {
         launch::short(launch, self.count(m, n), caps, |count| {
@@ -48,6 +48,11 @@ impl Tile {
         })
     }
 
+    /// A launch of `file`'s kernel of the same name on the tiles of an m × n product, without arguments yet. `act` is
+    /// an operand kept as activations are.
+    pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> CudaLaunch {
+        let act = launch::act(act);
+        // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have stages of
         // 32.
         let large = self.code == LARGE.code;
         let stages = match (caps.arch, large) {
@@ -158,7 +163,7 @@ impl Product<'_> {
 mod tests {
     use super::*;
 
-    /// Two blocks for each multiprocessor where the sum is long enough, whatever the card; large tiles from half of them on.
+    /// Two blocks for each multiprocessor where the sum is long enough, whatever the card; large tiles where they fill it.
     #[test]
     fn a_product_fills_the_card_it_is_for() {
         // (multiprocessors, m, n, k) and the tile's rows, and parts of the sum.

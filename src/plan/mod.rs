@@ -59,6 +59,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// What the buffers hold, by class.
     pub account: Account,
+    /// The device that it is for.
+    pub caps: Caps,
 }
 
 impl Plan {
@@ -104,7 +106,7 @@ impl Plan {
         place_targets(g, &mut places)?;
         let account = Account::new(g, &buffers, &storages, end);
         let (launches, schedule) = (vec![Vec::new(); g.phases()], Schedule::default());
-        let mut plan = Plan { buffers, places, work, storages, launches, schedule, account };
+        let mut plan = Plan { buffers, places, work, storages, launches, schedule, account, caps: caps.clone() };
         plan.launch(g, caps)?;
         let all: Vec<Phase> = (0..g.phases()).map(Phase).collect();
         plan.account.add("launch parameters", plan.parameter_bytes(&all, caps));
@@ -140,6 +142,7 @@ impl Plan {
             launches: vec![Vec::new(); small.phases()],
             schedule: Schedule::default(),
             account: Account::default(),
+            caps: caps.clone(),
         };
         plan.launch(small, caps)?;
         if plan.schedule.staging > self.schedule.staging {

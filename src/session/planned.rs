@@ -80,7 +80,8 @@ impl Planned {
             let base: Vec<WeightRef> = base.collect();
             methods.iter().try_for_each(|m| m.check_weights(&base))
         };
-        let caps = backend.caps();
+        // Where less of the device's memory is to be used, launches get by with less.
+        let caps = &backend.caps().within(options.memory.budget);
         let written = |options: &Options| {
             let build = Build { stack: &stack, storage: &storage, act };
             Phases::build(&*model, task, build, options, caps, &check)
@@ -180,7 +181,7 @@ impl Planned {
 
     /// The same with what results depend on, [`crate::backend::Caps::rounding`].
     pub fn rounding(&self) -> String {
-        self.backend.caps().rounding()
+        self.plan.caps.rounding()
     }
 
     /// Bytes that are free on the device, where that can be known.

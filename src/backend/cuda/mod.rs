@@ -54,6 +54,7 @@ pub fn caps(device: String, arch: u32) -> Caps {
         compute_dtype: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
         multiprocessors: None,
+        memory: None,
         max_flops: LAUNCH_FLOPS * 108,
         subgroup: Some((32, 32)),
         coop: false,
@@ -132,8 +133,9 @@ impl Cuda {
         caps.workgroup_memory = caps.workgroup_memory.min(card.shared);
         caps.max_buffer = card.memory;
         caps.multiprocessors = Some(card.multiprocessors);
-        let context = Context::open(index)?;
+        caps.memory = Some(card.memory);
         caps.max_flops = LAUNCH_FLOPS * u64::from(card.multiprocessors.max(1));
+        let context = Context::open(index)?;
         context.enter()?;
         let compute =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("making a stream", e))?;

@@ -195,6 +195,7 @@ impl Wgpu {
             compute_dtype: None,
             arch: 0,
             multiprocessors: None,
+            memory: None,
             max_flops: u64::MAX,
             f16: features.contains(Features::SHADER_F16),
             subgroup: features.contains(Features::SUBGROUP).then_some(info.subgroup),

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{LOGITS, loss};
+use super::loss;
 use crate::device::Caps;
 use crate::dtype::{DType, Ty, align};
 use crate::error::Result;
@@ -16,9 +16,10 @@ const TILE: usize = 128;
 /// With fewer they are one of this, so that it starts on a multiple of 16 bytes of 16-bit activations.
 const ALIGNED: usize = 8;
 
-/// The scratch memory: a block of logits in f32, and the loss of each token. Logits in 16 bits would take half of it, but
-/// what rounding takes from a logit of 20 changes its probability by that much, 4 % in bf16. Their gradients are in the
-/// type of activations again, for the tensor cores, in the same rows.
+/// The scratch memory: a block of logits in f32, as large as the card's memory allows, since each block reads the whole
+/// weight twice, and its products have as many rows as it has tokens; and the loss of each token. Logits in 16 bits would
+/// take half of it, but what rounding takes from a logit of 20 changes its probability by that much, 4 % in bf16. Their
+/// gradients are in the type of activations again, for the tensor cores, in the same rows.
 pub struct Scratch {
     /// Tokens of a block.
     block: usize,
@@ -36,7 +37,7 @@ impl Scratch {
         let ld = v.next_multiple_of(8);
         let ld_grad = if ins[0].dtype == DType::F32 { ld } else { 2 * ld };
         let row = DType::F32.bytes(ld);
-        let fits = LOGITS.min(caps.max_binding) as usize / row;
+        let fits = caps.scratch() as usize / row;
         let step = if fits < TILE { ALIGNED } else { TILE };
         let block = (fits / step * step).max(step).min(t);
         let end = (block * row) as u64;
