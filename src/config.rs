@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
+use crate::device::{Caps, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::hub;
@@ -42,6 +43,8 @@ pub enum Origin {
     Flag,
     /// `adapter_config.json` of the adapter that training starts from.
     Adapter(PathBuf),
+    /// The device of this name: nobody gave it, and it depends on that.
+    Device(String),
 }
 
 impl Origin {
@@ -57,6 +60,7 @@ impl fmt::Display for Origin {
             Origin::Default => f.write_str("default"),
             Origin::File(path) => write!(f, "{}", path.display()),
             Origin::Flag => f.write_str("flag"),
+            Origin::Device(name) => write!(f, "auto on {name}"),
             Origin::Adapter(path) => write!(f, "{}", path.join(files::CONFIG_FILE).display()),
         }
     }
@@ -344,7 +348,7 @@ settings! {
         #[doc = "Draw the sequences of each epoch in a new order"]
         shuffle: bool = "BOOL", { true };
         #[doc = "How frozen weights that are not quantized are held, and activations on the CPU and CUDA; sums are always f32"]
-        dtype: Dtype = "DTYPE", { Dtype::F32 };
+        dtype: Dtype = "DTYPE", { Dtype::Auto } as "auto: bf16 on CUDA, else f32";
         #[doc = "auto, cpu, cuda, cuda:N, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
         device: Device = "DEVICE", { Device::Auto };
         #[doc = "Stop after so many steps in a row whose loss or gradient is not finite; such a step changes nothing"]
@@ -656,6 +660,19 @@ impl RunConfig {
             _ => RunConfig::LR,
         });
         RunConfig { lr: Some(lr), ..self.clone() }
+    }
+
+    /// The same settings with those settled that depend on the device, which has `caps`. Of `dtype auto` there is bf16 where the
+    /// device keeps activations in 16 bits in kernels made for them, which are those of GPUs; those that compute in f16 alone
+    /// keep activations so. The CPU's gain depends on the processor, and stays a choice.
+    pub fn on(&self, caps: &Caps) -> RunConfig {
+        let mut config = self.clone();
+        if self.dtype == Dtype::Auto {
+            let gpu = matches!(caps.target, Target::Cuda | Target::Wgsl);
+            config.dtype = if gpu && caps.compute_dtype.is_some() { Dtype::Bf16 } else { Dtype::F32 };
+            config.origins[Self::index("dtype")] = Origin::Device(caps.device.clone());
+        }
+        config
     }
 
     /// The optimizer with its constants.

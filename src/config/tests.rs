@@ -1,6 +1,8 @@
 //! Tests of the settings table and of how a run's settings are resolved.
 
 use super::*;
+use crate::backend::{Backend, null::Null};
+use crate::session::activations;
 
 fn resolve(toml: &str, flags: &[(&str, &str)]) -> Result<RunConfig> {
     RunConfig::resolve_text(toml, Path::new("run.toml"), &Flags::of(flags)?)
@@ -371,4 +373,39 @@ fn the_learning_rate_of_lora_falls_with_the_width() {
     assert_eq!(lr("lr = 5e-4", 576), 5e-4);
     assert_eq!(lr("method = 'full'", 576), 2e-5);
     assert_eq!(lr("method = 'ia3'", 576), 2e-4);
+}
+
+#[test]
+fn sixteen_bits_are_the_default_where_a_gpu_computes_in_them() {
+    let caps = |target, compute_dtype| Caps { target, compute_dtype, ..Null::new().caps().clone() };
+    // (kind of device, what its activations can be kept in), and what is taken without a word.
+    let table = [
+        (Target::Cuda, Some(DType::BF16), Dtype::Bf16),
+        (Target::Cuda, Some(DType::F16), Dtype::Bf16),
+        (Target::Wgsl, None, Dtype::F32),
+        (Target::Wgsl, Some(DType::F16), Dtype::Bf16),
+        (Target::Host, Some(DType::BF16), Dtype::F32),
+        (Target::Null, None, Dtype::F32),
+    ];
+    for (target, computes, want) in table {
+        let caps = caps(target, computes);
+        let config = resolve("", &[]).unwrap();
+        assert_eq!(config.dtype, Dtype::Auto);
+        let on = config.on(&caps);
+        assert_eq!(on.dtype, want, "{target:?} {computes:?}");
+        assert_eq!(
+            activations(on.dtype.into(), &caps),
+            if want == Dtype::F32 { DType::F32 } else { computes.unwrap() }
+        );
+        assert_eq!(on.origin("dtype"), Some(&Origin::Device(caps.device.clone())));
+        // The run's file has the answer, and says whose it is; it repeats the run on any device.
+        let text = on.to_toml();
+        assert!(text.contains(&format!("# auto on {}", caps.device)), "{text}");
+        assert_eq!(resolve(&text, &[]).unwrap().dtype, want);
+        // What is asked for stays.
+        for (name, asked) in [("f32", Dtype::F32), ("bf16", Dtype::Bf16)] {
+            let config = resolve("", &[("dtype", name)]).unwrap().on(&caps);
+            assert_eq!((config.dtype, config.origin("dtype")), (asked, Some(&Origin::Flag)), "{target:?}");
+        }
+    }
 }

@@ -488,6 +488,8 @@ words! {
     }
     #[doc = "Storage of frozen weights that are not quantized, and of activations on the CPU and on CUDA."]
     Dtype {
+        /// 16 bits where a device's kernels compute in them, else f32.
+        Auto = "auto",
         /// 4 bytes a value.
         F32 = "f32",
         /// 2 bytes a value, with the exponent of f32.
@@ -519,10 +521,11 @@ impl From<AdapterKind> for Kind {
     }
 }
 
+/// [`Dtype::Auto`] is f32: [`super::RunConfig::on`] has put another in its place where it is not.
 impl From<Dtype> for DType {
     fn from(dtype: Dtype) -> DType {
         match dtype {
-            Dtype::F32 => DType::F32,
+            Dtype::Auto | Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::BF16,
         }
     }

@@ -28,10 +28,12 @@ pub fn open(
         }
         None => (Box::new(Frozen), None),
     };
+    let backend = backend::open(&config.device)?;
+    let config = &config.on(backend.caps());
     let micro = steps.map_or_else(|| Micro::fixed(config), |s| Micro::fitted(config, task, &[&*method], s));
     let evaluate = steps.is_some();
     let options = wanted(Options { train: false, evaluate, step_tokens: None, ..options(config, &micro) });
-    let planned = Planned::of(base, vec![method], task, options, backend::open(&config.device)?)?;
+    let planned = Planned::of(base, vec![method], task, options, backend)?;
     if let Some((dir, tensors)) = &tensors {
         peft::check(dir, tensors, &planned.trained())?;
     }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::job::Job;
 use super::learnt::Learnt;
-use crate::config::RunConfig;
+use crate::config::{Origin, RunConfig};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Dataset, INPUT_IDS, LABELS};
 use crate::error::Result;
@@ -70,6 +70,12 @@ pub fn text(config: &RunConfig, learns: Lines, planned: &Planned, learnt: &Learn
         ),
     );
     let account = planned.account();
+    let auto = match config.origin("dtype") {
+        Some(Origin::Device(_)) => " (--dtype auto)",
+        _ => "",
+    };
+    let act = planned.activations();
+    lines.add("computes", format!("in {act}{auto} on {}", planned.device()));
     let needed = account.total + account.host_total;
     let free = planned.free_memory().map_or(String::new(), |free| format!("; {} are free", human(free)));
     lines.add("memory", format!("{} are needed{free}", human(needed)));

@@ -60,13 +60,14 @@ pub struct Forecast {
 pub fn forecast(config: &RunConfig) -> Result<Forecast> {
     let given = RunData::of(config)?;
     let job = Job::open(config, adapts(config)?, given.as_ref().map(|given| &given.train))?;
-    let config = &config.settled(job.facts.hidden);
+    let backend = backend::open(&config.device)?;
+    let config = &config.on(backend.caps()).settled(job.facts.hidden);
     let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given)).transpose()?;
     let tokenizer = job.base.tokenizer().ok();
     let examined = learnt.as_ref().map(|learnt| Examined::of(config, &job, learnt, tokenizer.as_ref()));
     let examined = examined.transpose()?.unwrap_or_default();
     drop(tokenizer);
-    let (planned, full) = plan(config, &job, learnt.as_ref(), &examined, backend::open(&config.device)?)?;
+    let (planned, full) = plan(config, &job, learnt.as_ref(), &examined, backend)?;
     let (graph, plan) = planned.plan();
     let about = (job.task.def().name != causal_lm::DEF.name).then(|| job.about());
     let large = preflight::too_large(&planned, config.quantized().is_some());
@@ -164,7 +165,9 @@ fn device(config: &RunConfig) -> Result<(Box<dyn Backend>, Option<Profile>)> {
 
 /// A run that is planned, with all that it will learn: nothing is loaded or allocated.
 struct Ready {
-    /// With what depends on the model.
+    /// The settings with what depends on the device.
+    given: RunConfig,
+    /// And on the model.
     settled: RunConfig,
     job: Job,
     learnt: Learnt,
@@ -178,12 +181,13 @@ impl Ready {
     fn of(config: &RunConfig, tell: &mut Tell) -> Result<Ready> {
         let given = RunData::open(config)?;
         let job = Job::open(config, adapts(config)?, Some(&given.train))?;
-        let settled = config.settled(job.facts.hidden);
+        let (backend, profile) = device(config)?;
+        let asked = config.on(backend.caps());
+        let settled = asked.settled(job.facts.hidden);
         let config = &settled;
         if job.task.def().name != causal_lm::DEF.name {
             tell.note(job.about())?;
         }
-        let (backend, profile) = device(config)?;
         let learnt = Learnt::read(config, &job, &given)?;
         let tokenizer = job.base.tokenizer().ok();
         let examined = Examined::of(config, &job, &learnt, tokenizer.as_ref())?;
@@ -219,7 +223,7 @@ impl Ready {
         if let Some(large) = preflight::too_large(&planned, config.quantized().is_some()) {
             tell.note(large)?;
         }
-        Ok(Ready { settled, job, learnt, examined, planned, profile })
+        Ok(Ready { given: asked, settled, job, learnt, examined, planned, profile })
     }
 }
 
@@ -241,8 +245,8 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let mut folder = Folder::claim(config, start)?;
     let board = config.log_tensorboard.then(|| TensorBoard::new(folder.path()));
     let mut tell = Tell { metrics: Metrics::new(folder.path()), board, on };
-    let Ready { settled, job, learnt, examined, planned, profile } = Ready::of(config, &mut tell)?;
-    let (given, config) = (config, &settled);
+    let Ready { given, settled, job, learnt, examined, planned, profile } = Ready::of(config, &mut tell)?;
+    let config = &settled;
     folder::has_room(folder.path(), written(config, &planned))?;
     let steps = learnt.steps(config);
     let Learnt { data, rows, mut sampler, .. } = learnt;
@@ -274,7 +278,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     if let Some(board) = &mut tell.board {
         board.resume(done);
     }
-    folder.begin(given, start != Start::Resume)?;
+    folder.begin(&given, start != Start::Resume)?;
     if let Some(Checkpoint { path, .. }) = resumed {
         tell.event(Event::Resumed { step: done, path })?;
     }

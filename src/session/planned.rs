@@ -7,6 +7,7 @@ use super::options::{Options, activations};
 use super::{Merged, Session, phases::Phases};
 use crate::backend::Backend;
 use crate::base::Base;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::program::Program;
 use crate::graph::{Def, Graph, LeafKind, Phase};
@@ -182,6 +183,11 @@ impl Planned {
     /// The same with what results depend on, [`crate::backend::Caps::rounding`].
     pub fn rounding(&self) -> String {
         self.plan.caps.rounding()
+    }
+
+    /// What activations are kept in.
+    pub fn activations(&self) -> DType {
+        activations(self.options.dtype, self.backend.caps())
     }
 
     /// Bytes that are free on the device, where that can be known.
