@@ -39,9 +39,9 @@ fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The crate's sources, and those of the PTX interpreter that tests its CUDA kernels.
+/// The crate's sources, and those of the PTX interpreter and the driver that test its CUDA code.
 fn sources() -> Vec<(String, String)> {
-    ["src", "tests/ptxsim/src"].iter().flat_map(|folder| files(folder, "rs")).collect()
+    ["src", "tests/fakecuda/src", "tests/ptxsim/src"].iter().flat_map(|folder| files(folder, "rs")).collect()
 }
 
 /// Fails with every complaint that `rule` has about the sources.

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+#[cfg(all(feature = "cli", feature = "cuda", target_os = "linux"))]
+pub mod card;
 #[cfg(feature = "cli")]
 pub mod command;
 pub mod devices;

@@ -42,6 +42,7 @@ pub mod bulk;
 mod decode;
 mod exec;
 mod finding;
+mod host;
 mod launch;
 mod lex;
 mod machine;
@@ -58,6 +59,7 @@ pub mod values;
 use std::collections::{BTreeMap, HashMap};
 
 pub use finding::{Finding, Kind};
+pub use host::Touch;
 pub use launch::{Launch, Order, Param, Schedule, Stats, run};
 pub use memory::Memory;
 
@@ -84,5 +86,15 @@ impl Module {
     /// The kernels' names.
     pub fn entries(&self) -> Vec<String> {
         self.entries.keys().cloned().collect()
+    }
+
+    /// Bytes of each parameter of a kernel, in order; `None` if it is not there.
+    pub fn parameters(&self, entry: &str) -> Option<Vec<usize>> {
+        self.entries.get(entry).map(|program| program.params.iter().map(|slot| slot.bytes).collect())
+    }
+
+    /// Bytes of shared memory that a kernel has whatever its launch asks for.
+    pub fn static_shared(&self, entry: &str) -> Option<usize> {
+        self.entries.get(entry).map(|program| program.shared.iter().map(|segment| segment.bytes).sum())
     }
 }

@@ -1,6 +1,9 @@
 //! Simulated global memory: one allocation a buffer, each with bounds, an "initialised" flag a byte, and a race shadow.
 
+use std::ops::Range;
+
 use crate::finding::Kind;
+use crate::host::Touched;
 use crate::shadow::{Cell, Conflict, Who};
 
 /// Buffers lie 2^40 bytes apart, so that an address says which buffer it was meant for.
@@ -8,12 +11,15 @@ const STRIDE_BITS: u32 = 40;
 /// A buffer begins in the middle of its range: a negative offset is still its own.
 const MIDDLE: u64 = 1 << (STRIDE_BITS - 1);
 
-struct Buffer {
-    name: String,
-    bytes: Vec<u8>,
+pub(crate) struct Buffer {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
     /// Which bytes were written; empty where all were.
-    known: Vec<bool>,
+    pub(crate) known: Vec<bool>,
     read_only: bool,
+    pub(crate) freed: bool,
+    /// Which bytes the running launch touches, where that is asked for.
+    pub(crate) touched: Option<Touched>,
     /// Race cells of the running launch; empty until the first access that needs them.
     cells: Vec<Cell>,
 }
@@ -21,7 +27,8 @@ struct Buffer {
 /// Global memory of a simulated device.
 #[derive(Default)]
 pub struct Memory {
-    buffers: Vec<Buffer>,
+    pub(crate) buffers: Vec<Buffer>,
+    pub(crate) watching: bool,
 }
 
 /// A broken rule, before its place is known.
@@ -85,16 +92,18 @@ impl Memory {
     }
 
     fn push(&mut self, name: &str, bytes: Vec<u8>, known: Vec<bool>) -> u64 {
-        self.buffers.push(Buffer { name: name.to_owned(), bytes, known, read_only: false, cells: Vec::new() });
+        let name = name.to_owned();
+        let (read_only, freed, touched, cells) = (false, false, None, Vec::new());
+        self.buffers.push(Buffer { name, bytes, known, read_only, freed, touched, cells });
         ((self.buffers.len() as u64) << STRIDE_BITS) + MIDDLE
     }
 
-    fn index(&self, address: u64) -> Option<usize> {
+    pub(crate) fn index(&self, address: u64) -> Option<usize> {
         let index = (address >> STRIDE_BITS).checked_sub(1)? as usize;
         (index < self.buffers.len()).then_some(index)
     }
 
-    fn base(index: usize) -> u64 {
+    pub(crate) fn base(index: usize) -> u64 {
         ((index as u64 + 1) << STRIDE_BITS) + MIDDLE
     }
 
@@ -136,6 +145,9 @@ impl Memory {
             return outside(format!("{verb} of {bytes} bytes at {address:#x}, which is in no buffer"));
         };
         let buffer = &self.buffers[index];
+        if buffer.freed {
+            return outside(format!("{verb} of {bytes} bytes at {address:#x} of '{}', which was freed", buffer.name));
+        }
         let offset = address.wrapping_sub(Memory::base(index)) as i64;
         if offset < 0 || offset as usize + bytes > buffer.bytes.len() {
             let (name, size) = (&buffer.name, buffer.bytes.len());
@@ -153,6 +165,10 @@ impl Memory {
     pub(crate) fn note(&mut self, spot: Spot, bytes: usize, wish: Wish, who: &Who) -> Result<(), Box<Fault>> {
         let buffer = &mut self.buffers[spot.buffer];
         let range = spot.offset..spot.offset + bytes;
+        if self.watching {
+            let size = buffer.bytes.len();
+            buffer.touched.get_or_insert_with(|| Touched::new(size)).add(range.clone(), wish.write);
+        }
         if !buffer.known.is_empty() {
             let known = &mut buffer.known[range.clone()];
             if wish.write {
@@ -173,6 +189,16 @@ impl Memory {
             let at = spot.offset + conflict.offset;
             Fault::race(format!("{} of byte {at} of buffer '{}'", wish.verb(), buffer.name), conflict)
         })
+    }
+
+    /// The buffer of a place, and the place's bytes in it.
+    pub(crate) fn place(&self, spot: Spot, bytes: usize) -> (usize, Range<usize>) {
+        (spot.buffer, spot.offset..spot.offset + bytes)
+    }
+
+    pub(crate) fn range(&self, spot: Spot, bytes: usize) -> (&Buffer, Range<usize>) {
+        let (index, range) = self.place(spot, bytes);
+        (&self.buffers[index], range)
     }
 
     /// A place as messages name it.
