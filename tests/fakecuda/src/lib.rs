@@ -45,4 +45,4 @@ mod table;
 
 pub use driver::{findings, fresh};
 pub use exports::*;
-pub use settings::Settings;
+pub use settings::{Failure, Settings};
