@@ -23,6 +23,17 @@ impl Event {
         result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Event).map_err(|e| fail("making an event", e))
     }
 
+    /// One that tells no time, which is cheaper.
+    pub fn untimed() -> Result<Event> {
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        event.map(Event).map_err(|e| fail("making an event", e))
+    }
+
+    /// The driver's handle, which lives as long as this value.
+    pub fn get(&self) -> sys::CUevent {
+        self.0
+    }
+
     /// What the stream has been given so far is before this point.
     pub fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: event and stream live, and are of this context.

@@ -29,12 +29,17 @@ pub struct CardInfo {
     pub multiprocessors: u32,
 }
 
-/// An error of the driver during `what`.
-pub fn fail(what: &str, e: DriverError) -> Error {
+/// What the driver said of an error during `what`.
+pub fn said(what: &str, e: DriverError) -> String {
     let text = e.error_string().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let name = e.error_name().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{what}: {text} ({name})")
+}
+
+/// An error of the driver during `what`.
+pub fn fail(what: &str, e: DriverError) -> Error {
     let hint = "if the card was lost, run again; `trimtab devices` lists what is there";
-    Error::device("cuda", format!("{what}: {text} ({name})"), hint)
+    Error::device("cuda", said(what, e), hint)
 }
 
 /// Loads and starts the driver, once; gives its version (13000 is CUDA 13.0). `cudarc` panics where the library is
@@ -48,11 +53,11 @@ pub fn start() -> Result<c_int> {
         }
         let mut version = 0;
         // SAFETY: writes one integer.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| format!("{e:?}"))?;
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| said("asking its version", e))?;
         if version < OLDEST {
             return Err(format!("a driver for CUDA {}.{}", version / 1000, version % 1000 / 10));
         }
-        result::init().map_err(|e| fail("starting", e).to_string())?;
+        result::init().map_err(|e| said("starting", e))?;
         Ok(version)
     };
     STARTED.get_or_init(start).clone().map_err(|found| Error::device("cuda", found, INSTALL))

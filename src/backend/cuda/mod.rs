@@ -7,6 +7,7 @@ mod clock;
 mod compile;
 mod driver;
 mod kernels;
+mod owned;
 mod record;
 mod transfer;
 
@@ -25,6 +26,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use clock::Event;
 use driver::fail;
+use owned::Stream;
 use record::{Modules, Recorded};
 use transfer::Transfer;
 
@@ -71,7 +73,7 @@ pub fn choose() -> Option<usize> {
 /// An NVIDIA card: a stream that computes and one for transfers.
 pub struct Cuda {
     caps: Caps,
-    compute: sys::CUstream,
+    compute: Stream,
     /// Address and bytes of each allocation.
     buffers: Vec<Option<(u64, u64)>>,
     recordings: Vec<Option<Recorded>>,
@@ -137,8 +139,7 @@ impl Cuda {
         caps.max_flops = LAUNCH_FLOPS * u64::from(card.multiprocessors.max(1));
         let context = Context::open(index)?;
         context.enter()?;
-        let compute =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("making a stream", e))?;
+        let (compute, transfer) = (Stream::new()?, Transfer::new()?);
         Ok(Cuda {
             caps,
             context,
@@ -146,7 +147,7 @@ impl Cuda {
             buffers: Vec::new(),
             recordings: Vec::new(),
             modules: Modules::default(),
-            transfer: Transfer::new()?,
+            transfer,
             bytes: 0,
         })
     }
@@ -196,7 +197,7 @@ impl Backend for Cuda {
         self.bytes += bytes;
         self.buffers.push(Some((address, bytes)));
         // SAFETY: the range was allocated above.
-        unsafe { result::memset_d8_async(address, 0, bytes.max(4) as usize, self.compute) }
+        unsafe { result::memset_d8_async(address, 0, bytes.max(4) as usize, self.compute.get()) }
             .map_err(|e| fail("clearing memory", e))?;
         Ok(Buffer(self.buffers.len() as u32 - 1))
     }
@@ -233,7 +234,8 @@ impl Backend for Cuda {
         let bytes = dst.bytes.min(src.bytes);
         let (to, from) = (self.address(dst)?, self.address(src)?);
         // SAFETY: both ranges are within allocations.
-        unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.compute) }.map_err(|e| fail("copying", e))
+        unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.compute.get()) }
+            .map_err(|e| fail("copying", e))
     }
 
     fn record(&mut self, launches: &[Launch]) -> Result<Recording> {
@@ -246,7 +248,7 @@ impl Backend for Cuda {
     fn replay(&mut self, recording: Recording) -> Result<()> {
         self.context.enter()?;
         match self.recordings.get(recording.0 as usize) {
-            Some(Some(recorded)) => recorded.run(self.compute),
+            Some(Some(recorded)) => recorded.run(self.compute.get()),
             _ => Err(Error::device("cuda", format!("{recording:?} is not there"), "this is a bug in the executor")),
         }
     }
@@ -260,9 +262,9 @@ impl Backend for Cuda {
             return Ok(began.elapsed());
         }
         let (began, ended) = (Event::new()?, Event::new()?);
-        began.record(self.compute)?;
+        began.record(self.compute.get())?;
         self.replay(recording)?;
-        ended.record(self.compute)?;
+        ended.record(self.compute.get())?;
         self.sync()?;
         ended.since(&began)
     }
@@ -277,7 +279,7 @@ impl Backend for Cuda {
     fn sync(&mut self) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the stream lives.
-        unsafe { result::stream::synchronize(self.compute) }.map_err(|e| fail("waiting", e))
+        unsafe { result::stream::synchronize(self.compute.get()) }.map_err(|e| fail("waiting", e))
     }
 }
 
@@ -291,7 +293,5 @@ impl Drop for Cuda {
             // SAFETY: allocated by `alloc` and not freed since.
             let _ = unsafe { result::free_sync(address) };
         }
-        // SAFETY: made in `new`, and nothing is on it any more.
-        let _ = unsafe { result::stream::destroy(self.compute) };
     }
 }

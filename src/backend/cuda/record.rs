@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUresult as Code};
 use rayon::prelude::*;
 
 use super::cache::compiled;
 use super::compile::Output;
-use super::driver::fail;
+use super::driver::{fail, said};
 use super::kernels::cubin;
 use super::{Cuda, compile};
 use crate::backend::{Kernel, Launch};
@@ -64,9 +65,15 @@ impl Modules {
             // SAFETY: an image that NVRTC made: machine code, which knows its length, or text that ends in a zero.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
             let module = module.map_err(|e| {
-                let found = fail(&format!("loading kernels/{}.cu", unit.0), e).to_string();
+                let what = format!("loading kernels/{}.cu", unit.0);
                 let hint = "a driver older than the compiler does that: update the driver, or name an older NVRTC";
-                Error::device("cuda", found, hint)
+                match e.0 {
+                    Code::CUDA_ERROR_INVALID_IMAGE
+                    | Code::CUDA_ERROR_INVALID_PTX
+                    | Code::CUDA_ERROR_NO_BINARY_FOR_GPU
+                    | Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::device("cuda", said(&what, e), hint),
+                    _ => fail(&what, e),
+                }
             })?;
             self.modules.insert(unit, module);
         }
@@ -88,7 +95,7 @@ impl Modules {
                 let name = CString::new(*entry).map_err(|e| bug(launch, e.to_string()))?;
                 // SAFETY: a loaded module.
                 let found = unsafe { result::module::get_function(module, name) };
-                let function = found.map_err(|e| fail(&format!("kernels/{file}.cu has no {entry}"), e))?;
+                let function = found.map_err(|e| fail(&format!("looking for {entry} in kernels/{file}.cu"), e))?;
                 self.functions.insert((unit, entry), function);
                 function
             }
@@ -151,7 +158,7 @@ impl Cuda {
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives and captures nothing yet.
-        unsafe { result::stream::begin_capture(self.compute, mode) }.map_err(|e| fail("recording", e))?;
+        unsafe { result::stream::begin_capture(self.compute.get(), mode) }.map_err(|e| fail("recording", e))?;
         let mut outcome = Ok(());
         for (launch, (function, pointers)) in launches.iter().zip(&mut calls) {
             outcome = self.call(launch, *function, pointers);
@@ -160,7 +167,7 @@ impl Cuda {
             }
         }
         // SAFETY: capturing began above. It is ended whatever happened, or the stream could not be used again.
-        let graph = unsafe { result::stream::end_capture(self.compute) };
+        let graph = unsafe { result::stream::end_capture(self.compute.get()) };
         // A launch that was refused names the cause; that the capture failed too does not.
         let exec = match (outcome, graph) {
             (Ok(()), graph) => {
@@ -181,7 +188,7 @@ impl Cuda {
         let recorded = Recorded(Some(exec));
         if let Some(exec) = recorded.0 {
             // SAFETY: graph and stream live. Uploading now keeps the first step from paying for it.
-            unsafe { result::graph::upload(exec, self.compute) }.map_err(|e| fail("uploading a graph", e))?;
+            unsafe { result::graph::upload(exec, self.compute.get()) }.map_err(|e| fail("uploading a graph", e))?;
         }
         Ok(recorded)
     }
@@ -211,7 +218,7 @@ impl Cuda {
         let (grid, block) = ((grid[0], grid[1], grid[2]), (*block, 1, 1));
         // SAFETY: the kernel takes these pointers and words (the op matrix checks each lowering); the driver copies
         // them before it returns; the memory that the pointers are to is the plan's.
-        unsafe { result::launch_kernel(function, grid, block, *shared, self.compute, &mut params) }
+        unsafe { result::launch_kernel(function, grid, block, *shared, self.compute.get(), &mut params) }
             .map_err(|e| fail(&launch.name, e))
     }
 }

@@ -3,7 +3,9 @@
 use cudarc::driver::{result, sys};
 
 use super::Cuda;
+use super::clock::Event;
 use super::driver::fail;
+use super::owned::{Pinned, Stream};
 use crate::backend::Slice;
 use crate::error::Result;
 
@@ -12,42 +14,31 @@ const PIECE: usize = 4 << 20;
 
 /// Pinned memory that a copy passes through, and when it is free again.
 struct Room {
-    host: *mut u8,
-    free: sys::CUevent,
+    host: Pinned,
+    free: Event,
 }
 
 /// The stream of copies and its memory; made when first used.
 pub struct Transfer {
-    stream: sys::CUstream,
     rooms: [Room; 2],
     next: usize,
     /// Marks a point of the stream of kernels.
-    kernels: sys::CUevent,
-}
-
-fn event() -> Result<sys::CUevent> {
-    result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(|e| fail("making an event", e))
-}
-
-fn room() -> Result<Room> {
-    // SAFETY: allocates; the memory is freed by `Transfer`'s drop.
-    let host = unsafe { result::malloc_host(PIECE, 0) }.map_err(|e| fail("pinning memory", e))?;
-    Ok(Room { host: host.cast(), free: event()? })
+    kernels: Event,
+    stream: Stream,
 }
 
 impl Transfer {
     pub fn new() -> Result<Transfer> {
-        let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("making a stream", e))?;
-        Ok(Transfer { stream, rooms: [room()?, room()?], next: 0, kernels: event()? })
+        let room = || Ok(Room { host: Pinned::new(PIECE)?, free: Event::untimed()? });
+        Ok(Transfer { rooms: [room()?, room()?], next: 0, kernels: Event::untimed()?, stream: Stream::new()? })
     }
 
     /// What is copied from here on comes after all kernels submitted so far.
     fn after_kernels(&self, compute: sys::CUstream) -> Result<()> {
         // SAFETY: events and streams of this context that live.
         unsafe {
-            result::event::record(self.kernels, compute)
-                .and_then(|()| result::stream::wait_event(self.stream, self.kernels, WAIT))
+            result::event::record(self.kernels.get(), compute)
+                .and_then(|()| result::stream::wait_event(self.stream.get(), self.kernels.get(), WAIT))
                 .map_err(|e| fail("ordering a copy", e))
         }
     }
@@ -57,8 +48,8 @@ impl Transfer {
         self.next = 1 - self.next;
         let room = &self.rooms[self.next];
         // SAFETY: the event lives. One that was never recorded is passed at once.
-        unsafe { result::event::synchronize(room.free) }.map_err(|e| fail("waiting for a copy", e))?;
-        Ok((room.host, room.free))
+        unsafe { result::event::synchronize(room.free.get()) }.map_err(|e| fail("waiting for a copy", e))?;
+        Ok((room.host.get(), room.free.get()))
     }
 
     fn upload(&mut self, to: u64, bytes: &[u8], compute: sys::CUstream) -> Result<()> {
@@ -72,8 +63,8 @@ impl Transfer {
             unsafe {
                 std::ptr::copy_nonoverlapping(piece.as_ptr(), host, piece.len());
                 let room = std::slice::from_raw_parts(host, piece.len());
-                result::memcpy_htod_async(at, room, self.stream)
-                    .and_then(|()| result::event::record(free, self.stream))
+                result::memcpy_htod_async(at, room, self.stream.get())
+                    .and_then(|()| result::event::record(free, self.stream.get()))
                     .map_err(|e| fail("copying to the card", e))?;
             }
             at += piece.len() as u64;
@@ -94,8 +85,8 @@ impl Transfer {
             // SAFETY: as in `upload`; the room is read after the stream has finished.
             unsafe {
                 let room = std::slice::from_raw_parts_mut(host, piece.len());
-                result::memcpy_dtoh_async(room, at, self.stream)
-                    .and_then(|()| result::stream::synchronize(self.stream))
+                result::memcpy_dtoh_async(room, at, self.stream.get())
+                    .and_then(|()| result::stream::synchronize(self.stream.get()))
                     .map_err(|e| fail("copying from the card", e))?;
                 std::ptr::copy_nonoverlapping(host, piece.as_mut_ptr(), piece.len());
             }
@@ -109,27 +100,19 @@ const WAIT: sys::CUevent_wait_flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEF
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        // SAFETY: all of it was made by `new` and goes only here, when nothing is in flight any more.
-        unsafe {
-            let _ = result::stream::synchronize(self.stream);
-            for room in &self.rooms {
-                let _ = result::free_host(room.host.cast());
-                let _ = result::event::destroy(room.free);
-            }
-            let _ = result::event::destroy(self.kernels);
-            let _ = result::stream::destroy(self.stream);
-        }
+        // SAFETY: the stream lives. Its memory goes after this, when nothing is in flight any more.
+        let _ = unsafe { result::stream::synchronize(self.stream.get()) };
     }
 }
 
 impl Cuda {
     pub(super) fn write(&mut self, to: Slice, bytes: &[u8]) -> Result<()> {
         let to = self.address(to)?;
-        self.transfer.upload(to, bytes, self.compute)
+        self.transfer.upload(to, bytes, self.compute.get())
     }
 
     pub(super) fn read(&mut self, from: Slice, bytes: &mut [u8]) -> Result<()> {
         let from = self.address(from)?;
-        self.transfer.download(from, bytes, self.compute)
+        self.transfer.download(from, bytes, self.compute.get())
     }
 }

@@ -12,6 +12,7 @@ pub const INVALID_IMAGE: Code = 200;
 pub const INVALID_CONTEXT: Code = 201;
 pub const NO_BINARY: Code = 209;
 pub const INVALID_PTX: Code = 218;
+pub const UNSUPPORTED_PTX: Code = 222;
 pub const INVALID_HANDLE: Code = 400;
 pub const NOT_FOUND: Code = 500;
 pub const NOT_READY: Code = 600;
@@ -35,6 +36,11 @@ pub const ERRORS: &[(Code, &str, &str)] = &[
     (INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT\0", "invalid device context\0"),
     (NO_BINARY, "CUDA_ERROR_NO_BINARY_FOR_GPU\0", "no kernel image is available for execution on the device\0"),
     (INVALID_PTX, "CUDA_ERROR_INVALID_PTX\0", "a PTX JIT compilation failed\0"),
+    (
+        UNSUPPORTED_PTX,
+        "CUDA_ERROR_UNSUPPORTED_PTX_VERSION\0",
+        "the provided PTX was compiled with an unsupported toolchain.\0",
+    ),
     (INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE\0", "invalid resource handle\0"),
     (NOT_FOUND, "CUDA_ERROR_NOT_FOUND\0", "named symbol not found\0"),
     (NOT_READY, "CUDA_ERROR_NOT_READY\0", "device not ready\0"),

@@ -30,6 +30,7 @@ impl Driver {
         }
         match capture.broken {
             true => Err(Refusal::Code(abi::CAPTURE_INVALIDATED)),
+            false if self.told.is_some() => Ok(0),
             false => Ok(self.graphs.add(Graph { context, ops: capture.ops })),
         }
     }

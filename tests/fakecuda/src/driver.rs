@@ -131,6 +131,8 @@ pub struct Driver {
     pub replays: usize,
     pub calls: BTreeMap<&'static str, u64>,
     pub findings: Vec<String>,
+    /// The code that the running call has been told to return.
+    pub told: Option<Code>,
 }
 
 static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
@@ -176,8 +178,24 @@ const UNSAFE_IN_CAPTURE: &[&str] = &[
     "cuModuleUnload",
 ];
 
+/// Calls that come before all others.
+const STARTS: &[&str] = &["cuDriverGetVersion", "cuInit"];
+
 /// Calls that a card need not be there for.
-const WITHOUT_CARD: &[&str] = &["cuDriverGetVersion", "cuInit"];
+const WITHOUT_CARD: &[&str] = &["cuCtxSetCurrent", "cuDriverGetVersion", "cuInit"];
+
+/// Calls that end something also where they tell of an error, which is mostly one of work before them.
+const ENDS: &[&str] = &[
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuEventDestroy_v2",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuModuleUnload",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
+];
 
 /// One call: told failures first, then what it does; what is found ends the process, if so set.
 pub fn enter(name: &'static str, call: impl FnOnce(&mut Driver) -> Answer) -> Code {
@@ -195,7 +213,7 @@ pub fn enter(name: &'static str, call: impl FnOnce(&mut Driver) -> Answer) -> Co
     let answer = driver.begin(name).and_then(|()| call(driver));
     driver.host.tick(HOST);
     match answer {
-        Ok(()) => abi::SUCCESS,
+        Ok(()) => driver.told.take().unwrap_or(abi::SUCCESS),
         Err(Refusal::Code(code)) => code,
         Err(Refusal::Found(code, text)) => {
             let text = format!("{name}: {text}");
@@ -239,6 +257,7 @@ impl Driver {
             kernels: 0,
             calls: BTreeMap::new(),
             findings: Vec::new(),
+            told: None,
         }
     }
 
@@ -246,14 +265,15 @@ impl Driver {
         let count = self.calls.entry(name).or_default();
         *count += 1;
         let told = self.settings.failures.iter().find(|f| f.call == name && f.nth == *count);
-        if let Some(failure) = told {
-            return Err(Refusal::Code(failure.code));
+        self.told = told.map(|f| f.code);
+        if let Some(code) = self.told.filter(|_| !ENDS.contains(&name)) {
+            return Err(Refusal::Code(code));
+        }
+        if !self.started && !STARTS.contains(&name) {
+            return found(abi::NOT_INITIALIZED, "called before cuInit");
         }
         if WITHOUT_CARD.contains(&name) {
             return Ok(());
-        }
-        if !self.started {
-            return found(abi::NOT_INITIALIZED, "called before cuInit");
         }
         if let Some((_, code)) = self.settings.lose.filter(|_| self.lost) {
             return Err(Refusal::Code(code));
