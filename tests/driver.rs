@@ -3,6 +3,10 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "driver/direct.rs"]
+mod direct;
+#[path = "driver/whole.rs"]
+mod whole;
 
 use common::card::{Card, Ran};
 use serde_json::Value;

@@ -1,7 +1,7 @@
 //! The program on a CUDA card that is none: the driver that it opens is `tests/fakecuda`, which runs the kernels' PTX on
 //! the CPU, and ends the process at the first call that breaks a rule.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,13 +45,18 @@ impl Card {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    /// Runs the program in this folder; `told` are settings of the driver.
+    /// Runs the built program in this folder; `told` are settings of the driver.
     pub fn run(&self, args: &[&str], told: &[(&str, &str)]) -> Ran {
+        self.start(Path::new(env!("CARGO_BIN_EXE_trimtab")), args, told)
+    }
+
+    /// Runs any program so.
+    pub fn start(&self, program: &Path, args: &[&str], told: &[(&str, &str)]) -> Ran {
         let name = |end: &str| self.path(&format!("{:?}.{end}", std::thread::current().id()));
         let (out, err, report) = (name("out"), name("err"), name("report"));
         std::fs::remove_file(&report).ok();
         let folder = self.scratch.0.as_os_str().to_owned();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+        let mut command = Command::new(program);
         command.args(args).current_dir(&self.scratch.0).env("LD_LIBRARY_PATH", folder).env("RAYON_NUM_THREADS", "2");
         command.env("FAKECUDA_REPORT", &report).envs(told.iter().copied());
         if std::env::var_os("TRIMTAB_CACHE").is_none() {

@@ -1,0 +1,198 @@
+//! The backend's verbs, called directly on a card, in a process of their own: the loader's path that has the driver must be
+//! there when a process begins.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use trimtab::Error;
+use trimtab::backend::cuda::Cuda;
+use trimtab::backend::{Backend, Launch, Slice};
+use trimtab::base::Base;
+use trimtab::bench::operands::operands;
+use trimtab::bench::watched::Run;
+use trimtab::data::pack::pack_sized;
+use trimtab::data::{Dataset, Example};
+use trimtab::dtype::DType;
+use trimtab::generate::sample::Sampling;
+use trimtab::generate::{Ask, Room};
+use trimtab::ops;
+use trimtab::peft::Method;
+use trimtab::peft::config::{AdapterConfig, Targets};
+use trimtab::peft::lora::Lora;
+use trimtab::session::{Options, Planned};
+use trimtab::tasks::{self, Setup};
+
+use crate::common;
+use crate::common::card::Card;
+use crate::common::devices::Device;
+
+/// The folder of the driver, for the test below; without it, that one has nothing to do.
+const CHILD: &str = "TRIMTAB_DRIVER_CHILD";
+const SAYS: &str = "on the card: ";
+
+fn digest(bytes: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    format!("{} bytes, {:016x}", bytes.len(), hasher.finish())
+}
+
+/// What two steps of two micro-batches each, an evaluation and a text come to: bits.
+fn session(backend: Box<dyn Backend>, dtype: DType) -> Vec<String> {
+    let base = Arc::new(Base::open(common::root("tests/fixtures/golden/base")).unwrap());
+    let model = base.model(64).unwrap();
+    let (config, facts) = (&base.config, model.facts());
+    let def = tasks::TASKS.iter().find(|t| t.name == "causal-lm").unwrap();
+    let setup = Setup { config, facts, qa_padding: false, qa_token_types: true, stride: 0, mask_share: 0.15 };
+    let task = (def.make)(&setup).unwrap();
+    let mut config = AdapterConfig::lora(3, 6.0, Targets::AllLinear);
+    config.dropout = 0.1;
+    let method: Box<dyn Method> = Box::new(Lora { config });
+    let options = Options {
+        evaluate: true,
+        generate: Some(Room { tokens: 16, source: 16, chunk: 4 }),
+        max_seq_len: 16,
+        micro_tokens: 16,
+        micro_smaller: vec![8],
+        dtype,
+        ..Options::default()
+    };
+    let planned = Planned::of(&base, vec![method], &*task, options, backend).unwrap();
+    let mut session = planned.start(None, &mut |_, _| Ok(())).unwrap();
+    let mut data = Dataset::default();
+    for i in 0..6i32 {
+        let ids: Vec<i32> = (0..[10, 7, 5][i as usize % 3]).map(|j| 5 + (i * 13 + j * 7) % 40).collect();
+        data.push(&Example::labelled(ids.clone(), ids)).unwrap();
+    }
+    let mut says = Vec::new();
+    for first in [0, 3] {
+        let micro = pack_sized(&data, &[first, first + 1, first + 2], session.layouts(), true).unwrap();
+        assert!(micro.len() > 1);
+        let report = session.step(&micro, 1e-3).unwrap();
+        says.push(format!("loss {:08x}, norm {:08x}", report.loss.to_bits(), report.grad_norm.to_bits()));
+        let evaluated = session.eval(&micro[0]).unwrap();
+        says.push(format!("evaluated {evaluated:?}"));
+    }
+    says.push(format!("state of {}", digest(&session.state().unwrap())));
+    let ask = Ask { max_tokens: 6, sampling: Sampling::default(), stop: &[] };
+    says.push(format!("{:?}", session.generate(&[5, 9, 14, 8, 30, 21], &ask, &mut |_| Ok(true)).unwrap()));
+    says
+}
+
+/// Bytes that differ from place to place.
+fn pattern(n: usize, seed: u32) -> Vec<u8> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect()
+}
+
+/// Copies of one piece, of many, and at odd places; what is refused.
+fn verbs(card: &mut Cuda) {
+    let whole = |buffer, bytes| Slice { buffer, offset: 0, bytes };
+    let free = card.free_memory().unwrap();
+    let large = (9 << 20) + 12u64;
+    let (a, b) = (card.alloc(large).unwrap(), card.alloc(large).unwrap());
+    assert_eq!((card.memory(), card.allocated(a).unwrap()), (2 * large, large));
+    assert_eq!(card.free_memory().unwrap(), free - 2 * large);
+    let mut read = vec![1; large as usize];
+    card.download(whole(a, large), &mut read).unwrap();
+    assert!(read.iter().all(|&x| x == 0), "memory is not cleared");
+    for (round, bytes) in [large, 1, 4 << 20, (4 << 20) + 1, large].into_iter().enumerate() {
+        let (offset, bytes) = ((large - bytes).min(7), bytes as usize);
+        let sent = pattern(bytes, round as u32);
+        card.upload(Slice { buffer: a, offset, bytes: bytes as u64 }, &sent).unwrap();
+        card.copy(whole(b, large), whole(a, large)).unwrap();
+        card.download(Slice { buffer: b, offset, bytes: bytes as u64 }, &mut read[..bytes]).unwrap();
+        assert!(read[..bytes] == sent, "{bytes} bytes at {offset}");
+    }
+    let outside = Slice { buffer: a, offset: 8, bytes: large };
+    for refused in [
+        card.upload(outside, &read),
+        card.download(outside, &mut read.clone()),
+        card.copy(whole(b, large), outside),
+        card.upload(Slice { offset: u64::MAX, ..outside }, &[1]),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains("is not within an allocation"));
+    }
+    card.free(a);
+    card.free(a);
+    assert!(card.download(whole(a, 4), &mut [0; 4]).is_err(), "freed memory is read");
+    assert_eq!((card.memory(), card.allocated(b).unwrap()), (large, large));
+    let empty = card.alloc(0).unwrap();
+    card.upload(whole(empty, 0), &[]).unwrap();
+    match card.alloc(1 << 40) {
+        Err(Error::Memory { needed, available, .. }) => assert_eq!((needed, available), (1 << 40, free - large - 4)),
+        other => panic!("{other:?}"),
+    }
+    card.free(b);
+    card.free(empty);
+    assert_eq!((card.memory(), card.free_memory()), (0, Some(free)));
+}
+
+/// A row of the op table on a card: recorded, replayed, timed, forgotten.
+fn kernels(card: &mut Cuda) {
+    let op = ops::table().find(|op| op.name == "add").unwrap();
+    let sample = &(op.samples)()[0];
+    let (stored, meant) = operands(op.name, sample).unwrap();
+    let ins = sample.ins.iter().map(|i| i.ty.clone()).zip(stored.iter().map(Vec::as_slice)).collect();
+    let outs = Run { op, attr: &sample.attr, ins, shared: &[] }.on(card).unwrap();
+    let wants = (op.reference)(&sample.attr, &meant);
+    let got: Vec<f64> = outs[0].chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect();
+    assert!(got.iter().zip(&wants[0].data).all(|(g, w)| (g - w).abs() <= 1e-6 * w.abs()));
+    let none: &[Launch] = &[];
+    let recording = card.record(none).unwrap();
+    card.replay(recording).unwrap();
+    card.forget(recording);
+    assert!(card.replay(recording).unwrap_err().to_string().contains("is not there"));
+}
+
+#[test]
+#[ignore = "needs a card; verbs_and_sessions_are_right_on_a_card runs it on one that is none"]
+fn on_the_card() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    // Two cards in turn, each verb in its own card's context, and dropped by another thread.
+    let (mut first, mut second) = (Cuda::new(Some(0)).unwrap(), Cuda::new(Some(1)).unwrap());
+    assert!(Cuda::new(Some(2)).is_err());
+    let bytes = 5 << 20;
+    let (a, b) = (first.alloc(bytes).unwrap(), second.alloc(bytes).unwrap());
+    let (here, there) = (Slice { buffer: a, offset: 0, bytes }, Slice { buffer: b, offset: 0, bytes });
+    let (sent, mut got) = (pattern(bytes as usize, 7), vec![0; bytes as usize]);
+    first.upload(here, &sent).unwrap();
+    second.upload(there, &sent[1..]).unwrap();
+    first.download(here, &mut got).unwrap();
+    assert!(got == sent);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut got = vec![0; bytes as usize];
+            second.download(there, &mut got).unwrap();
+            assert!(got[..got.len() - 1] == pattern(bytes as usize, 7)[1..]);
+            second.free(b);
+            verbs(&mut second);
+            kernels(&mut second);
+        });
+    });
+    first.free(a);
+    verbs(&mut first);
+    kernels(&mut first);
+    drop(first);
+    for dtype in [DType::F32, DType::BF16] {
+        for line in session(Box::new(Cuda::new(None).unwrap()), dtype) {
+            println!("{SAYS}{line}");
+        }
+    }
+}
+
+#[test]
+fn verbs_and_sessions_are_right_on_a_card() {
+    let Some(card) = Card::new("direct") else { return };
+    let this = std::env::current_exe().unwrap();
+    let args = ["direct::on_the_card", "--exact", "--ignored", "--nocapture"];
+    let ran = card.start(&this, &args, &[(CHILD, "1"), ("FAKECUDA_CARDS", "2"), ("FAKECUDA_SCHEDULE", "3")]);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    let said: Vec<&str> = ran.out.lines().filter_map(|l| Some(l.split_once(SAYS)?.1)).collect();
+    let interpreted = Device::ptx(80).unwrap();
+    let expected: Vec<String> =
+        [DType::F32, DType::BF16].iter().flat_map(|&dtype| session(interpreted.open(), dtype)).collect();
+    assert_eq!(said, expected);
+    assert_eq!(said.len(), 12, "{said:?}");
+}

@@ -1,0 +1,84 @@
+//! Whole runs of the program: choices that save memory, each under other schedules of the interpreter, come to the same
+//! bits; the driver gives what the account says; a run whose card is lost goes on.
+
+use std::path::Path;
+
+use crate::Training;
+
+/// (what a group's runs have in common, how they differ otherwise; they come to the same bits).
+const GROUPS: &[(&[&str], &[&[&str]])] = &[
+    (
+        &[],
+        &[
+            &[],
+            &["--recompute", "all"],
+            &["--stream", "on"],
+            &["--offload", "on"],
+            &["--page-optimizer", "on"],
+            &["--memory", "400000"],
+        ],
+    ),
+    (
+        &["--quantize", "nf4", "--double-quant", "--optimizer", "adamw8bit", "--dropout", "0.1"],
+        &[&[], &["--stream", "on", "--offload", "on", "--page-optimizer", "on", "--recompute", "all"]],
+    ),
+    (&["--method", "full", "--dtype", "bf16"], &[&["--profile"], &["--page-optimizer", "on", "--stream", "on"]]),
+];
+
+/// The weights that a run leaves.
+fn weights(run: &Path) -> Vec<u8> {
+    let files = ["adapter_model.safetensors", "model.safetensors"].map(|name| run.join(name));
+    let file = files.iter().find(|path| path.exists()).unwrap_or_else(|| panic!("no weights in {}", run.display()));
+    std::fs::read(file).unwrap()
+}
+
+/// The bytes of the account, as a run says them before it begins.
+fn account(err: &str) -> u64 {
+    let line = err.lines().find(|l| l.trim_start().starts_with("total ")).unwrap_or_else(|| panic!("{err}"));
+    line.split_whitespace().last().unwrap().replace(',', "").parse().unwrap()
+}
+
+#[test]
+fn what_saves_memory_changes_no_bit_and_the_account_is_what_the_driver_gave() {
+    let Some(training) = Training::new("whole") else { return };
+    let sizes = ["--steps", "2", "--batch-size", "3", "--device", "cuda"];
+    let mut schedule = 0;
+    let mut seen = Vec::new();
+    for (common, choices) in GROUPS {
+        let mut first = None;
+        for choice in *choices {
+            let own = [&sizes[..], common, choice].concat();
+            schedule += 1;
+            let ran = training.run("run", &own, &[("FAKECUDA_SCHEDULE", &schedule.to_string())]);
+            assert_eq!(ran.code, Some(0), "{own:?}: {}{}", ran.out, ran.err);
+            assert_eq!(ran.report["peak"], account(&ran.err), "{own:?}: {}", ran.err);
+            assert_eq!(ran.report["used"], 0, "{own:?}");
+            let result = (weights(&training.card.path("run")), training.card.steps("run"));
+            match &first {
+                None => first = Some(result),
+                Some(first) => assert!(*first == result, "{own:?} comes to other bits"),
+            }
+        }
+        seen.push(first);
+    }
+    // The control: what is not such a choice does change bits.
+    assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2]);
+}
+
+#[test]
+fn a_run_whose_card_is_lost_goes_on_to_the_same_bits() {
+    let Some(training) = Training::new("lost") else { return };
+    let own = ["--steps", "4", "--batch-size", "2", "--save-every", "1", "--device", "cuda"];
+    let kernels = training.ok("whole", &own, &[])["kernels"].as_u64().unwrap();
+    let lose = (kernels * 5 / 8).to_string();
+    let ran = training.run("lost", &own, &[("FAKECUDA_LOSE", &lose)]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("CUDA_ERROR_LAUNCH_FAILED"), "{}", ran.err);
+    let done = training.card.steps("lost").len();
+    assert!((1..4).contains(&done), "lost after step {done}");
+    let (_, report) = training.card.ok(&["train", "--resume", "lost"], &[]);
+    assert!(report["kernels"].as_u64().unwrap() < kernels, "it began anew");
+    let path = |run: &str| training.card.path(run);
+    assert!(weights(&path("whole")) == weights(&path("lost")));
+    assert_eq!(training.card.steps("whole"), training.card.steps("lost"));
+}
