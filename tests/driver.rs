@@ -2,9 +2,13 @@
 //! call and its order, and interprets the kernels.
 #![cfg(target_os = "linux")]
 
+#[path = "driver/cards.rs"]
+mod cards;
 mod common;
 #[path = "driver/direct.rs"]
 mod direct;
+#[path = "driver/skipped.rs"]
+mod skipped;
 #[path = "driver/whole.rs"]
 mod whole;
 
@@ -71,11 +75,13 @@ fn steps_and_texts_equal_the_cpus() {
         assert!(near(there.0, here.0) && near(there.1, here.1), "step {step}: {there:?}, on the cpu {here:?}");
     }
     let base = format!("{}/assets/base", env!("CARGO_MANIFEST_DIR"));
-    let say = |device: &str| {
-        let args = ["generate", "--model", &base, "--prompt", "ROMEO:", "--max-tokens", "4", "--temperature", "0"];
-        card.ok(&[&args[..], &["--device", device]].concat(), &[]).0
-    };
-    assert_eq!(say("cuda"), say("cpu"));
+    for choice in [&[][..], &["--quantize", "nf4", "--stream", "on"]] {
+        let say = |device: &str| {
+            let args = ["generate", "--model", &base, "--prompt", "ROMEO:", "--max-tokens", "3", "--temperature", "0"];
+            card.ok(&[&args[..], choice, &["--device", device]].concat(), &[]).0
+        };
+        assert_eq!(say("cuda"), say("cpu"), "{choice:?}");
+    }
 }
 
 /// Calls of which a program asks nothing, or at its end, when nothing can be done about their failing.

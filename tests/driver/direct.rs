@@ -9,11 +9,12 @@ use trimtab::Error;
 use trimtab::backend::cuda::Cuda;
 use trimtab::backend::{Backend, Launch, Slice};
 use trimtab::base::Base;
-use trimtab::bench::operands::operands;
+use trimtab::bench::operands::{decode, operands};
+use trimtab::bench::truth::allowed;
 use trimtab::bench::watched::Run;
 use trimtab::data::pack::pack_sized;
 use trimtab::data::{Dataset, Example};
-use trimtab::dtype::DType;
+use trimtab::dtype::{DType, Ty};
 use trimtab::generate::sample::Sampling;
 use trimtab::generate::{Ask, Room};
 use trimtab::ops;
@@ -24,7 +25,7 @@ use trimtab::session::{Options, Planned};
 use trimtab::tasks::{self, Setup};
 
 use crate::common;
-use crate::common::card::Card;
+use crate::common::card::{Card, Ran};
 use crate::common::devices::Device;
 
 /// The folder of the driver, for the test below; without it, that one has nothing to do.
@@ -127,16 +128,26 @@ fn verbs(card: &mut Cuda) {
     assert_eq!((card.memory(), card.free_memory()), (0, Some(free)));
 }
 
-/// A row of the op table on a card: recorded, replayed, timed, forgotten.
+/// Rows of the op table on a card, one that needs more shared memory than a kernel has unasked; recordings of nothing, and
+/// forgotten ones.
 fn kernels(card: &mut Cuda) {
-    let op = ops::table().find(|op| op.name == "add").unwrap();
-    let sample = &(op.samples)()[0];
-    let (stored, meant) = operands(op.name, sample).unwrap();
-    let ins = sample.ins.iter().map(|i| i.ty.clone()).zip(stored.iter().map(Vec::as_slice)).collect();
-    let outs = Run { op, attr: &sample.attr, ins, shared: &[] }.on(card).unwrap();
-    let wants = (op.reference)(&sample.attr, &meant);
-    let got: Vec<f64> = outs[0].chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect();
-    assert!(got.iter().zip(&wants[0].data).all(|(g, w)| (g - w).abs() <= 1e-6 * w.abs()));
+    for name in ["add", "attention"] {
+        let op = ops::table().find(|op| op.name == name).unwrap();
+        let samples = (op.samples)();
+        let sample = samples.iter().max_by_key(|s| s.ins[0].ty.shape.last().copied()).unwrap();
+        let (stored, meant) = operands(op.name, sample).unwrap();
+        let ins = sample.ins.iter().map(|i| i.ty.clone()).zip(stored.iter().map(Vec::as_slice)).collect();
+        let outs = Run { op, attr: &sample.attr, ins, shared: &[] }.on(card).unwrap();
+        let wants = (op.reference)(&sample.attr, &meant);
+        let bounds = allowed(op, sample, &meant, &wants).unwrap();
+        let tys: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+        for (o, ty) in op.types(&sample.attr, &tys).unwrap().iter().enumerate() {
+            let got = decode(ty, &outs[o]);
+            assert_eq!(got.len(), wants[o].data.len());
+            let off = got.iter().zip(&wants[o].data).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
+            assert!(off <= bounds[o], "{name}: output {o} is off by {off:e}, of {:e}", bounds[o]);
+        }
+    }
     let none: &[Launch] = &[];
     let recording = card.record(none).unwrap();
     card.replay(recording).unwrap();
@@ -182,17 +193,35 @@ fn on_the_card() {
     }
 }
 
+/// Runs the test above on a card that is none.
+fn child(card: &Card, told: (&str, &str)) -> Ran {
+    let this = std::env::current_exe().unwrap();
+    let args = ["direct::on_the_card", "--exact", "--ignored", "--nocapture"];
+    card.start(&this, &args, &[(CHILD, "1"), ("FAKECUDA_CARDS", "2"), told])
+}
+
 #[test]
 fn verbs_and_sessions_are_right_on_a_card() {
     let Some(card) = Card::new("direct") else { return };
-    let this = std::env::current_exe().unwrap();
-    let args = ["direct::on_the_card", "--exact", "--ignored", "--nocapture"];
-    let ran = card.start(&this, &args, &[(CHILD, "1"), ("FAKECUDA_CARDS", "2"), ("FAKECUDA_SCHEDULE", "3")]);
+    let ran = child(&card, ("FAKECUDA_SCHEDULE", "3"));
     assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    assert!(ran.report["calls"]["cuFuncSetAttribute"].as_u64() > Some(0), "{}", ran.report);
     let said: Vec<&str> = ran.out.lines().filter_map(|l| Some(l.split_once(SAYS)?.1)).collect();
     let interpreted = Device::ptx(80).unwrap();
     let expected: Vec<String> =
         [DType::F32, DType::BF16].iter().flat_map(|&dtype| session(interpreted.open(), dtype)).collect();
     assert_eq!(said, expected);
     assert_eq!(said.len(), 12, "{said:?}");
+}
+
+/// What a program that does not ask for shared memory, or is in another card's context, comes to: the checks do see it.
+#[test]
+fn calls_that_are_left_out_are_found() {
+    let Some(card) = Card::new("left-out") else { return };
+    for (call, said) in
+        [("cuFuncSetAttribute", "of which it was allowed 0"), ("cuCtxSetCurrent:3", "is not of the context")]
+    {
+        let ran = child(&card, ("FAKECUDA_SKIP", call));
+        assert!(ran.code == Some(86) && ran.err.contains(said), "{call}: {:?} {}", ran.code, ran.err);
+    }
 }

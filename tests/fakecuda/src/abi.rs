@@ -85,6 +85,3 @@ pub const DISABLE_TIMING: u32 = 2;
 pub const RELAXED: u32 = 2;
 /// The mode in which it minds what its own thread does only.
 pub const THREAD_LOCAL: u32 = 1;
-
-/// The version that the driver says it has: CUDA 13.0.
-pub const VERSION: i32 = 13_000;

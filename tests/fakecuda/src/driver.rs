@@ -178,6 +178,9 @@ const UNSAFE_IN_CAPTURE: &[&str] = &[
     "cuModuleUnload",
 ];
 
+/// Calls that not every driver of CUDA 12 has, and the first that does.
+const LATER: &[(&str, i32)] = &[("cuEventElapsedTime_v2", 12_080)];
+
 /// Calls that come before all others.
 const STARTS: &[&str] = &["cuDriverGetVersion", "cuInit"];
 
@@ -210,7 +213,7 @@ pub fn enter(name: &'static str, call: impl FnOnce(&mut Driver) -> Answer) -> Co
             }
         },
     };
-    let answer = driver.begin(name).and_then(|()| call(driver));
+    let answer = driver.begin(name).and_then(|skipped| if skipped { Ok(()) } else { call(driver) });
     driver.host.tick(HOST);
     match answer {
         Ok(()) => driver.told.take().unwrap_or(abi::SUCCESS),
@@ -261,9 +264,13 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, name: &'static str) -> Answer {
+    /// What comes before a call; whether it is to be skipped.
+    fn begin(&mut self, name: &'static str) -> Answer<bool> {
         let count = self.calls.entry(name).or_default();
         *count += 1;
+        if self.settings.skips.iter().any(|(call, nth)| call == name && nth.is_none_or(|n| n == *count)) {
+            return Ok(true);
+        }
         let told = self.settings.failures.iter().find(|f| f.call == name && f.nth == *count);
         self.told = told.map(|f| f.code);
         if let Some(code) = self.told.filter(|_| !ENDS.contains(&name)) {
@@ -272,8 +279,11 @@ impl Driver {
         if !self.started && !STARTS.contains(&name) {
             return found(abi::NOT_INITIALIZED, "called before cuInit");
         }
+        if let Some((_, since)) = LATER.iter().find(|row| row.0 == name && row.1 > self.settings.version) {
+            return found(abi::NOT_FOUND, format!("it came with CUDA {}.{}", since / 1000, since % 1000 / 10));
+        }
         if WITHOUT_CARD.contains(&name) {
-            return Ok(());
+            return Ok(false);
         }
         if let Some((_, code)) = self.settings.lose.filter(|_| self.lost) {
             return Err(Refusal::Code(code));
@@ -289,7 +299,7 @@ impl Driver {
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The calling thread's context.

@@ -51,7 +51,7 @@ exports! {
         d.started = true;
         Ok(())
     }
-    fn cuDriverGetVersion(_, version: *mut c_int) { put(version, abi::VERSION) }
+    fn cuDriverGetVersion(d, version: *mut c_int) { put(version, d.settings.version) }
 
     fn cuDeviceGetCount(d, count: *mut c_int) { put(count, d.settings.cards) }
     fn cuDeviceGet(d, device: *mut c_int, index: c_int) {

@@ -1,0 +1,50 @@
+//! Cards and drivers of other kinds: what cannot be used is said, what can is used.
+
+use crate::Training;
+
+/// (what the driver is like, flags, exit code, what is said).
+type Row = (&'static [(&'static str, &'static str)], &'static [&'static str], i32, &'static str);
+
+const CARDS: &[Row] = &[
+    (&[("FAKECUDA_ARCH", "70")], &["--device", "cuda"], 1, "kernels need sm_75 (Turing) or newer"),
+    (&[("FAKECUDA_VERSION", "11080")], &["--device", "cuda"], 1, "a driver for CUDA 11.8"),
+    (&[("FAKECUDA_CARDS", "0")], &["--device", "cuda"], 1, "0 cards"),
+    (&[], &["--device", "cuda:1"], 1, "device cuda:1: 1 cards"),
+    (&[("FAKECUDA_CARDS", "2")], &["--device", "cuda:1"], 0, "on Fake card (CUDA, sm_81)"),
+    (&[], &["--device", "auto"], 0, "on Fake card (CUDA, sm_81)"),
+    (&[("FAKECUDA_ARCH", "76"), ("FAKECUDA_SCHEDULE", "4")], &["--device", "cuda", "--dtype", "bf16"], 0, "sm_76"),
+    (&[("FAKECUDA_ARCH", "91")], &["--device", "cuda", "--dtype", "bf16"], 0, "sm_91"),
+    (&[("FAKECUDA_MEMORY", "300000")], &["--device", "cuda"], 1, "has no more free memory"),
+    (&[("TRIMTAB_NVRTC", "/no/such/library.so")], &["--device", "cuda"], 1, "TRIMTAB_NVRTC=/no/such/library.so"),
+];
+
+#[test]
+fn cards_are_used_or_it_is_said_why_not() {
+    let Some(training) = Training::new("cards") else { return };
+    let wrong: Vec<String> = CARDS
+        .iter()
+        .filter_map(|(told, flags, code, said)| {
+            let ran = training.run("run", &[&["--steps", "1", "--batch-size", "1"], *flags].concat(), told);
+            let right = ran.code == Some(*code) && ran.err.contains(said) && !ran.err.contains("panicked");
+            (!right).then(|| format!("{told:?} {flags:?}: {:?}\n{}", ran.code, ran.err))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let (listed, _) = training.card.ok(&["devices"], &[("FAKECUDA_CARDS", "2")]);
+    for said in ["cuda:0  Fake card (sm_81)", "cuda:1  Fake card (sm_81)", "2.0 GiB of memory", "auto    takes cuda:0"]
+    {
+        assert!(listed.contains(said), "{listed}");
+    }
+}
+
+/// Older drivers cannot tell the time between two events: then the host's clock does.
+#[test]
+fn lists_are_timed_by_old_and_new_drivers() {
+    let Some(training) = Training::new("clocks") else { return };
+    for (version, by_events) in [("12000", false), ("12080", true)] {
+        let own = ["--steps", "2", "--batch-size", "1", "--device", "cuda", "--profile"];
+        let report = training.ok("run", &own, &[("FAKECUDA_VERSION", version)]);
+        let calls = report["calls"]["cuEventElapsedTime_v2"].as_u64().unwrap_or(0);
+        assert_eq!(calls > 0, by_events, "CUDA {version}: {report}");
+    }
+}

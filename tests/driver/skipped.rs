@@ -1,0 +1,50 @@
+//! A run in which calls of the driver are left out, as if the backend forgot them: each is found, or does not matter.
+
+use crate::Training;
+
+/// (call that does nothing, what is found).
+const FORGOTTEN: &[(&str, &str)] = &[
+    ("cuCtxSetCurrent", "no context is current on this thread"),
+    ("cuDevicePrimaryCtxRelease_v2", "the process ends with a context open"),
+    ("cuEventDestroy_v2", "released with 3 events in it"),
+    ("cuEventRecord", "and nothing orders the two"),
+    ("cuEventRecord:1", "and nothing orders the two"),
+    ("cuEventRecord:2", "the host touches byte 0 of pinned memory"),
+    ("cuEventSynchronize", "the host touches byte 0 of pinned memory"),
+    ("cuEventSynchronize:3", "the host touches byte 0 of pinned memory"),
+    ("cuGraphDestroy", "released with 2 graphs in it"),
+    ("cuGraphExecDestroy", "released with 2 executable graphs in it"),
+    ("cuGraphExecDestroy:2", "released with 1 executable graph in it"),
+    ("cuInit", "called before cuInit"),
+    ("cuMemFreeHost:2", "released with 1 pinned allocation in it"),
+    ("cuMemFree_v2:1", "released with 1 allocation in it"),
+    ("cuMemsetD8Async", "which nothing has written"),
+    ("cuModuleUnload:4", "released with 1 module in it"),
+    ("cuStreamBeginCapture_v2", "is not captured"),
+    ("cuStreamCreate", "the default stream is used"),
+    ("cuStreamDestroy_v2:1", "released with 1 stream in it"),
+    ("cuStreamEndCapture", "is no graph"),
+    ("cuStreamSynchronize", "still writes: it has not waited for it"),
+    ("cuStreamSynchronize:1", "still writes: it has not waited for it"),
+    ("cuStreamWaitEvent", "and nothing orders the two"),
+    ("cuStreamWaitEvent:1", "and nothing orders the two"),
+];
+
+#[test]
+fn each_forgotten_call_is_found() {
+    let Some(training) = Training::new("skipped") else { return };
+    let own = ["--steps", "1", "--batch-size", "1", "--device", "cuda"];
+    training.ok("whole", &own, &[]);
+    // The control: a call that only makes the first step quicker.
+    training.ok("same", &own, &[("FAKECUDA_SKIP", "cuGraphUpload")]);
+    assert_eq!(training.card.steps("same"), training.card.steps("whole"));
+    let missed: Vec<String> = FORGOTTEN
+        .iter()
+        .filter_map(|(call, said)| {
+            let ran = training.run("broken", &own, &[("FAKECUDA_SKIP", call)]);
+            let found = ran.code == Some(86) && ran.err.contains("fakecuda: ") && ran.err.contains(said);
+            (!found).then(|| format!("{call}: {:?}\n{}", ran.code, ran.err))
+        })
+        .collect();
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
