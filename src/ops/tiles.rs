@@ -166,23 +166,24 @@ mod tests {
     /// Two blocks for each multiprocessor where the sum is long enough, whatever the card; large tiles where they fill it.
     #[test]
     fn a_product_fills_the_card_it_is_for() {
-        // (multiprocessors, m, n, k) and the tile's rows, and parts of the sum.
-        let table: [(u32, (usize, usize, usize), usize, usize); 9] = [
-            (132, (4096, 16, 4096), 64, 4),
-            (36, (4096, 16, 4096), 64, 1),
-            (264, (4096, 16, 4096), 64, 8),
+        // Multiprocessors, m, n, k, the tile's rows, and parts of the sum.
+        let table: [(u32, [usize; 3], usize, usize); 9] = [
+            (132, [4096, 16, 4096], 64, 4),
+            (36, [4096, 16, 4096], 64, 1),
+            (264, [4096, 16, 4096], 64, 8),
             // No part is of less than 256 terms.
-            (132, (64, 16, 2048), 64, 8),
-            (132, (64, 64, 256), 64, 1),
-            (132, (1024, 1024, 512), 64, 1),
-            (132, (1152, 1024, 512), 128, 2),
-            (36, (512, 640, 512), 128, 2),
-            (36, (512, 512, 512), 64, 1),
+            (132, [64, 16, 2048], 64, 8),
+            (132, [64, 64, 256], 64, 1),
+            (132, [1024, 1024, 512], 64, 1),
+            (132, [1152, 1024, 512], 128, 2),
+            (36, [512, 640, 512], 128, 2),
+            (36, [512, 512, 512], 64, 1),
         ];
-        for (n, dims, rows, parts) in table {
-            let caps = Caps { multiprocessors: Some(n), ..crate::backend::cuda::caps("a card".into(), 90) };
-            let found = (Tile::of(dims.0, dims.1, &caps).m, split(dims, &caps).0);
-            assert_eq!(found, (rows, parts), "{dims:?} on {n} multiprocessors");
+        for (multiprocessors, [m, n, k], rows, parts) in table {
+            let caps =
+                Caps { multiprocessors: Some(multiprocessors), ..crate::backend::cuda::caps("a card".into(), 90) };
+            let found = (Tile::of(m, n, &caps).m, split((m, n, k), &caps).0);
+            assert_eq!(found, (rows, parts), "{m}×{n}×{k} on {multiprocessors} multiprocessors");
         }
         // What a card decides has a name, by which a run that goes on elsewhere can tell.
         let [a, b] = [Some(132), Some(114)].map(|multiprocessors| {
