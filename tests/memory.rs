@@ -10,7 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::devices::devices;
 use trimtab::Error;
+#[cfg(feature = "cuda")]
+use trimtab::backend::Caps;
 use trimtab::backend::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use trimtab::backend::null::Null;
 use trimtab::backend::{Backend, Target};
 use trimtab::config::{Bytes, Setting};
 use trimtab::data::pack::{MicroBatch, pack};
@@ -524,4 +528,53 @@ fn smaller_micro_batches_are_the_last_resort_and_said() {
     assert!((16..128).contains(&planned.micro_tokens()));
     assert!(planned.chosen()[0].what.contains("rounding"), "{:?}", planned.chosen());
     assert!(plan(128, 128, small).is_err(), "the control: a sequence is not split");
+}
+
+/// Without a budget, what is free on a card is one: a plan that fits it is the one without a number, and another is made to
+/// fit, or refused before anything is allocated.
+#[cfg(feature = "cuda")]
+#[test]
+fn what_is_free_on_a_card_is_its_budget() {
+    let base = Arc::new(Base::open(fixture("golden/base")).unwrap());
+    let plan = |free: Option<u64>, budget: Option<u64>, target: Target| {
+        let method = Box::new(Lora { config: AdapterConfig::lora(4, 8.0, Targets::AllLinear) });
+        let memory = Request { budget, ..Request::default() };
+        let options = Options { max_seq_len: 128, micro_tokens: 128, memory, ..Options::default() };
+        let caps = Caps { target, ..trimtab::backend::cuda::caps("a card".into(), 80) };
+        let mut device = Null::like(caps);
+        device.free = free;
+        Planned::new(&base, method, options, Box::new(device))
+    };
+    let free = |room: u64| Some((room + (256 << 20)) * 64 / 63 + 2);
+    let untold = plan(None, None, Target::Cuda).unwrap();
+    let whole = untold.account().total;
+    assert!(untold.budget().is_none() && untold.chosen().is_empty());
+    // What fits is planned as if nothing were known.
+    let planned = plan(free(whole), None, Target::Cuda).unwrap();
+    assert!(planned.budget().is_some_and(|most| most >= whole) && planned.chosen().is_empty());
+    assert_eq!(planned.account(), untold.account());
+    // What does not is made to fit.
+    let least = match plan(Some(0), None, Target::Cuda) {
+        Err(Error::Memory { needed, .. }) => needed,
+        other => panic!("nothing is enough: {}", other.is_ok()),
+    };
+    let planned = plan(free((least + whole) / 2), None, Target::Cuda).unwrap();
+    assert!(planned.account().total <= planned.budget().unwrap() && planned.budget().unwrap() < whole);
+    assert!(!planned.chosen().is_empty());
+    let most = planned.budget().unwrap();
+    let asked = plan(None, Some(most), Target::Cuda).unwrap();
+    assert_eq!(planned.account(), asked.account(), "as --memory of as much does it");
+    // Or refused.
+    for nothing in [0, 1 << 20, 256 << 20] {
+        match plan(Some(nothing), None, Target::Cuda) {
+            Err(Error::Memory { available, hint, .. }) => {
+                assert!(available == 0 && hint.contains("a card") && !hint.contains("--memory"), "{hint}");
+            }
+            other => panic!("{nothing} bytes are enough: {}", other.is_ok()),
+        }
+    }
+    // What is asked for counts, whatever is free; and on the CPU nothing but that.
+    let planned = plan(Some(0), Some(whole), Target::Cuda).unwrap();
+    assert!(planned.budget() == Some(whole) && planned.account().total <= whole);
+    assert!(plan(Some(0), None, Target::Null).unwrap().budget().is_none());
 }

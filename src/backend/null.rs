@@ -13,6 +13,8 @@ pub struct Null {
     recordings: Vec<usize>,
     /// Launches replayed so far.
     pub launches: usize,
+    /// Bytes that it says are free.
+    pub free: Option<u64>,
 }
 
 impl Null {
@@ -41,7 +43,7 @@ impl Null {
 
     /// One that plans as the device with `caps` would.
     pub fn like(caps: Caps) -> Null {
-        Null { caps, buffers: HashMap::new(), next: 0, recordings: Vec::new(), launches: 0 }
+        Null { caps, buffers: HashMap::new(), next: 0, recordings: Vec::new(), launches: 0, free: None }
     }
 }
 
@@ -65,6 +67,9 @@ impl Backend for Null {
     }
     fn memory(&self) -> u64 {
         self.buffers.values().sum()
+    }
+    fn free_memory(&self) -> Option<u64> {
+        self.free
     }
     fn upload(&mut self, _: Slice, _: &[u8]) -> Result<()> {
         Ok(())

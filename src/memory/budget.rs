@@ -52,6 +52,9 @@ impl std::fmt::Display for Toggle {
 pub struct Request {
     /// Bytes there are. On the CPU, of the whole process; elsewhere, on the device.
     pub budget: Option<u64>,
+    /// Bytes that a device with memory of its own has for this, where nobody gave a budget: what takes more is made to fit. What
+    /// fits is planned as if nothing were known.
+    pub room: Option<u64>,
     /// Recompute of all layers at this level, whether it is needed or not. None: what the budget needs; without a budget,
     /// of cheap values.
     pub recompute: Option<super::Level>,
@@ -61,6 +64,13 @@ pub struct Request {
     pub page_optimizer: Toggle,
     /// Inputs of blocks wait off the device for the backward pass.
     pub offload: Toggle,
+}
+
+impl Request {
+    /// Bytes to stay within, asked for or not.
+    pub fn bytes(&self) -> Option<u64> {
+        self.budget.or(self.room)
+    }
 }
 
 /// A choice that was made, and what it does.
@@ -77,6 +87,12 @@ pub struct Chosen {
 /// What the process takes besides its account on the CPU: code, libraries, tokenizer, data, buffers of products.
 /// Measured on x86-64 Linux: 20 to 35 MB.
 pub const PROCESS: u64 = 40 << 20;
+
+/// What a device keeps of its free memory for what is no part of the account: kernels, recorded launches, the ends of
+/// allocations.
+pub fn room(free: u64) -> u64 {
+    free.saturating_sub(free / 64 + (256 << 20))
+}
 
 /// Bytes that count against a budget on the device with `caps`.
 pub fn counted(plan: &Plan, caps: &Caps) -> u64 {
@@ -244,18 +260,22 @@ pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<Fitted> {
         Toggle::On => knob.set(choices, knob.most(step)),
         _ => choices,
     };
-    let usual = match (request.budget, request.recompute) {
-        (None, None) => Choices { selective: layers(step), ..Choices::default() },
-        _ => Choices::default(),
-    };
-    let choices = KNOBS.iter().fold(usual, forced);
-    let Some(budget) = request.budget else {
+    if request.budget.is_none() {
+        let usual = match request.recompute {
+            None => Choices { selective: layers(step), ..Choices::default() },
+            Some(_) => Choices::default(),
+        };
+        let choices = KNOBS.iter().fold(usual, forced);
         let tried = attempt(step, choices, caps)?;
-        if choices != usual {
-            describe(&mut chosen, attempt(step, usual, caps).ok(), step, choices, caps);
+        if request.room.is_none_or(|room| tried.bytes <= room) {
+            if choices != usual {
+                describe(&mut chosen, attempt(step, usual, caps).ok(), step, choices, caps);
+            }
+            return Ok(tried.fitted(chosen));
         }
-        return Ok(tried.fitted(chosen));
-    };
+    }
+    let budget = request.bytes().unwrap_or(u64::MAX);
+    let choices = KNOBS.iter().fold(Choices::default(), forced);
     let mut open: Vec<Knob> = KNOBS.into_iter().filter(|k| k.toggle(request) == Toggle::Auto).collect();
     let mut order: Vec<Knob> = Vec::new();
     let mut now = attempt(step, choices, caps)?;
@@ -285,15 +305,15 @@ pub fn fit(step: &Program, caps: &Caps, request: &Request) -> Result<Fitted> {
     }
     if now.bytes > budget {
         let least = least.0;
-        return Err(Error::Memory {
-            needed: least,
-            available: budget,
-            hint: format!(
-                "the smallest --memory that would do is {}; or quantize (--quantize nf4), use a smaller rank, \
-                 fewer --micro-tokens or a smaller --max-seq-len",
-                units::text(least.next_multiple_of(1 << 20))
-            ),
-        });
+        let smaller = "quantize (--quantize nf4), use a smaller rank, fewer --micro-tokens or a smaller --max-seq-len";
+        let hint = match request.budget {
+            Some(_) => {
+                let enough = units::text(least.next_multiple_of(1 << 20));
+                format!("the smallest --memory that would do is {enough}; or {smaller}")
+            }
+            None => format!("{} has no more that is free; end what else holds some, or {smaller}", caps.device),
+        };
+        return Err(Error::Memory { needed: least, available: budget, hint });
     }
     // What was taken first may not be needed any more; and nothing further than needed.
     for knob in order.iter().rev() {

@@ -24,6 +24,7 @@ pub fn options(config: &RunConfig, micro: &Micro) -> Options {
 fn request(config: &RunConfig) -> Request {
     Request {
         budget: config.memory.map(|b| b.0),
+        room: None,
         recompute: match config.recompute {
             Recompute::Auto => None,
             Recompute::None => Some(Level::None),

@@ -78,7 +78,9 @@ pub fn text(config: &RunConfig, learns: Lines, planned: &Planned, learnt: &Learn
     lines.add("computes", format!("in {act}{auto} on {}", planned.device()));
     let needed = account.total + account.host_total;
     let free = planned.free_memory().map_or(String::new(), |free| format!("; {} are free", human(free)));
-    lines.add("memory", format!("{} are needed{free}", human(needed)));
+    let most = planned.budget().map_or(String::new(), |most| format!(", of which the plan may take {}", human(most)));
+    let most = if config.memory.is_none() { most } else { String::new() };
+    lines.add("memory", format!("{} are needed{free}{most}", human(needed)));
     lines.text
 }
 

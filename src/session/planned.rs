@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::options::{Options, activations};
 use super::{Merged, Session, phases::Phases};
-use crate::backend::Backend;
+use crate::backend::{Backend, Target};
 use crate::base::Base;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -71,6 +71,10 @@ impl Planned {
         let act = activations(options.dtype, backend.caps());
         let stack: Vec<&dyn Hooks> = methods.iter().map(|m| &**m as &dyn Hooks).collect();
         let mut options = options;
+        // The CPU's memory is the system's, which lends more than there is, and wgpu does not tell.
+        if backend.caps().target == Target::Cuda {
+            options.memory.room = backend.free_memory().map(budget::room);
+        }
         let wanted = options.micro_tokens;
         let check = |sites: &[Site], weights: &[Weight]| -> Result<()> {
             methods.iter().try_for_each(|m| m.check(sites))?;
@@ -113,7 +117,7 @@ impl Planned {
                 }
             };
             let bytes = narrowed.parameter_bytes(&SIZED, caps);
-            if options.memory.budget.is_some_and(|budget| budget::counted(&plan, caps) + bytes > budget) {
+            if options.memory.bytes().is_some_and(|budget| budget::counted(&plan, caps) + bytes > budget) {
                 notes.push(format!("no micro-batches of {tokens} tokens: no memory is left for their launches"));
                 continue;
             }
@@ -193,6 +197,11 @@ impl Planned {
     /// Bytes that are free on the device, where that can be known.
     pub fn free_memory(&self) -> Option<u64> {
         self.backend.free_memory()
+    }
+
+    /// Bytes that the plan stays within, where that was asked for or the device tells.
+    pub fn budget(&self) -> Option<u64> {
+        self.options.memory.bytes()
     }
 
     /// Output heads whose weight is an embedding's, each with that.
