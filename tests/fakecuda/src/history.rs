@@ -168,4 +168,54 @@ mod tests {
         history.touch(0..200, true, &view(1, 3, &[]), &mark(1, 3)).unwrap();
         assert_eq!(history.spans.len(), 1);
     }
+
+    /// Spans against a list of bytes, each with its last write and all reads since, under accesses drawn by a small
+    /// generator: the same accesses conflict.
+    #[test]
+    fn spans_know_what_bytes_know() {
+        const ACTORS: usize = 3;
+        let (mut conflicts, mut fine) = (0, 0);
+        for seed in 1..200u64 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut below = |n: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 20) % n
+            };
+            let mut history = History::default();
+            let mut bytes: Vec<(Option<Mark>, Vec<Mark>)> = vec![(None, Vec::new()); 24];
+            let mut clocks = vec![Clock::default(); ACTORS];
+            for _ in 0..60 {
+                let actor = below(ACTORS as u64) as usize;
+                if below(2) == 0 {
+                    let seen = clocks[below(ACTORS as u64) as usize].clone();
+                    clocks[actor].join(&seen);
+                }
+                let start = below(24);
+                let range = start..(start + 1 + below(8)).min(24);
+                let (write, time) = (below(2) == 0, clocks[actor].tick(actor));
+                let (view, mark) = (clocks[actor].clone(), mark(actor, time));
+                let ordered = |m: &Mark| view.at(m.actor) >= m.time;
+                let touched = &mut bytes[range.start as usize..range.end as usize];
+                let right = touched
+                    .iter()
+                    .all(|(wrote, reads)| wrote.iter().all(ordered) && (!write || reads.iter().all(ordered)));
+                assert_eq!(history.touch(range, write, &view, &mark).is_ok(), right, "seed {seed}");
+                if !right {
+                    conflicts += 1;
+                    break;
+                }
+                fine += 1;
+                for (wrote, reads) in touched {
+                    if write {
+                        (*wrote, *reads) = (Some(mark.clone()), Vec::new());
+                    } else {
+                        reads.push(mark.clone());
+                    }
+                }
+            }
+        }
+        assert!(conflicts > 100 && fine > 300, "{conflicts} conflicts, {fine} without");
+    }
 }

@@ -11,6 +11,9 @@ const STRIDE_BITS: u32 = 40;
 /// A buffer begins in the middle of its range: a negative offset is still its own.
 const MIDDLE: u64 = 1 << (STRIDE_BITS - 1);
 
+/// Bytes whose race cells are made together: a launch mostly touches a small part of a large buffer.
+const CHUNK: usize = 512;
+
 pub(crate) struct Buffer {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
@@ -20,8 +23,8 @@ pub(crate) struct Buffer {
     pub(crate) freed: bool,
     /// Which bytes the running launch touches, where that is asked for.
     pub(crate) touched: Option<Touched>,
-    /// Race cells of the running launch; empty until the first access that needs them.
-    cells: Vec<Cell>,
+    /// Race cells of the running launch, by chunks of [`CHUNK`]; those that nothing has touched are not there.
+    cells: Vec<Option<Box<[Cell]>>>,
 }
 
 /// Global memory of a simulated device.
@@ -183,12 +186,20 @@ impl Memory {
             return Ok(());
         }
         if buffer.cells.is_empty() {
-            buffer.cells = vec![[0; 4]; buffer.bytes.len()];
+            buffer.cells.resize_with(buffer.bytes.len().div_ceil(CHUNK), || None);
         }
-        who.touch(&mut buffer.cells[range], wish.write, wish.strong, false).map_err(|conflict| {
-            let at = spot.offset + conflict.offset;
-            Fault::race(format!("{} of byte {at} of buffer '{}'", wish.verb(), buffer.name), conflict)
-        })
+        let mut at = range.start;
+        while at < range.end {
+            let upto = (at / CHUNK * CHUNK + CHUNK).min(range.end);
+            let chunk = buffer.cells[at / CHUNK].get_or_insert_with(|| vec![[0; 4]; CHUNK].into_boxed_slice());
+            let first = at % CHUNK;
+            who.touch(&mut chunk[first..first + upto - at], wish.write, wish.strong, false).map_err(|conflict| {
+                let at = at + conflict.offset;
+                Fault::race(format!("{} of byte {at} of buffer '{}'", wish.verb(), buffer.name), conflict)
+            })?;
+            at = upto;
+        }
+        Ok(())
     }
 
     /// The buffer of a place, and the place's bytes in it.
