@@ -1,15 +1,13 @@
 //! NVRTC: CUDA C++ to PTX or to a card's machine code. No driver, no card and no CUDA headers are needed.
 
-use std::ffi::{CStr, CString, c_char, c_int};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-
-use cudarc::nvrtc::{result, sys};
+use std::ffi::{CString, c_char, c_int};
+use std::path::Path;
 
 use super::kernels::{KERNELS, kernel};
+use super::nvrtc::{Nvrtc, Program, Status};
 use crate::error::{Error, Result};
 
-/// Names the NVRTC library to use: a path to `libnvrtc.so.13` or the like.
+/// Names the NVRTC library to use, before any on the loader's path: a path to `libnvrtc.so.13` or the like.
 pub const NVRTC_PATH: &str = "TRIMTAB_NVRTC";
 
 const INSTALL: &str = "install the CUDA toolkit's NVRTC (Debian: libnvrtc12; or `pip install nvidia-cuda-nvrtc` and set \
@@ -35,45 +33,31 @@ pub struct Compiled {
 
 /// The compiler's version; the error says what to install.
 pub fn version() -> Result<(i32, i32)> {
-    present()?;
+    let nvrtc = library()?;
     let (mut major, mut minor): (c_int, c_int) = (0, 0);
-    // SAFETY: the library is there; it writes two integers.
-    let status = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
-    status.result().map_err(|e| Error::device("NVRTC", e.to_string(), INSTALL))?;
+    // SAFETY: it writes two integers.
+    nvrtc.ok(unsafe { (nvrtc.version)(&mut major, &mut minor) }).map_err(missing)?;
     Ok((major, minor))
 }
 
-/// Loads the library once. `cudarc` panics where a library is missing, so this is asked first.
-fn present() -> Result<()> {
-    static FOUND: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    let find = || {
-        if let Some(path) = std::env::var_os(NVRTC_PATH).map(PathBuf::from).filter(|p| !p.as_os_str().is_empty()) {
-            // SAFETY: loading NVRTC runs its initialisers, which have no preconditions.
-            let library = unsafe { libloading::Library::new(&path) };
-            // It stays loaded, so that the search by name below finds it.
-            std::mem::forget(library.map_err(|e| format!("{NVRTC_PATH}={}: {e}", path.display()))?);
-        }
-        // SAFETY: as above.
-        match unsafe { sys::is_culib_present() } {
-            true => Ok(()),
-            false => Err("no NVRTC library".to_string()),
-        }
-    };
-    FOUND.get_or_init(find).clone().map_err(|found| Error::device("NVRTC", found, INSTALL))
+fn missing(found: String) -> Error {
+    Error::device("NVRTC", found, INSTALL)
+}
+
+fn library() -> Result<&'static Nvrtc> {
+    Nvrtc::get().map_err(missing)
 }
 
 /// What to compile to for a card of `arch`: its machine code, or, by a compiler older than the card, the text of the
 /// newest architecture the compiler knows, which the driver finishes.
 pub fn target(arch: u32) -> Result<(u32, Output)> {
-    present()?;
+    let nvrtc = library()?;
     let mut count: c_int = 0;
-    // SAFETY: the library is there; it writes one integer.
-    let status = unsafe { sys::nvrtcGetNumSupportedArchs(&mut count) };
-    status.result().map_err(|e| Error::device("NVRTC", e.to_string(), INSTALL))?;
+    // SAFETY: it writes one integer.
+    nvrtc.ok(unsafe { (nvrtc.archs_count)(&mut count) }).map_err(missing)?;
     let mut known = vec![0 as c_int; count.max(0) as usize];
     // SAFETY: it writes as many integers as it said.
-    let status = unsafe { sys::nvrtcGetSupportedArchs(known.as_mut_ptr()) };
-    status.result().map_err(|e| Error::device("NVRTC", e.to_string(), INSTALL))?;
+    nvrtc.ok(unsafe { (nvrtc.archs)(known.as_mut_ptr()) }).map_err(missing)?;
     match known.iter().map(|&a| a as u32).filter(|&a| a <= arch).max() {
         Some(newest) if newest == arch => Ok((arch, Output::Cubin)),
         Some(newest) => Ok((newest, Output::Ptx)),
@@ -102,18 +86,38 @@ pub fn options(defines: &[(&'static str, i64)], arch: u32, output: Output) -> Ve
 }
 
 /// A program that is destroyed when dropped.
-struct Program(sys::nvrtcProgram);
+struct Compiling {
+    nvrtc: &'static Nvrtc,
+    program: Program,
+}
 
-impl Drop for Program {
+impl Compiling {
+    /// What the function `read` has to say of the program, whose length in bytes `size` tells.
+    fn read(
+        &self,
+        size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+        read: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+    ) -> std::result::Result<Vec<u8>, String> {
+        let mut bytes = 0;
+        // SAFETY: the program lives; it writes one integer.
+        self.nvrtc.ok(unsafe { size(self.program, &mut bytes) })?;
+        let mut text = vec![0u8; bytes];
+        // SAFETY: as above; it writes as many bytes as it said.
+        self.nvrtc.ok(unsafe { read(self.program, text.as_mut_ptr().cast()) })?;
+        Ok(text)
+    }
+}
+
+impl Drop for Compiling {
     fn drop(&mut self) {
-        // SAFETY: made by `nvrtcCreateProgram` and destroyed only here.
-        unsafe { sys::nvrtcDestroyProgram(&mut self.0) };
+        // SAFETY: made by `create` and destroyed only here.
+        unsafe { (self.nvrtc.destroy)(&mut self.program) };
     }
 }
 
 /// Compiles a text that may include the files of `kernels/`.
 pub fn source(text: &str, name: &str, options: &[String], output: Output) -> Result<Compiled> {
-    present()?;
+    let nvrtc = library()?;
     let error = |found: String| Error::device("NVRTC", found, "this is a bug in the kernel or a too old NVRTC");
     let c = |s: &str| CString::new(s).map_err(|e| error(e.to_string()));
     let (text, c_name) = (c(text)?, c(name)?);
@@ -129,11 +133,11 @@ pub fn source(text: &str, name: &str, options: &[String], output: Output) -> Res
     }
     let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
     let (name_pointers, text_pointers) = (pointers(&names), pointers(&texts));
-    let mut raw: sys::nvrtcProgram = std::ptr::null_mut();
+    let mut program: Program = std::ptr::null_mut();
     // SAFETY: all strings end in a zero and outlive the program; the two lists have equal lengths.
     let status = unsafe {
-        sys::nvrtcCreateProgram(
-            &mut raw,
+        (nvrtc.create)(
+            &mut program,
             text.as_ptr(),
             c_name.as_ptr(),
             names.len() as c_int,
@@ -141,42 +145,24 @@ pub fn source(text: &str, name: &str, options: &[String], output: Output) -> Res
             name_pointers.as_ptr(),
         )
     };
-    status.result().map_err(|e| error(e.to_string()))?;
-    let program = Program(raw);
-    // SAFETY: the program was made above and lives.
-    let status = unsafe { result::compile_program(program.0, options) };
-    // SAFETY: as above.
-    let log = unsafe { result::get_program_log(program.0) }.map(|log| string(&log)).unwrap_or_default();
-    if let Err(e) = status {
+    nvrtc.ok(status).map_err(error)?;
+    let made = Compiling { nvrtc, program };
+    let c_options = options.iter().map(|option| c(option)).collect::<Result<Vec<_>>>()?;
+    // SAFETY: the program lives, and so do the options.
+    let status = unsafe { (nvrtc.compile)(program, c_options.len() as c_int, pointers(&c_options).as_ptr()) };
+    let log = made.read(nvrtc.log_size, nvrtc.log).map(string).unwrap_or_default();
+    if let Err(e) = nvrtc.ok(status) {
         return Err(error(format!("{name} {options:?}: {e}\n{log}")));
     }
-    // SAFETY: as above, and it was compiled.
-    let code = unsafe {
-        match output {
-            Output::Ptx => result::get_ptx(program.0).map(|ptx| string(&ptx).into_bytes()),
-            Output::Cubin => cubin(program.0),
-        }
+    let code = match output {
+        Output::Ptx => made.read(nvrtc.ptx_size, nvrtc.ptx).map(|ptx| string(ptx).into_bytes()),
+        Output::Cubin => made.read(nvrtc.cubin_size, nvrtc.cubin),
     };
     Ok(Compiled { code: code.map_err(|e| error(format!("{name}: {e}")))?, log })
 }
 
-/// The machine code of a compiled program.
-///
-/// # Safety
-/// `program` is alive and was compiled for a real architecture.
-unsafe fn cubin(program: sys::nvrtcProgram) -> std::result::Result<Vec<u8>, result::NvrtcError> {
-    let mut size = 0;
-    // SAFETY: the caller's contract; the size is asked for before the bytes.
-    unsafe {
-        sys::nvrtcGetCUBINSize(program, &mut size).result()?;
-        let mut bytes = vec![0u8; size];
-        sys::nvrtcGetCUBIN(program, bytes.as_mut_ptr().cast()).result()?;
-        Ok(bytes)
-    }
-}
-
 /// Text up to its zero.
-fn string(chars: &[c_char]) -> String {
-    let bytes: Vec<u8> = chars.iter().map(|&c| c as u8).collect();
-    CStr::from_bytes_until_nul(&bytes).map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+fn string(mut bytes: Vec<u8>) -> String {
+    bytes.truncate(bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len()));
+    String::from_utf8_lossy(&bytes).into_owned()
 }

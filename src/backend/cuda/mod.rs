@@ -7,6 +7,7 @@ mod clock;
 mod compile;
 mod driver;
 mod kernels;
+mod nvrtc;
 mod owned;
 mod record;
 mod transfer;
