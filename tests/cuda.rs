@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use common::devices::Device;
 use trimtab::backend::cuda::{self, Output, compiled, options};
 use trimtab::bench::operands::in_16_bits;
+use trimtab::bench::shapes;
 use trimtab::dtype::Ty;
-use trimtab::ops::{self, CudaLaunch, Lower, OpDef, Sample};
+use trimtab::ops::{self, CudaLaunch, Lower, OpDef, Sample, Sizes};
 
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
@@ -221,6 +222,47 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
     if std::env::var_os("TRIMTAB_OP").is_none() {
         report.check();
     }
+}
+
+/// What scripts/gpu-check.sh runs on a card of `arch`: the samples of the op table, and what benches run.
+fn run_on(arch: u32) -> BTreeSet<(&'static str, Macros)> {
+    let sizes: Vec<Sizes> = ["smollm2", "llama-8b"].map(|shape| shapes::parse(shape).unwrap()).into();
+    let compute_dtype = cuda::caps(String::new(), arch).compute_dtype;
+    let mut all = BTreeSet::new();
+    for op in ops::table() {
+        let cases = sizes.iter().flat_map(|sizes| (op.cases)(sizes)).map(|case| case.sample);
+        for sample in (op.samples)().into_iter().chain(cases) {
+            let narrow = compute_dtype.and_then(|dtype| in_16_bits(op, &sample, dtype));
+            let found = [Some(&sample), narrow.as_ref()].into_iter().flatten().map(|s| launches(op, s, arch));
+            all.extend(found.filter_map(Result::ok).flatten().map(|launch| (launch.file, launch.defines)));
+        }
+    }
+    all
+}
+
+/// Names the architectures, divided by commas, whose kernels scripts/gpu-build.sh puts into its cache; its processes have
+/// shares.
+const FILL: &str = "TRIMTAB_FILL";
+
+#[test]
+fn the_cache_is_filled_for_cards_that_are_elsewhere() {
+    let archs = std::env::var(FILL).unwrap_or_default();
+    let archs: Vec<u32> = archs.split(',').filter(|arch| !arch.is_empty()).map(|arch| arch.parse().unwrap()).collect();
+    let (share, of) = share().unwrap_or((0, 1));
+    let keys = archs.iter().flat_map(|&arch| run_on(arch).into_iter().map(move |key| (key, arch)));
+    for ((file, defines), arch) in keys.skip(share).step_by(of) {
+        compiled(file, &defines, arch, Output::Cubin).unwrap();
+    }
+    // That is all that tests launch there and more.
+    let list = std::fs::read_to_string(common::root("kernels/variants.txt")).unwrap();
+    let filled: BTreeSet<String> = run_on(90)
+        .iter()
+        .map(|(file, defines)| format!("{file} 90 {}", cuda::macros(defines)).trim_end().into())
+        .collect();
+    let tested: BTreeSet<String> =
+        list.lines().filter(|l| l.split(' ').nth(1) == Some("90")).map(String::from).collect();
+    assert!(tested.len() > 50 && tested.is_subset(&filled), "{:?}", tested.difference(&filled));
+    assert!(filled.len() > tested.len(), "no more than {} variants", tested.len());
 }
 
 /// docs/kernels.md, from the compiler's reports.
