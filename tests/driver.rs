@@ -63,7 +63,8 @@ const F32: f64 = 1e-5;
 fn steps_and_texts_equal_the_cpus() {
     let Some(training) = Training::new("equal") else { return };
     let card = &training.card;
-    let train = |device| training.ok(device, &["--steps", "2", "--batch-size", "2", "--device", device], &[]);
+    let own = ["--steps", "2", "--batch-size", "2", "--dtype", "f32", "--device"];
+    let train = |device| training.ok(device, &[&own[..], &[device]].concat(), &[]);
     assert!(train("cpu").is_null(), "a run on the cpu asks no driver");
     let report = train("cuda");
     assert!(report["kernels"].as_u64().unwrap() > 300, "{report}");
@@ -78,7 +79,7 @@ fn steps_and_texts_equal_the_cpus() {
     for choice in [&[][..], &["--quantize", "nf4", "--stream", "on"]] {
         let say = |device: &str| {
             let args = ["generate", "--model", &base, "--prompt", "ROMEO:", "--max-tokens", "3", "--temperature", "0"];
-            card.ok(&[&args[..], choice, &["--device", device]].concat(), &[]).0
+            card.ok(&[&args[..], choice, &["--dtype", "f32", "--device", device]].concat(), &[]).0
         };
         assert_eq!(say("cuda"), say("cpu"), "{choice:?}");
     }

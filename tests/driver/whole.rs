@@ -8,7 +8,7 @@ use crate::Training;
 /// (what a group's runs have in common, how they differ otherwise; they come to the same bits).
 const GROUPS: &[(&[&str], &[&[&str]])] = &[
     (
-        &[],
+        &["--dtype", "f32"],
         &[
             &[],
             &["--recompute", "all"],

@@ -18,7 +18,7 @@ struct Room {
     free: Event,
 }
 
-/// The stream of copies and its memory; made when first used.
+/// The stream of copies and its memory.
 pub struct Transfer {
     rooms: [Room; 2],
     next: usize,
