@@ -293,7 +293,9 @@ fn devices_says_what_auto_takes_and_why() {
 fn plan_prints_the_account() {
     let scratch = Scratch::new("plan");
     let model = fixture("golden/base");
-    let args = ["plan", "--model", &model, "--device", "cpu", "--max-seq-len", "32", "--rank", "4"];
+    // Of several micro-batches, whose gradients have a place of their own.
+    let sizes = ["--max-seq-len", "32", "--micro-tokens", "32"];
+    let args = [&["plan", "--model", &model, "--device", "cpu", "--rank", "4"], &sizes[..]].concat();
     let table = scratch.run(&args).ok();
     let json: Value = serde_json::from_str(&scratch.run(&[&args[..], &["--json"]].concat()).ok()).unwrap();
     let rows = json["rows"].as_object().unwrap();
@@ -766,7 +768,8 @@ fn a_model_made_up_trains_within_its_budget() {
         format!("{{\"input_ids\": {ids:?}, \"labels\": {ids:?}}}\n")
     };
     scratch.write("data.jsonl", &(0..6).map(line).collect::<String>());
-    let common = ["--data", "data.jsonl", "--device", "cpu", "--max-seq-len", "128", "--batch-size", "2"];
+    let sizes = ["--max-seq-len", "128", "--micro-tokens", "128", "--batch-size", "2"];
+    let common = [&["--data", "data.jsonl", "--device", "cpu"], &sizes[..]].concat();
     let json = |args: &[&str]| -> Value { serde_json::from_str(&scratch.run(args).ok()).unwrap() };
     for (model, method) in [("m", "lora"), ("plain", "full")] {
         let run = ["--model", model, "--method", method, "--steps", "2"];
