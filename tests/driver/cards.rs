@@ -14,7 +14,7 @@ const CARDS: &[Row] = &[
     (&[], &["--device", "auto"], 0, "on Fake card (CUDA, sm_81)"),
     (&[("FAKECUDA_ARCH", "76"), ("FAKECUDA_SCHEDULE", "4")], &["--device", "cuda", "--dtype", "bf16"], 0, "sm_76"),
     (&[("FAKECUDA_ARCH", "91")], &["--device", "cuda", "--dtype", "bf16"], 0, "sm_91"),
-    (&[("FAKECUDA_MEMORY", "300000")], &["--device", "cuda"], 1, "has no more free memory"),
+    (&[("FAKECUDA_MEMORY", "300000")], &["--device", "cuda"], 1, "has no more that is free"),
     (&[("TRIMTAB_NVRTC", "/no/such/library.so")], &["--device", "cuda"], 1, "TRIMTAB_NVRTC=/no/such/library.so"),
 ];
 

@@ -21,7 +21,8 @@ const FORGOTTEN: &[(&str, &str)] = &[
     ("cuMemsetD8Async", "which nothing has written"),
     ("cuModuleUnload:4", "released with 1 module in it"),
     ("cuStreamBeginCapture_v2", "is not captured"),
-    ("cuStreamCreate", "the default stream is used"),
+    // The handle is then what its memory held: none, or one of no stream.
+    ("cuStreamCreate", "stream"),
     ("cuStreamDestroy_v2:1", "released with 1 stream in it"),
     ("cuStreamEndCapture", "is no graph"),
     ("cuStreamSynchronize", "still writes: it has not waited for it"),
