@@ -16,8 +16,9 @@ const TYPES = (process.env.TYPES ?? "f32,f16,bf16,q8_0,q6_k,q4_k,q4_0").split(",
 // Tokens of the text, of a prompt, and of what is written after it.
 const [LENGTH, PROMPT, WRITTEN] = [64, 8, 16];
 // llama.cpp rounds activations to 8 bits before products with quantized weights, and to 16 before those with 16-bit ones; ours
-// stay f32. So losses differ by that, whatever the file.
-const TOLERANCE = {f32: 1e-4, f16: 3e-3, bf16: 2e-2};
+// stay f32. So losses differ by that, whatever the file. In f32 too it is its rounding: on SmolLM2 its loss is 1.5e-4 (with a
+// cache in f32) or 8e-5 (in f16, its default) from transformers' in float64, ours 9e-6.
+const TOLERANCE = {f32: 3e-4, f16: 3e-3, bf16: 2e-2};
 const ROUNDED = 3e-2;
 const text = readFileSync("assets/shakespeare.txt", "utf8").slice(1000, 2000);
 const run = (...args) => execFileSync(trimtab, args, {encoding: "utf8", stdio: ["ignore", "pipe", "pipe"]});
