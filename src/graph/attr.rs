@@ -167,6 +167,13 @@ pub struct Attention {
     pub longest: Option<usize>,
 }
 
+impl Attention {
+    /// Of whole sequences, without a window or a bias.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize, scale: f32, causal: bool) -> Attention {
+        Attention { heads, kv_heads, head_dim, scale, causal, window: None, bias: false, longest: None }
+    }
+}
+
 /// A function of each element, by the names of Hugging Face's `ACT2FN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {

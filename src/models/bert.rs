@@ -271,16 +271,7 @@ impl Bert {
         let k = nn.linear(&format!("{path}.{}", n.k), Role::K, h, hidden, true)?;
         let v = nn.linear(&format!("{path}.{}", n.v), Role::V, h, hidden, true)?;
         let (head_dim, scale) = (hidden / heads, 1.0 / ((hidden / heads) as f32).sqrt());
-        let spec = Attention {
-            heads,
-            kv_heads: heads,
-            head_dim,
-            scale,
-            causal: false,
-            window: None,
-            bias: false,
-            longest: None,
-        };
+        let spec = Attention::new(heads, heads, head_dim, scale, false);
         let mixed = nn.attention(&format!("{path}.attention"), q, k, v, spec)?;
         let out = nn.linear(&format!("{path}.{}", n.o), Role::O, mixed, hidden, true)?;
         let out = nn.dropout(out, self.dropout)?;

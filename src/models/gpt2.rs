@@ -123,16 +123,7 @@ impl Gpt2 {
             scale /= (layer + 1) as f32;
         }
         let heads = self.heads;
-        let spec = Attention {
-            heads,
-            kv_heads: heads,
-            head_dim,
-            scale,
-            causal: true,
-            window: None,
-            bias: false,
-            longest: None,
-        };
+        let spec = Attention::new(heads, heads, head_dim, scale, true);
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.conv1d(&format!("{at}.c_proj"), Role::O, mixed, hidden, true)?;
         let out = nn.dropout(out, self.residual_drop)?;

@@ -172,8 +172,7 @@ impl Llama {
         let q = nn.g.rope(q, table, positions, heads, dim)?;
         let k = nn.g.rope(k, table, positions, kv_heads, dim)?;
         let scale = 1.0 / (dim as f32).sqrt();
-        let spec =
-            Attention { heads, kv_heads, head_dim: dim, scale, causal: true, window, bias: false, longest: None };
+        let spec = Attention { window, ..Attention::new(heads, kv_heads, dim, scale, true) };
         let mixed = nn.attention(&at, q, k, v, spec)?;
         let out = nn.linear(&format!("{at}.o_proj"), Role::O, mixed, self.hidden, self.o_bias)?;
         nn.residual(path, Part::Attention, h, out)

@@ -250,7 +250,7 @@ impl T5 {
 
     fn spec(&self, causal: bool) -> Attention {
         let (heads, head_dim) = (self.heads, self.head_dim);
-        Attention { heads, kv_heads: heads, head_dim, scale: 1.0, causal, window: None, bias: false, longest: None }
+        Attention::new(heads, heads, head_dim, 1.0, causal)
     }
 
     /// Self-attention of a stream, causal or not.

@@ -4,16 +4,8 @@ use super::{Attention, Attr, LARGEST_BIASED, Ty};
 use crate::ops::{Case, SampleIn, Sizes};
 
 fn attr(s: &Sizes, bias: bool) -> Attr {
-    Attr::Attention(Attention {
-        heads: s.heads,
-        kv_heads: s.kv_heads,
-        head_dim: s.head_dim,
-        scale: 1.0 / (s.head_dim as f32).sqrt(),
-        causal: true,
-        window: None,
-        bias,
-        longest: None,
-    })
+    let scale = 1.0 / (s.head_dim as f32).sqrt();
+    Attr::Attention(Attention { bias, ..Attention::new(s.heads, s.kv_heads, s.head_dim, scale, true) })
 }
 
 fn queries(s: &Sizes) -> SampleIn {

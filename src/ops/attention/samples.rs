@@ -143,16 +143,9 @@ impl Case {
     }
 
     fn attr(&self) -> Attr {
-        Attr::Attention(Attention {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            scale: 1.0 / (self.head_dim as f32).sqrt(),
-            causal: self.causal,
-            window: self.window,
-            bias: self.farthest.is_some(),
-            longest: None,
-        })
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let whole = Attention::new(self.heads, self.kv_heads, self.head_dim, scale, self.causal);
+        Attr::Attention(Attention { window: self.window, bias: self.farthest.is_some(), ..whole })
     }
 
     fn queries(&self) -> usize {
@@ -208,16 +201,7 @@ pub fn forward() -> Vec<Sample> {
     ] {
         let t = key_range.len() / 2;
         let k = Ty::f32(&[keys, kv_heads * head_dim]);
-        let attr = Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: 0.3,
-            causal: false,
-            window: None,
-            bias: bias.is_some(),
-            longest: None,
-        };
+        let attr = Attention { bias: bias.is_some(), ..Attention::new(heads, kv_heads, head_dim, 0.3, false) };
         let mut ins = vec![
             SampleIn::normal(Ty::f32(&[t, heads * head_dim])),
             SampleIn::normal(k.clone()),
