@@ -39,6 +39,8 @@ if [ -z "${TRIMTAB_NVRTC:-}" ]; then
     [ -n "$TRIMTAB_NVRTC" ] || echo "no NVRTC: tests of CUDA kernels will be skipped"
 fi
 export TRIMTAB_CACHE=${TRIMTAB_CACHE:-$PWD/target/kernels}
+# What the compiler would keep for the next build takes gigabytes over some fifty test programs, and this is one build.
+export CARGO_INCREMENTAL=0
 
 cargo fmt --check
 cargo clippy --workspace --all-targets -- -D warnings
