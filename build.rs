@@ -1,6 +1,6 @@
-//! Preprocesses every variant of every shader, has naga check it, and writes the table that the wgpu backend embeds.
-//! A shader that would fail on a user's GPU fails the build, with the file and line it was written at. CUDA sources are
-//! carried as they are. Without the features `wgpu` and `cuda` there is nothing to do.
+//! Preprocesses every variant of every shader and writes the table that the wgpu backend embeds; a mistake in a directive
+//! fails the build, with the file and line it was written at. CUDA sources are carried as they are. Without the features
+//! `wgpu` and `cuda` there is nothing to do.
 #![cfg_attr(not(all(feature = "wgpu", feature = "cuda")), allow(dead_code))]
 
 #[cfg(feature = "cubins")]
@@ -15,9 +15,6 @@ mod preprocess;
 #[cfg(feature = "wgpu")]
 #[path = "build/shaders.rs"]
 mod shaders;
-#[cfg(feature = "wgpu")]
-#[path = "build/validate.rs"]
-mod validate;
 
 use std::path::PathBuf;
 

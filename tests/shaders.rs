@@ -1,11 +1,15 @@
-//! The build step that preprocesses and checks shaders: what it accepts, and where it says an error is.
+//! The build step that preprocesses shaders: what it accepts, and where it says an error is. And every variant of every
+//! shader is one that naga and the launcher take, so that none fails on a user's GPU.
 
 #[path = "../build/preprocess.rs"]
 mod preprocess;
+#[path = "shaders/validate.rs"]
+mod validate;
 
 use std::path::{Path, PathBuf};
 
 use preprocess::{preprocess, variants};
+use validate::validate;
 
 fn folder(files: &[(&str, &str)]) -> PathBuf {
     let name = std::thread::current().name().unwrap_or("test").replace("::", "-");
@@ -72,5 +76,47 @@ fn mistakes_are_reported_where_they_are() {
         let root = folder(&[("a.wgsl", text)]);
         let error = run(&root, &[]).err().unwrap_or_default();
         assert!(error.contains(where_) && error.contains(what), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn every_variant_of_every_shader_is_valid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let files = std::fs::read_dir(&root).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let mut checked = 0;
+    for file in files.filter(|f| f.ends_with(".wgsl")) {
+        let source = std::fs::read_to_string(root.join(&file)).unwrap();
+        for defines in variants(&source) {
+            let text = preprocess(&root, &file, &defines, &mut Vec::new());
+            text.and_then(|text| validate(&text, &defines)).unwrap_or_else(|e| panic!("{file} {defines:?}: {e}"));
+            checked += 1;
+        }
+    }
+    assert!(checked > 100, "{checked} variants");
+}
+
+#[test]
+fn shaders_that_would_fail_on_a_gpu_are_refused() {
+    const MAIN: &str = "@compute @workgroup_size(1) fn main() { ";
+    let nine: String = (0..9)
+        .map(|i| format!("@group(0) @binding({i}) var<storage, read_write> b{i}: array<f32>;\n"))
+        .chain([MAIN.into()])
+        .chain((0..9).map(|i| format!("b{i}[0] = 1.0; ")))
+        .chain(["}\n".into()])
+        .collect();
+    let reads = format!("@group(0) @binding(0) var<storage, read> b: array<f32>;\n{MAIN}_ = b[0]; }}\n");
+    let group = format!("@group(1) @binding(0) var<storage, read_write> b: array<f32>;\n{MAIN}b[0] = 1.0; }}\n");
+    for (text, place, what) in [
+        (format!("{MAIN}\n let x: u32 = 1.0; }}\n"), "a.wgsl:2", "u32"),
+        (format!("{MAIN}\n let x = subgroupAdd(1.0); }}\n"), "a.wgsl:2", "ubgroup"),
+        (format!("enable f16;\n{MAIN}\n let x = 1.0h; }}\n"), "a.wgsl:1", "f16"),
+        (reads, "a.wgsl:1", "read_write"),
+        (group, "a.wgsl:1", "@group(0)"),
+        (nine, "a.wgsl", "9 storage buffers"),
+        ("const x = 1;\n".into(), "a.wgsl", "no entry point"),
+    ] {
+        let root = folder(&[("a.wgsl", &text)]);
+        let error = run(&root, &[]).and_then(|text| validate(&text, &[])).err().unwrap_or_default();
+        assert!(error.contains(place) && error.contains(what), "{text:?}: {error}");
     }
 }

@@ -3,7 +3,7 @@
 use naga::front::wgsl;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-use super::preprocess::Text;
+use crate::preprocess::Text;
 
 /// WebGPU's default `maxStorageBuffersPerShaderStage`.
 const MAX_STORAGE: usize = 8;
