@@ -11,11 +11,11 @@ use trimtab::Result;
 use trimtab::config::{Flags, RunConfig};
 use trimtab::data::chat::{Chat, Refused, Template};
 use trimtab::data::tokenizer::Tokenizer;
-use trimtab::run::data;
 use trimtab::run::folder::Start;
 use trimtab::run::job::Job;
 use trimtab::run::metrics::Event;
 use trimtab::run::training::run;
+use trimtab::run::{data, export, merge};
 use trimtab::weights::gguf::Gguf;
 
 type Special = Vec<(String, String)>;
@@ -310,4 +310,73 @@ fn chats_that_cannot_be_trained_say_why() {
     // ChatML is one of its own.
     let config = RunConfig::resolve(None, &Flags::of(&[&flags[..], &[("chat_template", "chatml")]].concat()).unwrap());
     assert_eq!(examples(&config.unwrap()).unwrap().len(), 2);
+}
+
+/// assets/base with a tokenizer that puts a token before every text.
+fn begins(dir: &Path) -> PathBuf {
+    std::fs::create_dir_all(dir).unwrap();
+    for file in std::fs::read_dir(root().join("assets/base")).unwrap().flatten() {
+        std::fs::copy(file.path(), dir.join(file.file_name())).unwrap();
+    }
+    let path = dir.join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let first = "<|endoftext|>";
+    let id =
+        json["added_tokens"].as_array().unwrap().iter().find(|token| token["content"] == first).unwrap()["id"].clone();
+    let (special, text) =
+        (json!({"SpecialToken": {"id": first, "type_id": 0}}), json!({"Sequence": {"id": "A", "type_id": 0}}));
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [special, text], "pair": [special, text],
+        "special_tokens": {first: {"id": first, "ids": [id], "tokens": [first]}},
+    });
+    std::fs::write(path, json.to_string()).unwrap();
+    dir.into()
+}
+
+#[test]
+fn another_template_goes_along_with_what_is_trained() {
+    let scratch = Scratch::new("kept");
+    let begins = begins(&scratch.0.join("begins"));
+    let first = [root().join("assets/base"), begins].map(|base| kept_with(&base, &scratch.0.join("runs")));
+    assert_eq!(first[0], first[1][1..], "only what the tokenizer begins with is more");
+}
+
+/// Trains on `base` with ChatML in all ways, and returns the ids of the first example.
+fn kept_with(base: &Path, runs: &Path) -> Vec<i32> {
+    std::fs::remove_dir_all(runs).ok();
+    let at = |name: &str| runs.join(name).display().to_string();
+    let base = base.display().to_string();
+    let flags = |more: &[(&str, &str)]| {
+        let few = [("method", "lora"), ("steps", "1"), ("model", &*base), ("chat_template", "chatml")];
+        let few: Vec<_> = few.into_iter().filter(|(name, _)| !more.iter().any(|(other, _)| other == name)).collect();
+        settings(&[&few[..], more].concat())
+    };
+    let plain = |more: &[(&str, &str)]| {
+        let mut config = flags(more);
+        config.chat_template = None;
+        config
+    };
+    let want = examples(&flags(&[])).unwrap();
+    let train = |config: &RunConfig| run(config, Start::New, &mut |_| Ok(())).map(drop);
+    train(&flags(&[("out", &at("lora"))])).unwrap();
+    let lora = [("adapter", &*at("lora"))];
+    assert_eq!(examples(&plain(&lora)).unwrap(), want, "beside the adapter");
+    // And again from there, without asking for it.
+    train(&plain(&[("adapter", &at("lora")), ("out", &at("again"))])).unwrap();
+    let again = std::fs::read_to_string(at("again/chat_template.jinja")).unwrap();
+    assert_eq!(again, std::fs::read_to_string(at("lora/chat_template.jinja")).unwrap());
+
+    train(&flags(&[("out", &at("full")), ("method", "full")])).unwrap();
+    let how = merge::How { dtype: None, shard: u64::MAX, check: false };
+    merge::merge(&plain(&[("adapter", &at("lora")), ("out", &at("merged"))]), &how).unwrap();
+    export::model(&plain(&[("adapter", &at("lora")), ("out", &at("m.gguf"))]), None, false).unwrap();
+    for model in ["full", "merged", "m.gguf"] {
+        assert_eq!(examples(&plain(&[("model", &at(model))])).unwrap(), want, "{model}");
+    }
+    // The controls: without the file there is no template; one that is asked for comes first.
+    let strict = root().join("tests/golden/chat/chatml.jinja").display().to_string();
+    assert_ne!(examples(&flags(&[lora[0], ("chat_template", &strict)])).unwrap(), want);
+    std::fs::remove_file(at("lora/chat_template.jinja")).unwrap();
+    assert!(examples(&plain(&lora)).unwrap_err().to_string().contains("no chat template"));
+    want[0].0.clone()
 }

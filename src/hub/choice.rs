@@ -23,7 +23,7 @@ const MODEL: [&str; 12] = [
 ];
 
 /// The files of an adapter: PEFT's and AdapterHub's.
-const ADAPTER: [&str; 7] = [
+const ADAPTER: [&str; 8] = [
     "adapter_config.json",
     "adapter_model.safetensors",
     "prompt_encoder.safetensors",
@@ -31,6 +31,7 @@ const ADAPTER: [&str; 7] = [
     "model_head.safetensors",
     "head_config.json",
     "config.json",
+    "chat_template.jinja",
 ];
 
 const PICKLED: &str = "adapter_model.bin";
@@ -109,8 +110,9 @@ mod tests {
         assert_eq!(needed(&sharded, Kind::Model).unwrap(), ["config.json", "tokenizer.json", INDEX]);
         let whole = all(&["config.json", WHOLE, "pytorch_model.bin", "chat_template.jinja", "optimizer.pt"]);
         assert_eq!(needed(&whole, Kind::Model).unwrap(), ["config.json", "chat_template.jinja", WHOLE]);
-        let adapter = all(&["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", WHOLE]);
-        assert_eq!(needed(&adapter, Kind::Adapter).unwrap(), ["adapter_config.json", "adapter_model.safetensors"]);
+        let own = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"];
+        let adapter = all(&[&own[..], &["adapter_model.bin", WHOLE]].concat());
+        assert_eq!(needed(&adapter, Kind::Adapter).unwrap(), own);
         let pickled = all(&["adapter_config.json", PICKLED]);
         assert_eq!(needed(&pickled, Kind::Adapter).unwrap(), ["adapter_config.json", PICKLED]);
         for (files, kind, want) in [

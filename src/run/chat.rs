@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::generate::sample::Sampling;
 use crate::generate::{Ask, Room};
 use crate::run::text::{self, Timing};
-use crate::run::{inference, job};
+use crate::run::{inference, template};
 use crate::session::{Options, Session};
 use crate::tasks::causal_lm::CausalLm;
 
@@ -42,9 +42,7 @@ impl Talk {
         if facts.decoder_start.is_some() {
             return Err(Error::unsupported("a conversation with an encoder-decoder", "use trimtab generate"));
         }
-        let chats = job::chats(config, &tokenizer)?;
-        // What is wrong with the template is said before anything is loaded.
-        chats.template(false)?;
+        let chats = template::chats(config, &tokenizer)?;
         let context = context.min(facts.max_positions).min(MOST_TOKENS);
         let notes = tokenizer.warning().map(String::from).into_iter().collect();
         let (config, messages) = (config.clone(), Vec::new());
@@ -54,11 +52,15 @@ impl Talk {
     }
 
     fn load(&mut self) -> Result<()> {
+        // What is wrong with the template is said before anything is loaded.
+        self.chats = template::chats(&self.config, &self.tokenizer)?;
+        self.chats.template(false)?;
         let room = Room::of(self.context);
         let wanted = |options| Options { max_seq_len: room.tokens, generate: Some(room), ..options };
         let (session, notes) = inference::open(&self.config, &self.base, &CausalLm, None, wanted)?;
         self.session = Some(session);
         self.notes.extend(notes);
+        self.notes.extend(template::note(&self.config, &self.tokenizer)?);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use super::profile::Report;
 use super::report;
 use super::skips::Skips;
 use super::svg;
+use super::template;
 use super::tensorboard::TensorBoard;
 use super::training::Summary;
 use super::watch::Watch;
@@ -83,6 +84,8 @@ pub struct Course<'a> {
     pub data: Dataset,
     /// What is evaluated on.
     pub rows: Option<Rows>,
+    /// The chat template that goes along with what is trained.
+    pub template: Option<String>,
     /// What is looked at before the first step and after the last.
     pub examined: Examined,
     /// Which examples come next.
@@ -261,9 +264,9 @@ impl Course<'_> {
         let about =
             About::new(self.done, self.length, self.sampler.cursor(), self.skips, self.best, self.identity.clone());
         let adapter = peft::named(self.config.method.name())?.peft_type.is_some();
-        let (config, job) = (self.config, self.job);
+        let (config, job, template) = (self.config, self.job, self.template.as_deref());
         checkpoint::write(run, &mut self.session, &about, &mut |session, dir| match adapter {
-            true => write_trained(session, dir, config, job),
+            true => write_trained(session, dir, config, job, template),
             false => Ok(()),
         })
     }
@@ -287,7 +290,7 @@ impl Course<'_> {
         // Saving copies the trained tensors; the buffers of products make room for that.
         gemm::free_buffers();
         resident::give_back();
-        write_trained(&mut self.session, self.folder.path(), self.config, self.job)?;
+        write_trained(&mut self.session, self.folder.path(), self.config, self.job, self.template.as_deref())?;
         self.folder.write("loss.svg", &svg::loss_curve("training loss", &self.losses))?;
         durable::sync_folder(self.folder.path());
         Ok(())
@@ -315,9 +318,16 @@ impl Course<'_> {
     }
 }
 
-/// The adapter or the model.
-fn write_trained(session: &mut Session, dir: &Path, config: &RunConfig, job: &Job) -> Result<()> {
+/// The adapter or the model, and the chat template that goes along.
+fn write_trained(
+    session: &mut Session,
+    dir: &Path,
+    config: &RunConfig,
+    job: &Job,
+    template: Option<&str>,
+) -> Result<()> {
     session.save(dir, config.save_dtype.into())?;
+    template::write(template, dir)?;
     if config.method != Method::Full && !job.task.def().label.is_empty() {
         // PEFT's files do not say what labels are called.
         let path = dir.join("config.json");

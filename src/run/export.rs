@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use super::{merge, output};
+use super::{merge, output, template};
 use crate::base::Base;
 use crate::config::RunConfig;
 use crate::dtype::DType;
@@ -65,6 +65,9 @@ pub fn usual_type(base: &Base) -> FileType {
     }
 }
 
+/// Where a GGUF file has it.
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 /// Writes the model of the settings, with their adapter merged if there is one, to the GGUF file `out`. `ty`: else what the base
 /// model's floats are in. Of the settings, those about the model, the adapter and the task count.
 pub fn model(config: &RunConfig, ty: Option<FileType>, overwrite: bool) -> Result<Report> {
@@ -100,6 +103,10 @@ pub fn model(config: &RunConfig, ty: Option<FileType>, overwrite: bool) -> Resul
         Some(gguf) => tokenizer_of(gguf),
         None => job.base.tokenizer()?.to_gguf(job.facts.vocab)?,
     });
+    if let Some(source) = template::kept_of(config, &job.base)? {
+        metadata.retain(|(key, _)| key != CHAT_TEMPLATE);
+        metadata.push((CHAT_TEMPLATE.into(), Meta::String(source)));
+    }
     let needed = tensors.iter().map(Out::bytes).sum::<Result<usize>>()?;
     output::has_room(out, needed as u64)?;
     let mut pieces = Pieces { architecture: hyper.architecture, heads: hyper.heads, merged: &mut merged, path: out };

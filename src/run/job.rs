@@ -7,8 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::base::Base;
-use crate::config::{Init, RunConfig, TrainOn};
-use crate::data::chat::Chats;
+use crate::config::{Init, RunConfig};
 use crate::data::reader::TooLong;
 use crate::data::row::{Codec, Row};
 use crate::data::source::Data;
@@ -17,6 +16,7 @@ use crate::data::{Dataset, Example, INPUT_IDS, reader};
 use crate::error::{Error, Result};
 use crate::models::{self, Facts};
 use crate::peft;
+use crate::run::template;
 use crate::tasks::labels::{self, Labels};
 use crate::tasks::{self, Setup, Task, TaskDef};
 use crate::weights::read_json;
@@ -82,7 +82,7 @@ impl Job {
                 None => Err(Error::config("data", "text among tokenized examples", "input_ids in every line")),
             }
         };
-        let chats = tokenizer.as_ref().map(|tokenizer| chats(config, tokenizer)).transpose()?;
+        let chats = tokenizer.as_ref().map(|tokenizer| template::chats(config, tokenizer)).transpose()?;
         f(&Codec {
             encode: &encode,
             tokenizer: tokenizer.as_ref(),
@@ -261,12 +261,6 @@ impl Rows {
         let Read { path, line, fields, cells, .. } = &self.rows[i];
         Row { path, line: *line, fields: fields.clone(), cells: *cells }
     }
-}
-
-/// What makes texts of conversations, by the settings.
-pub fn chats(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Chats> {
-    let all = config.train_on == TrainOn::All;
-    Chats::new(tokenizer.templates(), config.chat_template.as_deref(), tokenizer.special_tokens(), all)
 }
 
 /// The model of the settings, or one of random weights of its structure.

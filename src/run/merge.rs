@@ -6,7 +6,7 @@ use super::job::Job;
 use super::micro::Micro;
 use super::options::options;
 use super::output::{self, Output};
-use super::{evaluate, inference};
+use super::{evaluate, inference, template};
 use crate::backend;
 use crate::base::Base;
 use crate::config::{Device, RunConfig, Task};
@@ -136,6 +136,7 @@ pub fn merge(config: &RunConfig, how: &How) -> Result<Report> {
     let parameters: usize = merged.tensors().iter().map(values).sum();
     output::has_room(output.dir(), dtype.bytes(parameters) as u64)?;
     let files = merged.save(output.dir(), dtype, how.shard)?;
+    template::write(template::kept_of(config, &job.base)?.as_deref(), output.dir())?;
     let (tensors, mut notes) = (merged.tensors().len(), job.base.notes.clone());
     drop(merged);
     let mut difference = None;

@@ -35,6 +35,7 @@ pub mod report;
 pub mod score;
 pub mod skips;
 pub mod svg;
+pub mod template;
 pub mod tensorboard;
 pub mod text;
 pub mod training;

@@ -14,6 +14,7 @@ use super::micro::{self, Micro};
 use super::options::options;
 use super::preflight;
 use super::skips::Skips;
+use super::template;
 use super::tensorboard::TensorBoard;
 use crate::backend::profile::{Profile, Profiled};
 use crate::backend::{self, Backend};
@@ -172,6 +173,8 @@ struct Ready {
     job: Job,
     learnt: Learnt,
     examined: Examined,
+    /// The chat template that goes along.
+    template: Option<String>,
     planned: Planned,
     profile: Option<Profile>,
 }
@@ -192,6 +195,7 @@ impl Ready {
         let tokenizer = job.base.tokenizer().ok();
         let examined = Examined::of(config, &job, &learnt, tokenizer.as_ref())?;
         let learns = preflight::learns(&job, &learnt, tokenizer.as_ref())?;
+        let template = tokenizer.as_ref().map(|t| template::kept(config, t)).transpose()?.flatten();
         drop(tokenizer);
         resident::give_back();
         let (planned, full) = plan(config, &job, Some(&learnt), &examined, backend)?;
@@ -223,7 +227,7 @@ impl Ready {
         if let Some(large) = preflight::too_large(&planned, config.quantized().is_some()) {
             tell.note(large)?;
         }
-        Ok(Ready { given: asked, settled, job, learnt, examined, planned, profile })
+        Ok(Ready { given: asked, settled, job, learnt, examined, template, planned, profile })
     }
 }
 
@@ -245,7 +249,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let mut folder = Folder::claim(config, start)?;
     let board = config.log_tensorboard.then(|| TensorBoard::new(folder.path()));
     let mut tell = Tell { metrics: Metrics::new(folder.path()), board, on };
-    let Ready { given, settled, job, learnt, examined, planned, profile } = Ready::of(config, &mut tell)?;
+    let Ready { given, settled, job, learnt, examined, template, planned, profile } = Ready::of(config, &mut tell)?;
     let config = &settled;
     folder::has_room(folder.path(), written(config, &planned))?;
     let steps = learnt.steps(config);
@@ -292,6 +296,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         layouts,
         data,
         rows,
+        template,
         examined,
         sampler,
         length,

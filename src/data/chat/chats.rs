@@ -10,6 +10,7 @@ use super::spans::{self, Span, Trained};
 use super::template::{Refused, Template};
 use crate::data::IGNORE;
 use crate::data::row::{Codec, Row};
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::paths;
 
@@ -48,6 +49,15 @@ impl Chats {
             }
         };
         Ok(Chats { templates, special: special.to_vec(), begins, all, compiled: Default::default() })
+    }
+
+    /// The template as a file for other programs has it. Those put nothing before a conversation that is not in the template,
+    /// so what the tokenizer would put there is in it, by one of its names for special tokens.
+    pub fn file(&self, tokenizer: &Tokenizer) -> Result<Option<String>> {
+        let Some(source) = self.templates.source(false) else { return Ok(None) };
+        let first = tokenizer.begins_with()?.filter(|_| self.begins);
+        let name = self.special.iter().find(|(_, text)| first.is_some() && tokenizer.token_to_id(text) == first);
+        Ok(Some(name.map_or_else(String::new, |(name, _)| format!("{{{{ {name} }}}}")) + source))
     }
 
     /// The template for conversations with tools or without.

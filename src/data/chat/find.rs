@@ -1,5 +1,6 @@
 //! Where a model's chat templates are: in files of their own, in tokenizer_config.json, or in a GGUF file.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -9,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::weights::gguf::Gguf;
 use crate::weights::read_json;
 
-const FILE: &str = "chat_template.jinja";
+/// A template in a file of its own.
+pub const FILE: &str = "chat_template.jinja";
 const FOLDER: &str = "additional_chat_templates";
 /// Of processors, before templates had files of their own.
 const OLD_FILE: &str = "chat_template.json";
@@ -34,6 +36,16 @@ impl Templates {
     /// One template for all conversations.
     pub fn of(path: &Path, source: &str) -> Templates {
         Templates { path: path.into(), named: vec![(DEFAULT.to_owned(), source.to_owned())] }
+    }
+
+    /// The one in a file of its own in a folder of any kind, if there is one.
+    pub fn beside(folder: &Path) -> Result<Option<Templates>> {
+        let path = folder.join(FILE);
+        match std::fs::read_to_string(&path) {
+            Ok(source) => Ok(Some(Templates::of(&path, &source))),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(Error::io(&path, e)),
+        }
     }
 
     /// Those of a folder, of which `config` is tokenizer_config.json. Files of their own come first, as in transformers.
@@ -84,6 +96,11 @@ impl Templates {
             named.extend(source.map(|source| (name.to_owned(), source.to_owned())));
         }
         Ok(Templates { path: gguf.path().into(), named })
+    }
+
+    /// Where they are.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The source of the template for conversations with tools or without; none if there is none for them.

@@ -13,5 +13,5 @@ mod template;
 
 pub use chats::Chats;
 pub(super) use find::SPECIAL;
-pub use find::Templates;
+pub use find::{FILE as TEMPLATE_FILE, Templates};
 pub use template::{Chat, Refused, Rendered, Template};
