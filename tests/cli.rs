@@ -662,7 +662,7 @@ fn help_ends_with_examples() {
     }
 }
 
-/// A run that is told to be quiet says its result, or its error, and nothing else.
+/// What is told to be quiet says its result, or its error, and nothing else.
 #[test]
 fn a_quiet_run_says_the_result() {
     let scratch = Scratch::new("quiet");
@@ -681,6 +681,17 @@ fn a_quiet_run_says_the_result() {
     ran.ok();
     let weights = |run: &str| scratch.read(&format!("{run}/adapter_model.safetensors"));
     assert!(weights("quiet") == weights("talking"));
+    // Every command knows the flag, before its name and after it. Those that say anything else without it are controls.
+    let of = ["--model", &model, "--adapter", "quiet", "--device", "cpu"];
+    let eval = [&["eval"], &of[..], &["--data", "data.jsonl", "--max-seq-len", "16"]].concat();
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base");
+    let generate = ["generate", "--model", base, "--device", "cpu", "--prompt", "a", "--max-tokens", "2"];
+    let preview = ["preview", "--model", &model, "--data", "data.jsonl"];
+    for args in [&eval[..], &generate, &preview] {
+        let (quiet, talking) = (scratch.run(&[&["-q"], args].concat()), scratch.run(args));
+        assert!(quiet.err().is_empty() && !talking.err().is_empty(), "{args:?}: {}", quiet.err());
+        assert_eq!(scratch.run(&[args, &["--quiet"]].concat()).ok(), talking.ok(), "{args:?}");
+    }
 }
 
 /// Colours only where they are wanted, and no complaints of drivers.

@@ -7,7 +7,7 @@ use trimtab::peft::combine::{How, Sign, WAYS};
 use trimtab::run::combine;
 use trimtab::run::progress::grouped;
 
-use super::{Outcome, Stop, print};
+use super::{Outcome, Stop, print, talk};
 
 /// What is done with adapters alone, without their base model
 #[derive(clap::Args)]
@@ -69,7 +69,7 @@ fn merge(args: MergeArgs) -> Outcome {
     how.check().map_err(Stop::Usage)?;
     args.adapter.iter().try_for_each(|text| combine::weighted(text).map(drop)).map_err(Stop::Usage)?;
     let report = combine::write(&args.adapter, &how, &args.out)?;
-    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    talk::notes(&report.notes);
     let of: Vec<String> = report.adapters.iter().map(|(dir, weight)| format!("{weight} × {}", dir.display())).collect();
     let (modules, rank, parameters) = (report.modules, report.rank, grouped(report.parameters));
     print(&format!(

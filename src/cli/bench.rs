@@ -17,6 +17,7 @@ use trimtab::dtype::DType;
 use trimtab::synth;
 
 use super::settings::{resolved, setting_flags};
+use super::talk::{say, shown};
 use super::{Outcome, Stop, print};
 
 /// Measure kernels, training steps, text and transfers on any device, and compare with an earlier measurement
@@ -329,7 +330,7 @@ impl Which {
 
     fn measure(&self) -> Result<Report, Stop> {
         let config = resolved(&self.device.0, &[])?;
-        let bar = ProgressBar::no_length();
+        let bar = shown(ProgressBar::no_length());
         if let Ok(style) = ProgressStyle::with_template("{bar:20} {pos} of {len}  {msg}") {
             bar.set_style(style);
         }
@@ -360,7 +361,7 @@ impl Output {
         print(&text)?;
         let (Some(before), Some(path)) = (before, &self.against) else { return Ok(()) };
         let changes = against::compare(report, &before, &path.display().to_string())?;
-        eprintln!("\nagainst {}\n{changes}", path.display());
+        say!("\nagainst {}\n{changes}", path.display());
         match changes.worse.is_empty() {
             true => Ok(()),
             false => Err(Stop::Told),
@@ -373,7 +374,7 @@ struct Talk(ProgressBar);
 
 impl Talk {
     fn new() -> Talk {
-        let bar = ProgressBar::new_spinner();
+        let bar = shown(ProgressBar::new_spinner());
         bar.enable_steady_tick(Duration::from_millis(120));
         Talk(bar)
     }

@@ -8,7 +8,8 @@ use trimtab::run::chat::Talk;
 
 use super::sampling::SamplingFlags;
 use super::settings::{resolved, setting_flags};
-use super::{Outcome, Stop, message, print};
+use super::talk::say;
+use super::{Outcome, Stop, message, print, talk};
 
 /// The settings of a run that a conversation depends on too.
 const SETTINGS: [&str; 10] =
@@ -54,7 +55,7 @@ pub fn run(args: Args) -> Outcome {
     let input = std::io::stdin();
     let typed = input.is_terminal();
     if typed {
-        eprintln!("{COMMANDS}");
+        say!("{COMMANDS}");
     }
     loop {
         if typed {
@@ -75,7 +76,7 @@ pub fn run(args: Args) -> Outcome {
 
 /// Tells what there is to say since it was last told.
 fn tell(talk: &mut Talk) {
-    talk.notes.drain(..).for_each(|note| eprintln!("note: {note}"));
+    talk::notes(&std::mem::take(&mut talk.notes));
 }
 
 /// One mistake ends no conversation that is typed, but one that a program leads.
@@ -105,7 +106,7 @@ fn obey(talk: &mut Talk, command: &str, rest: &str, typed: bool) -> Outcome {
         _ => Err(Error::config("command", format!("{command} {rest}").trim_end(), COMMANDS)),
     };
     tell(talk);
-    forgive(done.map(|said| eprintln!("{said}")), typed)
+    forgive(done.map(|said| say!("{said}")), typed)
 }
 
 fn answer(talk: &mut Talk, line: &str, max_tokens: usize, sampling: &Sampling, typed: bool) -> Outcome {
@@ -121,7 +122,7 @@ fn answer(talk: &mut Talk, line: &str, max_tokens: usize, sampling: &Sampling, t
         Ok(timing) => {
             print("\n")?;
             if typed {
-                eprintln!("{timing}");
+                say!("{timing}");
             }
             Ok(())
         }

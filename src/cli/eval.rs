@@ -7,6 +7,7 @@ use trimtab::config::RunConfig;
 use trimtab::run::score::{Scored, score};
 
 use super::settings::{resolved, setting_flags};
+use super::talk::say;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too; adapters are several.
@@ -74,7 +75,7 @@ pub fn run(args: Args) -> Outcome {
     for config in &configs {
         let scored = score(config)?;
         for note in scored.notes.iter().filter(|note| !all.iter().any(|s: &Scored| s.notes.contains(note))) {
-            eprintln!("note: {note}");
+            say!("note: {note}");
         }
         if args.json {
             print(&format!("{}\n", object(&scored)))?;
@@ -84,7 +85,7 @@ pub fn run(args: Args) -> Outcome {
     if let Some(Scored { task, rows: (rows, cut), found, .. }) = all.first() {
         let cut =
             if *cut > 0 { format!(", {cut} of them cut to {} tokens", configs[0].max_seq_len) } else { String::new() };
-        eprintln!("task {task}, {rows} rows{cut}, loss over {} units", found.units);
+        say!("task {task}, {rows} rows{cut}, loss over {} units", found.units);
     }
     if args.json { Ok(()) } else { print(&table(&all)) }
 }

@@ -6,7 +6,7 @@ use trimtab::run::export::{self, FileType, Report};
 use trimtab::run::progress::{grouped, human};
 
 use super::settings::{resolved, setting_flags};
-use super::{Outcome, Stop, print};
+use super::{Outcome, Stop, print, talk};
 
 /// The settings of a run that count here too.
 const SETTINGS: [&str; 4] = ["model", "adapter", "task", "out"];
@@ -58,7 +58,7 @@ pub fn file_type(name: &str) -> Option<FileType> {
 
 /// Says what was written.
 pub fn told(out: &str, report: &Report) -> Outcome {
-    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    talk::notes(&report.notes);
     let Report { tensors, parameters, bytes, types, .. } = report;
     let share = |(name, n): &(&str, u64)| format!("{name} {:.1} %", 100.0 * *n as f64 / (*parameters).max(1) as f64);
     let types: Vec<String> = types.iter().map(share).collect();

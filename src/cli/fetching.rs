@@ -3,25 +3,19 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use trimtab::hub::Progress;
 use trimtab::run::progress::human;
 
+use super::talk;
+
 /// When the line was last written.
 static WRITTEN: Mutex<Option<Instant>> = Mutex::new(None);
 
-static QUIET: AtomicBool = AtomicBool::new(false);
-
-/// From now on nothing is shown.
-pub fn be_quiet() {
-    QUIET.store(true, Ordering::Relaxed);
-}
-
 /// Shows how far a file is.
 pub fn show(progress: &Progress) {
-    if QUIET.load(Ordering::Relaxed) {
+    if talk::is_quiet() {
         return;
     }
     const PAUSE: Duration = Duration::from_millis(100);

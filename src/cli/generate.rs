@@ -4,7 +4,8 @@ use trimtab::run::text;
 
 use super::sampling::SamplingFlags;
 use super::settings::{resolved, setting_flags};
-use super::{Outcome, print};
+use super::talk::say;
+use super::{Outcome, print, talk};
 
 /// The settings of a run that a text depends on too.
 const SETTINGS: [&str; 9] =
@@ -42,9 +43,9 @@ pub fn run(args: Args) -> Outcome {
         Some(stop) => return Err(stop),
         None => print("\n")?,
     }
-    timing.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    talk::notes(&timing.notes);
     if timing.read.1 > 0.0 {
-        eprintln!("{timing}");
+        say!("{timing}");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use trimtab::run::merge::{Difference, How, merge};
 use trimtab::run::progress::{grouped, human};
 
 use super::settings::{resolved, setting_flags};
-use super::{Outcome, Stop, print};
+use super::{Outcome, Stop, print, talk};
 
 /// The settings of a run that count here too.
 const SETTINGS: [&str; 6] = ["model", "adapter", "task", "out", "memory", "device"];
@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Outcome {
     let shard = shard.map_err(|expected| Stop::Usage(Error::config("--shard-size", &args.shard_size, expected)))?.0;
     let how = How { dtype: args.dtype.as_deref().map(dtype), shard, check: !args.no_check };
     let report = merge(&config, &how)?;
-    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    talk::notes(&report.notes);
     let out = config.need("out")?.display().to_string();
     let files = if report.files == 1 { "one file".into() } else { format!("{} files", report.files) };
     let (parameters, dtype) = (report.parameters, report.dtype);

@@ -27,6 +27,7 @@ mod report;
 mod sampling;
 mod settings;
 mod synth;
+mod talk;
 mod train;
 
 use std::io::{ErrorKind, Write};
@@ -47,6 +48,9 @@ use trimtab::{Error, Result};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Say nothing but errors and the result
+    #[arg(long, short, global = true)]
+    quiet: bool,
 }
 
 #[derive(Subcommand)]
@@ -108,6 +112,9 @@ pub fn main() -> ExitCode {
     trimtab::hub::listen(fetching::show);
     let parsed = groups::grouped(Cli::command()).try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = parsed.unwrap_or_else(|error| advice::advised(error, &Cli::command()).exit());
+    if cli.quiet {
+        talk::be_quiet();
+    }
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Init(args) => init::run(args),

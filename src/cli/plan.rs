@@ -9,6 +9,7 @@ use trimtab::run::progress::{human, table};
 use trimtab::run::training::{self as run, Forecast};
 
 use super::settings::Settings;
+use super::talk::say;
 use super::{Outcome, Stop, print};
 
 /// Print the memory that a run will take, to the byte, before anything is loaded or allocated
@@ -31,7 +32,7 @@ pub fn run(args: Args) -> Outcome {
     let Some(config) = args.settings.resolve()? else { return Ok(()) };
     config.need("model").map_err(Stop::Usage)?;
     let Forecast { device, account, chosen, notes, free, svg } = run::forecast(&config)?;
-    notes.iter().for_each(|note| eprintln!("{note}"));
+    notes.iter().for_each(|note| say!("{note}"));
     if let Some(path) = args.svg {
         std::fs::write(&path, svg).map_err(|e| Error::io(&path, e))?;
     }

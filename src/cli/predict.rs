@@ -5,7 +5,8 @@ use trimtab::run::predict::{Input, predict};
 use trimtab::{Error, Result};
 
 use super::settings::{resolved, setting_flags};
-use super::{Outcome, Stop, print};
+use super::talk::say;
+use super::{Outcome, Stop, print, talk};
 
 /// The settings of a run that predictions depend on too.
 const SETTINGS: [&str; 19] = [
@@ -77,13 +78,10 @@ pub fn run(args: Args) -> Outcome {
     if let Some(stop) = stop {
         return Err(stop);
     }
-    eprintln!("{}", report.about);
-    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    say!("{}", report.about);
+    talk::notes(&report.notes);
     if report.cut > 0 {
-        eprintln!(
-            "{} rows were cut to {} tokens: raise --max-seq-len to keep them whole",
-            report.cut, config.max_seq_len
-        );
+        say!("{} rows were cut to {} tokens: raise --max-seq-len to keep them whole", report.cut, config.max_seq_len);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use trimtab::run::preview::{Preview, preview};
 use trimtab::run::progress::grouped;
 
 use super::settings::Settings;
+use super::talk::say;
 use super::{Outcome, Stop, print};
 
 /// Show examples as the model will see them, what of them is learnt, lengths, and what is left out
@@ -45,7 +46,7 @@ pub fn run(args: Args) -> Outcome {
         });
         return print(&format!("{object}\n"));
     }
-    about.iter().for_each(|line| eprintln!("{line}"));
+    about.iter().for_each(|line| say!("{line}"));
     // https://no-color.org: set to anything but nothing.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let marks = if std::io::stdout().is_terminal() && !plain { Marks::Colour } else { Marks::Brackets };

@@ -7,6 +7,7 @@ use trimtab::run::progress::human;
 use trimtab::run::push::{Wanted, pack, push};
 use trimtab::{Error, Result};
 
+use super::talk::say;
 use super::{Outcome, Stop, print};
 
 /// Send a run's adapter or model to the Hugging Face hub, with a card that tells how it was made
@@ -64,7 +65,7 @@ pub fn run(args: Args) -> Outcome {
     let all = human(sizes.iter().sum());
     if !dry_run {
         let pushed = push(&repo, &packed, private)?;
-        eprintln!("{} files, {all}, of which {} were sent to large storage", sizes.len(), human(pushed.sent));
+        say!("{} files, {all}, of which {} were sent to large storage", sizes.len(), human(pushed.sent));
         return print(&format!("{}\n", pushed.url));
     }
     let mut text = format!("would go to {repo}: {} files, {all}\n", sizes.len());

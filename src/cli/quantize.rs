@@ -8,7 +8,7 @@ use trimtab::run::{export, quantize};
 
 use super::merge::dtype;
 use super::settings::{resolved, setting_flags};
-use super::{Outcome, Stop, print};
+use super::{Outcome, Stop, print, talk};
 
 /// The settings of a run that count here too.
 const SETTINGS: [&str; 4] = ["model", "adapter", "task", "out"];
@@ -47,7 +47,7 @@ pub fn run(args: Args) -> Outcome {
     let shard = shard.map_err(|expected| Stop::Usage(Error::config("--shard-size", &args.shard_size, expected)))?.0;
     let format = if args.format == "nf4-dq" { DType::Nf4Dq } else { DType::Nf4 };
     let report = quantize::folder(&config, format, args.dtype.as_deref().map(dtype), shard)?;
-    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    talk::notes(&report.notes);
     let (weights, quantized) = report.weights;
     let files = if report.files == 1 { "one file".into() } else { format!("{} files", report.files) };
     print(&format!(

@@ -7,7 +7,7 @@ use trimtab::Error;
 use trimtab::dtype::DType;
 use trimtab::synth::{self, Format};
 
-use super::{Outcome, Stop, print};
+use super::{Outcome, Stop, print, talk};
 
 /// Write a model of random weights in Hugging Face's layout, of any size, to measure on
 #[derive(clap::Args)]
@@ -55,7 +55,7 @@ pub fn run(args: Args) -> Outcome {
         synth::write_config(&args.out, &config, &format)?;
         return print(&format!("wrote {}\n", args.out.join("config.json").display()));
     }
-    let bar = ProgressBar::no_length();
+    let bar = talk::shown(ProgressBar::no_length());
     if let Ok(style) = ProgressStyle::with_template("writing {bar:30} {bytes} of {total_bytes}  {eta} left") {
         bar.set_style(style);
     }

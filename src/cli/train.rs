@@ -11,7 +11,8 @@ use trimtab::run::training::{self as run, Summary};
 use trimtab::{Error, Result};
 
 use super::settings::Settings;
-use super::{Outcome, Stop, fetching, print};
+use super::talk::is_quiet;
+use super::{Outcome, Stop, print};
 
 /// Fine-tune a model: LoRA, QLoRA (--quantize nf4) or every weight (--method full)
 #[derive(clap::Args)]
@@ -31,16 +32,10 @@ pub struct Args {
     /// Go on with the run in RUN, with its settings, or with the one in --out; from its beginning if it has no checkpoint
     #[arg(long, value_name = "RUN", num_args = 0..=1, help_heading = "Run")]
     resume: Option<Option<PathBuf>>,
-    /// Say nothing but errors and the result
-    #[arg(long, short, help_heading = "Run")]
-    quiet: bool,
 }
 
 pub fn run(args: Args) -> Outcome {
-    let Args { mut settings, overwrite, dry_run, resume, quiet } = args;
-    if quiet {
-        fetching::be_quiet();
-    }
+    let Args { mut settings, overwrite, dry_run, resume } = args;
     let start = match (&resume, overwrite) {
         (Some(_), _) => Start::Resume,
         (None, true) => Start::Overwrite,
@@ -59,14 +54,14 @@ pub fn run(args: Args) -> Outcome {
         settled(&config)?;
         let mut progress = Progress::stderr();
         run::rehearse(&config, start, &mut |event| {
-            if !quiet {
+            if !is_quiet() {
                 progress.show(&event);
             }
             Ok(())
         })?;
         return print(&format!("nothing is wrong with this run; without --dry-run it goes to {}\n", out.display()));
     }
-    let summary = train(&config, start, quiet)?;
+    let summary = train(&config, start)?;
     let Summary { steps, first_loss, last_loss, .. } = summary;
     print(&format!("{steps} steps, loss {first_loss:.4} to {last_loss:.4}, in {}\n", out.display()))
 }
@@ -82,9 +77,9 @@ fn settled(config: &RunConfig) -> Result<(), Stop> {
 /// How often the user asked the run to stop.
 static ASKED: AtomicU32 = AtomicU32::new(0);
 
-/// Runs, and shows what happens on standard error, unless it is to be `quiet`. Ctrl-C and SIGTERM end the run after its step,
+/// Runs, and shows what happens on standard error, unless that is to be quiet. Ctrl-C and SIGTERM end the run after its step,
 /// with a checkpoint; a second one at once.
-pub fn train(config: &RunConfig, start: Start, quiet: bool) -> Result<Summary, Stop> {
+pub fn train(config: &RunConfig, start: Start) -> Result<Summary, Stop> {
     settled(config)?;
     // Where signals cannot be had, they end the program, and the last checkpoint is what is left.
     let _ = ctrlc::set_handler(|| match ASKED.fetch_add(1, Ordering::Relaxed) {
@@ -93,7 +88,7 @@ pub fn train(config: &RunConfig, start: Start, quiet: bool) -> Result<Summary, S
     });
     let mut progress = Progress::stderr();
     let mut on = |event: Event| -> Result<()> {
-        if !quiet {
+        if !is_quiet() {
             progress.show(&event);
         }
         match event {
