@@ -19,7 +19,8 @@ const [LENGTH, PROMPT, WRITTEN] = [64, 8, 16];
 // stay f32. So losses differ by that, whatever the file. In f32 too it is its rounding: on SmolLM2 its loss is 1.5e-4 (with a
 // cache in f32) or 8e-5 (in f16, its default) from transformers' in float64, ours 9e-6.
 const TOLERANCE = {f32: 3e-4, f16: 3e-3, bf16: 2e-2};
-const ROUNDED = 3e-2;
+// On SmolLM2 what it makes of one file differs by 2.6e-2 between processors (q6_k: 2.7215 on a Xeon, 2.7474 on a Zen 5).
+const ROUNDED = 6e-2;
 const text = readFileSync("assets/shakespeare.txt", "utf8").slice(1000, 2000);
 const run = (...args) => execFileSync(trimtab, args, {encoding: "utf8", stdio: ["ignore", "pipe", "pipe"]});
 
