@@ -109,7 +109,7 @@ fn shaders_that_would_fail_on_a_gpu_are_refused() {
     for (text, place, what) in [
         (format!("{MAIN}\n let x: u32 = 1.0; }}\n"), "a.wgsl:2", "u32"),
         (format!("{MAIN}\n let x = subgroupAdd(1.0); }}\n"), "a.wgsl:2", "ubgroup"),
-        (format!("enable f16;\n{MAIN}\n let x = 1.0h; }}\n"), "a.wgsl:1", "f16"),
+        (format!("enable f16;\n{MAIN}\n let x = 1.0h; }}\n"), "a.wgsl:3", "FLOAT16"),
         (reads, "a.wgsl:1", "read_write"),
         (group, "a.wgsl:1", "@group(0)"),
         (nine, "a.wgsl", "9 storage buffers"),
