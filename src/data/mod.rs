@@ -3,6 +3,7 @@
 //! examples a step takes, [`pack`] lays them out in micro-batches of a fixed shape.
 
 mod added;
+mod charsmap;
 pub mod chat;
 pub mod formats;
 mod guard;

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::added;
+use super::charsmap;
 use super::chat::{SPECIAL, Templates};
 use super::guard::guarded;
 pub use super::stream::DecodeStream;
@@ -299,14 +300,15 @@ fn no_tokenizer(folder: &Path) -> Error {
 }
 
 fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(|e| {
-        // What is no JSON at all is told with its place.
-        let found = match serde_json::from_slice::<serde::de::IgnoredAny>(json) {
-            Err(e) => e.to_string(),
-            Ok(_) => format!("a tokenizer that does not load ({e})"),
-        };
-        foreign::explain(path, Error::file(path, found, "a tokenizer.json"))
-    })?;
+    let mut inner =
+        guarded(|| charsmap::check(json).and_then(|()| tokenizers::Tokenizer::from_bytes(json))).map_err(|e| {
+            // What is no JSON at all is told with its place.
+            let found = match serde_json::from_slice::<serde::de::IgnoredAny>(json) {
+                Err(e) => e.to_string(),
+                Ok(_) => format!("a tokenizer that does not load ({e})"),
+            };
+            foreign::explain(path, Error::file(path, found, "a tokenizer.json"))
+        })?;
     // Some files cut or pad every text to a length that served one use of the model.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|e| failed("left whole", &e))?;
