@@ -12,8 +12,7 @@ use trimtab::run::report::REPORT_FILE;
 use trimtab::run::text;
 
 use super::settings::Settings;
-use super::talk::is_quiet;
-use super::{Outcome, Stop, print, train};
+use super::{Outcome, Stop, print, talk, train};
 
 /// The settings of the run, over which flags go. Paths are put in front: they depend on where the repository is.
 const SETTINGS: &str = "\
@@ -52,18 +51,13 @@ pub fn run(args: Args) -> Outcome {
     let mut progress = Progress::stderr();
     let mut base = config.clone();
     base.adapter = None;
-    let mut show = |event: &Event| {
-        if !is_quiet() {
-            progress.show(event);
-        }
-    };
-    show(&sample(&base, 0, "before: the base model, which has read prose")?);
+    talk::show(&mut progress, &sample(&base, 0, "before: the base model, which has read prose")?);
     // The folder of the last quickstart is replaced; one that was asked for only if it holds nothing.
     let asked = config.origin("out") == Some(&Origin::Flag);
     let summary = train::train(&config, if asked { Start::New } else { Start::Overwrite })?;
     let mut tuned = config.clone();
     tuned.adapter = Some(out.clone());
-    show(&sample(&tuned, summary.steps, "after: the same model with the adapter")?);
+    talk::show(&mut progress, &sample(&tuned, summary.steps, "after: the same model with the adapter")?);
 
     let show = |p: &Path| p.display().to_string();
     let model = show(config.need("model")?);

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::ProgressBar;
+use trimtab::run::metrics::Event;
+use trimtab::run::progress::Progress;
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 
@@ -29,6 +31,13 @@ pub(super) use say;
 /// What a user should know of what was done.
 pub fn notes(notes: &[String]) {
     notes.iter().for_each(|note| say!("note: {note}"));
+}
+
+/// What happens in a run.
+pub fn show(progress: &mut Progress, event: &Event) {
+    if !is_quiet() {
+        progress.show(event);
+    }
 }
 
 /// `bar`, if it is to be seen.

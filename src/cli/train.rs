@@ -11,8 +11,7 @@ use trimtab::run::training::{self as run, Summary};
 use trimtab::{Error, Result};
 
 use super::settings::Settings;
-use super::talk::is_quiet;
-use super::{Outcome, Stop, print};
+use super::{Outcome, Stop, print, talk};
 
 /// Fine-tune a model: LoRA, QLoRA (--quantize nf4) or every weight (--method full)
 #[derive(clap::Args)]
@@ -54,9 +53,7 @@ pub fn run(args: Args) -> Outcome {
         settled(&config)?;
         let mut progress = Progress::stderr();
         run::rehearse(&config, start, &mut |event| {
-            if !is_quiet() {
-                progress.show(&event);
-            }
+            talk::show(&mut progress, &event);
             Ok(())
         })?;
         return print(&format!("nothing is wrong with this run; without --dry-run it goes to {}\n", out.display()));
@@ -88,9 +85,7 @@ pub fn train(config: &RunConfig, start: Start) -> Result<Summary, Stop> {
     });
     let mut progress = Progress::stderr();
     let mut on = |event: Event| -> Result<()> {
-        if !is_quiet() {
-            progress.show(&event);
-        }
+        talk::show(&mut progress, &event);
         match event {
             Event::Step(_) | Event::Eval { .. } | Event::Loading { .. } if ASKED.load(Ordering::Relaxed) > 0 => {
                 Err(Error::Cancelled)

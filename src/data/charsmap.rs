@@ -36,8 +36,8 @@ fn fits(table: &str) -> tokenizers::Result<()> {
     let sixes = table.bytes().take(6).map(|c| ALPHABET.iter().position(|&a| a == c).map(|six| six as u64));
     let Some(bits) = sixes.collect::<Option<Vec<u64>>>().filter(|sixes| sixes.len() == 6) else { return Ok(()) };
     let first = bits.iter().fold(0, |all, six| all << 6 | six) >> 4;
-    let (trie, all) = ((first as u32).swap_bytes() as usize, table.len() / 4 * 3);
-    match trie + 4 <= all {
+    let (trie, all) = (u64::from((first as u32).swap_bytes()), table.len() / 4 * 3);
+    match trie + 4 <= all as u64 {
         true => Ok(()),
         false => Err(format!("a {KEY} of {all} bytes with a trie of {trie}").into()),
     }
