@@ -124,6 +124,25 @@ fn runs_learn_and_go_on() {
     }
 }
 
+/// What `save_adapter` writes unless asked for safetensors: the same tensors.
+#[test]
+fn pickled_folders_are_those_of_safetensors() {
+    let (from, dir) = (common::root("tests/fixtures/adapterhub/bert-pfeiffer/adapter"), scratch("adapter_pickled"));
+    for file in ["adapter_config.json", "head_config.json"] {
+        std::fs::copy(from.join(file), dir.join(file)).unwrap();
+    }
+    let pickles = common::root("tests/golden/pickled");
+    for (file, name) in [("adapterhub_adapter", "pytorch_adapter"), ("adapterhub_model_head", "pytorch_model_head")] {
+        std::fs::copy(pickles.join(format!("{file}.bin")), dir.join(format!("{name}.bin"))).unwrap();
+    }
+    let (theirs, ours) = (peft::open(&from).unwrap(), peft::open(&dir).unwrap());
+    assert_eq!(ours.tensors, theirs.tensors);
+    assert_eq!(ours.config, theirs.config);
+    // The control: without its head it is another adapter.
+    std::fs::remove_file(dir.join("pytorch_model_head.bin")).unwrap();
+    assert_ne!(peft::open(&dir).unwrap().tensors, theirs.tensors);
+}
+
 /// What is not read is refused, by what it is, and with what to do.
 #[test]
 fn other_folders_are_refused() {
@@ -146,10 +165,12 @@ fn other_folders_are_refused() {
     assert!(inverse.contains("inv_adapter") && inverse.contains("seq_bn"), "{inverse}");
     let prefix = changed("adapter_prefix", &|_, config| config["config"]["architecture"] = "prefix_tuning".into());
     assert!(prefix.contains("prefix_tuning"), "{prefix}");
-    let pickled = changed("adapter_pickled", &|dir, _| {
+    let pickled = changed("adapter_not_a_pickle", &|dir, _| {
         std::fs::rename(dir.join("adapter.safetensors"), dir.join("pytorch_adapter.bin")).unwrap();
     });
-    assert!(pickled.contains("pytorch_adapter.bin") && pickled.contains("use_safetensors=True"), "{pickled}");
+    assert!(pickled.contains("pytorch_adapter.bin"), "{pickled}");
+    let bare = changed("adapter_bare", &|dir, _| std::fs::remove_file(dir.join("adapter.safetensors")).unwrap());
+    assert!(bare.contains("adapter_model.safetensors"), "{bare}");
     let flexible = changed("adapter_flexible", &|dir, _| {
         let tensors = [("heads.task.1.weight".to_string(), HostTensor { shape: vec![1], data: vec![0.5] })];
         files::write_tensors(&dir.join("model_head.safetensors"), &tensors).unwrap();

@@ -34,7 +34,9 @@ const ADAPTER: [&str; 8] = [
     "chat_template.jinja",
 ];
 
-const PICKLED: &str = "adapter_model.bin";
+/// Adapters as PEFT wrote them before safetensors, and as AdapterHub writes them unless asked for those.
+const PICKLED: [&str; 2] = ["adapter_model.bin", "pytorch_adapter.bin"];
+const PICKLED_HEAD: &str = "pytorch_model_head.bin";
 
 /// The files to fetch of those that a repository has; an error says what it has instead.
 pub fn needed(files: &[String], kind: Kind) -> Result<Vec<&str>, String> {
@@ -49,9 +51,10 @@ pub fn needed(files: &[String], kind: Kind) -> Result<Vec<&str>, String> {
         Kind::Adapter if ["adapter_model.safetensors", "adapter.safetensors"].into_iter().any(has) => {
             return Ok(chosen);
         }
-        // What PEFT wrote before, read without executing it.
-        Kind::Adapter if has(PICKLED) => {
-            chosen.push(files.iter().map(String::as_str).find(|file| *file == PICKLED).unwrap_or_default());
+        // Read without executing it.
+        Kind::Adapter if PICKLED.into_iter().any(has) => {
+            let pickled = |file: &&str| PICKLED.contains(file) || *file == PICKLED_HEAD;
+            chosen.extend(files.iter().map(String::as_str).filter(pickled));
             return Ok(chosen);
         }
         Kind::Adapter => return Err("an adapter without safetensors".into()),
@@ -113,12 +116,15 @@ mod tests {
         let own = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"];
         let adapter = all(&[&own[..], &["adapter_model.bin", WHOLE]].concat());
         assert_eq!(needed(&adapter, Kind::Adapter).unwrap(), own);
-        let pickled = all(&["adapter_config.json", PICKLED]);
-        assert_eq!(needed(&pickled, Kind::Adapter).unwrap(), ["adapter_config.json", PICKLED]);
+        for weights in [&PICKLED[..1], &[PICKLED[1], PICKLED_HEAD]] {
+            let files = [&["adapter_config.json"], weights].concat();
+            let pickled = all(&[&files[..], &["optimizer.pt"]].concat());
+            assert_eq!(needed(&pickled, Kind::Adapter).unwrap(), files);
+        }
         for (files, kind, want) in [
             (&adapter, Kind::Model, "an adapter"),
             (&whole, Kind::Adapter, "no adapter_config.json"),
-            (&all(&["adapter_config.json", "pytorch_adapter.bin"]), Kind::Adapter, "without safetensors"),
+            (&all(&["adapter_config.json", "adapter.pt"]), Kind::Adapter, "without safetensors"),
             (&all(&["config.json", "pytorch_model.bin"]), Kind::Model, "pickled (pytorch_model.bin)"),
             (&all(&["a.Q4_0.gguf", "b.gguf"]), Kind::Model, "GGUF files: a.Q4_0.gguf, b.gguf"),
             (&all(&["README.md"]), Kind::Model, "no config.json"),

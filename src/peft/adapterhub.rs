@@ -1,5 +1,6 @@
 //! The folder of an adapter of AdapterHub's library (`adapters` 1.3.0): `adapter_config.json`, `adapter.safetensors`, and
-//! for a task's head `head_config.json` and `model_head.safetensors`. `load_adapter(…, use_safetensors=True)` reads it.
+//! for a task's head `head_config.json` and `model_head.safetensors`. `load_adapter(…, use_safetensors=True)` reads it. Read are
+//! the pickles of the same tensors too, which `save_adapter` writes unless asked for safetensors.
 //!
 //! The name of the adapter is part of every key: `bert.encoder.layer.0.output.adapters.NAME.adapter_up.weight`. Heads have
 //! the names of transformers' classes (`classifier.weight`); the library's own heads (`heads.NAME.…`) are other modules
@@ -20,7 +21,9 @@ use crate::weights::{HostTensor, read_json};
 pub const TYPE: &str = "AdapterHub's bottleneck adapters";
 /// The adapter's tensors in its folder; a head's are in another file.
 pub const WEIGHTS_FILE: &str = "adapter.safetensors";
+const PICKLED: &str = "pytorch_adapter.bin";
 const HEAD_FILE: &str = "model_head.safetensors";
+const PICKLED_HEAD: &str = "pytorch_model_head.bin";
 /// What is in the file of a head.
 pub const HEAD_CONFIG: &str = "head_config.json";
 /// Files of the folder that no other kind of adapter has.
@@ -37,7 +40,7 @@ pub fn kind(config: &Map<String, Value>) -> Option<&str> {
 
 /// Whether the folder has AdapterHub's weights.
 pub fn is_folder(dir: &Path) -> bool {
-    [WEIGHTS_FILE, "pytorch_adapter.bin"].iter().any(|file| dir.join(file).exists())
+    [WEIGHTS_FILE, PICKLED].iter().any(|file| dir.join(file).exists())
 }
 
 /// The tensors of an adapter and of its head, by their names in the files.
@@ -46,17 +49,15 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let class = about.as_ref().and_then(|about| about.get("model_class")?.as_str());
     let around = class.is_some_and(t5::has_module);
     let mut tensors = BTreeMap::new();
-    for (file, pickle) in [(WEIGHTS_FILE, "pytorch_adapter.bin"), (HEAD_FILE, "pytorch_model_head.bin")] {
-        let path = dir.join(file);
-        if !path.exists() && dir.join(pickle).exists() {
-            return Err(Error::unsupported(
-                format!("{}: pickled weights", dir.join(pickle).display()),
-                "load the adapter with AdapterHub's library and save it with save_adapter(…, use_safetensors=True)",
-            ));
-        }
-        if path.exists() || file == WEIGHTS_FILE {
-            let own = files::read_file(&path)?.into_iter();
-            tensors.extend(own.map(|(name, t)| (if around { name } else { plain(name) }, t)));
+    for (file, pickle) in [(WEIGHTS_FILE, PICKLED), (HEAD_FILE, PICKLED_HEAD)] {
+        match files::read_either(dir, [file, pickle])? {
+            Some((_, own)) => {
+                tensors.extend(own.into_iter().map(|(name, t)| (if around { name } else { plain(name) }, t)))
+            }
+            None if file == WEIGHTS_FILE => {
+                return Err(Error::file(dir, format!("a folder without {file}"), "the whole folder of an adapter"));
+            }
+            None => {}
         }
     }
     if let Some(name) = tensors.keys().find(|name| name.starts_with("heads.")) {

@@ -4,7 +4,7 @@
 //! (DoRA: also `….lora_magnitude_vector` `[out]`), f32, in a safetensors file with the metadata `{"format": "pt"}`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -127,18 +127,8 @@ pub fn read_adapter(dir: &Path) -> Result<Adapter> {
 
 /// Reads the tensors of a folder: of safetensors, else of a pickle, of which nothing is executed.
 pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
-    let (path, pickled) = (dir.join(WEIGHTS_FILE), dir.join(LEGACY_FILE));
-    let (held, path) = match (path.exists(), pickled.exists()) {
-        (true, _) => (read_file(&path)?, path),
-        (false, true) => {
-            let bytes = std::fs::read(&pickled).map_err(|e| Error::io(&pickled, e))?;
-            // An archive is what it should be; of anything else it is said what it is.
-            let explained = |e| if bytes.starts_with(b"PK") { e } else { foreign::explain(&pickled, e) };
-            (pickle::read(&pickled, &bytes).map_err(explained)?, pickled)
-        }
-        (false, false) => {
-            return Err(Error::file(dir, format!("a folder without {WEIGHTS_FILE}"), "the whole folder of an adapter"));
-        }
+    let Some((path, held)) = read_either(dir, [WEIGHTS_FILE, LEGACY_FILE])? else {
+        return Err(Error::file(dir, format!("a folder without {WEIGHTS_FILE}"), "the whole folder of an adapter"));
     };
     let mut tensors = BTreeMap::new();
     for (name, tensor) in held {
@@ -147,6 +137,24 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
         }
     }
     Ok(tensors)
+}
+
+/// The tensors of a file of safetensors in a folder, else of a pickle, of which nothing is executed, and which of the two it was;
+/// none if neither is there.
+pub fn read_either(dir: &Path, [file, pickle]: [&str; 2]) -> Result<Option<(PathBuf, BTreeMap<String, HostTensor>)>> {
+    let (path, pickled) = (dir.join(file), dir.join(pickle));
+    if path.exists() {
+        let tensors = read_file(&path)?;
+        return Ok(Some((path, tensors)));
+    }
+    if !pickled.exists() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(&pickled).map_err(|e| Error::io(&pickled, e))?;
+    // An archive is what it should be; of anything else it is said what it is.
+    let explained = |e| if bytes.starts_with(b"PK") { e } else { foreign::explain(&pickled, e) };
+    let tensors = pickle::read(&pickled, &bytes).map_err(explained)?;
+    Ok(Some((pickled, tensors)))
 }
 
 /// A name as PEFT writes it: state dictionaries that were saved by hand have the adapter's name in it, or lack the prefix.

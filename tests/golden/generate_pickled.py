@@ -4,7 +4,8 @@
 
 Made with torch 2.15.0, safetensors of the same tensors beside each. Cases: f32; every type of floats, turned views, views that
 share values, parameters, in an ordered dictionary with metadata (`state`); an integer tensor (`ints`); a function that a program
-would call when it is loaded (`calls`); the format before PyTorch 1.6 (`old`).
+would call when it is loaded (`calls`); the format before PyTorch 1.6 (`old`); an adapter and head of AdapterHub as its library
+saves them (`adapterhub_…`: `torch.save` of the tensors of `tests/fixtures/adapterhub/bert-pfeiffer`).
 """
 import os
 import sys
@@ -12,9 +13,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 torch.manual_seed(0)
+HUB = Path(__file__).parent.parent / "fixtures/adapterhub/bert-pfeiffer/adapter"
 A, B = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
 C, D = (name.replace("q_proj", "v_proj") for name in (A, B))
 
@@ -38,6 +40,8 @@ def main(out):
     torch.save({A: plain[A], B: Calls()}, out / "calls.bin")
     torch.save(plain, out / "old.bin", _use_new_zipfile_serialization=False)
     torch.save(plain, out / "protocol4.bin", pickle_protocol=4)
+    for file in ("adapter", "model_head"):
+        torch.save(load_file(HUB / f"{file}.safetensors"), out / f"adapterhub_{file}.bin")
     save_file(plain, out / "plain.safetensors")
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, out / "state.safetensors")
 
