@@ -153,7 +153,7 @@ fn ready(config: &RunConfig, backend: Box<dyn Backend>) -> Result<Ready> {
     let given = RunData::open(config)?;
     let job = Job::open(config, adapts(config)?, Some(&given.train))?;
     let config = &config.on(backend.caps()).settled(job.facts.hidden);
-    let mut learnt = Learnt::read(config, &job, &given)?;
+    let mut learnt = Learnt::read(config, &job, &given, None)?;
     let method = method(config, &job)?;
     let micro = learnt.micro(config, &job, &*method);
     let act = activations(config.dtype.into(), backend.caps());

@@ -73,22 +73,29 @@ impl Job {
         }
     }
 
-    /// Calls `f` with what makes examples of rows. Tokenized rows need no tokenizer.
-    fn with_codec<T>(&self, config: &RunConfig, how: How, f: impl FnOnce(&Codec) -> Result<T>) -> Result<T> {
-        let tokenizer: Option<Tokenizer> = if how.tokenized { None } else { Some(self.base.tokenizer()?) };
+    /// Calls `f` with what makes examples of rows: by the tokenizer that is `known`, else the model's. Tokenized rows need none.
+    fn with_codec<T>(
+        &self,
+        config: &RunConfig,
+        how: How,
+        known: Option<&Tokenizer>,
+        f: impl FnOnce(&Codec) -> Result<T>,
+    ) -> Result<T> {
+        let own = if how.tokenized || known.is_some() { None } else { Some(self.base.tokenizer()?) };
+        let tokenizer = own.as_ref().or(known).filter(|_| !how.tokenized);
         let encode = |text: &str| -> Result<Vec<u32>> {
-            match &tokenizer {
+            match tokenizer {
                 Some(t) => t.encode(text, false),
                 None => Err(Error::config("data", "text among tokenized examples", "input_ids in every line")),
             }
         };
-        let chats = tokenizer.as_ref().map(|tokenizer| template::chats(config, tokenizer)).transpose()?;
+        let chats = tokenizer.map(|tokenizer| template::chats(config, tokenizer)).transpose()?;
         f(&Codec {
             encode: &encode,
-            tokenizer: tokenizer.as_ref(),
+            tokenizer,
             chats: chats.as_ref(),
-            bos: tokenizer.as_ref().map(|t| t.begins_with()).transpose()?.flatten(),
-            eos: tokenizer.as_ref().and_then(|t| t.eos_ids().first().copied()),
+            bos: tokenizer.map(|t| t.begins_with()).transpose()?.flatten(),
+            eos: tokenizer.and_then(|t| t.eos_ids().first().copied()),
             vocab: self.facts.vocab,
             max_len: config.max_seq_len,
             max_target_len: config.max_target_len,
@@ -98,10 +105,15 @@ impl Job {
     }
 
     /// The examples of the training data, and what there is to say of it.
-    pub fn examples(&self, config: &RunConfig, data: &Data) -> Result<(Dataset, Vec<String>)> {
+    pub fn examples(
+        &self,
+        config: &RunConfig,
+        data: &Data,
+        known: Option<&Tokenizer>,
+    ) -> Result<(Dataset, Vec<String>)> {
         self.has_rows(data)?;
         let how = How { tokenized: data.is_tokenized(), unlabelled: false, traced: false };
-        self.with_codec(config, how, |codec| {
+        self.with_codec(config, how, known, |codec| {
             let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
             let (data, report) = reader::read(data, codec, &make, config.too_long)?;
             self.fits(&data)?;
@@ -120,10 +132,10 @@ impl Job {
     }
 
     /// The rows of `data` with their examples, and the windows of plain text; `unlabelled` if they are to be predicted.
-    pub fn rows(&self, config: &RunConfig, data: &Data, unlabelled: bool) -> Result<Rows> {
+    pub fn rows(&self, config: &RunConfig, data: &Data, unlabelled: bool, known: Option<&Tokenizer>) -> Result<Rows> {
         self.has_rows(data)?;
         let how = How { tokenized: data.is_tokenized(), unlabelled, traced: true };
-        self.with_codec(config, how, |codec| {
+        self.with_codec(config, how, known, |codec| {
             let mut rows = Rows::new(codec);
             data.rows(&mut |row| self.add(&mut rows, row, codec, config.too_long).map(|()| true))?;
             for file in data.files().iter().filter(|file| !file.format.has_rows()) {
@@ -146,7 +158,7 @@ impl Job {
     /// One row of these fields; token ids need no tokenizer.
     pub fn row(&self, config: &RunConfig, fields: Map<String, Value>) -> Result<Rows> {
         let how = How { tokenized: fields.contains_key(INPUT_IDS), unlabelled: true, traced: true };
-        self.with_codec(config, how, |codec| {
+        self.with_codec(config, how, None, |codec| {
             let mut rows = Rows::new(codec);
             self.add(
                 &mut rows,

@@ -25,10 +25,10 @@ pub struct Learnt {
 }
 
 impl Learnt {
-    /// Reads all of it.
-    pub fn read(config: &RunConfig, job: &Job, given: &RunData) -> Result<Learnt> {
-        let (data, warnings) = job.examples(config, &given.train)?;
-        let rows = given.eval.as_ref().map(|data| job.rows(config, data, false)).transpose()?;
+    /// Reads all of it, by a tokenizer that is known already, else the model's.
+    pub fn read(config: &RunConfig, job: &Job, given: &RunData, known: Option<&Tokenizer>) -> Result<Learnt> {
+        let (data, warnings) = job.examples(config, &given.train, known)?;
+        let rows = given.eval.as_ref().map(|data| job.rows(config, data, false, known)).transpose()?;
         let sampler = Sampler::mixed(data.len(), data.parts(), config.seed, config.shuffle)?;
         Ok(Learnt { data, warnings, rows, sampler })
     }

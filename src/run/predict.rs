@@ -41,7 +41,7 @@ pub fn predict(config: &RunConfig, input: &Input, on: &mut dyn FnMut(&Value) -> 
         return Err(Error::config("--task", job.task.def().name, expected));
     }
     let rows = match &data {
-        Some(data) => job.rows(config, data, true)?,
+        Some(data) => job.rows(config, data, true, None)?,
         None => job.row(config, fields)?,
     };
     let steps = Steps::each(&rows.data, rows.chunks(config.batch_size));

@@ -33,12 +33,12 @@ pub fn preview(config: &RunConfig, shown: usize) -> Result<Preview> {
     config.need_data()?;
     let given = RunData::open(config)?;
     let job = Job::open(config, training::adapts(config)?, Some(&given.train))?;
-    let learnt = Learnt::read(config, &job, &given)?;
+    // Rows of tokens need none.
+    let tokenizer = job.base.tokenizer().ok();
+    let learnt = Learnt::read(config, &job, &given, tokenizer.as_ref())?;
     let micro = learnt.micro(config, &job, &*training::method(config, &job)?);
     let about = [job.about(), given.about()].into_iter().chain(learnt.warnings(config));
     let about = about.chain(micro.full.map(|full| micro::describe(&micro.sizes(), full))).collect();
-    // Rows of tokens need none.
-    let tokenizer = job.base.tokenizer().ok();
     let some = 0..learnt.data.len().min(shown);
     Ok(Preview {
         about,

@@ -32,7 +32,7 @@ pub struct Scored {
 pub fn score(config: &RunConfig) -> Result<Scored> {
     let data = data::open(config, config.need_data()?)?;
     let job = Job::open(config, config.adapter.is_some(), Some(&data))?;
-    let rows = job.rows(config, &data, false)?;
+    let rows = job.rows(config, &data, false, None)?;
     let steps = Steps::each(&rows.data, rows.chunks(config.batch_size));
     let (mut session, mut notes) = inference::open(config, &job.base, &*job.task, Some(&steps), |options| options)?;
     notes.extend(rows.note.clone());

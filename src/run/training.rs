@@ -63,8 +63,8 @@ pub fn forecast(config: &RunConfig) -> Result<Forecast> {
     let job = Job::open(config, adapts(config)?, given.as_ref().map(|given| &given.train))?;
     let backend = backend::open(&config.device)?;
     let config = &config.on(backend.caps()).settled(job.facts.hidden);
-    let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given)).transpose()?;
     let tokenizer = job.base.tokenizer().ok();
+    let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given, tokenizer.as_ref())).transpose()?;
     let examined = learnt.as_ref().map(|learnt| Examined::of(config, &job, learnt, tokenizer.as_ref()));
     let examined = examined.transpose()?.unwrap_or_default();
     drop(tokenizer);
@@ -191,8 +191,8 @@ impl Ready {
         if job.task.def().name != causal_lm::DEF.name {
             tell.note(job.about())?;
         }
-        let learnt = Learnt::read(config, &job, &given)?;
         let tokenizer = job.base.tokenizer().ok();
+        let learnt = Learnt::read(config, &job, &given, tokenizer.as_ref())?;
         let examined = Examined::of(config, &job, &learnt, tokenizer.as_ref())?;
         let learns = preflight::learns(&job, &learnt, tokenizer.as_ref())?;
         let template = tokenizer.as_ref().map(|t| template::kept(config, t)).transpose()?.flatten();
