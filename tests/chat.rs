@@ -194,7 +194,7 @@ fn settings(more: &[(&str, &str)]) -> RunConfig {
 /// Ids and labels of every row.
 fn examples(config: &RunConfig) -> Result<Vec<(Vec<i32>, Vec<i32>)>> {
     let data = data::open(config, config.need_data()?)?;
-    let (data, _) = Job::open(config, false, Some(&data))?.examples(config, &data)?;
+    let (data, _) = Job::open(config, false, Some(&data))?.examples(config, &data, None)?;
     let example = |i| data.example(i);
     Ok((0..data.len()).map(example).map(|e| (e.ints("input_ids").to_vec(), e.ints("labels").to_vec())).collect())
 }

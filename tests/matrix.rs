@@ -119,7 +119,7 @@ impl Cell {
         let config = RunConfig::resolve(None, &typed)?;
         let given = RunData::open(&config)?;
         let job = Job::open(&config, true, Some(&given.train))?;
-        let data = job.examples(&config, &given.train)?.0;
+        let data = job.examples(&config, &given.train, None)?.0;
         Ok(Cell { name, config, job, data })
     }
 

@@ -53,7 +53,7 @@ fn run(dir: &Path, device: &Device, times: f64) -> Result<Result<(), String>> {
     let config = RunConfig::resolve(None, &Flags::of(&flags)?)?;
     let given = RunData::open(&config)?;
     let job = Job::open(&config, !whole, Some(&given.train))?;
-    let rows = job.examples(&config, &given.train)?.0;
+    let rows = job.examples(&config, &given.train, None)?.0;
     let (method, start): (Box<dyn peft::Method>, _) = match whole {
         true => (Box::new(Full), None),
         false => {
