@@ -86,7 +86,7 @@ machine() {
     name=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
     cores=$(nproc)
     memory=$(awk '/MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)
-    flags=$(grep -o -w -m 1 -E 'avx2|avx512f|amx_tile' /proc/cpuinfo | sort -u | tr '\n' ' ')
+    flags=$(grep -o -w -m 1 -E 'avx2|avx512f|avx512_bf16|amx_tile' /proc/cpuinfo | sort -u | tr '\n' ' ')
     echo "$name, $cores threads ($flags), $memory GiB; commit $(git rev-parse --short HEAD), $(date -u +%F)."
 }
 

@@ -60,7 +60,7 @@ cargo test --workspace
 scripts/interop.sh --ready
 # The CPU kernels again, as processors with less than this one run them.
 lesser=portable
-[ "$(uname -m)" = x86_64 ] && lesser="avx512 avx2 portable"
+[ "$(uname -m)" = x86_64 ] && lesser="avx512bf16 avx512 avx2 portable"
 for isa in $lesser; do
     TRIMTAB_CPU=$isa cargo test --test op_matrix on_the_cpu
 done

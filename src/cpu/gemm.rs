@@ -26,17 +26,23 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 mod kernel;
 mod operand;
+#[cfg(target_arch = "x86_64")]
+mod pieces;
 mod thin;
 mod vector;
 
 use super::act::Act;
 use super::isa::Isa;
-use super::math;
+use super::{math, par};
 use half::bf16;
 use kernel::*;
 pub use operand::*;
+#[cfg(target_arch = "x86_64")]
+use pieces::Unit;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -182,10 +188,14 @@ fn a_in_place<I: IsaKernel>(t: &Term) -> bool {
     t.a.f32_data().is_some() && (rows || t.a.row_stride == 1 && single_panel)
 }
 
-/// Whether the microkernel reads B where it is: few rows do not repay packing it.
-fn b_in_place<I: IsaKernel>(t: &Term) -> bool {
-    let few = t.a.rows <= IN_PLACE_ROWS && t.b.cols.is_multiple_of(I::LANES);
-    few && t.alpha == 1.0 && t.b.col_stride == 1 && t.b.f32_data().is_some()
+/// Whether the microkernel reads B where it is: few rows do not repay packing it. The parts of one sum are all in f32, or one
+/// part in bf16.
+fn b_in_place<I: IsaKernel>(terms: &[Term]) -> bool {
+    let stored = |t: &Term| t.b.f32_data().is_some() || t.b.bf16_data().is_some() && terms.len() == 1;
+    terms.iter().all(|t| {
+        let few = t.a.rows <= IN_PLACE_ROWS && t.b.cols.is_multiple_of(I::LANES);
+        few && t.alpha == 1.0 && t.b.col_stride == 1 && stored(t)
+    })
 }
 
 /// The shares of the terms in rows `k0..k1` of the concatenated k axis: (term, from, to).
@@ -246,22 +256,31 @@ fn turns(t: &Term, how: Rounding) -> bool {
 }
 
 fn turned_product(t: &Term, beta: f32, c: &mut [f32], ldc: usize, how: Rounding) {
+    /// Rows of C that are written at a time: so much of each row of the turned one is read in one stretch.
+    const ROWS: usize = 128;
     let (m, n) = (t.a.rows, t.b.cols);
     TURNED.with(m * n, |turned| {
         best_product(&[Term { alpha: 1.0, a: t.b.t(), b: t.a.t() }], 0.0, None, turned, m, how);
-        for (i, row) in c.chunks_mut(ldc).take(m).enumerate() {
-            for (j, x) in row[..n].iter_mut().enumerate() {
-                let old = if beta == 0.0 { 0.0 } else { beta * *x };
-                *x = old + t.alpha * turned[j * m + i];
+        let turned = &*turned;
+        par::chunks(&mut c[..(m - 1) * ldc + n], ROWS * ldc, |q, rows| {
+            let (i0, count) = (q * ROWS, rows.len().div_ceil(ldc));
+            for j in 0..n {
+                for (i, &sum) in turned[j * m + i0..][..count].iter().enumerate() {
+                    let x = &mut rows[i * ldc + j];
+                    let old = if beta == 0.0 { 0.0 } else { beta * *x };
+                    *x = old + t.alpha * sum;
+                }
             }
-        }
+        });
     });
 }
 
 fn best_product(terms: &[Term], beta: f32, bias: Option<&[f32]>, c: &mut [f32], ldc: usize, how: Rounding) {
     let level = match Isa::best() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx if !amx::pays(terms, how) => Isa::Avx512,
+        Isa::Amx if !pieces::pays(Unit::Tiles, terms, how) => Isa::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 if !pieces::pays(Unit::Dots, terms, how) => Isa::Avx512,
         best => best,
     };
     with_isa(level, terms, (beta, bias), c, ldc, how)
@@ -276,9 +295,17 @@ fn with_isa(level: Isa, terms: &[Term], end: (f32, Option<&[f32]>), c: &mut [f32
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => product::<Avx2>(terms, end, c, ldc, how, blocked_product::<Avx2>),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => product::<Avx512>(terms, end, c, ldc, how, blocked_product::<Avx512>),
+        Isa::Avx512Bf16 if how.factors => {
+            product::<Avx512>(terms, end, c, ldc, how, |terms, (m, n, _), end, parallel| {
+                pieces::blocked_product(Unit::Dots, terms, (m, n), end, parallel)
+            })
+        }
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx => product::<Avx512>(terms, end, c, ldc, how, amx::blocked_product),
+        Isa::Avx512 | Isa::Avx512Bf16 => product::<Avx512>(terms, end, c, ldc, how, blocked_product::<Avx512>),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => product::<Avx512>(terms, end, c, ldc, how, |terms, (m, n, _), end, parallel| {
+            pieces::blocked_product(Unit::Tiles, terms, (m, n), end, parallel)
+        }),
     }
 }
 
@@ -357,7 +384,7 @@ impl Epilogue<'_> {
 }
 
 fn blocked_product<I: IsaKernel>(terms: &[Term], (m, n, k): (usize, usize, usize), end: &Epilogue, parallel: bool) {
-    let plan = &Plan::new(m, n, k, I::NR, terms.iter().all(b_in_place::<I>));
+    let plan = &Plan::new(m, n, k, I::NR, b_in_place::<I>(terms));
     // Enough tasks for threads that other programs slow down to be helped out.
     let tasks = if parallel { 4 * rayon::current_num_threads() } else { 1 };
     B_PANELS.with(plan.packed_floats(), |buffer| {
@@ -515,13 +542,26 @@ impl Block {
                 piece.a = dst.as_ptr();
                 (piece.row_step, piece.rs, piece.cs) = (depth, 1, I::MR);
             }
-            if let Some(data) = t.b.f32_data().filter(|_| plan.b_in_place) {
-                piece.b = data[from * t.b.row_stride + self.j0..].as_ptr();
-                (piece.panel_step, piece.bs) = (I::NR, t.b.row_stride);
-            } else {
-                piece.b = packed[done * I::NR..].as_ptr();
-                (piece.panel_step, piece.bs) = (I::NR * (self.k.1 - self.k.0), I::NR);
-            }
+            let first = from * t.b.row_stride + self.j0;
+            let size = match (plan.b_in_place, t.b.bf16_data()) {
+                (true, Some(data)) => {
+                    piece.b = data[first..].as_ptr().cast();
+                    size_of::<bf16>()
+                }
+                (true, None) => {
+                    piece.b = t.b.f32_data().map_or(&[][..], |data| &data[first..]).as_ptr().cast();
+                    size_of::<f32>()
+                }
+                (false, _) => {
+                    piece.b = packed[done * I::NR..].as_ptr().cast();
+                    size_of::<f32>()
+                }
+            };
+            let (panel, row) = match plan.b_in_place {
+                true => (I::NR, t.b.row_stride),
+                false => (I::NR * (self.k.1 - self.k.0), I::NR),
+            };
+            (piece.panel_step, piece.bs, piece.half) = (size * panel, size * row, size == size_of::<bf16>());
             done += depth;
             count += 1;
         }
@@ -561,7 +601,7 @@ impl Block {
                     };
                     let (rows, vectors) = ((i1 - i).min(I::MR), (plan.n - j).min(I::NR) / I::LANES);
                     // SAFETY: as in `sweep`; a B in place has whole vectors of columns, and `sums` holds MR x NR floats.
-                    unsafe { I::tile(rows, vectors)(&tile) };
+                    unsafe { I::tile(rows, vectors, all.half)(&tile) };
                 }
             }
         });
@@ -580,6 +620,7 @@ impl Block {
             return self.sweep_in_place::<I>(plan, end, (beta, bias), piece);
         }
         let (heights, widths) = ((i1 - i0).div_ceil(I::MR), self.panels.1 - self.panels.0);
+        let half = pieces.iter().any(|piece| piece.half);
         for t in 0..heights * widths {
             // A deep panel stays in L1 while A goes by. With shallow ones, writing C is the work:
             // all of B stays in cache and C is written along its rows.
@@ -603,13 +644,13 @@ impl Block {
             if whole {
                 // SAFETY: rows i..i + rows and columns j..j + w are inside C and in this
                 // task's tile alone; `pieces` and `b` cover this k block; I was detected.
-                unsafe { I::tile(rows, vectors)(&tile) };
+                unsafe { I::tile(rows, vectors, half)(&tile) };
             } else {
                 // A ragged right edge goes through a buffer of whole vectors.
                 (tile.c, tile.ldc) = (spill.as_mut_ptr(), I::NR);
                 (tile.beta, tile.bias) = (0.0, std::ptr::null());
                 // SAFETY: as above, and the buffer holds MR x NR floats.
-                unsafe { I::tile(rows, vectors)(&tile) };
+                unsafe { I::tile(rows, vectors, half)(&tile) };
                 for r in 0..rows {
                     // SAFETY: row i + r, columns j..j + w, as above.
                     unsafe { end.write(i + r, j, beta, bias, &spill[r * I::NR..][..w]) };

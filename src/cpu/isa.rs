@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crate::error::{Error, Result};
 
 /// Names the most that kernels may use, for runs that must give the same bits on different processors and for
-/// comparing them: `portable`, `neon`, `avx2`, `avx512` or `amx`.
+/// comparing them: `portable`, `neon`, `avx2`, `avx512`, `avx512bf16` or `amx`.
 pub const VARIABLE: &str = "TRIMTAB_CPU";
 
 /// Instruction sets with kernels of their own, each with all of the ones of its architecture before it.
@@ -22,6 +22,9 @@ pub enum Isa {
     /// AVX512F and AVX512BW.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX512_BF16, for what may be rounded to bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     /// AMX's tiles of bf16, and the operating system's leave to use them.
     #[cfg(target_arch = "x86_64")]
     Amx,
@@ -37,6 +40,8 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         ("avx512", Isa::Avx512),
         #[cfg(target_arch = "x86_64")]
+        ("avx512bf16", Isa::Avx512Bf16),
+        #[cfg(target_arch = "x86_64")]
         ("amx", Isa::Amx),
     ];
 
@@ -51,7 +56,11 @@ impl Isa {
             if !(has!("avx512f") && has!("avx512bw")) {
                 return Isa::Avx2;
             }
-            if has_amx() { Isa::Amx } else { Isa::Avx512 }
+            match has!("avx512bf16") {
+                false => Isa::Avx512,
+                true if has_amx() => Isa::Amx,
+                true => Isa::Avx512Bf16,
+            }
         }
         #[cfg(target_arch = "aarch64")]
         return Isa::Neon;

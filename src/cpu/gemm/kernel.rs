@@ -3,6 +3,7 @@
 use super::operand::*;
 use super::thin::{self, Sums, Thin};
 use super::vector::Vector;
+use half::bf16;
 
 /// Length of the stack buffers elements are decoded into.
 pub(super) const RUN: usize = 512;
@@ -21,22 +22,33 @@ pub(super) struct Panels<'a> {
 
 /// What the microkernel reads for one term's share of a k block. Element (i, p) of the rows of A
 /// starting at `row` is `a[row * row_step + i * rs + p * cs]`, element (p, j) of a panel of B is
-/// `b[panel * panel_step + p * bs + j]`.
+/// `b[panel * panel_step + p * bs + j]`, steps in bytes: f32, or bf16 if the tile is of those.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
     pub(super) a: *const f32,
     pub(super) row_step: usize,
     pub(super) rs: usize,
     pub(super) cs: usize,
-    pub(super) b: *const f32,
+    pub(super) b: *const u8,
     pub(super) panel_step: usize,
     pub(super) bs: usize,
+    /// Whether B is in bf16: of one sum, all pieces or none.
+    pub(super) half: bool,
     pub(super) k: usize,
 }
 
 impl Piece {
-    pub(super) const NONE: Piece =
-        Piece { a: std::ptr::null(), row_step: 0, rs: 0, cs: 0, b: std::ptr::null(), panel_step: 0, bs: 0, k: 0 };
+    pub(super) const NONE: Piece = Piece {
+        a: std::ptr::null(),
+        row_step: 0,
+        rs: 0,
+        cs: 0,
+        b: std::ptr::null(),
+        panel_step: 0,
+        bs: 0,
+        half: false,
+        k: 0,
+    };
 }
 
 /// One call of the microkernel: `C = beta*C + A*B (+ bias)` over an R x NV*LANES tile.
@@ -64,7 +76,8 @@ pub(super) trait IsaKernel: Vector {
     const NR: usize;
     /// Whether `mul_add` is one instruction here.
     const FMA: bool;
-    fn tile(rows: usize, vectors: usize) -> TileFn;
+    /// The microkernel of so many rows and vectors of columns; `half` if B is in bf16, which is widened as it is read.
+    fn tile(rows: usize, vectors: usize, half: bool) -> TileFn;
     unsafe fn decode(store: &Store, start: usize, out: &mut [f32]);
     /// `dst[p * ld + j] = src[j * stride + p] * scale` for j, p < 8.
     unsafe fn transpose8(src: &[f32], stride: usize, scale: f32, dst: &mut [f32], ld: usize);
@@ -179,9 +192,9 @@ macro_rules! isa {
 
         impl $isa {
             $(#[target_feature(enable = $feat)])?
-            unsafe fn tile<const R: usize, const NV: usize>(t: &Tile) {
-                // SAFETY: the caller passes pieces with R rows and their k columns, a packed panel
-                // of $nr floats per k, a C tile (and bias) of R x NV vectors it alone writes, and
+            unsafe fn tile<const R: usize, const NV: usize, const HALF: bool>(t: &Tile) {
+                // SAFETY: the caller passes pieces with R rows and their k columns, a panel of $nr
+                // floats (bf16 if HALF) per k, a C tile (and bias) of R x NV vectors it alone writes, and
                 // null or R rows of $nr sums.
                 unsafe {
                     let mut acc: [[$v; NV]; R] = [[$zero; NV]; R];
@@ -205,7 +218,10 @@ macro_rules! isa {
                         for _ in 0..piece.k {
                             let mut bv: [$v; NV] = [$zero; NV];
                             for v in 0..NV {
-                                bv[v] = $load(b.add(v * $lanes));
+                                bv[v] = match HALF {
+                                    false => $load(b.cast::<f32>().add(v * $lanes)),
+                                    true => <Self as Vector>::bf16(b.cast::<bf16>().add(v * $lanes)),
+                                };
                             }
                             for i in 0..R {
                                 let x = $splat(*a.add(i * rs));
@@ -258,9 +274,10 @@ macro_rules! isa {
             const NR: usize = $nr;
             const FMA: bool = $has_fma;
 
-            fn tile(rows: usize, vectors: usize) -> TileFn {
-                const TABLE: [[TileFn; 2]; $mr] = [$([$isa::tile::<$r, 1>, $isa::tile::<$r, 2>]),*];
-                TABLE[rows - 1][vectors - 1]
+            fn tile(rows: usize, vectors: usize, half: bool) -> TileFn {
+                const FLOATS: [[TileFn; 2]; $mr] = [$([$isa::tile::<$r, 1, false>, $isa::tile::<$r, 2, false>]),*];
+                const HALVES: [[TileFn; 2]; $mr] = [$([$isa::tile::<$r, 1, true>, $isa::tile::<$r, 2, true>]),*];
+                (if half { HALVES } else { FLOATS })[rows - 1][vectors - 1]
             }
 
             #[inline(always)]

@@ -217,6 +217,13 @@ impl<'a> Mat<'a> {
         self.store.decode(i * self.row_stride + from, out);
     }
 
+    pub(super) fn bf16_data(&self) -> Option<&'a [bf16]> {
+        match self.store {
+            Store::Bf16(s) => Some(s),
+            _ => None,
+        }
+    }
+
     pub(super) fn f32_data(&self) -> Option<&'a [f32]> {
         match self.store {
             Store::F32(s) => Some(s),

@@ -389,16 +389,19 @@ fn bits_do_not_depend_on_threads() {
         let a = Operand::new(0, m, k, false, 0, &mut rng);
         let b = Operand::new(f, k, n, t, 0, &mut rng);
         for level in Isa::usable() {
-            let run = |threads: usize| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let mut c = vec![0f32; m * n];
-                let terms = [Term { alpha: 1.0, a: a.mat(), b: b.mat() }];
-                pool.install(|| with_isa(level, &terms, (0.0, None), &mut c, n, EXACT));
-                c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-            };
-            let one = run(1);
-            for threads in [2, 3, 7] {
-                assert!(run(threads) == one, "{level:?} {m}x{k}x{n} on {threads} threads");
+            for factors in [false, true] {
+                let run = |threads: usize| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let mut c = vec![0f32; m * n];
+                    let terms = [Term { alpha: 1.0, a: a.mat(), b: b.mat() }];
+                    let how = Rounding { factors, result: None };
+                    pool.install(|| with_isa(level, &terms, (0.0, None), &mut c, n, how));
+                    c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let one = run(1);
+                for threads in [2, 3, 7] {
+                    assert!(run(threads) == one, "{level:?} {m}x{k}x{n} on {threads} threads, narrow: {factors}");
+                }
             }
         }
     }
