@@ -24,6 +24,7 @@ use crate::train::loraplus::LoraPlus;
 use crate::train::optimizer::{Bits, Rule};
 
 mod others;
+mod uses;
 mod value;
 
 pub use others::meaning;
@@ -373,15 +374,10 @@ impl Flags {
         pairs.iter().map(one).collect::<Result<_>>().map(Flags)
     }
 
-    /// All texts of a name, each once, as an array of TOML.
+    /// All texts of a name, as an array of TOML.
     fn list(&self, name: &str) -> Value {
-        let mut texts: Vec<&str> = Vec::new();
-        for (_, text) in self.0.iter().filter(|(typed, _)| *typed == name) {
-            if !texts.contains(&text.as_str()) {
-                texts.push(text);
-            }
-        }
-        Value::Array(texts.into_iter().map(Value::from).collect())
+        let texts = self.0.iter().filter(|(typed, _)| *typed == name);
+        Value::Array(texts.map(|(_, text)| Value::from(text.as_str())).collect())
     }
 }
 
@@ -570,6 +566,7 @@ impl RunConfig {
                 format!("{} or more (or a smaller max-seq-len): a sequence is not split", self.max_seq_len),
             ));
         }
+        uses::check(self)?;
         if self.method == Method::Full && self.quantize != Quantize::None {
             return clash("quantize", "nf4 with method full", "none: weights that are trained are kept as floats");
         }
@@ -790,7 +787,7 @@ fn json_of(value: Value) -> serde_json::Value {
 /// A value as TOML writes it; small numbers with an exponent, as people do.
 fn toml_text(value: &Value) -> String {
     match value {
-        Value::Float(x) if x.is_finite() && *x != 0.0 && x.abs() < 1e-2 => format!("{x:e}"),
+        Value::Float(x) if x.is_finite() && *x != 0.0 && !(1e-2..1e16).contains(&x.abs()) => format!("{x:e}"),
         other => other.to_string(),
     }
 }

@@ -35,13 +35,15 @@ fn saved(name: &str, more: &[(&str, &str)]) -> (Vec<Vec<f32>>, Value, PathBuf) {
         ("model", base.as_str()),
         ("data", &data),
         ("out", &out),
-        ("virtual_tokens", "11"),
         ("steps", "1"),
         ("lr", "0"),
         ("max_seq_len", "32"),
         ("device", "cpu"),
     ];
-    let flags = Flags::of(&[&same[..], more].concat()).unwrap();
+    // An adapter has its own.
+    let own = more.iter().any(|(name, _)| *name == "adapter");
+    let tokens = if own { &[][..] } else { &[("virtual_tokens", "11")] };
+    let flags = Flags::of(&[&same[..], tokens, more].concat()).unwrap();
     run(&RunConfig::resolve(None, &flags).unwrap(), Start::Overwrite, &mut |_| Ok(())).unwrap();
     let dir = dir.join("out");
     let opened = peft::open(&dir).unwrap();

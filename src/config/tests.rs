@@ -89,8 +89,8 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("adapter_kind", "prefix")], "houlsby or pfeiffer or parallel"),
         ("", &[("reduction_factor", "0")], "reduction-factor"),
         ("", &[("prompt_init", "vocabulary")], "random or text or sample-vocab"),
-        ("", &[("prompt_init", "text")], "--prompt-init-text"),
-        ("prompt-init-text = 'x'", &[("prompt_init", "random")], "no text"),
+        ("", &[("method", "prompt"), ("prompt_init", "text")], "--prompt-init-text"),
+        ("prompt-init-text = 'x'", &[("method", "prompt"), ("prompt_init", "random")], "no text"),
         ("train = ['norm']", &[], "method full"),
         ("train = []", &[("method", "full")], "layers.3-5"),
         ("", &[("method", "full"), ("train", "norm//bias")], "--train"),
@@ -110,7 +110,7 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("nesterov = true", &[("optimizer", "sgd")], "nesterov"),
         ("patience = 2", &[("eval_data", "x")], "patience"),
         ("", &[("keep_best", "true")], "keep-best"),
-        ("nesterov = true", &[("momentum", "0.9"), ("dampening", "0.1")], "nesterov"),
+        ("nesterov = true", &[("optimizer", "sgd"), ("momentum", "0.9"), ("dampening", "0.1")], "nesterov"),
         ("", &[("adafactor_decay_rate", "0.8")], "adafactor-decay-rate"),
         ("", &[("seed", "18446744073709551615")], "seed"),
         ("", &[("nonsense", "1")], "nonsense"),
@@ -167,13 +167,6 @@ fn the_saved_file_repeats_the_run() {
         ("micro_tokens", "300"),
         ("lr", "1.2345678901234e-5"),
         ("schedule", "linear"),
-        ("virtual_tokens", "7"),
-        ("prompt_init_text", "a text"),
-        ("prompt_init", "text"),
-        ("prefix_projection", "true"),
-        ("adapter_kind", "parallel"),
-        ("reduction_factor", "7.5"),
-        ("non_linearity", "gelu"),
         ("warmup", "4"),
         ("weight_decay", "1e-3"),
         ("loraplus_lr_ratio", "16"),
@@ -181,13 +174,7 @@ fn the_saved_file_repeats_the_run() {
         ("max_grad_norm", "0"),
         ("adam_beta1", "0.8"),
         ("adam_beta2", "0.95"),
-        ("adam_eps", "1e-6"),
         ("optimizer", "lion8bit"),
-        ("momentum", "0.7"),
-        ("dampening", "0.1"),
-        ("adafactor_decay_rate", "-0.7"),
-        ("adafactor_eps", "1e-20"),
-        ("adafactor_clip", "2"),
         ("memory", "700MiB"),
         ("recompute", "selective"),
         ("stream", "on"),
@@ -197,24 +184,39 @@ fn the_saved_file_repeats_the_run() {
         ("shuffle", "false"),
         ("dtype", "bf16"),
         ("device", "wgpu:2"),
-        ("save_dtype", "bf16"),
         ("profile", "true"),
         ("log_tensorboard", "true"),
     ];
-    let config = resolve("", &flags).unwrap();
-    let text = config.to_toml();
-    let again = resolve(&text, &[]).unwrap();
-    assert_eq!(again.to_json(), config.to_json(), "{text}");
-    // Each excludes some of the rest, or needs another of these.
-    let unset =
-        ["method", "adapter", "epochs", "nesterov", "eval_data", "eval_every", "keep_best", "patience", "train"];
-    for field in FIELDS {
-        let typed = flags.iter().any(|(name, _)| *name == field.name);
-        assert!(typed != unset.contains(&field.name), "{}: not in this test", field.name);
-        if typed {
-            assert_ne!((field.get)(&config), (field.get)(&RunConfig::default()), "{}", field.name);
-            assert_eq!(again.origin(field.name), Some(&file()), "{}", field.name);
+    // Each counts with another method or optimizer.
+    let apart = [
+        &[("method", "prefix"), ("virtual_tokens", "7"), ("prefix_projection", "true")][..],
+        &[("method", "prompt"), ("prompt_init_text", "a text"), ("prompt_init", "text")],
+        &[("method", "adapter"), ("adapter_kind", "parallel"), ("reduction_factor", "7.5"), ("non_linearity", "gelu")],
+        &[("method", "full"), ("save_dtype", "bf16"), ("adam_eps", "1e-6")],
+        &[("optimizer", "sgd"), ("momentum", "0.7"), ("dampening", "0.1")],
+        &[
+            ("optimizer", "adafactor"),
+            ("adafactor_decay_rate", "-0.7"),
+            ("adafactor_eps", "1e-20"),
+            ("adafactor_clip", "2"),
+        ],
+    ];
+    for flags in apart.into_iter().chain([&flags[..]]) {
+        let config = resolve("", flags).unwrap();
+        let text = config.to_toml();
+        let again = resolve(&text, &[]).unwrap();
+        assert_eq!(again.to_json(), config.to_json(), "{text}");
+        for (name, _) in flags {
+            let field = find(name).unwrap();
+            assert_ne!((field.get)(&config), (field.get)(&RunConfig::default()), "{name}");
+            assert_eq!(again.origin(name), Some(&file()), "{name}");
         }
+    }
+    // Each excludes some of the rest, or needs another of these.
+    let unset = ["adapter", "epochs", "nesterov", "eval_data", "eval_every", "keep_best", "patience", "train"];
+    for field in FIELDS {
+        let typed = apart.iter().copied().flatten().chain(&flags).any(|(name, _)| *name == field.name);
+        assert!(typed != unset.contains(&field.name), "{}: not in this test", field.name);
     }
     // Lists too, and full training.
     let data = [("data", "a.jsonl:0.3"), ("data", "b.parquet:0.7"), ("split", "0.1")];
@@ -407,5 +409,38 @@ fn sixteen_bits_are_the_default_where_a_gpu_computes_in_them() {
             let config = resolve("", &[("dtype", name)]).unwrap().on(&caps);
             assert_eq!((config.dtype, config.origin("dtype")), (asked, Some(&Origin::Flag)), "{target:?}");
         }
+    }
+}
+
+/// What would be of no effect is refused, unless it asks for what is there anyway; a flag that changes what a file was made for
+/// puts the file's settings out.
+#[test]
+fn what_has_no_effect_is_refused() {
+    let resolved = |file: &str, flags: &[(&str, &str)]| {
+        RunConfig::resolve_text(file, Path::new("run.toml"), &Flags::of(flags).unwrap()).map_err(|e| e.to_string())
+    };
+    for (flags, decides) in [
+        (&[("method", "full"), ("targets", "q_proj")][..], "method lora, ia3 or trainable-tokens"),
+        (&[("method", "full"), ("dora", "true")], "method lora"),
+        (&[("method", "ia3"), ("rank", "4")], "method lora"),
+        (&[("method", "ia3"), ("dropout", "0.5")], "method lora or adapter"),
+        (&[("method", "prompt"), ("prefix_projection", "true")], "method prefix"),
+        (&[("momentum", "0.9")], "optimizer sgd"),
+        (&[("optimizer", "sgd"), ("adam_beta1", "0.8")], "optimizer adamw or lion"),
+        (&[("optimizer", "lion"), ("adam_eps", "1e-6")], "optimizer adamw"),
+        (&[("save_dtype", "bf16")], "method full"),
+        (&[("virtual_tokens", "5")], "method prompt or prefix"),
+        (&[("reduction_factor", "4")], "method adapter"),
+    ] {
+        let error = resolved("", flags).unwrap_err();
+        assert!(error.contains("no effect") && error.contains(decides), "{flags:?}: {error}");
+    }
+    let file = "rank = 4\nalpha = 9.0\n";
+    assert!(resolved(&format!("{file}method = \"ia3\""), &[]).unwrap_err().contains("rank"));
+    assert_eq!(resolved(file, &[("method", "ia3")]).unwrap().method, Method::Ia3);
+    for flags in
+        [&[("method", "ia3"), ("rank", "16")][..], &[("method", "ia3"), ("targets", "k_proj")], &[("rank", "4")]]
+    {
+        resolved("", flags).unwrap();
     }
 }

@@ -49,7 +49,7 @@ impl Setting for bool {
     }
 }
 
-const WHOLE: &str = "a whole number, 0 or more";
+const WHOLE: &str = "a whole number, 0 to 9223372036854775807";
 
 macro_rules! whole {
     ($($ty:ty)+) => { $(
@@ -58,7 +58,9 @@ macro_rules! whole {
                 0
             }
             fn from_text(text: &str) -> Result<Self, String> {
-                text.parse().map_err(|_| WHOLE.into())
+                // TOML's integers end there.
+                let fits = |n: &Self| i64::try_from(*n).is_ok();
+                text.parse().ok().filter(fits).ok_or_else(|| WHOLE.into())
             }
             fn from_toml(value: &Value) -> Result<Self, String> {
                 value.as_integer().and_then(|i| i.try_into().ok()).ok_or_else(|| WHOLE.into())

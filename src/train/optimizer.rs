@@ -140,7 +140,10 @@ impl Optimizer {
             all.extend([("loraplus ratio", plus.ratio, ABOVE), ("loraplus embedding", plus.embedding, COUNTS)]);
         }
         match all.into_iter().find(|(_, x, (_, fits))| !((*x as f32).is_finite() && fits(*x as f32))) {
-            Some((name, x, (expected, _))) => Err(Error::config(format!("optimizer: {name}"), x.to_string(), expected)),
+            Some((name, x, (expected, _))) => {
+                let found = format!("{x:e}, as f32 {:e}", x as f32);
+                Err(Error::config(format!("optimizer: {name}"), found, expected))
+            }
             None => Ok(()),
         }
     }
