@@ -14,6 +14,7 @@ use trimtab::bench::table::Report;
 use trimtab::bench::{against, kernels, links, roofline, shapes, step, text};
 use trimtab::config::{Bytes, RunConfig, Setting};
 use trimtab::dtype::DType;
+use trimtab::run::output;
 use trimtab::synth;
 
 use super::settings::{resolved, setting_flags};
@@ -282,6 +283,7 @@ pub fn run(args: Args) -> Outcome {
             args.output.show(&report?, before)
         }
         What::Roofline(args) => {
+            output::check_replaces(&args.out, output::SVG)?;
             let report = match &args.from {
                 Some(path) => {
                     let text = read(path)?;

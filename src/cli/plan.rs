@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 use trimtab::Error;
 use trimtab::memory::budget;
+use trimtab::run::output;
 use trimtab::run::progress::{human, table};
 use trimtab::run::training::{self as run, Forecast};
 
@@ -31,6 +32,9 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let Some(config) = args.settings.resolve()? else { return Ok(()) };
     config.need("model").map_err(Stop::Usage)?;
+    if let Some(path) = &args.svg {
+        output::check_replaces(path, output::SVG)?;
+    }
     let Forecast { device, account, chosen, notes, free, svg } = run::forecast(&config)?;
     notes.iter().for_each(|note| say!("{note}"));
     if let Some(path) = args.svg {

@@ -74,7 +74,7 @@ pub fn model(config: &RunConfig, ty: Option<FileType>, overwrite: bool) -> Resul
     let (path, out) = (config.need("model")?, config.need("out")?);
     let inputs = [("model", Some(path)), ("adapter", config.adapter.as_deref())];
     let inputs: Vec<(&str, &Path)> = inputs.into_iter().filter_map(|(name, path)| Some((name, path?))).collect();
-    output::check_file(out, &inputs, overwrite)?;
+    output::check_file(out, &inputs, overwrite, output::GGUF)?;
     let (mut merged, job) = merge::open(config)?;
     let hyper = Hyper::of(merged.config())?;
     let ty = ty.unwrap_or_else(|| usual_type(&job.base));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::metrics::METRICS_FILE;
+use super::output;
 use super::progress::clock;
 use super::svg::{self, Line, escaped, number};
 use crate::config::RunConfig;
@@ -142,6 +143,7 @@ th{font-weight:600}.texts td{white-space:pre-wrap;min-width:14rem}td.n{text-alig
 
 /// Writes the page of the runs in `dirs` to `out`.
 pub fn write(dirs: &[PathBuf], out: &Path) -> Result<()> {
+    output::check_replaces(out, output::HTML)?;
     let runs = dirs.iter().map(|dir| Told::read(dir)).collect::<Result<Vec<_>>>()?;
     durable::write(out, page(&runs).as_bytes())
 }

@@ -21,7 +21,7 @@ use crate::weights::load::transpose;
 /// of the embedding or of the head are refused.
 pub fn adapter(config: &RunConfig, ty: GgmlType, overwrite: bool) -> Result<Report> {
     let (path, dir, out) = (config.need("model")?, config.need("adapter")?, config.need("out")?);
-    output::check_file(out, &[("model", path), ("adapter", dir)], overwrite)?;
+    output::check_file(out, &[("model", path), ("adapter", dir)], overwrite, output::GGUF)?;
     let base = Base::open(path)?;
     let hyper = Hyper::of(&base.config)?;
     let found = peft::def_of(dir)?.name;

@@ -39,7 +39,7 @@ impl Hyper {
             let hint = format!("a model of {} or mistral", known.join(", "));
             return Err(Error::unsupported(format!("a GGUF file of model_type {kind}"), hint));
         };
-        let act = config::text(config, "hidden_activation").or(config::text(config, "hidden_act"));
+        let act = config::text(config, "hidden_act");
         let usual = act.is_none_or(|act| act == architecture.activation || name == "gemma" && act == "gelu");
         if !usual {
             return Err(unsupported(format!("a GGUF file of a {kind} with hidden_act {}", act.unwrap_or_default())));
