@@ -60,10 +60,25 @@ const VALUES: [&str; 19] = [
     "inf",
 ];
 
+/// A setting with what it counts with, if it does not with the usual method and optimizer.
+fn counted(field: &Field, value: &'static str) -> Vec<(&'static str, &'static str)> {
+    let with = match field.name {
+        "virtual_tokens" => Some(("method", "prefix")),
+        "reduction_factor" => Some(("method", "adapter")),
+        "momentum" | "dampening" => Some(("optimizer", "sgd")),
+        "adafactor_decay_rate" | "adafactor_eps" | "adafactor_clip" => Some(("optimizer", "adafactor")),
+        _ => None,
+    };
+    with.into_iter().chain([(field.name, value)]).collect()
+}
+
 /// The settings that are numbers: those that take one of the values and not a word.
 fn numeric(field: &&Field) -> bool {
-    let takes = |value: &str| RunConfig::resolve(None, &Flags(vec![(field.name, value.into())])).is_ok();
-    !field.is_switch && field.choices.is_empty() && (takes("1") || takes("2") || takes("0.5")) && !takes("word")
+    let takes = |value| RunConfig::resolve(None, &Flags::of(&counted(field, value)).unwrap()).is_ok();
+    !field.is_switch
+        && field.choices.is_empty()
+        && (takes("1") || takes("2") || takes("0.5") || takes("-0.5"))
+        && !takes("word")
 }
 
 /// What a micro-batch or the factors are made of: a value that is allowed may still be too much for this test's memory.
@@ -73,11 +88,11 @@ const SIZES: [&str; 5] = ["max_seq_len", "max_target_len", "micro_tokens", "rank
 fn every_number_is_refused_or_works() {
     let scratch = Scratch::new("numbers");
     let fields: Vec<&Field> = FIELDS.iter().filter(numeric).collect();
-    assert!(fields.len() > 25, "{}", fields.len());
+    assert!(fields.len() > 30, "{}", fields.len());
     let (mut refused, mut planned, mut ran) = (0, 0, 0);
     for field in fields {
         for value in VALUES {
-            let config = scratch.config(&[(field.name, value)]);
+            let config = scratch.config(&counted(field, value));
             let Ok(config) = config else {
                 refused += 1;
                 continue;
@@ -164,6 +179,33 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run() {
     })
     .unwrap();
     assert!(scratch.0.join("adapter_model.safetensors").exists());
+}
+
+/// A run that is over before so many steps were skipped has come to nothing all the same.
+#[test]
+fn a_run_whose_last_loss_is_not_finite_ends_in_an_error() {
+    let scratch = Scratch::new("ends");
+    let flags = [&DIVERGES[..], &[("steps", "3")]].concat();
+    let ended = training::run(&scratch.config(&flags).unwrap(), Start::Overwrite, &mut |_| Ok(()));
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("up to step 3") && error.contains("Nothing was written"), "{error}");
+    assert!(!scratch.0.join("adapter_model.safetensors").exists());
+}
+
+/// Evaluation needs something to evaluate.
+#[test]
+fn rows_without_a_token_to_learn_are_refused_for_evaluation() {
+    let (scratch, data) = (Scratch::new("nothing"), Scratch::new("nothing-data"));
+    let rows = data.0.join("rows.jsonl");
+    let row = |label: i32| format!("{{\"input_ids\": [5, 6, 7], \"labels\": [-100, -100, {label}]}}\n");
+    let eval = [("eval_data", rows.to_str().unwrap()), ("steps", "1")];
+    std::fs::write(&rows, row(-100) + &row(-100)).unwrap();
+    let run = |more: &[(&str, &str)]| training::run(&scratch.config(more).unwrap(), Start::Overwrite, &mut |_| Ok(()));
+    let error = run(&eval).unwrap_err().to_string();
+    assert!(error.contains("2 rows") && error.contains("none with a token to learn"), "{error}");
+    // The control: one is enough.
+    std::fs::write(&rows, row(-100) + &row(7)).unwrap();
+    run(&eval).unwrap();
 }
 
 #[test]

@@ -59,8 +59,9 @@ pub fn run(args: Args) -> Outcome {
         return print(&format!("nothing is wrong with this run; without --dry-run it goes to {}\n", out.display()));
     }
     let summary = train(&config, start)?;
-    let Summary { steps, first_loss, last_loss, .. } = summary;
-    print(&format!("{steps} steps, loss {first_loss:.4} to {last_loss:.4}, in {}\n", out.display()))
+    let Summary { steps, skipped, first_loss, last_loss } = summary;
+    let skipped = if skipped == 0 { String::new() } else { format!(" ({skipped} skipped)") };
+    print(&format!("{steps} steps{skipped}, loss {first_loss:.4} to {last_loss:.4}, in {}\n", out.display()))
 }
 
 /// Whether the settings without which there is no run are there.

@@ -144,7 +144,8 @@ impl Course<'_> {
                 tell.note(note)?;
             }
             let (most, session) = (self.config.max_skips, &mut self.session);
-            self.skips.check(most, self.done, &report, || session.first_not_finite(&micro))?;
+            let at = (self.done, self.done == self.length.steps);
+            self.skips.check(most, at, &report, || session.first_not_finite(&micro))?;
             let stopped = stopped || is_stop(self.evaluate(tell))?;
             if stopped && self.done < self.length.steps {
                 return Err(self.stop(tell));
@@ -178,7 +179,7 @@ impl Course<'_> {
         report::write(&[run.into()], &run.join(report::REPORT_FILE))?;
         tell.event(Event::Saved { path: self.folder.path().into() })?;
         let loss = |i: Option<&(u64, f32)>| i.map_or(f32::NAN, |l| l.1);
-        Ok(Summary { steps, first_loss: loss(self.losses.first()), last_loss: loss(self.losses.last()) })
+        Ok(Summary { steps, skipped, first_loss: loss(self.losses.first()), last_loss: loss(self.losses.last()) })
     }
 
     fn step(&mut self) -> Result<Stepped> {

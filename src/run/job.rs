@@ -148,9 +148,13 @@ impl Job {
                     )
                 })?;
             }
-            match rows.rows.is_empty() {
-                true => Err(nothing(data)),
-                false => self.fits(&rows.data).map(|()| rows),
+            match (rows.rows.len(), rows.data.len()) {
+                (0, _) => Err(nothing(data)),
+                (n, 0) if !unlabelled => {
+                    let found = format!("{n} rows, none with a token to learn in its first {}", config.max_seq_len);
+                    Err(Error::file(data.to_string(), found, "at least one, whose loss can be computed"))
+                }
+                _ => self.fits(&rows.data).map(|()| rows),
             }
         })
     }

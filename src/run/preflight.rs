@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::job::Job;
 use super::learnt::Learnt;
-use crate::config::{Origin, RunConfig};
+use crate::config::{Method, Origin, RunConfig};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Dataset, INPUT_IDS, LABELS};
 use crate::error::Result;
@@ -82,6 +82,25 @@ pub fn text(config: &RunConfig, learns: Lines, planned: &Planned, learnt: &Learn
     let most = if config.memory.is_none() { most } else { String::new() };
     lines.add("memory", format!("{} are needed{free}{most}", human(needed)));
     lines.text
+}
+
+/// Settings with which a run of so many steps learns nothing, or never at the rate that was asked for.
+pub fn idle(config: &RunConfig, steps: u64) -> Vec<String> {
+    let (lr, warmup) = (config.lr.unwrap_or_default(), config.warmup_steps(steps));
+    let lora = config.method == Method::Lora;
+    let rising = format!(
+        "the learning rate rises for {} steps, and the run has {}: it never reaches {lr:e}",
+        grouped(warmup),
+        grouped(steps)
+    );
+    [
+        (lr == 0.0, "lr is 0: nothing is learnt".to_owned()),
+        (lora && config.alpha == 0.0, "alpha is 0: the adapter changes nothing and learns nothing".to_owned()),
+        (lr > 0.0 && warmup >= steps && warmup > 0, rising),
+    ]
+    .into_iter()
+    .filter_map(|(is, what)| is.then_some(what))
+    .collect()
 }
 
 /// What to add to the settings where the plan takes more memory than is free.
@@ -167,6 +186,30 @@ fn parted(name: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Flags;
+
+    #[test]
+    fn settings_that_learn_nothing_are_told() {
+        for (flags, told) in [
+            (&[("lr", "0"), ("warmup", "3")][..], &["lr is 0"][..]),
+            (&[("alpha", "0")], &["alpha is 0"]),
+            (&[("alpha", "0"), ("method", "bitfit")], &[]),
+            (&[("lr", "1e-3"), ("warmup", "10")], &["rises for 10 steps, and the run has 10"]),
+            (&[("lr", "1e-3"), ("warmup", "9")], &[]),
+            (&[("lr", "1e-3"), ("warmup", "0.999")], &["never reaches 1e-3"]),
+        ] {
+            // An alpha is refused where it has no effect, so that one is set.
+            let typed: Vec<_> = flags.iter().filter(|(name, _)| *name != "alpha").copied().collect();
+            let mut config = RunConfig::resolve(None, &Flags::of(&typed).unwrap()).unwrap();
+            if flags.len() > typed.len() {
+                config.alpha = 0.0;
+            }
+            config.lr = config.lr.or(Some(1e-3));
+            let found = idle(&config, 10);
+            assert_eq!(found.len(), told.len(), "{flags:?}: {found:?}");
+            assert!(found.iter().zip(told).all(|(found, told)| found.contains(told)), "{flags:?}: {found:?}");
+        }
+    }
 
     #[test]
     fn tensors_are_told_by_kind() {

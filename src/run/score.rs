@@ -7,7 +7,7 @@ use super::job::Job;
 use super::micro::Steps;
 use super::{data, inference};
 use crate::config::RunConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::system::Instant;
 
 /// What was found of a model, with its adapter or without.
@@ -38,6 +38,10 @@ pub fn score(config: &RunConfig) -> Result<Scored> {
     notes.extend(rows.note.clone());
     let start = Instant::now();
     let found = evaluate::evaluate(&mut session, &job, &rows, config.batch_size)?;
+    if !found.loss.is_finite() {
+        let of = config.adapter.as_deref().map_or_else(|| config.need("model"), Ok)?;
+        return Err(Error::file(of, format!("a loss of {}", found.loss), "finite weights and losses"));
+    }
     let seconds = start.elapsed().as_secs_f64();
     let rows = (rows.rows.len(), rows.cut);
     Ok(Scored { adapter: config.adapter.clone(), task: job.task.def().name, rows, found, seconds, notes })

@@ -23,25 +23,26 @@ impl Skips {
         self.in_a_row = if skipped { self.in_a_row + 1 } else { 0 };
     }
 
-    /// An error if there were `most` in a row, up to step `step` with this report; `find` then says where it left the finite
-    /// numbers.
+    /// An error if there were `most` in a row, up to step `step` with this report, or if it is the `last` one of a run that has
+    /// come to a loss that is not finite; `find` then says where it left the finite numbers.
     pub fn check(
         &self,
         most: u64,
-        step: u64,
+        (step, last): (u64, bool),
         report: &StepReport,
         find: impl FnOnce() -> Result<Option<NotFinite>>,
     ) -> Result<()> {
-        if self.in_a_row < most {
+        if self.in_a_row < most && !(last && !report.loss.is_finite()) {
             return Ok(());
         }
         let (place, hint) = match find()? {
             Some(found) => (format!("; {found}"), found.hint()),
             None => ("; repeated op by op, all numbers were finite".into(), "a lower lr or a longer warmup".into()),
         };
+        let steps = if self.in_a_row == 1 { "1 step".into() } else { format!("{} steps in a row", self.in_a_row) };
         let found = format!(
-            "{} steps in a row, up to step {step}, whose loss or gradient is not finite (loss {}, gradient norm {}){place}",
-            self.in_a_row, report.loss, report.grad_norm
+            "{steps}, up to step {step}, whose loss or gradient is not finite (loss {}, gradient norm {}){place}",
+            report.loss, report.grad_norm
         );
         Err(Error::config("max-skips", found, format!("finite numbers; try {hint}. Nothing was written")))
     }
@@ -56,6 +57,23 @@ mod tests {
 
     fn report(loss: f32, grad_norm: f32) -> StepReport {
         StepReport { loss, grad_norm, tokens: 1, trained: 1 }
+    }
+
+    /// The last step of a run whose loss is lost ends it badly; one whose gradient alone was too large for f16 does not.
+    #[test]
+    fn a_run_does_not_end_in_a_loss_that_is_not_finite() {
+        for (last, loss, grad_norm, ends) in [
+            (true, f32::NAN, f32::NAN, true),
+            (true, f32::INFINITY, 1.0, true),
+            (true, 1.0, f32::INFINITY, false),
+            (true, 1.0, 1.0, false),
+            (false, f32::NAN, f32::NAN, false),
+        ] {
+            let (mut skips, report) = (Skips::default(), report(loss, grad_norm));
+            skips.count(&report);
+            let ended = skips.check(10, (3, last), &report, || Ok(None));
+            assert_eq!(ended.is_err(), ends, "{last} {loss} {grad_norm}");
+        }
     }
 
     #[test]
@@ -74,7 +92,7 @@ mod tests {
             let report = report(loss, norm);
             skips.count(&report);
             let mut asked = false;
-            let ended = skips.check(3, 7, &report, || {
+            let ended = skips.check(3, (7, false), &report, || {
                 asked = true;
                 Ok(None)
             });
@@ -116,11 +134,11 @@ mod tests {
         let report = report(f32::NAN, f32::NAN);
         let skips = Skips { all: 1, in_a_row: 1 };
         for (found, part) in table {
-            let error = skips.check(1, 4, &report, || Ok(Some(found))).unwrap_err().to_string();
-            assert!(error.contains(part) && error.contains("1 steps in a row, up to step 4"), "{part}: {error}");
+            let error = skips.check(1, (4, false), &report, || Ok(Some(found))).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("1 step, up to step 4"), "{part}: {error}");
         }
         // The control: what was not found has no place.
-        let error = skips.check(1, 4, &report, || Ok(None)).unwrap_err().to_string();
+        let error = skips.check(1, (4, false), &report, || Ok(None)).unwrap_err().to_string();
         assert!(!error.contains("op linear") && error.contains("all numbers were finite"), "{error}");
     }
 }

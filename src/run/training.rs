@@ -35,6 +35,8 @@ use crate::tasks::causal_lm;
 pub struct Summary {
     /// Steps taken, skipped ones included.
     pub steps: u64,
+    /// Those that were skipped, since loss or gradient were not finite.
+    pub skipped: u64,
     /// Mean loss of the first step; NaN if there was none.
     pub first_loss: f32,
     /// Mean loss of the last step; NaN if there was none.
@@ -224,6 +226,9 @@ impl Ready {
             tell.note(format!("sequences of up to {longest} tokens; the base model was made for {positions}"))?;
         }
         tell.note(preflight::text(config, learns, &planned, &learnt))?;
+        for idle in preflight::idle(config, learnt.steps(config)) {
+            tell.note(idle)?;
+        }
         if let Some(large) = preflight::too_large(&planned, config.quantized().is_some()) {
             tell.note(large)?;
         }
