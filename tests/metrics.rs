@@ -115,7 +115,7 @@ fn multilabel() {
     let mut metric = MultiLabel::new(2);
     assert!(metric.add(&[0.0; 2], &[0.0; 4]).is_err());
     assert!(metric.add(&[0.0; 3], &[0.0; 3]).is_err());
-    assert!(metric.add(&[0.0; 2], &[0.0, 0.5]).is_err());
+    assert!(metric.add(&[0.0; 2], &[0.0, 1.5]).is_err());
     assert!(MultiLabel::new(0).add(&[], &[]).is_err());
 }
 

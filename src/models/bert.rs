@@ -154,7 +154,8 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         },
         inter: size(config, key("intermediate_size", "hidden_dim"), Some(4 * hidden))?,
         heads,
-        eps: number(config, "layer_norm_eps").unwrap_or(1e-12) as f32,
+        // DistilBERT's class has no key for it.
+        eps: number(config, "layer_norm_eps").filter(|_| !distil).unwrap_or(1e-12) as f32,
         act: activation(config, key("hidden_act", "activation"), "gelu")?,
         positions,
         types: if distil { 0 } else { size(config, "type_vocab_size", Some(2))? },

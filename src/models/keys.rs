@@ -90,11 +90,11 @@ static COMMON: &[Row] = &[
 /// Of the decoders with rotary embeddings, each of its class.
 pub static LLAMA: &[Row] = &[
     (&["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"], Honoured),
-    (&["intermediate_size", "rms_norm_eps", "hidden_act", "hidden_activation", "max_position_embeddings"], Honoured),
+    (&["intermediate_size", "rms_norm_eps", "hidden_act", "max_position_embeddings"], Honoured),
     (&["attention_bias", "mlp_bias", "rope_parameters"], Honoured),
     (&["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"], Honoured),
-    // The product in pieces, for which transformers has no code any more.
-    (&["pretraining_tp", "rope_interleaved"], Idle),
+    // The product in pieces, for which transformers has no code any more; a name that Gemma's class read for a while.
+    (&["pretraining_tp", "rope_interleaved", "hidden_activation"], Idle),
     (&["attention_dropout"], Said(off, PROBABILITIES)),
     (&["classifier_dropout", "hidden_dropout"], Said(off, "dropout before a head that tags tokens is not applied")),
     (&["is_causal"], Refused(on, DECODER)),

@@ -11,6 +11,7 @@ use super::config::{bad, flag, head_features, layer_count, number, position_coun
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::error::Result;
 use crate::graph::Val;
+use crate::nn::inputs::{Axis, Field};
 use crate::nn::{Computed, MAIN, Nn, Part, Role};
 use crate::ops::rope::{RopeSpec, rope_rows};
 use crate::ops::{Activation, Attention};
@@ -70,7 +71,7 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     }
     head_features("num_attention_heads", heads, head_dim)?;
     let gemma = kind == "gemma";
-    let act = match (text(config, "hidden_activation").or(text(config, "hidden_act")), gemma) {
+    let act = match (text(config, "hidden_act"), gemma) {
         (None, true) | (Some("gelu"), true) | (Some("gelu_pytorch_tanh"), _) => Activation::GeluTanh,
         (None | Some("silu"), _) => Activation::Silu,
         (Some("gelu"), false) => Activation::Gelu,
@@ -78,7 +79,8 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     };
     let max_positions = position_count(config, "max_position_embeddings", Some(class_positions))?;
     let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma);
-    let attention_bias = flag(config, "attention_bias");
+    // Mistral's and Qwen2's classes have their own; of the MLP only Llama's asks.
+    let attention_bias = !matches!(kind, "mistral" | "qwen2") && flag(config, "attention_bias");
     let count = layer_count(config, "num_hidden_layers", None)?;
     let (mut layers, mut ropes) = (Vec::new(), Vec::new());
     for window in windows(config, kind, count)? {
@@ -110,8 +112,8 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         eps: number(config, "rms_norm_eps").unwrap_or(1e-6) as f32,
         act,
         qkv_bias: kind == "qwen2" || attention_bias,
-        o_bias: kind != "qwen2" && attention_bias,
-        mlp_bias: flag(config, "mlp_bias"),
+        o_bias: attention_bias,
+        mlp_bias: kind == "llama" && flag(config, "mlp_bias"),
         qk_norm: kind == "qwen3",
         norm_offset: if gemma { 1.0 } else { 0.0 },
         embed_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
@@ -131,17 +133,13 @@ impl Model for Llama {
     }
 
     fn hidden(&self, nn: &mut Nn) -> Result<Val> {
-        let tables = self.ropes.iter().enumerate().map(|(i, rope)| {
-            let name = if i == 0 { "rope".into() } else { format!("rope.{i}") };
-            let rows = Computed::new(rope_rows(rope, self.positions)?);
-            Ok(nn.computed(&name, &[self.positions, self.head_dim], rows))
-        });
-        let tables: Vec<Val> = tables.collect::<Result<_>>()?;
+        let angles: Vec<Angles> =
+            self.ropes.iter().enumerate().map(|(i, rope)| self.angles(nn, i, rope)).collect::<Result<_>>()?;
         let mut h = nn.embed(EMBEDDING, self.facts.vocab, self.hidden, self.embed_scale)?;
         for (layer, &(window, rope)) in self.layers.iter().enumerate() {
             let path = format!("model.layers.{layer}");
             nn.block();
-            h = self.attention(nn, &path, h, tables[rope], window)?;
+            h = self.attention(nn, &path, h, angles[rope], window)?;
             h = self.mlp(nn, &path, h)?;
         }
         nn.block();
@@ -155,8 +153,28 @@ impl Model for Llama {
     }
 }
 
+/// What the tokens of a kind of layer are rotated by: a table, and the row of each token.
+#[derive(Clone, Copy)]
+struct Angles {
+    table: Val,
+    rows: Val,
+}
+
 impl Llama {
-    fn attention(&self, nn: &mut Nn, path: &str, h: Val, table: Val, window: Option<usize>) -> Result<Val> {
+    /// The angles of the kind of layer of number `i`. Where long sequences have others than short ones, theirs come after those.
+    fn angles(&self, nn: &mut Nn, i: usize, rope: &RopeSpec) -> Result<Angles> {
+        let name = if i == 0 { "rope".into() } else { format!("rope.{i}") };
+        let short = rope.short_positions().filter(|&short| short < self.positions);
+        let data = Computed::new(rope_rows(rope, short, self.positions)?);
+        let table = nn.computed(&name, &[short.unwrap_or(0) + self.positions, self.head_dim], data);
+        let rows = match short {
+            Some(short) => nn.input(rows_of_lengths(short))?,
+            None => nn.stream(MAIN)?.positions,
+        };
+        Ok(Angles { table, rows })
+    }
+
+    fn attention(&self, nn: &mut Nn, path: &str, h: Val, angles: Angles, window: Option<usize>) -> Result<Val> {
         let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
         let x = nn.rms_norm(&format!("{path}.input_layernorm"), h, self.eps, self.norm_offset)?;
         let at = format!("{path}.self_attn");
@@ -168,9 +186,9 @@ impl Llama {
             k = nn.head_norm(&format!("{at}.k_norm"), k, dim, self.eps, self.norm_offset)?;
         }
         nn.g.site = at.clone();
-        let positions = nn.stream(MAIN)?.positions;
-        let q = nn.g.rope(q, table, positions, heads, dim)?;
-        let k = nn.g.rope(k, table, positions, kv_heads, dim)?;
+        let Angles { table, rows } = angles;
+        let q = nn.g.rope(q, table, rows, heads, dim)?;
+        let k = nn.g.rope(k, table, rows, kv_heads, dim)?;
         let scale = 1.0 / (dim as f32).sqrt();
         let spec = Attention { window, ..Attention::new(heads, kv_heads, dim, scale, true) };
         let mixed = nn.attention(&at, q, k, v, spec)?;
@@ -183,6 +201,15 @@ impl Llama {
         let out = nn.gated_mlp(&format!("{path}.mlp"), x, self.inter, self.act, self.mlp_bias)?;
         nn.residual(path, Part::FeedForward, h, out)
     }
+}
+
+/// Position of each token, in sequences of more than `short` tokens after as many rows of a table.
+fn rows_of_lengths(short: usize) -> Field {
+    Field::ints(format!("rope_rows.{short}"), Axis::Token(MAIN), 0, move |item| {
+        let at = item.at(MAIN);
+        let first = at.prefix + if at.prefix + at.len > short { short } else { 0 };
+        (0..at.len).map(|i| (first + i) as i32).collect()
+    })
 }
 
 /// The types of layers that this family has.

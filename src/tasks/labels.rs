@@ -156,6 +156,8 @@ struct Seen {
     /// The largest whole number.
     most: Option<u64>,
     fractions: bool,
+    /// A number with a point that is no share: below 0 or above 1.
+    beyond: bool,
     /// A whole number below 0.
     negative: Option<f64>,
     /// The longest list.
@@ -176,7 +178,10 @@ impl Seen {
                 self.most = Some(self.most.unwrap_or(0).max(x as u64));
             }
             (_, Some(x)) if x.fract() == 0.0 && !label.is_f64() => self.negative = Some(x),
-            (_, Some(_)) => self.fractions = true,
+            (_, Some(x)) => {
+                self.fractions = true;
+                self.beyond |= !(0.0..=1.0).contains(&x);
+            }
             _ => {}
         }
     }
@@ -212,11 +217,12 @@ impl Seen {
         Ok(labels)
     }
 
-    /// What labels of `count` classes are, by transformers' rule.
+    /// What labels of `count` classes are, by transformers' rule: several numbers are shares of labels, with a point or without.
+    /// Those that cannot be shares are numbers.
     fn problem(&self, count: usize) -> Problem {
         match (count, self.list) {
             (1, _) if self.names.is_empty() => Problem::Regression,
-            (_, Some(_)) if self.fractions => Problem::Regression,
+            (_, Some(_)) if self.beyond => Problem::Regression,
             (_, Some(_)) => Problem::Multi,
             (_, None) => Problem::Single,
         }
@@ -330,6 +336,8 @@ mod tests {
             (bare(), &[json!(0.5), json!(2)], &["LABEL_0"], "regression"),
             (bare(), &[json!(-1.5), json!(2)], &["LABEL_0"], "regression"),
             (bare(), &[json!(-1.0), json!(1)], &["LABEL_0"], "regression"),
+            (bare(), &[json!([0.0, 1.0]), json!([1.0, 0.25])], &["LABEL_0", "LABEL_1"], "multi_label_classification"),
+            (bare(), &[json!([0.0, 1.5])], &["LABEL_0", "LABEL_1"], "regression"),
             (bare(), &[json!([0, 1, 1])], &["LABEL_0", "LABEL_1", "LABEL_2"], "multi_label_classification"),
             (bare(), &[json!(["b", "a"]), json!([])], &["a", "b"], "multi_label_classification"),
             (trained(three()), &[json!(1)], &["LABEL_0", "LABEL_1", "LABEL_2"], "single_label_classification"),

@@ -77,12 +77,12 @@ impl SequenceClassification {
         match (self.problem, label) {
             (Problem::Single, _) => Ok(Column::Ints(vec![self.labels.id(row, label)?])),
             (Problem::Multi, Value::Array(values)) => {
-                let flags = numbers(values).filter(|x| x.iter().all(|x| [0.0, 1.0].contains(x)));
+                let flags = numbers(values).filter(|x| x.iter().all(|x| (0.0..=1.0).contains(x)));
                 if let Some(flags) = flags.filter(|_| !values.iter().any(Value::is_string)) {
                     return Ok(Column::Floats(flags));
                 }
                 if values.iter().any(|v| !v.is_string()) {
-                    let expected = format!("{} numbers, 0 or 1, or a list of names", self.labels.len());
+                    let expected = format!("{} numbers from 0 to 1, or a list of names", self.labels.len());
                     return Err(row.wrong(format!("label {}", shown(label)), expected));
                 }
                 let mut flags = vec![0.0; self.labels.len()];

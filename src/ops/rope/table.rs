@@ -105,6 +105,15 @@ impl RopeSpec {
         RopeSpec { theta, dim, max_positions, scaling: RopeScaling::Default }
     }
 
+    /// The longest sequence that is rotated as short ones are, if longer ones are rotated by other angles.
+    pub fn short_positions(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::Dynamic { .. } => Some(self.max_positions),
+            RopeScaling::Longrope { original_max_positions, .. } => Some(original_max_positions),
+            _ => None,
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let positive = |key: &str, value: f64| match value.is_finite() && value > 0.0 {
             true => Ok(()),
@@ -233,21 +242,31 @@ impl RopeSpec {
 /// The operand `table` of [`ROPE`](super::ROPE) for positions `0..positions`: f32[positions, dim], in each row cosines, then
 /// sines, times the attention factor. The angle is the f32 product of position and frequency, as in transformers.
 pub fn rope_table(spec: &RopeSpec, positions: usize) -> Result<Vec<f32>> {
-    let fill = rope_rows(spec, positions)?;
+    let fill = rope_rows(spec, None, positions)?;
     let mut table = vec![0.0; positions * spec.dim];
     fill(0, &mut table);
     Ok(table)
 }
 
-/// The same piece by piece: writes the rows of the table from element `start` on, the start of a row.
-pub fn rope_rows(spec: &RopeSpec, positions: usize) -> Result<impl Fn(usize, &mut [f32]) + Send + Sync + 'static> {
-    let (frequencies, factor) = spec.frequencies(positions)?;
+/// The same piece by piece: writes the rows of the table from element `start` on, the start of a row. With `short`, there are as
+/// many rows before those, of sequences of up to that many tokens.
+pub fn rope_rows(
+    spec: &RopeSpec,
+    short: Option<usize>,
+    positions: usize,
+) -> Result<impl Fn(usize, &mut [f32]) + Send + Sync + 'static> {
+    let (before, long) = (short.unwrap_or(0), spec.frequencies(positions)?);
+    let short = spec.frequencies(short.unwrap_or(positions))?;
     let dim = spec.dim;
     Ok(move |start: usize, out: &mut [f32]| {
         out.par_chunks_mut(dim).with_min_len(256).enumerate().for_each(|(row, out)| {
-            let position = (start / dim + row) as f32;
+            let row = start / dim + row;
+            let (position, (frequencies, factor)) = match row.checked_sub(before) {
+                Some(position) => (position as f32, &long),
+                None => (row as f32, &short),
+            };
             let (cosines, sines) = out.split_at_mut(dim / 2);
-            for ((c, s), f) in cosines.iter_mut().zip(sines).zip(&frequencies) {
+            for ((c, s), f) in cosines.iter_mut().zip(sines).zip(frequencies) {
                 let angle = (position * f) as f64;
                 *c = (angle.cos() * factor) as f32;
                 *s = (angle.sin() * factor) as f32;

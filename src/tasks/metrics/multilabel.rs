@@ -20,21 +20,21 @@ impl MultiLabel {
         MultiLabel { classes: vec![Counts::default(); classes], examples: 0, right: 0 }
     }
 
-    /// Adds a batch: `[examples, classes]` logits, and as many labels, 0 or 1.
+    /// Adds a batch: `[examples, classes]` logits, and as many labels, 0 to 1, which count as given above one half.
     pub fn add(&mut self, logits: &[f32], labels: &[f32]) -> Result<()> {
         same_length("classes", logits.len(), labels.len())?;
         let n = self.classes.len();
         if n == 0 || !labels.len().is_multiple_of(n) {
             return Err(Error::config("classes", format!("{} labels", labels.len()), format!("rows of {n}")));
         }
-        if let Some(label) = labels.iter().find(|&&label| label != 0.0 && label != 1.0) {
-            return Err(Error::config("labels", format!("{label}"), "0 or 1"));
+        if let Some(label) = labels.iter().find(|&&label| !(0.0..=1.0).contains(&label)) {
+            return Err(Error::config("labels", format!("{label}"), "0 to 1"));
         }
         for (logits, labels) in logits.chunks_exact(n).zip(labels.chunks_exact(n)) {
             let mut right = true;
             for ((class, &logit), &label) in self.classes.iter_mut().zip(logits).zip(labels) {
-                class.add(logit > 0.0, label == 1.0);
-                right &= (logit > 0.0) == (label == 1.0);
+                class.add(logit > 0.0, label > 0.5);
+                right &= (logit > 0.0) == (label > 0.5);
             }
             self.examples += 1;
             self.right += u64::from(right);
