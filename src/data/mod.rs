@@ -34,6 +34,12 @@ pub const TOKEN_TYPE_IDS: &str = "token_type_ids";
 pub const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 /// 1 for each token of `input_ids` that counts, 0 for padding.
 pub const ATTENTION_MASK: &str = "attention_mask";
+/// Columns of TRL's tokenized rows: 1 for a token that is trained.
+pub const TRAINED_MASKS: [&str; 2] = ["completion_mask", "assistant_masks"];
+/// Column of rows: where each token is in its sequence.
+pub const POSITION_IDS: &str = "position_ids";
+/// Column of rows: the lengths of the sequences that were packed into one.
+pub const SEQ_LENGTHS: &str = "seq_lengths";
 /// Labels of tokens, not shifted.
 pub const LABELS: &str = "labels";
 

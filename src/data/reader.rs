@@ -323,6 +323,22 @@ mod tests {
             (r#"{"prompt": "", "completion": ""}"#, &[256, 257], &[X, 257]),
             (r#"{"input_ids": [5, 257, 6]}"#, &[5, 257, 6], &[5, 257, 6]),
             (r#"{"labels": [-100, 7, -100], "input_ids": [5, 7, 6], "id": "x"}"#, &[5, 7, 6], &[X, 7, X]),
+            (r#"{"input_ids": [5, 6, 7], "completion_mask": [0, 0, 1]}"#, &[5, 6, 7], &[X, X, 7]),
+            (
+                r#"{"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1], "assistant_masks": [1, 1, 0, 1]}"#,
+                &[5, 6, 7, 8],
+                &[X, 6, X, 8],
+            ),
+            (
+                r#"{"input_ids": [5, 6, 9], "labels": [5, 6, 9], "assistant_masks": [0, 1, 1], "attention_mask": [1, 1, 0]}"#,
+                &[5, 6],
+                &[X, 6],
+            ),
+            (
+                r#"{"input_ids": [9, 5, 6], "position_ids": [1, 0, 1], "seq_lengths": [2], "attention_mask": [0, 1, 1]}"#,
+                &[5, 6],
+                &[5, 6],
+            ),
             (r#"{"text": "a", "prompt": null, "completion": null}"#, &[256, 97, 257], &[256, 97, 257]),
         ];
         for (line, ids, labels) in table {
@@ -492,6 +508,23 @@ mod tests {
             ("a.jsonl", b"{\"input_ids\": [1.5]}", "found input_ids [1.5], expected a list of whole numbers"),
             ("a.jsonl", b"{\"input_ids\": [1], \"labels\": [-99]}", "token id -99"),
             ("a.jsonl", b"{\"input_ids\": [1, 2], \"labels\": [1]}", "2 input_ids and 1 labels"),
+            (
+                "a.jsonl",
+                b"{\"input_ids\": [1, 2], \"completion_mask\": [1]}",
+                "2 input_ids and 1 values of completion_mask",
+            ),
+            (
+                "a.jsonl",
+                b"{\"input_ids\": [1], \"assistant_masks\": [2]}",
+                "found 2 in assistant_masks, expected 1 for",
+            ),
+            ("a.jsonl", b"{\"input_ids\": [1, 2], \"position_ids\": [0]}", "2 input_ids and 1 position_ids"),
+            (
+                "a.jsonl",
+                b"{\"input_ids\": [1, 2], \"position_ids\": [0, 0]}",
+                "found 0 at 1 of position_ids, expected one",
+            ),
+            ("a.jsonl", b"{\"input_ids\": [1, 2], \"seq_lengths\": [1, 1]}", "found seq_lengths of 2 sequences"),
             ("a.jsonl", b"", "a.jsonl: found an empty file"),
             ("a.jsonl", b"\n", "no examples"),
             ("a.jsonl", b"{\"text\": NaN}", "a.jsonl:1: found text NaN, expected a string"),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::chat::Chats;
 use super::tokenizer::Tokenizer;
 use super::values::{of_cell, shown};
-use super::{ATTENTION_MASK, INPUT_IDS};
+use super::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS, SEQ_LENGTHS};
 use crate::error::{Error, Result};
 
 /// A row and where it is.
@@ -84,23 +84,56 @@ impl Row<'_> {
 
     /// The row without its padding, if its `attention_mask` tells of any: `input_ids` and the `columns` beside it that
     /// have a value a token are cut to the tokens that count, and positions in it (`start_position`, `end_position`) move.
+    /// What is left must be one sequence.
     pub fn attended(&self, columns: &[&str]) -> Result<Option<Row<'_>>> {
-        const POSITIONS: [&str; 2] = ["start_position", "end_position"];
-        if !self.has(ATTENTION_MASK) || !self.has(INPUT_IDS) {
+        if !self.has(INPUT_IDS) {
             return Ok(None);
         }
+        let columns: Vec<&str> = columns.iter().copied().chain([INPUT_IDS, POSITION_IDS]).collect();
+        let attended = self.unpadded(&columns)?;
+        attended.as_ref().unwrap_or(self).one_sequence()?;
+        Ok(attended)
+    }
+
+    /// An error if the row says that several sequences were packed into it: they would see each other.
+    fn one_sequence(&self) -> Result<()> {
+        let expected = "one sequence a row, which Trimtab packs itself: make a row of each";
+        if let Some(lengths) = self.get::<Vec<u64>>(SEQ_LENGTHS)?.filter(|lengths| lengths.len() > 1) {
+            return Err(self.wrong(format!("{SEQ_LENGTHS} of {} sequences", lengths.len()), expected));
+        }
+        let Some(positions) = self.get::<Vec<i64>>(POSITION_IDS)? else { return Ok(()) };
+        let tokens = self.get::<Vec<Value>>(INPUT_IDS)?.map_or(0, |ids| ids.len());
+        if positions.len() != tokens {
+            let found = format!("{tokens} {INPUT_IDS} and {} {POSITION_IDS}", positions.len());
+            return Err(self.wrong(found, format!("as many {POSITION_IDS} as {INPUT_IDS}")));
+        }
+        match (0..).zip(&positions).find(|(at, position)| at != *position) {
+            Some((at, position)) => Err(self.wrong(format!("{position} at {at} of {POSITION_IDS}"), expected)),
+            None => Ok(()),
+        }
+    }
+
+    /// A column of ones and zeros; None if it is absent or null.
+    pub fn mask(&self, name: &str, expected: &str) -> Result<Option<Vec<bool>>> {
+        let Some(mask) = self.get::<Vec<Value>>(name)? else { return Ok(None) };
+        let mask = mask.iter().map(|value| match value.as_u64().or_else(|| value.as_bool().map(u64::from)) {
+            Some(counts @ 0..=1) => Ok(counts == 1),
+            _ => Err(self.wrong(format!("{value} in {name}"), expected)),
+        });
+        mask.collect::<Result<_>>().map(Some)
+    }
+
+    /// The row without what `attention_mask` says is padding, from these columns; None if there is none.
+    fn unpadded(&self, columns: &[&str]) -> Result<Option<Row<'_>>> {
+        const POSITIONS: [&str; 2] = ["start_position", "end_position"];
+        let mask = self.mask(ATTENTION_MASK, "1 for a token that counts, 0 for padding")?;
+        let Some(mask) = mask else { return Ok(None) };
         let mut fields = self.fields.clone();
-        for name in columns.iter().chain([&INPUT_IDS]).chain(&POSITIONS) {
+        for name in columns.iter().chain(&POSITIONS) {
             if let Some(value) = fields.get_mut(*name) {
                 *value = self.of_cell(value).unwrap_or_else(|| std::mem::take(value));
             }
         }
-        let mask: Vec<Value> = self.need(ATTENTION_MASK)?;
-        let mask = mask.iter().map(|value| match value.as_u64().or_else(|| value.as_bool().map(u64::from)) {
-            Some(counts @ 0..=1) => Ok(counts == 1),
-            _ => Err(self.wrong(format!("{value} in attention_mask"), "1 for a token that counts, 0 for padding")),
-        });
-        let mask = mask.collect::<Result<Vec<bool>>>()?;
         let length = |name: &str| fields.get(name).and_then(Value::as_array).map(Vec::len);
         if let Some(tokens) = length(INPUT_IDS).filter(|tokens| *tokens != mask.len()) {
             let found = format!("{tokens} input_ids and {} values of attention_mask", mask.len());
@@ -116,7 +149,7 @@ impl Row<'_> {
             let expected = "padding before or after the tokens: take masked tokens out, or make rows of the stretches";
             return Err(self.wrong(found, expected));
         }
-        for name in columns.iter().chain([&INPUT_IDS]) {
+        for name in columns {
             // A column of another length is an error of its own, told where it is read.
             if let Some(values) = fields.get_mut(*name).and_then(Value::as_array_mut)
                 && values.len() == mask.len()

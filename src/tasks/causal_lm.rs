@@ -3,7 +3,7 @@
 //! `loss = Σ_t −ln softmax(h_t Wᵀ)[label_{t+1}] / units`, over the t whose label is not −100. Rows: `{"text"}` (every
 //! token is trained), `{"prompt", "completion"}` (the completion and its end; both are one text), `{"messages"}` and other
 //! conversations (the assistant's turns; see [`crate::data::chat`]), or `{"input_ids", "labels"}` (not shifted;
-//! `attention_mask` tells padding, which is left out).
+//! `attention_mask` tells padding, which is left out; `completion_mask` and `assistant_masks` have 0 where none is trained).
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{Made, Outcome, Shape, Task, TaskDef, one_stream, vocabulary_loss};
 use crate::data::chat::rows::conversation;
 use crate::data::chat::{self, Chats};
 use crate::data::row::{Codec, Row};
-use crate::data::{Example, INPUT_IDS, LABELS};
+use crate::data::{Example, INPUT_IDS, LABELS, TRAINED_MASKS};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::Model;
@@ -80,7 +80,7 @@ impl Task for CausalLm {
     }
 
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
-        let attended = row.attended(&[LABELS])?;
+        let attended = row.attended(&[LABELS, TRAINED_MASKS[0], TRAINED_MASKS[1]])?;
         let row = attended.as_ref().unwrap_or(row);
         let (mut ids, mut labels) = match conversation(row)? {
             Some(conversation) => codec.chats(row)?.tokens(row, &conversation, codec)?,
@@ -135,9 +135,26 @@ fn plain(row: &Row, codec: &Codec) -> Result<(Vec<i32>, Vec<i32>)> {
             let labels = std::iter::repeat_n(IGNORE, masked).chain(answer).collect();
             Ok((ids, labels))
         }
-        [false, false, false, true] => token_labels(row, codec),
+        [false, false, false, true] => {
+            let (ids, mut labels) = token_labels(row, codec)?;
+            TRAINED_MASKS.iter().try_for_each(|name| unmask(row, name, &mut labels))?;
+            Ok((ids, labels))
+        }
         _ => Err(row.unlike(&rows())),
     }
+}
+
+/// Takes the labels away where the mask of this name has 0.
+fn unmask(row: &Row, name: &str, labels: &mut [i32]) -> Result<()> {
+    let Some(mask) = row.mask(name, "1 for a token that is trained, 0 for others")? else { return Ok(()) };
+    if mask.len() != labels.len() {
+        let found = format!("{} input_ids and {} values of {name}", labels.len(), mask.len());
+        return Err(row.wrong(found, format!("as many values of {name} as input_ids")));
+    }
+    for (label, _) in labels.iter_mut().zip(mask).filter(|(_, trained)| !trained) {
+        *label = IGNORE;
+    }
+    Ok(())
 }
 
 /// `input_ids` and `labels` of a tokenized row; without labels every token is trained.
