@@ -8,6 +8,7 @@ pub mod chat;
 pub mod formats;
 mod guard;
 mod long;
+pub mod notes;
 pub mod pack;
 pub mod pairs;
 pub mod reader;

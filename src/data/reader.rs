@@ -4,10 +4,13 @@
 //! What is trained is decided by position, never by token id: an end token that also serves as padding
 //! is still learnt, or the model would never stop.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::formats::text;
 use super::long::Long;
+use super::notes::{Made, Note};
 use super::row::{Codec, Row};
 use super::source::{Data, DataFile};
 use super::split::Split;
@@ -81,6 +84,8 @@ pub struct Report {
     pub spaced: Count,
     /// Completions without a text.
     pub empty: Count,
+    /// Rows of which the task has something to say.
+    pub noted: BTreeMap<Note, Count>,
 }
 
 impl Report {
@@ -114,7 +119,11 @@ impl Report {
                 "only the end of the text is learnt there",
             ),
         ];
-        let told = sentences.into_iter().filter_map(|(Count { count, first }, [one, more], what, why)| {
+        let noted = self.noted.iter().map(|(note, count)| {
+            let (subject, what, why) = note.sentence();
+            (count, subject, what, why)
+        });
+        let told = sentences.into_iter().chain(noted).filter_map(|(Count { count, first }, [one, more], what, why)| {
             let subject = if *count == 1 { one } else { more };
             first.as_ref().map(|first| format!("{count} {subject} {what}, the first at {first}: {why}"))
         });
@@ -134,8 +143,8 @@ impl Report {
     }
 }
 
-/// Makes examples of a row: none if nothing would be trained; and whether it was cut.
-pub type Make<'a> = &'a dyn Fn(&Row, &Codec) -> Result<(Vec<Example>, bool)>;
+/// Makes examples of a row.
+pub type Make<'a> = &'a dyn Fn(&Row, &Codec) -> Result<Made>;
 
 /// Reads all of `data`.
 pub fn read(data: &Data, codec: &Codec, make: Make, too_long: TooLong) -> Result<(Dataset, Report)> {
@@ -154,7 +163,7 @@ pub fn read(data: &Data, codec: &Codec, make: Make, too_long: TooLong) -> Result
                 continue;
             }
             data.rows_of(file, &mut |row| {
-                let (examples, cut) = make(row, codec)?;
+                let Made { examples, cut, notes } = make(row, codec)?;
                 report.texts(row);
                 if cut && too_long.drops(row, codec)? {
                     report.dropped.add(row);
@@ -163,6 +172,7 @@ pub fn read(data: &Data, codec: &Codec, make: Make, too_long: TooLong) -> Result
                 if cut {
                     report.truncated.add(row);
                 }
+                notes.into_iter().for_each(|note| report.noted.entry(note).or_default().add(row));
                 if examples.is_empty() {
                     report.untrained.add(row);
                 }
@@ -281,8 +291,7 @@ mod tests {
     }
 
     fn read_with(path: &Path, codec: &Codec) -> Result<(Dataset, Report)> {
-        let make = |row: &Row, codec: &Codec| CausalLm.examples(row, codec).map(|made| (made.examples, made.cut));
-        read(&Data::of(path, None, &[])?, codec, &make, TooLong::Cut)
+        read(&Data::of(path, None, &[])?, codec, &|row, codec| CausalLm.examples(row, codec), TooLong::Cut)
     }
 
     /// Tokens and labels of each example.
@@ -400,6 +409,9 @@ mod tests {
         assert!(told(0, "2 prompts end in a space, the first at ", "a.jsonl:1: most"), "{warnings:?}");
         assert!(told(1, "2 completions are empty, the first at ", "a.jsonl:2: only"), "{warnings:?}");
         assert_eq!(warnings.len(), 2);
+        let noted = [(Note::AnswerCut, Count { count: 2, first: Some("a.jsonl:3".into()) })].into();
+        let noted = Report { noted, ..Report::default() }.warnings(8);
+        assert!(noted[0].starts_with("2 answers are whole in no window of the context, the first at a.jsonl:3: no"));
     }
 
     #[test]

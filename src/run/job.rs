@@ -114,7 +114,7 @@ impl Job {
         self.has_rows(data)?;
         let how = How { tokenized: data.is_tokenized(), unlabelled: false, traced: false };
         self.with_codec(config, how, known, |codec| {
-            let make = |row: &Row, codec: &Codec| self.task.examples(row, codec).map(|made| (made.examples, made.cut));
+            let make = |row: &Row, codec: &Codec| self.task.examples(row, codec);
             let (data, report) = reader::read(data, codec, &make, config.too_long)?;
             self.fits(&data)?;
             let of_tokenizer = codec.tokenizer.and_then(|t| t.warning()).map(String::from);

@@ -91,7 +91,7 @@ impl Task for CausalLm {
         labels.truncate(codec.max_len);
         let trains = labels.iter().skip(1).any(|&label| label != IGNORE);
         let examples = if trains { vec![Example::labelled(ids, labels)] } else { Vec::new() };
-        Ok(Made { examples, cut })
+        Ok(Made { examples, cut, notes: Vec::new() })
     }
 
     fn lesson(&self, example: &Example) -> Lesson {

@@ -76,7 +76,7 @@ impl Task for MaskedLm {
         };
         let trains = labels.iter().any(|&label| label != IGNORE);
         *example.ints_mut(LABELS) = labels;
-        Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut })
+        Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut, notes: Vec::new() })
     }
 
     fn forward(&self, nn: &mut Nn, model: &dyn Model, inv: Val) -> Result<Outcome> {

@@ -12,6 +12,7 @@ pub mod token_classification;
 
 use serde_json::Value;
 
+pub use crate::data::notes::Made;
 use crate::data::row::{Codec, Row};
 use crate::data::{DECODER_INPUT_IDS, Encoded, Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::dtype::DType;
@@ -37,15 +38,6 @@ impl Shape {
     pub fn of(tokens: usize) -> Shape {
         Shape { tokens, targets: tokens, sequences: tokens }
     }
-}
-
-/// What a row became.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Made {
-    /// None if nothing in it would be trained; several if it is longer than an example may be and is cut in windows.
-    pub examples: Vec<Example>,
-    /// Whether it was cut to the longest length.
-    pub cut: bool,
 }
 
 /// What a task computes from a model.

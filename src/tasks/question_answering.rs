@@ -20,7 +20,9 @@ use serde_json::{Value, json};
 use super::lesson::{Lesson, Passage};
 use super::metrics::{self, Squad};
 use super::{Computed, Made, Outcome, Score, Setup, Shape, Task, TaskDef, decoded, encoded, in_f32, streams, tokens};
+use crate::data::notes::Note;
 use crate::data::row::{Codec, Row};
+use crate::data::values::shown;
 use crate::data::{Encoded, Example, INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::Result;
 use crate::graph::Val;
@@ -99,12 +101,13 @@ impl Task for QuestionAnswering {
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
         let attended = row.attended(&[TOKEN_TYPE_IDS])?;
         let row = attended.as_ref().unwrap_or(row);
+        let mut notes = Vec::new();
         let (mut examples, cut) = match [INPUT_IDS, QUESTION, CONTEXT].map(|name| row.has(name)) {
             [true, false, false] => {
                 let (example, cut) = tokenized(row, codec)?;
                 (vec![example], cut)
             }
-            [false, true, true] => (self.windows(row, codec)?, false),
+            [false, true, true] => (self.windows(row, codec, &mut notes)?, false),
             _ => return Err(row.unlike(ROWS)),
         };
         if !self.token_types {
@@ -112,7 +115,7 @@ impl Task for QuestionAnswering {
         }
         examples.iter_mut().for_each(|e| decoded(e, self.decoder_start));
         let trains = |e: &Example| codec.unlabelled || e.ints(SPAN).iter().any(|&at| at >= 0);
-        Ok(Made { examples: examples.into_iter().filter(trains).collect(), cut })
+        Ok(Made { examples: examples.into_iter().filter(trains).collect(), cut, notes })
     }
 
     fn lesson(&self, example: &Example) -> Lesson {
@@ -180,7 +183,7 @@ fn tokenized(row: &Row, codec: &Codec) -> Result<(Example, bool)> {
 
 impl QuestionAnswering {
     /// The windows of a question and its context.
-    fn windows(&self, row: &Row, codec: &Codec) -> Result<Vec<Example>> {
+    fn windows(&self, row: &Row, codec: &Codec, notes: &mut Vec<Note>) -> Result<Vec<Example>> {
         let (question, context): (String, String) = (row.need(QUESTION)?, row.need(CONTEXT)?);
         let answer = match row.get::<Answers>(ANSWERS)? {
             Some(answers) => answers.bytes(row, &context)?,
@@ -188,6 +191,9 @@ impl QuestionAnswering {
             None => return Err(row.lacks(ANSWERS)),
         };
         let windows = codec.tokenizer(row)?.encode_windows(&question, &context, codec.max_len, self.stride)?;
+        if answer.is_some() && windows.iter().all(|window| tokens_of(window, answer.as_ref()) == [0, 0]) {
+            notes.push(Note::AnswerCut);
+        }
         let one = |window: &Encoded| {
             let mut example = encoded(row, codec, window)?;
             *example.ints_mut(SPAN) = tokens_of(window, answer.as_ref()).map(|at| at as i32).to_vec();
@@ -209,13 +215,25 @@ impl Answers {
     fn bytes(&self, row: &Row, context: &str) -> Result<Option<Range<usize>>> {
         let Some(text) = self.text.first() else { return Ok(None) };
         let byte = |at: &usize| context.char_indices().map(|(byte, _)| byte).chain([context.len()]).nth(*at);
-        match self.answer_start.first().and_then(byte) {
-            Some(start) if start + text.len() <= context.len() => Ok(Some(start..start + text.len())),
-            _ => {
-                Err(row
-                    .wrong(format!("answers {:?} at {:?}", self.text, self.answer_start), "answers within the context"))
-            }
+        let Some(start) = self.answer_start.first().and_then(byte) else {
+            let found = format!("answers {:?} at {:?}", self.text, self.answer_start);
+            return Err(row.wrong(found, "answers within the context"));
+        };
+        let rest = &context[start..];
+        if rest.starts_with(text.as_str()) {
+            return Ok(Some(start..start + text.len()));
         }
+        // White space around an answer is not always the context's.
+        let (answer, trimmed) = (text.trim(), rest.trim_start());
+        if !answer.is_empty() && trimmed.starts_with(answer) {
+            let start = context.len() - trimmed.len();
+            return Ok(Some(start..start + answer.len()));
+        }
+        let there: String = rest.chars().take(text.chars().count()).collect();
+        let found = format!("{} at answer_start {}", shown(&there.into()), self.answer_start[0]);
+        let expected =
+            format!("the answer {}: answer_start counts characters, not bytes", shown(&text.as_str().into()));
+        Err(row.wrong(found, expected))
     }
 }
 
@@ -327,6 +345,7 @@ const ROWS: &str = "question, context and answers, or input_ids, start_position 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::tokenizer::Tokenizer;
 
     #[test]
     fn the_likeliest_span_starts_before_it_ends() {
@@ -373,6 +392,53 @@ mod tests {
         assert!(values[0].0 == "exact" && (values[0].1 - 200.0 / 3.0).abs() < 1e-9, "{values:?}");
         assert_eq!(values.last(), Some(&("NoAns_f1", 100.0)));
         assert!(Answers { text: vec!["Paris".into()], answer_start: vec![90] }.bytes(&row, context).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_where_it_is_said_to_be() {
+        let context = "né à Paris, où est le café";
+        let row = Row { path: "data".as_ref(), line: 3, fields: Default::default(), cells: false };
+        let bytes = |text: &str, start: usize| {
+            let answers = Answers { text: vec![text.into()], answer_start: vec![start] };
+            answers.bytes(&row, context).map_err(|e| e.to_string())
+        };
+        assert_eq!(bytes("Paris", 5), Ok(Some(7..12)));
+        // White space of the answer alone, or of the context alone, is no other answer.
+        assert_eq!(bytes(" Paris", 4), Ok(Some(6..12)));
+        assert_eq!(bytes("Paris ", 4), Ok(Some(7..12)));
+        let error = bytes("Paris", 7).unwrap_err();
+        assert!(
+            error.starts_with("data:3: found \"ris, \" at answer_start 7, expected the answer \"Paris\": "),
+            "{error}"
+        );
+        assert!(bytes("café", 24).unwrap_err().contains("found \"fé\" at"));
+        assert!(bytes("paris", 5).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_no_window_has_is_told() {
+        let tokenizer = Tokenizer::from_folder("tests/golden/tokenizers/bert").unwrap();
+        let context = "the one and the other and a third one";
+        let fields = json!({"question": "?", "context": context, "answers": {"text": ["one and the other"], "answer_start": [4]}});
+        let row = Row { path: "data".as_ref(), line: 1, fields: fields.as_object().unwrap().clone(), cells: false };
+        let encode = |_: &str| -> Result<Vec<u32>> { Ok(Vec::new()) };
+        let task = QuestionAnswering { pad: None, token_types: true, decoder_start: None, stride: 0 };
+        let notes = |max_len: usize| {
+            let codec = Codec {
+                encode: &encode,
+                tokenizer: Some(&tokenizer),
+                chats: None,
+                bos: None,
+                eos: None,
+                vocab: usize::MAX,
+                max_len,
+                max_target_len: 8,
+                unlabelled: false,
+                traced: false,
+            };
+            task.examples(&row, &codec).unwrap().notes
+        };
+        assert_eq!((notes(64), notes(6)), (vec![], vec![Note::AnswerCut]));
     }
 
     #[test]

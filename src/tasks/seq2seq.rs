@@ -96,13 +96,13 @@ impl Task for Seq2Seq {
         ids.truncate(codec.max_len);
         labels.truncate(codec.max_target_len);
         if ids.is_empty() || labels.iter().all(|&label| label == IGNORE) {
-            return Ok(Made { examples: Vec::new(), cut });
+            return Ok(Made { examples: Vec::new(), cut, notes: Vec::new() });
         }
         let mut example = Example::default();
         *example.ints_mut(INPUT_IDS) = ids;
         *example.ints_mut(DECODER_INPUT_IDS) = self.decoder_ids(&labels);
         *example.ints_mut(LABELS) = labels;
-        Ok(Made { examples: vec![example], cut })
+        Ok(Made { examples: vec![example], cut, notes: Vec::new() })
     }
 
     fn lesson(&self, example: &Example) -> Lesson {

@@ -146,7 +146,7 @@ impl Task for SequenceClassification {
             None if codec.unlabelled => {}
             None => return Err(row.lacks(LABEL)),
         }
-        Ok(Made { examples: vec![example], cut })
+        Ok(Made { examples: vec![example], cut, notes: Vec::new() })
     }
 
     fn lesson(&self, example: &Example) -> Lesson {

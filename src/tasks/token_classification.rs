@@ -134,7 +134,7 @@ impl Task for TokenClassification {
             _ => return Err(row.unlike(ROWS)),
         };
         let trains = codec.unlabelled || example.ints(LABELS).iter().any(|&label| label != IGNORE);
-        Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut })
+        Ok(Made { examples: if trains { vec![example] } else { Vec::new() }, cut, notes: Vec::new() })
     }
 
     fn lesson(&self, example: &Example) -> Lesson {

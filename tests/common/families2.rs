@@ -154,7 +154,7 @@ impl Case {
             stride: 0,
             mask_share: 0.15,
         })?;
-        let make = |row: &Row, codec: &Codec| task.examples(row, codec).map(|made| (made.examples, made.cut));
+        let make = |row: &Row, codec: &Codec| task.examples(row, codec);
         let data = reader::read(&rows, &codec(model.facts().vocab), &make, TooLong::Cut)?.0;
         let golden = Golden::open(dir.join("golden.safetensors"));
         let mut case = Case { name, facts, base, golden, model, task, method: Box::new(Full), adapter: None, data };

@@ -75,7 +75,7 @@ pub fn run(input: &[u8], folder: &Path) {
         unlabelled: choice == 3,
         traced: choice == 3,
     };
-    let make = |row: &Row, codec: &Codec| task.examples(row, codec).map(|made| (made.examples, made.cut));
+    let make = |row: &Row, codec: &Codec| task.examples(row, codec);
     let Ok(data) = Data::of(&path, None, columns) else { return put(&path, &[]) };
     let _ = data.is_tokenized();
     if let Ok((data, report)) = reader::read(&data, &codec, &make, TooLong::Drop) {
