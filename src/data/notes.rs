@@ -18,6 +18,10 @@ pub struct Made {
 pub enum Note {
     /// Question answering: no window of the context has the answer whole.
     AnswerCut,
+    /// A chat has this, and the template does not write it.
+    Unwritten(&'static str),
+    /// A turn that is trained has nothing but a role.
+    EmptyTurn,
 }
 
 impl Note {
@@ -29,6 +33,14 @@ impl Note {
                 "whole in no window of the context".into(),
                 "no answer is learnt there; raise --max-seq-len, or --doc-stride",
             ),
+            Note::Unwritten(what) => (
+                ["chat has", "chats have"],
+                format!("{what} that the chat template does not write"),
+                "nothing of that is learnt; --chat-template FILE takes another",
+            ),
+            Note::EmptyTurn => {
+                (["chat has", "chats have"], "an empty turn of the assistant".into(), "only its end is learnt there")
+            }
         }
     }
 }

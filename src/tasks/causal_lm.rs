@@ -82,16 +82,16 @@ impl Task for CausalLm {
     fn examples(&self, row: &Row, codec: &Codec) -> Result<Made> {
         let attended = row.attended(&[LABELS, TRAINED_MASKS[0], TRAINED_MASKS[1]])?;
         let row = attended.as_ref().unwrap_or(row);
-        let (mut ids, mut labels) = match conversation(row)? {
+        let (mut ids, mut labels, notes) = match conversation(row)? {
             Some(conversation) => codec.chats(row)?.tokens(row, &conversation, codec)?,
-            None => plain(row, codec)?,
+            None => plain(row, codec).map(|(ids, labels)| (ids, labels, Vec::new()))?,
         };
         let cut = ids.len() > codec.max_len;
         ids.truncate(codec.max_len);
         labels.truncate(codec.max_len);
         let trains = labels.iter().skip(1).any(|&label| label != IGNORE);
         let examples = if trains { vec![Example::labelled(ids, labels)] } else { Vec::new() };
-        Ok(Made { examples, cut, notes: Vec::new() })
+        Ok(Made { examples, cut, notes })
     }
 
     fn lesson(&self, example: &Example) -> Lesson {

@@ -8,7 +8,9 @@ use super::find::Templates;
 use super::rows::Conversation;
 use super::spans::{self, Span, Trained};
 use super::template::{Refused, Template};
+use super::unwritten;
 use crate::data::IGNORE;
+use crate::data::notes::Note;
 use crate::data::row::{Codec, Row};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -103,10 +105,22 @@ impl Chats {
         })
     }
 
-    /// A conversation's tokens, and their labels. The text is split into tokens as one; a token that has a part of what is
-    /// trained is trained.
-    pub fn tokens(&self, row: &Row, conversation: &Conversation, codec: &Codec) -> Result<(Vec<i32>, Vec<i32>)> {
+    /// What there is to say of a conversation of this text.
+    fn notes(&self, conversation: &Conversation, text: &str) -> Result<Vec<Note>> {
+        let trained = |i: usize| (self.all || i >= conversation.given) && conversation.is_assistant(i);
+        Ok(unwritten::notes(self.template(conversation.tools.is_some())?, conversation, text, trained))
+    }
+
+    /// A conversation's tokens, their labels, and what there is to say of it. The text is split into tokens as one; a token
+    /// that has a part of what is trained is trained.
+    pub fn tokens(
+        &self,
+        row: &Row,
+        conversation: &Conversation,
+        codec: &Codec,
+    ) -> Result<(Vec<i32>, Vec<i32>, Vec<Note>)> {
         let rendered = self.render(row, conversation)?;
+        let notes = self.notes(conversation, &rendered.text)?;
         let encoded = codec.tokenizer(row)?.encode_places(&rendered.text)?;
         let mut ids: Vec<i32> = encoded.iter().map(|&(id, _)| codec.token(row, id.into())).collect::<Result<_>>()?;
         let mut labels = vec![IGNORE; ids.len()];
@@ -125,6 +139,6 @@ impl Chats {
             ids.insert(0, first);
             labels.insert(0, if self.all { first } else { IGNORE });
         }
-        Ok((ids, labels))
+        Ok((ids, labels, notes))
     }
 }

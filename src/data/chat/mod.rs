@@ -10,6 +10,7 @@ pub mod rows;
 mod source;
 pub mod spans;
 mod template;
+mod unwritten;
 
 pub use chats::Chats;
 pub(super) use find::SPECIAL;

@@ -28,6 +28,11 @@ impl Conversation {
         let messages = &self.messages[..messages.min(self.messages.len())];
         Chat { messages, tools: self.tools.as_deref(), variables: &self.variables }
     }
+
+    /// Whether message `i` is the assistant's.
+    pub fn is_assistant(&self, i: usize) -> bool {
+        self.messages[i].get("role").and_then(Value::as_str) == Some("assistant")
+    }
 }
 
 /// The fields that a row of a conversation has, for messages.
@@ -67,8 +72,18 @@ fn messages(row: &Row, name: &str) -> Result<Vec<Value>> {
             let expected = "an object with role and content";
             return Err(row.wrong(format!("{name}[{i}] {}", shown(value)), expected));
         }
+        if let Some(kind) = medium(value) {
+            let expected = "parts of text: causal-lm reads no images, audio or video";
+            return Err(row.wrong(format!("{name}[{i}] with a part of type {kind}"), expected));
+        }
     }
     Ok(values)
+}
+
+/// The type of a message's first part that is no text but an image, audio or video.
+fn medium(message: &Value) -> Option<&str> {
+    let kinds = message.get("content")?.as_array()?.iter().filter_map(|part| part.get("type")?.as_str());
+    kinds.into_iter().find(|kind| ["image", "audio", "video"].iter().any(|medium| kind.contains(medium)))
 }
 
 /// ShareGPT's names of roles, and those that its users made of them.
@@ -234,6 +249,10 @@ mod tests {
             (r#"{"messages": []}"#, "f:3: found a chat without a message"),
             (r#"{"messages": "Hi"}"#, "f:3: found messages \"Hi\", expected a list"),
             (r#"{"messages": [{"content": "Hi"}]}"#, "f:3: found messages[0] {\"content\":\"Hi\"}, expected an object"),
+            (
+                r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]}"#,
+                "f:3: found messages[0] with a part of type image_url, expected parts of text",
+            ),
             (r#"{"conversations": [{"from": "x", "value": "Hi"}]}"#, "f:3: found conversations[0] from x, expected"),
             (r#"{"conversations": [{"value": "Hi"}]}"#, "f:3: found conversations[0] {\"value\":\"Hi\"}"),
             (r#"{"prompt": "a", "completion": [{"role": "user"}]}"#, "f:3: found prompt \"a\", expected a list"),

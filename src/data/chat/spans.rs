@@ -48,7 +48,7 @@ pub fn trained(template: &Template, conversation: &Conversation) -> Result<Train
     let text = template.render(&conversation.chat(all), false)?;
     let mut spans: Vec<Span> = Vec::new();
     for i in conversation.given..all {
-        if conversation.messages[i].get("role").and_then(Value::as_str) != Some("assistant") {
+        if !conversation.is_assistant(i) {
             continue;
         }
         let turn = Turn { template, conversation, text: &text, i };
