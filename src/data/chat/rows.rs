@@ -42,11 +42,17 @@ pub const ROWS: &str = "messages; conversations; instruction and output (with or
 /// else the row has.
 pub fn conversation(row: &Row) -> Result<Option<Conversation>> {
     let list = |name: &str| row.fields.get(name).is_some_and(Value::is_array);
-    let written = ["prompt", "completion"].iter().all(|name| row.has(name) && !list(name));
-    if written || row.has("text") || row.has(INPUT_IDS) {
+    if row.has("text") || row.has(INPUT_IDS) {
         return Ok(None);
     }
-    let (messages, given) = match () {
+    if row.has("completion") && ["messages", "conversations"].iter().any(|name| row.has(name)) {
+        let expected = "a chat or a completion: --columns other=completion passes that over";
+        return Err(row.wrong(format!("the fields {}", row.names()), expected));
+    }
+    if ["prompt", "completion"].iter().all(|name| row.has(name) && !list(name)) {
+        return Ok(None);
+    }
+    let (mut messages, mut given) = match () {
         () if row.has("messages") => (messages(row, "messages")?, 0),
         () if row.has("conversations") => (shared(row)?, 0),
         () if list("prompt") || list("completion") => {
@@ -60,6 +66,14 @@ pub fn conversation(row: &Row) -> Result<Option<Conversation>> {
     };
     if messages.is_empty() {
         return Err(row.wrong("a chat without a message", "at least one"));
+    }
+    if let Some(system) = row.get::<String>("system")?.filter(|text| !text.is_empty()) {
+        let own = |message: &Value| message.get("role").is_some_and(|role| role == "system" || role == "developer");
+        if messages.iter().any(own) {
+            return Err(row.wrong("a system, and a message of the system", "one of them"));
+        }
+        messages.insert(0, json!({"role": "system", "content": system}));
+        given += usize::from(given > 0);
     }
     Ok(Some(Conversation { messages, tools: tools(row)?, variables: variables(row)?, given }))
 }
@@ -97,16 +111,13 @@ fn role(name: &str) -> Option<&'static str> {
     })
 }
 
-/// ShareGPT's turns, and the system's words where they have a field of their own.
+/// ShareGPT's turns.
 fn shared(row: &Row) -> Result<Vec<Value>> {
     let turns: Vec<Value> = row.need("conversations")?;
     if turns.first().is_some_and(|turn| turn.get("role").is_some()) {
         return messages(row, "conversations");
     }
     let mut out = Vec::new();
-    if let Some(system) = row.get::<String>("system")?.filter(|text| !text.is_empty()) {
-        out.push(json!({"role": "system", "content": system}));
-    }
     for (i, turn) in turns.iter().enumerate() {
         let text = |name: &str| turn.get(name).and_then(Value::as_str);
         let (Some(from), Some(value)) = (text("from"), text("value")) else {
@@ -143,9 +154,6 @@ fn calls(row: &Row, text: &str) -> Result<Vec<Value>> {
 fn alpaca(row: &Row) -> Result<(Vec<Value>, usize)> {
     let (instruction, output): (String, String) = (row.need("instruction")?, row.need("output")?);
     let mut out = Vec::new();
-    if let Some(system) = row.get::<String>("system")?.filter(|text| !text.is_empty()) {
-        out.push(json!({"role": "system", "content": system}));
-    }
     for (question, answer) in row.get::<Vec<(String, String)>>("history")?.unwrap_or_default() {
         out.push(json!({"role": "user", "content": question}));
         out.push(json!({"role": "assistant", "content": answer}));
@@ -216,7 +224,11 @@ mod tests {
                 &system,
                 0,
             ),
+            (format!(r#"{{"messages": {plain}, "system": "S"}}"#), &system, 0),
+            (format!(r#"{{"messages": {plain}, "system": "", "prompt": "Hi"}}"#), &plain, 0),
+            (format!(r#"{{"conversations": {plain}, "system": "S"}}"#), &system, 0),
             (format!(r#"{{"prompt": [{}], "completion": [{}]}}"#, plain[0], plain[1]), &plain, 1),
+            (format!(r#"{{"prompt": [{}], "completion": [{}], "system": "S"}}"#, plain[0], plain[1]), &system, 2),
             (r#"{"instruction": "Hi", "output": "Oh"}"#.into(), &plain, 1),
             (r#"{"instruction": "Hi", "input": "", "output": "Oh", "system": "S"}"#.into(), &system, 2),
         ];
@@ -256,6 +268,14 @@ mod tests {
             (r#"{"conversations": [{"from": "x", "value": "Hi"}]}"#, "f:3: found conversations[0] from x, expected"),
             (r#"{"conversations": [{"value": "Hi"}]}"#, "f:3: found conversations[0] {\"value\":\"Hi\"}"),
             (r#"{"prompt": "a", "completion": [{"role": "user"}]}"#, "f:3: found prompt \"a\", expected a list"),
+            (
+                r#"{"messages": [{"role": "system", "content": "a"}], "system": "b"}"#,
+                "f:3: found a system, and a message of the system, expected one",
+            ),
+            (
+                r#"{"messages": [{"role": "user"}], "prompt": "a", "completion": "b"}"#,
+                "f:3: found the fields messages, prompt, completion, expected a chat or a completion",
+            ),
             (r#"{"messages": [{"role": "user"}], "tools": "x"}"#, "f:3: found tools that are no JSON"),
             (r#"{"messages": [{"role": "user"}], "tools": {}}"#, "f:3: found tools {}, expected a list of"),
             (r#"{"conversations": [{"from": "function_call", "value": "f()"}]}"#, "f:3: found a function_call \"f()\""),
