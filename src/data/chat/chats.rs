@@ -107,7 +107,8 @@ impl Chats {
 
     /// What there is to say of a conversation of this text.
     fn notes(&self, conversation: &Conversation, text: &str) -> Result<Vec<Note>> {
-        let trained = |i: usize| (self.all || i >= conversation.given) && conversation.is_assistant(i);
+        let trains = |i: usize| i >= conversation.given && !conversation.untrained.contains(&i);
+        let trained = |i: usize| (self.all || trains(i)) && conversation.is_assistant(i);
         Ok(unwritten::notes(self.template(conversation.tools.is_some())?, conversation, text, trained))
     }
 

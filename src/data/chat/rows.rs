@@ -20,6 +20,8 @@ pub struct Conversation {
     pub variables: Map<String, Value>,
     /// Messages that are given: no turn of them is trained.
     pub given: usize,
+    /// Other turns of the assistant that are not trained.
+    pub untrained: Vec<usize>,
 }
 
 impl Conversation {
@@ -67,6 +69,7 @@ pub fn conversation(row: &Row) -> Result<Option<Conversation>> {
     if messages.is_empty() {
         return Err(row.wrong("a chat without a message", "at least one"));
     }
+    let mut untrained = weights(row, &mut messages)?;
     if let Some(system) = row.get::<String>("system")?.filter(|text| !text.is_empty()) {
         let own = |message: &Value| message.get("role").is_some_and(|role| role == "system" || role == "developer");
         if messages.iter().any(own) {
@@ -74,8 +77,9 @@ pub fn conversation(row: &Row) -> Result<Option<Conversation>> {
         }
         messages.insert(0, json!({"role": "system", "content": system}));
         given += usize::from(given > 0);
+        untrained.iter_mut().for_each(|i| *i += 1);
     }
-    Ok(Some(Conversation { messages, tools: tools(row)?, variables: variables(row)?, given }))
+    Ok(Some(Conversation { messages, tools: tools(row)?, variables: variables(row)?, given, untrained }))
 }
 
 /// A list of messages, each an object with a role.
@@ -92,6 +96,25 @@ fn messages(row: &Row, name: &str) -> Result<Vec<Value>> {
         }
     }
     Ok(values)
+}
+
+/// Takes the `weight` away that OpenAI's files give turns; the assistant's turns that have 0.
+fn weights(row: &Row, messages: &mut [Value]) -> Result<Vec<usize>> {
+    let mut untrained = Vec::new();
+    for (i, message) in messages.iter_mut().enumerate() {
+        let Some(weight) = message.as_object_mut().and_then(|fields| fields.shift_remove("weight")) else { continue };
+        let assistant = message.get("role").is_some_and(|role| role == "assistant");
+        match weight.as_f64() {
+            None if weight.is_null() => {}
+            Some(0.0) => untrained.extend(assistant.then_some(i)),
+            Some(1.0) if assistant => {}
+            _ => {
+                let found = format!("weight {} of message {}", shown(&weight), i + 1);
+                return Err(row.wrong(found, "1 for a turn of the assistant that is trained, 0 for others"));
+            }
+        }
+    }
+    Ok(untrained)
 }
 
 /// The type of a message's first part that is no text but an image, audio or video.
@@ -132,6 +155,9 @@ fn shared(row: &Row) -> Result<Vec<Value>> {
             "function_call" => json!({"role": role, "content": "", "tool_calls": calls(row, value)?}),
             _ => json!({"role": role, "content": value}),
         });
+        if let (Some(weight), Some(Value::Object(message))) = (turn.get("weight"), out.last_mut()) {
+            message.insert("weight".into(), weight.clone());
+        }
     }
     Ok(out)
 }
@@ -238,6 +264,15 @@ mod tests {
         }
         let with = read(r#"{"instruction": "Sum", "input": "1 2", "output": "3", "history": [["a", "b"]]}"#).unwrap();
         assert_eq!(with.unwrap().messages[2]["content"], "Sum\n\n1 2");
+        let weighed = read(
+            r#"{"messages": [{"role": "user", "content": "a", "weight": 0}, {"role": "assistant", "content": "b", "weight": 0},
+            {"role": "assistant", "content": "c", "weight": 1}, {"role": "assistant", "weight": null}], "system": "S"}"#,
+        );
+        let weighed = weighed.unwrap().unwrap();
+        assert_eq!((&weighed.untrained, weighed.messages[2].get("weight")), (&vec![2], None));
+        let shared =
+            r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0.0}]}"#;
+        assert_eq!(read(shared).unwrap().unwrap().untrained, [1]);
         let call = r#"{"conversations": [{"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {}}"}]}"#;
         let call = read(call).unwrap().unwrap().messages.remove(0);
         assert_eq!(call["tool_calls"][0]["function"]["name"], "f");
@@ -265,6 +300,11 @@ mod tests {
                 r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]}"#,
                 "f:3: found messages[0] with a part of type image_url, expected parts of text",
             ),
+            (
+                r#"{"messages": [{"role": "user"}, {"role": "assistant", "weight": 0.5}]}"#,
+                "f:3: found weight 0.5 of message 2, expected 1 for a turn of the assistant",
+            ),
+            (r#"{"messages": [{"role": "user", "weight": 1}]}"#, "f:3: found weight 1 of message 1, expected"),
             (r#"{"conversations": [{"from": "x", "value": "Hi"}]}"#, "f:3: found conversations[0] from x, expected"),
             (r#"{"conversations": [{"value": "Hi"}]}"#, "f:3: found conversations[0] {\"value\":\"Hi\"}"),
             (r#"{"prompt": "a", "completion": [{"role": "user"}]}"#, "f:3: found prompt \"a\", expected a list"),

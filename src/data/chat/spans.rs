@@ -42,13 +42,18 @@ pub fn trained(template: &Template, conversation: &Conversation) -> Result<Train
             let from = common(&given, &text);
             generated.retain(|span| span.end > from);
         }
+        for &i in conversation.untrained.iter().filter(|i| **i >= conversation.given) {
+            let turn = Turn { template, conversation, text: &text, i };
+            let (start, (end, _)) = (turn.start()?, turn.end()?);
+            generated.retain(|span| span.end <= start || end <= span.start);
+        }
         let spans = generated.into_iter().map(|place| Span { place, ends: true }).collect();
         return Ok(Trained { text, spans });
     }
     let text = template.render(&conversation.chat(all), false)?;
     let mut spans: Vec<Span> = Vec::new();
     for i in conversation.given..all {
-        if !conversation.is_assistant(i) {
+        if !conversation.is_assistant(i) || conversation.untrained.contains(&i) {
             continue;
         }
         let turn = Turn { template, conversation, text: &text, i };
@@ -187,8 +192,11 @@ mod tests {
     /// The text with brackets around what is trained; round ones where a token may not go on.
     fn shown(source: &str, messages: Value, given: usize) -> String {
         let messages = messages.as_array().unwrap().clone();
-        let conversation = Conversation { messages, given, ..Conversation::default() };
-        match trained(&template(source), &conversation) {
+        marks(source, &Conversation { messages, given, ..Conversation::default() })
+    }
+
+    fn marks(source: &str, conversation: &Conversation) -> String {
+        match trained(&template(source), conversation) {
             Ok(Trained { mut text, spans }) => {
                 for Span { place, ends } in spans.into_iter().rev() {
                     text.insert(place.end, if ends { ']' } else { ')' });
@@ -265,6 +273,15 @@ mod tests {
         ];
         for (source, messages, given, want) in table {
             assert_eq!(shown(source, messages.clone(), given), want, "{source}\n{messages}");
+        }
+        // A turn of weight 0 is left out, whoever says where it is.
+        for (source, want) in [
+            (chatml, "<system>S</>\n<user>é</>\n<assistant>b</>\n<user>c</>\n<assistant>[déx</>\n]"),
+            (marked, "<system>S;<user>é;<assistant>b;<user>c;<assistant>[déx;]"),
+        ] {
+            let messages = chat(&long).as_array().unwrap().clone();
+            let conversation = Conversation { messages, untrained: vec![2], ..Conversation::default() };
+            assert_eq!(marks(source, &conversation), want, "{source}");
         }
         // The prompt's empty thinking is in no turn but the last.
         let mut variables = serde_json::Map::new();
