@@ -22,6 +22,8 @@ pub enum Note {
     Unwritten(&'static str),
     /// A turn that is trained has nothing but a role.
     EmptyTurn,
+    /// A chat of these roles has no turn of the assistant, so that nothing of it is trained.
+    NoAssistant(String),
 }
 
 impl Note {
@@ -41,6 +43,11 @@ impl Note {
             Note::EmptyTurn => {
                 (["chat has", "chats have"], "an empty turn of the assistant".into(), "only its end is learnt there")
             }
+            Note::NoAssistant(roles) => (
+                ["chat has", "chats have"],
+                format!("no turn of the role assistant, but of {roles}"),
+                "nothing of that is learnt; name the role assistant, or --train-on all",
+            ),
         }
     }
 }

@@ -130,6 +130,16 @@ impl Report {
         told.collect()
     }
 
+    /// The chats without a turn of the assistant, and their roles, if there are such chats.
+    fn no_assistant(&self) -> Option<String> {
+        self.noted.iter().find_map(|(note, count)| match note {
+            Note::NoAssistant(roles) => {
+                Some(format!("{} chats with no turn of the role assistant, but of {roles}", count.count))
+            }
+            _ => None,
+        })
+    }
+
     /// Counts what is odd about the texts of a row.
     fn texts(&mut self, row: &Row) {
         let text = |name: &str| row.fields.get(name).and_then(Value::as_str);
@@ -189,6 +199,10 @@ pub fn read(data: &Data, codec: &Codec, make: Make, too_long: TooLong) -> Result
         }
     }
     if all.is_empty() {
+        if let Some(found) = report.no_assistant() {
+            let expected = "turns of the role assistant to train, or --train-on all";
+            return Err(Error::file(data.to_string(), found, expected));
+        }
         let found = match (report.untrained.count, report.dropped.count, data.split()) {
             (0, 0, Some(split)) => format!("no row besides those that --split {} holds out", split.share),
             (0, 0, None) => "no examples".into(),
@@ -412,6 +426,9 @@ mod tests {
         let noted = [(Note::AnswerCut, Count { count: 2, first: Some("a.jsonl:3".into()) })].into();
         let noted = Report { noted, ..Report::default() }.warnings(8);
         assert!(noted[0].starts_with("2 answers are whole in no window of the context, the first at a.jsonl:3: no"));
+        let noted = [(Note::NoAssistant("model, user".into()), Count { count: 1, first: None })].into();
+        let found = Report { noted, ..Report::default() }.no_assistant();
+        assert_eq!(found.as_deref(), Some("1 chats with no turn of the role assistant, but of model, user"));
     }
 
     #[test]

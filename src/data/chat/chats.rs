@@ -97,7 +97,8 @@ impl Chats {
                 Refused::Raised(_) => {
                     "a chat that the model's template takes; --chat-template FILE takes another template"
                 }
-                Refused::Failed(_) => {
+                Refused::Failed(_) => "a template that fits the chat: mend it, or --chat-template FILE takes another",
+                Refused::Lost(_) => {
                     "a template with generation marks (--chat-template FILE), other messages, or --train-on all"
                 }
             };
@@ -106,10 +107,15 @@ impl Chats {
     }
 
     /// What there is to say of a conversation of this text.
-    fn notes(&self, conversation: &Conversation, text: &str) -> Result<Vec<Note>> {
+    fn notes(&self, conversation: &Conversation, Trained { text, spans }: &Trained) -> Result<Vec<Note>> {
         let trains = |i: usize| i >= conversation.given && !conversation.untrained.contains(&i);
         let trained = |i: usize| (self.all || trains(i)) && conversation.is_assistant(i);
-        Ok(unwritten::notes(self.template(conversation.tools.is_some())?, conversation, text, trained))
+        let mut notes = unwritten::notes(self.template(conversation.tools.is_some())?, conversation, text, trained);
+        let all = conversation.messages.len();
+        if !self.all && spans.is_empty() && !(0..all).any(|i| conversation.is_assistant(i)) {
+            notes.push(Note::NoAssistant(conversation.roles()));
+        }
+        Ok(notes)
     }
 
     /// A conversation's tokens, their labels, and what there is to say of it. The text is split into tokens as one; a token
@@ -121,7 +127,7 @@ impl Chats {
         codec: &Codec,
     ) -> Result<(Vec<i32>, Vec<i32>, Vec<Note>)> {
         let rendered = self.render(row, conversation)?;
-        let notes = self.notes(conversation, &rendered.text)?;
+        let notes = self.notes(conversation, &rendered)?;
         let encoded = codec.tokenizer(row)?.encode_places(&rendered.text)?;
         let mut ids: Vec<i32> = encoded.iter().map(|&(id, _)| codec.token(row, id.into())).collect::<Result<_>>()?;
         let mut labels = vec![IGNORE; ids.len()];
@@ -141,5 +147,56 @@ impl Chats {
             labels.insert(0, if self.all { first } else { IGNORE });
         }
         Ok((ids, labels, notes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// What there is to say of a chat, or why it has no text.
+    fn notes(source: &str, messages: &serde_json::Value, all: bool) -> Result<Vec<Note>> {
+        let chats = Chats::new(&Templates::of(Path::new("t"), source), None, &[], all)?;
+        let conversation = Conversation { messages: messages.as_array().unwrap().clone(), ..Conversation::default() };
+        let row = Row { path: Path::new("f"), line: 3, fields: Default::default(), cells: false };
+        chats.notes(&conversation, &chats.render(&row, &conversation)?)
+    }
+
+    #[test]
+    fn a_hint_fits_what_a_template_does() {
+        let chat = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user"}]);
+        let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        let even = format!("{plain}{{% if messages|length == 2 %}}{{{{ raise_exception('two') }}}}{{% endif %}}");
+        let table = [
+            ("{{ messages | unknown }}", "a template that fits the chat"),
+            ("{{ raise_exception('no') }}", "a chat that the model's template takes"),
+            ("{% for m in messages %}{% generation %}{{ m.content|upper }}{% endgeneration %}{% endfor %}", ""),
+            (even.as_str(), "a template with generation marks"),
+        ];
+        for (source, hint) in table {
+            let error = notes(source, &chat, false).err().map_or(String::new(), |e| e.to_string());
+            assert!(error.contains(hint) && error.is_empty() == hint.is_empty(), "{source}: {error}");
+        }
+        assert!(!notes("{{ messages | unknown }}", &chat, true).unwrap_err().to_string().contains("--train-on"));
+        let error = notes(&even, &chat, false).unwrap_err().to_string();
+        assert!(error.contains("of the first 2 messages, a chat that the chat template refuses: two"), "{error}");
+    }
+
+    #[test]
+    fn roles_are_named_where_none_is_the_assistants() {
+        let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        let of = |role: &str| json!([{"role": "user", "content": "a"}, {"role": role, "content": "b"}]);
+        assert_eq!(notes(plain, &of("model"), false).unwrap(), [Note::NoAssistant("model, user".into())]);
+        assert_eq!(
+            (notes(plain, &of("model"), true).unwrap(), notes(plain, &of("assistant"), false).unwrap()),
+            (vec![], vec![])
+        );
+        // A template that marks what a role of another name writes knows it.
+        let marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
+        assert_eq!(notes(marked, &of("model"), false).unwrap(), []);
     }
 }

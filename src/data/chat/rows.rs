@@ -1,6 +1,8 @@
 //! Rows that hold conversations: `messages`, ShareGPT's `conversations`, Alpaca's `instruction`, and `prompt` and
 //! `completion` that are lists of messages.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::template::Chat;
@@ -29,6 +31,12 @@ impl Conversation {
     pub fn chat(&self, messages: usize) -> Chat<'_> {
         let messages = &self.messages[..messages.min(self.messages.len())];
         Chat { messages, tools: self.tools.as_deref(), variables: &self.variables }
+    }
+
+    /// The roles of its messages, for messages.
+    pub fn roles(&self) -> String {
+        let roles = self.messages.iter().filter_map(|message| message.get("role")?.as_str());
+        roles.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
     }
 
     /// Whether message `i` is the assistant's.

@@ -38,7 +38,7 @@ pub fn trained(template: &Template, conversation: &Conversation) -> Result<Train
     if template.marks() {
         let Rendered { text, mut generated } = template.render_marked(&conversation.chat(all))?;
         if conversation.given > 0 {
-            let given = template.render(&conversation.chat(conversation.given), false)?;
+            let given = part(template, &conversation.chat(conversation.given), false)?;
             let from = common(&given, &text);
             generated.retain(|span| span.end > from);
         }
@@ -73,6 +73,12 @@ fn common(a: &str, b: &str) -> usize {
     a.floor_char_boundary(bytes)
 }
 
+/// The text of the messages up to one, which a template can refuse where it takes them all.
+fn part(template: &Template, chat: &Chat, prompt: bool) -> Result<String, Refused> {
+    let alone = |refused: Refused| Refused::Lost(format!("of the first {} messages, {refused}", chat.messages.len()));
+    template.render(chat, prompt).map_err(alone)
+}
+
 /// A turn of the assistant in the whole text.
 struct Turn<'a> {
     template: &'a Template,
@@ -90,7 +96,7 @@ enum Side {
 
 impl Turn<'_> {
     fn lost(&self) -> Refused {
-        Refused::Failed(format!(
+        Refused::Lost(format!(
             "it writes messages[{}] otherwise where other messages follow, so that its place is not known",
             self.i
         ))
@@ -99,11 +105,11 @@ impl Turn<'_> {
     /// Where the turn begins.
     fn start(&self) -> Result<usize, Refused> {
         if self.i == 0 {
-            return Err(Refused::Failed(
+            return Err(Refused::Lost(
                 "the assistant's turn is the first message, so that its place is not known".into(),
             ));
         }
-        let before = self.template.render(&self.conversation.chat(self.i), true)?;
+        let before = part(self.template, &self.conversation.chat(self.i), true)?;
         if self.text.starts_with(&before) {
             return Ok(before.len());
         }
@@ -119,7 +125,7 @@ impl Turn<'_> {
 
     /// Where the turn ends, with what the template writes after each turn, and whether that is sure to the byte.
     fn end(&self) -> Result<(usize, bool), Refused> {
-        let last = self.template.render(&self.conversation.chat(self.i + 1), false)?;
+        let last = part(self.template, &self.conversation.chat(self.i + 1), false)?;
         if self.text.starts_with(&last) {
             return Ok((last.len(), true));
         }
@@ -132,7 +138,7 @@ impl Turn<'_> {
     /// becomes another if letters are put before or after the content.
     fn content(&self, i: usize, messages: usize, side: Side) -> Result<(usize, String), Refused> {
         let chat = self.conversation.chat(messages);
-        let text = self.template.render(&chat, false)?;
+        let text = part(self.template, &chat, false)?;
         let mut place = text.len();
         // The text there may be one of them.
         for letter in ["x", "y"] {
@@ -140,7 +146,7 @@ impl Turn<'_> {
             if !grow(&mut longer[i], letter, side) {
                 return Err(self.lost());
             }
-            let other = self.template.render(&Chat { messages: &longer, ..chat }, false)?;
+            let other = part(self.template, &Chat { messages: &longer, ..chat }, false)?;
             if other == text {
                 return Err(self.lost());
             }
@@ -260,14 +266,14 @@ mod tests {
                 unread,
                 chat(&long),
                 0,
-                "a chat at which the chat template fails: it writes messages[2] otherwise where other \
+                "a chat whose turns have no place in what the template writes: it writes messages[2] otherwise where other \
                 messages follow, so that its place is not known",
             ),
             (
                 chatml,
                 chat(&[("a", "b"), ("u", "c")]),
                 0,
-                "a chat at which the chat template fails: the assistant's turn \
+                "a chat whose turns have no place in what the template writes: the assistant's turn \
                 is the first message, so that its place is not known",
             ),
         ];

@@ -37,6 +37,8 @@ pub enum Refused {
     Raised(String),
     /// The template fails.
     Failed(String),
+    /// It has a text, of which nobody can say where the model's turns are.
+    Lost(String),
 }
 
 impl std::fmt::Display for Refused {
@@ -44,6 +46,9 @@ impl std::fmt::Display for Refused {
         match self {
             Refused::Raised(message) => write!(f, "a chat that the chat template refuses: {message}"),
             Refused::Failed(message) => write!(f, "a chat at which the chat template fails: {message}"),
+            Refused::Lost(message) => {
+                write!(f, "a chat whose turns have no place in what the template writes: {message}")
+            }
         }
     }
 }
@@ -113,7 +118,7 @@ impl Template {
             return Err(Refused::Failed("it has U+10FFFE or U+10FFFF, which are no characters".into()));
         }
         let marked = self.run(chat, false, true)?;
-        let changed = || Refused::Failed("it changes text that it marks as generated, or marks none of it".into());
+        let changed = || Refused::Lost("it changes text that it marks as generated, or marks none of it".into());
         let (mut plain, mut generated, mut from) = (String::with_capacity(text.len()), Vec::new(), None);
         for part in marked.split_inclusive(MARKS) {
             plain.push_str(part.trim_end_matches(MARKS));
