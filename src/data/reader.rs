@@ -529,6 +529,12 @@ mod tests {
             ("a.jsonl", b"{\"text\": \"a\", \"prompt\": \"b\"}", "the fields text, prompt"),
             ("a.jsonl", b"{\"prompt\": \"b\"}", "the fields prompt"),
             ("a.jsonl", b"{}", "the fields none"),
+            (
+                "a.jsonl",
+                b"{\"text\": null, \"id\": 1}",
+                "a.jsonl:1: found the fields text (null), id, expected exactly",
+            ),
+            ("a.csv", b"prompt,completion\na,b\nc,", "a.csv:3: found the fields prompt, completion (empty), expected"),
             ("a.jsonl", b"[1]", "a.jsonl:1: found `1]`, expected an object"),
             ("a.jsonl", b"{\"text\": \"\xff\"}", "a.jsonl:1: found bytes that are not UTF-8 at column 11"),
             ("a.jsonl", b"{\"input_ids\": [258]}", "a.jsonl:1: found token id 258, expected ids from 0 to 257"),

@@ -77,9 +77,14 @@ impl Row<'_> {
         self.wrong(format!("the fields {}", self.names()), expected)
     }
 
-    /// The names of its fields, for messages.
+    /// The names of its fields, for messages, and which of them have no value.
     pub fn names(&self) -> String {
-        if self.fields.is_empty() { "none".into() } else { self.fields.keys().cloned().collect::<Vec<_>>().join(", ") }
+        let nothing = if self.cells { "empty" } else { "null" };
+        let name = |(name, value): (&String, &Value)| match value {
+            Value::Null => format!("{name} ({nothing})"),
+            _ => name.clone(),
+        };
+        if self.fields.is_empty() { "none".into() } else { self.fields.iter().map(name).collect::<Vec<_>>().join(", ") }
     }
 
     /// The row without its padding, if its `attention_mask` tells of any: `input_ids` and the `columns` beside it that
