@@ -296,3 +296,36 @@ fn what_is_put_around_a_text_is_the_tokenizers_matter() {
     }
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// As AutoTokenizer of transformers 5.23 encodes "the cat" with these files.
+#[test]
+fn a_prefix_space_is_the_matter_of_the_class() {
+    let folder = std::env::temp_dir().join(format!("trimtab-prefix-space-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let text = std::fs::read_to_string(path("../assets/base/tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    let table = [
+        (json!("GPT2Tokenizer"), json!(true), false, "llama", [262, 1907]),
+        (json!("GPT2TokenizerFast"), Value::Null, true, "llama", [1378, 1907]),
+        (json!("RobertaTokenizerFast"), json!(true), false, "roberta", [262, 1907]),
+        (json!("RobertaTokenizer"), json!(false), true, "roberta", [1378, 1907]),
+        (json!("BartTokenizer"), json!(true), false, "bart", [262, 1907]),
+        (json!("PreTrainedTokenizerFast"), json!(true), false, "roberta", [1378, 1907]),
+        (json!("LlamaTokenizerFast"), json!(true), false, "llama", [1378, 1907]),
+        (Value::Null, json!(true), false, "gpt2", [262, 1907]),
+        (Value::Null, json!(true), false, "llama", [1378, 1907]),
+    ];
+    for (class, setting, in_file, model, want) in table {
+        tokenizer["pre_tokenizer"]["add_prefix_space"] = in_file.into();
+        let mut config = json!({"tokenizer_class": class, "add_prefix_space": setting});
+        config.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        let files =
+            [("tokenizer", &tokenizer), ("tokenizer_config", &config), ("config", &json!({"model_type": model}))];
+        for (name, json) in files {
+            std::fs::write(folder.join(name).with_extension("json"), json.to_string()).unwrap();
+        }
+        let ids = Tokenizer::from_folder(&folder).unwrap().encode("the cat", false).unwrap();
+        assert_eq!(ids, want, "{config} {in_file} {model}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

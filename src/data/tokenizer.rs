@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tokenizers::{PostProcessorWrapper, PreTokenizerWrapper};
 
 use super::added;
 use super::charsmap;
@@ -44,7 +45,7 @@ impl Tokenizer {
     /// tokens that the folder's other files add. Special tokens are those of tokenizer_config.json (or, in old folders,
     /// special_tokens_map.json), generation_config.json and config.json, in that order.
     /// `add_bos_token` and `add_eos_token` do not count beside a tokenizer.json, which says itself what it puts around a
-    /// text, as in transformers.
+    /// text, as in transformers; `add_prefix_space` does for the classes of GPT-2 and RoBERTa.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Tokenizer> {
         let folder = folder.as_ref();
         let read = |name: &str| Ok::<_, Error>(read_json(&folder.join(name))?.unwrap_or(Value::Null));
@@ -52,10 +53,12 @@ impl Tokenizer {
         let numbered = [read("generation_config.json")?, read("config.json")?];
 
         let path = folder.join("tokenizer.json");
+        let settings = Settings { tokenizer: &named[0], special: &named[1], model: &numbered[1] };
         let mut inner = if path.exists() {
-            load(&path, &std::fs::read(&path).map_err(|e| Error::io(&path, e))?)?
+            let mut inner = load(&path, &std::fs::read(&path).map_err(|e| Error::io(&path, e))?)?;
+            settings.prefix_space().into_iter().for_each(|space| set_prefix_space(&mut inner, space));
+            inner
         } else {
-            let settings = Settings { tokenizer: &named[0], special: &named[1], model: &numbered[1] };
             match vocabulary::read(folder, &settings)? {
                 Some((path, json)) => load(&path, json.to_string().as_bytes())?,
                 None => return Err(no_tokenizer(folder)),
@@ -313,6 +316,17 @@ fn load(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|e| failed("left whole", &e))?;
     Ok(inner)
+}
+
+/// Gives a byte-level tokenizer's first word a space, or none.
+fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: bool) {
+    let Some(PreTokenizerWrapper::ByteLevel(mut words)) = inner.get_pre_tokenizer().cloned() else { return };
+    words.add_prefix_space = space;
+    inner.with_pre_tokenizer(Some(words));
+    if let Some(PostProcessorWrapper::Roberta(mut around)) = inner.get_post_processor().cloned() {
+        around.add_prefix_space = space;
+        inner.with_post_processor(Some(around));
+    }
 }
 
 /// What a kind of tokenizer does unless the file says otherwise.

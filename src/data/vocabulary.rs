@@ -51,6 +51,13 @@ impl Settings<'_> {
         Some(name.strip_suffix("tokenizer").unwrap_or(name).to_owned())
     }
 
+    /// Whether the first word of a text gets a space, where not tokenizer.json but transformers' class says so: GPT-2's and
+    /// RoBERTa's make the pre-tokenizer themselves.
+    pub(super) fn prefix_space(&self) -> Option<bool> {
+        let family = self.family()?;
+        [ROBERTA, GPT2].concat().contains(&family.as_str()).then(|| self.flag("add_prefix_space", false))
+    }
+
     fn flag(&self, key: &str, or: bool) -> bool {
         self.tokenizer.get(key).and_then(Value::as_bool).unwrap_or(or)
     }
