@@ -329,3 +329,20 @@ fn a_prefix_space_is_the_matter_of_the_class() {
     }
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// As transformers 5.23 numbers them: those with names come first.
+#[test]
+fn extra_tokens_may_have_names_and_have_none() {
+    let folder = std::env::temp_dir().join(format!("trimtab-extra-tokens-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(path("../assets/base/tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    let both = json!({"additional_special_tokens": ["<<A>>"], "extra_special_tokens": {"image_token": "<<I>>"}});
+    let listed = json!({"additional_special_tokens": ["<<A>>"], "extra_special_tokens": ["<<I>>"]});
+    let first = Tokenizer::from_folder(&folder).unwrap().vocab_size() as u32;
+    for (config, want) in [(both, [Some(first + 1), Some(first)]), (listed, [None, Some(first)])] {
+        std::fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_folder(&folder).unwrap();
+        assert_eq!(["<<A>>", "<<I>>"].map(|token| tokenizer.token_to_id(token)), want, "{config}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -116,7 +116,8 @@ pub(super) fn add(inner: &mut tokenizers::Tokenizer, folder: &Path, settings: &M
     named.extend(own);
     let more = extra(settings);
     let (of_model, unnamed) = match more {
-        Some(Value::Object(_)) => (list(more), Vec::new()),
+        // Named tokens are no list that the older key could be another name for.
+        Some(Value::Object(_)) => (list(more), list(settings.get(LISTS[1]))),
         _ => (Vec::new(), list(more)),
     };
     named.extend(of_model);
