@@ -32,7 +32,8 @@ impl Skips {
         report: &StepReport,
         find: impl FnOnce() -> Result<Option<NotFinite>>,
     ) -> Result<()> {
-        if self.in_a_row < most && !(last && !report.loss.is_finite()) {
+        let lost = last && !report.loss.is_finite();
+        if self.in_a_row < most && !lost {
             return Ok(());
         }
         let (place, hint) = match find()? {
