@@ -7,16 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::scratch::Scratch;
-use serde_json::Value;
+use serde_json::{Value, json};
+use trimtab::Error;
 use trimtab::backend::cpu::Cpu;
 use trimtab::base::Base;
 use trimtab::config::{Flags, RunConfig};
+use trimtab::dtype::DType;
 use trimtab::generate::sample::Sampling;
 use trimtab::generate::{Ask, Room};
 use trimtab::peft::Frozen;
 use trimtab::run::folder::Start;
 use trimtab::run::metrics::Event;
-use trimtab::run::training;
+use trimtab::run::{merge, training};
 use trimtab::session::{Options, Planned};
 
 impl Scratch {
@@ -259,4 +261,120 @@ fn tensors_of_an_adapter_by_other_names_and_in_f64() {
         let (found, _) = loss(&scratch, &base(), &of("data.jsonl"), &[("adapter", &dir)]).unwrap();
         near(found, 5.103501, &tensors[0].0);
     }
+}
+
+/// A case of a folder of `gen_field.py`: a model of it, an adapter, and the loss that transformers and PEFT give.
+struct Case {
+    model: PathBuf,
+    flags: Vec<(&'static str, String)>,
+    rows: PathBuf,
+    loss: f32,
+    what: String,
+}
+
+impl Case {
+    /// Those of a folder.
+    fn all(scratch: &Scratch, name: &str) -> Vec<Case> {
+        let of = |path: &str| field(name).join(path);
+        let cases: Vec<Value> = serde_json::from_str(&read(of("expected.json"))).unwrap();
+        let one = |(i, case): (usize, &Value)| {
+            let task = case["task"].as_str().unwrap().to_string();
+            let adapter = case["adapter"].as_str().map(|name| of(name).to_str().unwrap().to_string());
+            let flags = [("task", Some(task)), ("adapter", adapter)];
+            Case {
+                model: changed(scratch, &of(case["model"].as_str().unwrap()), case, i),
+                flags: flags.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+                rows: of("rows.jsonl"),
+                loss: case["loss"].as_f64().unwrap() as f32,
+                what: format!("{name} {case}"),
+            }
+        };
+        cases.iter().enumerate().map(one).collect()
+    }
+
+    fn with<'a>(&'a self, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        let mut flags: Vec<_> = self.flags.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        flags.retain(|(key, _)| more.iter().all(|(other, _)| key != other));
+        flags.extend_from_slice(more);
+        flags
+    }
+
+    fn loss(&self, scratch: &Scratch, more: &[(&str, &str)]) -> trimtab::Result<f32> {
+        loss(scratch, &self.model, &self.rows, &self.with(more)).map(|(loss, _)| loss)
+    }
+
+    /// The loss is the reference's, and so is that of the adapter that is saved again.
+    fn holds(&self, scratch: &Scratch) {
+        near(self.loss(scratch, &[]).unwrap_or_else(|e| panic!("{}: {e}", self.what)), self.loss, &self.what);
+        let [saved, again] = ["out", "again"].map(|name| scratch.0.join(name).to_str().unwrap().to_string());
+        near(self.loss(scratch, &[("adapter", &saved), ("out", &again)]).unwrap(), self.loss, &self.what);
+    }
+}
+
+/// A model with other keys in its config and without some tensors, where a case has it so.
+fn changed(scratch: &Scratch, model: &Path, case: &Value, number: usize) -> PathBuf {
+    let (keys, without) = (case["config"].as_object().unwrap(), case["without"].as_array().unwrap());
+    if keys.is_empty() && without.is_empty() {
+        return model.into();
+    }
+    let dir = scratch.0.join(format!("model{number}"));
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut config: Value = serde_json::from_str(&read(model.join("config.json"))).unwrap();
+    keys.iter().for_each(|(key, value)| config[key] = value.clone());
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(model.join("model.safetensors")).unwrap();
+    let mut tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
+    tensors.retain(|(name, _)| !without.iter().any(|other| other == name));
+    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    dir
+}
+
+#[test]
+fn an_adapters_copies_of_embedding_and_head_count() {
+    let scratch = Scratch::new("copies");
+    for case in Case::all(&scratch, "embedding_copies") {
+        case.holds(&scratch);
+        let bare = loss(&scratch, &case.model, &case.rows, &[]).unwrap().0;
+        assert!((bare - case.loss).abs() > 1e-3, "without the adapter: {}", case.what);
+        // A merged model has them; so does a run that was stopped and goes on.
+        let merged = scratch.0.join("merged");
+        let _ = std::fs::remove_dir_all(&merged);
+        let (model, out) = (case.model.to_str().unwrap(), merged.to_str().unwrap());
+        let config = RunConfig::resolve(None, &Flags::of(&case.with(&[("model", model), ("out", out)])).unwrap());
+        let how = merge::How { dtype: Some(DType::F32), shard: u64::MAX, check: true };
+        let report = merge::merge(&config.unwrap(), &how).unwrap();
+        assert!(report.difference.unwrap().largest < 1e-4, "{}", case.what);
+        near(loss(&scratch, &merged, &case.rows, &[]).unwrap().0, case.loss, &case.what);
+        near(stopped(&scratch, &case), case.loss, &case.what);
+    }
+}
+
+/// A run of two steps that is stopped after one and goes on: the loss of the second.
+fn stopped(scratch: &Scratch, case: &Case) -> f32 {
+    let [model, data, out] =
+        [&case.model, &case.rows, &scratch.0.join("stopped")].map(|p| p.to_str().unwrap().to_string());
+    let shared =
+        [("model", model.as_str()), ("data", &data), ("out", &out), ("device", "cpu"), ("steps", "2"), ("lr", "0")];
+    let flags = case.with(&[&shared[..], &[("shuffle", "false"), ("batch-size", "64")]].concat());
+    let config = RunConfig::resolve(None, &Flags::of(&flags).unwrap()).unwrap();
+    let error = training::run(&config, Start::Overwrite, &mut |event| match event {
+        Event::Step(_) => Err(Error::Cancelled),
+        _ => Ok(()),
+    });
+    assert!(matches!(error, Err(Error::Cancelled)), "{}", case.what);
+    training::run(&config, Start::Resume, &mut |_| Ok(())).unwrap().last_loss
+}
+
+#[test]
+fn copies_that_do_not_fit_are_refused() {
+    let scratch = Scratch::new("misfit");
+    let mut cases = Case::all(&scratch, "embedding_copies");
+    let tied = cases.pop().unwrap().model;
+    let untied = cases.pop().unwrap();
+    let refused = |model: &Path| loss(&scratch, model, &untied.rows, &untied.with(&[])).unwrap_err().to_string();
+    let error = refused(&tied);
+    assert!(error.contains("embed_tokens.weight and") && error.contains("one weight for both"), "{error}");
+    let larger = changed(&scratch, &untied.model, &json!({"config": {"vocab_size": 50}, "without": []}), 0);
+    let error = refused(&larger);
+    assert!(error.contains("a vocabulary of 48 tokens") && error.contains("resize_token_embeddings"), "{error}");
 }

@@ -134,6 +134,9 @@ pub struct AdapterConfig {
     pub fan_in_fan_out: bool,
     /// `init_lora_weights`: how A and B started. Training from a given adapter does not use it.
     pub init: Value,
+    /// Weights that the adapter's file has under the base model's own names: those of tables that are not trained take the
+    /// place of the base model's.
+    pub(super) whole: Vec<String>,
     /// It is a file's, whose names of layers may be those of another model too.
     given: bool,
     compiled: OnceLock<Compiled>,
@@ -164,6 +167,7 @@ impl AdapterConfig {
             tokens: None,
             fan_in_fan_out: false,
             init: Value::Bool(true),
+            whole: Vec::new(),
             given: false,
             compiled: OnceLock::new(),
         }
@@ -353,6 +357,7 @@ impl AdapterConfig {
             tokens: get(map, "trainable_token_indices", Tokens::EXPECTED, None, Tokens::read)?,
             fan_in_fan_out: get(map, "fan_in_fan_out", "true or false", false, Value::as_bool)?,
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
+            whole: Vec::new(),
             given: true,
             compiled: OnceLock::new(),
         };

@@ -15,7 +15,7 @@ use super::tokens::{self, Rows, Tokens};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{Init, Next, Nn, Site, Table};
+use crate::nn::{Init, Next, Nn, Role, Site, Table, WeightRef};
 
 const TOKENS: &str = "trainable_token_indices";
 const ONE: &str = "one of the two: LoRA on the table, or trained tokens of it";
@@ -35,6 +35,16 @@ impl AdapterConfig {
     /// is: it does if it is a target, and no tokens are trained.
     pub(super) fn keeps_table(&self, module: &str) -> Result<bool> {
         Ok(self.tokens.is_none() && !self.saves(module) && self.resolve_embedding(module)?.is_some())
+    }
+
+    /// Under which name the file has the weight of a table that is not trained, if it has.
+    pub(super) fn held(&self, w: WeightRef) -> Option<String> {
+        let module = w.name.strip_suffix(".weight").filter(|_| matches!(w.role, Role::Embed | Role::Head))?;
+        // A pattern that does not compile is an error of the table's own hook, which asks for it too.
+        if self.keeps_table(module).unwrap_or(false) {
+            return Some(files::base_layer(module));
+        }
+        Some(files::saved(w.name)).filter(|name| self.whole.contains(name))
     }
 
     /// Errors if tokens are asked of a module that is not there.

@@ -44,9 +44,7 @@ pub struct Lora {
 
 impl Hooks for Lora {
     fn keeps(&self, w: WeightRef) -> Option<String> {
-        let module = w.name.strip_suffix(".weight").filter(|_| matches!(w.role, Role::Embed | Role::Head))?;
-        // A pattern that does not compile is an error of the table's own hook, which asks for it too.
-        self.config.keeps_table(module).unwrap_or(false).then(|| files::base_layer(module))
+        self.config.held(w)
     }
 
     fn takes(&self, w: WeightRef) -> Option<Taken> {
@@ -133,6 +131,11 @@ impl Method for Lora {
             }
             None => Ok(()),
         }
+    }
+
+    fn given(&mut self, tensors: &BTreeMap<String, HostTensor>) {
+        let whole = |name: &&String| name.ends_with(".weight") && !name.contains(".lora_");
+        self.config.whole = tensors.keys().filter(whole).cloned().collect();
     }
 
     fn drop_copies(&self, tensors: &mut BTreeMap<String, HostTensor>) {

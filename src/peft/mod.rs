@@ -58,6 +58,9 @@ pub trait Method: Hooks {
     /// Takes out of the tensors of an adapter's folder what is there twice.
     fn drop_copies(&self, _tensors: &mut BTreeMap<String, HostTensor>) {}
 
+    /// Is told what its folder has, without copies: weights of the base model among it are the model's, trained or not.
+    fn given(&mut self, _tensors: &BTreeMap<String, HostTensor>) {}
+
     /// Whether it can be set on a model with these weights.
     fn check_weights(&self, _weights: &[WeightRef]) -> Result<()> {
         Ok(())
@@ -230,8 +233,9 @@ pub fn open(dir: &Path) -> Result<Opened> {
         tensors.extend(encoder);
         config.insert("trimtab_encoder".into(), Value::Bool(true));
     }
-    let method = (def.read)(&config)?;
+    let mut method = (def.read)(&config)?;
     method.drop_copies(&mut tensors);
+    method.given(&tensors);
     Ok(Opened { method, config, tensors })
 }
 

@@ -35,7 +35,7 @@ pub fn open(
     let options = wanted(Options { train: false, evaluate, step_tokens: None, ..options(config, &micro) });
     let planned = Planned::of(base, vec![method], task, options, backend)?;
     if let Some((dir, tensors)) = &tensors {
-        peft::check(dir, tensors, &planned.trained())?;
+        peft::check(dir, tensors, &planned.expected(tensors)?)?;
     }
     let tensors = tensors.map(|(_, tensors)| tensors);
     if let Some(name) = planned.drawn(tensors.as_ref()) {

@@ -77,7 +77,7 @@ pub fn open(config: &RunConfig) -> Result<(Merged, Job)> {
     let options = Options { train: false, evaluate: true, ..small(config) };
     let planned = Planned::of(&job.base, vec![method], &*job.task, options, backend::open(&Device::Null)?)?;
     if let Some((dir, tensors)) = &tensors {
-        peft::check(dir, tensors, &planned.trained())?;
+        peft::check(dir, tensors, &planned.expected(tensors)?)?;
     }
     let merged = planned.merged(tensors.map(|(_, tensors)| tensors).unwrap_or_default())?;
     Ok((merged, job))

@@ -151,7 +151,11 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
         heads: def.heads,
         facts: job.facts.clone(),
     };
-    (peft::named(config.method.name())?.new)(&settings)
+    let mut method = (peft::named(config.method.name())?.new)(&settings)?;
+    if let Some(dir) = &config.adapter {
+        method.given(&peft::open(dir)?.tensors);
+    }
+    Ok(method)
 }
 
 /// The device, and what times it if that is asked for.
@@ -266,10 +270,10 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         Start::New | Start::Overwrite => None,
     };
 
-    let adapter = match config.adapter.as_ref().filter(|_| resumed.is_none()) {
+    let adapter = match &config.adapter {
         Some(dir) => {
             let adapter = peft::open(dir)?;
-            adapter.check(dir, &planned.trained())?;
+            adapter.check(dir, &planned.expected(&adapter.tensors)?)?;
             Some(adapter)
         }
         None => None,

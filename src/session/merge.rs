@@ -51,7 +51,7 @@ impl Session {
                     Source::Base { less, transposed, .. } => less.map(|taken| (taken, *transposed)),
                     _ => None,
                 };
-                let mut values = match files.filter(|files| !base[i].trainable && files.info(name).is_some()) {
+                let mut values = match files.filter(|files| from_files(base[i]) && files.info(name).is_some()) {
                     Some(files) if let Some((taken, transposed)) = less => {
                         load::read_less(files, name, transposed, taken, DType::F32)?
                     }
@@ -77,6 +77,11 @@ impl Session {
             Save { dir, base, config, tokenizer, dtype, trained, frozen, transposed, read, kept, ties, facts };
         full::write(&mut save)
     }
+}
+
+/// Whether a weight is that of the base model's files.
+fn from_files(weight: &Weight) -> bool {
+    !weight.trainable && !matches!(weight.source, Source::Base { held: Some(_), .. })
 }
 
 /// Whether each of a method's own tensors has a place in one of the base model's weights, which come with their shapes.

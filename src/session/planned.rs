@@ -13,7 +13,7 @@ use crate::graph::program::Program;
 use crate::graph::{Def, Graph, LeafKind, Phase};
 use crate::memory::{self, Chosen, Fitted, budget};
 use crate::models::Facts;
-use crate::nn::{Build, Hooks, Layout, Site, Source, StreamId, Weight, WeightRef};
+use crate::nn::{Build, Hooks, Layout, Role, Site, Source, StreamId, Weight, WeightRef};
 use crate::peft::Method;
 use crate::plan::{Account, Plan};
 use crate::tasks::Task;
@@ -235,6 +235,36 @@ impl Planned {
         trained.map(|w| (w.name.clone(), w.stored(self.program.graph.shape(w.val)))).collect()
     }
 
+    /// Names and shapes of what an adapter's folder of these tensors is to hold: what is trained, and those of the base model's
+    /// weights that it has. An error if it has two values of one weight.
+    pub fn expected(&self, tensors: &BTreeMap<String, HostTensor>) -> Result<Vec<(String, Vec<usize>)>> {
+        let mut expected = self.trained();
+        for weight in self.program.weights.iter().filter(|w| !w.trainable) {
+            let Source::Base { held: Some(held), .. } = &weight.source else { continue };
+            let names: Vec<String> = [held.clone()].into_iter().chain(self.held_as_head(weight)).collect();
+            let mut found = names.into_iter().filter(|name| tensors.contains_key(name)).collect::<Vec<_>>();
+            found.dedup();
+            if let [one, other] = &found[..]
+                && tensors[one] != tensors[other]
+            {
+                let what = format!("{one} and {other} of the adapter");
+                let expected = "the same values: this model has one weight for both";
+                return Err(Error::config(what, "different values", expected));
+            }
+            let shape = weight.stored(self.program.graph.shape(weight.val));
+            expected.extend(found.into_iter().map(|name| (name, shape.clone())));
+        }
+        Ok(expected)
+    }
+
+    /// Under which name an adapter's file has the embedding `weight` as the head that is tied to it.
+    fn held_as_head(&self, weight: &Weight) -> Option<String> {
+        let module = weight.name.strip_suffix(".weight")?;
+        let (head, _) = self.phases.ties.iter().find(|(_, embedding)| embedding == module)?;
+        let head = WeightRef { name: &format!("{head}.weight"), role: Role::Embed };
+        self.methods.iter().find_map(|m| m.keeps(head))
+    }
+
     /// A tensor of a task's head that neither the base model nor an adapter of these tensors has, and that would be drawn.
     pub fn drawn(&self, adapter: Option<&BTreeMap<String, HostTensor>>) -> Option<&str> {
         let base = self.base.checkpoint.as_ref();
@@ -262,6 +292,14 @@ impl Planned {
     /// The base model with the methods merged into its weights, to be read piece by piece: nothing is loaded. `adapter` holds
     /// the tensors of an adapter. An error if the methods cannot be merged (prompts, prefixes, bottlenecks).
     pub fn merged(self, adapter: BTreeMap<String, HostTensor>) -> Result<Merged> {
+        let mut adapter = adapter;
+        for weight in &self.program.weights {
+            let Source::Base { held: Some(held), .. } = &weight.source else { continue };
+            // The head's copy of a table that is both.
+            if let Some(copy) = self.held_as_head(weight).filter(|copy| copy != held && adapter.contains_key(held)) {
+                adapter.remove(&copy);
+            }
+        }
         let Planned { base, methods, program, phases, facts, .. } = self;
         let shaped = |w: Weight| {
             let shape = program.graph.shape(w.val).to_vec();
