@@ -378,3 +378,9 @@ fn copies_that_do_not_fit_are_refused() {
     let error = refused(&larger);
     assert!(error.contains("a vocabulary of 48 tokens") && error.contains("resize_token_embeddings"), "{error}");
 }
+
+#[test]
+fn biases_of_a_head_that_is_trained_whole_are_there_three_times() {
+    let scratch = Scratch::new("biases");
+    Case::all(&scratch, "roberta_bias_all").iter().for_each(|case| case.holds(&scratch));
+}

@@ -73,8 +73,9 @@ impl AdapterConfig {
         }
         let copy = |name: &str| {
             let ends = |end: &str| name.strip_suffix(end);
-            if let Some(module) = ends(".modules_to_save.bias").or(ends(".original_module.bias")) {
-                return tensors.contains_key(&format!("{module}.bias"));
+            let parts = [".modules_to_save.", ".original_module."].into_iter().find_map(|part| name.split_once(part));
+            if let Some((module, rest)) = parts.filter(|_| name.ends_with(".bias")) {
+                return tensors.contains_key(&format!("{module}.{rest}"));
             }
             let module = ends(".decoder.bias").or(ends(".decoder.base_layer.bias"));
             module.is_some_and(|module| tensors.get(&format!("{module}.bias")) == tensors.get(name))

@@ -130,10 +130,12 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let Some((path, held)) = read_either(dir, [WEIGHTS_FILE, LEGACY_FILE])? else {
         return Err(Error::file(dir, format!("a folder without {WEIGHTS_FILE}"), "the whole folder of an adapter"));
     };
-    let mut tensors = BTreeMap::new();
+    let mut tensors: BTreeMap<String, HostTensor> = BTreeMap::new();
     for (name, tensor) in held {
-        if tensors.insert(usual(&name), tensor).is_some() {
-            return Err(Error::file(&path, format!("two tensors for {}", usual(&name)), "one"));
+        // With `bias="all"` PEFT has the biases of a module that is trained whole under two names.
+        let other = tensors.insert(usual(&name), tensor);
+        if other.is_some_and(|other| other != tensors[&usual(&name)]) {
+            return Err(Error::file(&path, format!("two tensors of different values for {}", usual(&name)), "one"));
         }
     }
     Ok(tensors)
