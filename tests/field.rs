@@ -15,7 +15,7 @@ use trimtab::config::{Flags, RunConfig};
 use trimtab::dtype::DType;
 use trimtab::generate::sample::Sampling;
 use trimtab::generate::{Ask, Room};
-use trimtab::peft::Frozen;
+use trimtab::peft::{self, Frozen};
 use trimtab::run::folder::Start;
 use trimtab::run::metrics::Event;
 use trimtab::run::{merge, training};
@@ -383,4 +383,18 @@ fn copies_that_do_not_fit_are_refused() {
 fn biases_of_a_head_that_is_trained_whole_are_there_three_times() {
     let scratch = Scratch::new("biases");
     Case::all(&scratch, "roberta_bias_all").iter().for_each(|case| case.holds(&scratch));
+}
+
+#[test]
+fn prompts_are_not_multiplied_as_gemmas_embeddings_are() {
+    let scratch = Scratch::new("gemma");
+    let case = Case::all(&scratch, "gemma_prompt").pop().unwrap();
+    case.holds(&scratch);
+    // Those that start as tokens have what the model computes with: the row times √16.
+    let start = [("method", "prompt"), ("virtual-tokens", "40"), ("prompt-init", "sample-vocab")];
+    loss(&scratch, &case.model, &case.rows, &start).unwrap();
+    let prompt = peft::tensors(&scratch.0.join("out")).unwrap().remove("prompt_embeddings").unwrap();
+    let table = peft::files::read_file(&case.model.join("model.safetensors")).unwrap();
+    let rows: Vec<f32> = table["model.embed_tokens.weight"].data.iter().map(|x| x * 4.0).collect();
+    assert!(prompt.data.chunks(16).all(|row| rows.chunks(16).any(|other| other == row)));
 }

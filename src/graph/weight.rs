@@ -83,6 +83,8 @@ pub enum Source {
         role: Role,
         /// The rows to take, in this order.
         rows: Vec<usize>,
+        /// They are multiplied by it.
+        scale: f32,
     },
     /// Computed when the graph was built: its bytes.
     Data(Vec<u8>),

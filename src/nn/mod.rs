@@ -262,13 +262,14 @@ impl<'a> Nn<'a> {
         self.keep(val, key, Source::Adapter { init }, true)
     }
 
-    /// The same, of rows of `dim` values that start as the rows `rows` of the base model's `tensor`.
-    pub fn adapter_rows(&mut self, key: &str, tensor: &str, role: Role, dim: usize, rows: &[usize]) -> Val {
+    /// The same, of rows of `dim` values that start as the rows `rows` of the embedding `module`, times `scale`.
+    pub fn adapter_rows(&mut self, key: &str, module: &str, dim: usize, rows: &[usize], scale: f32) -> Val {
         if let Some(&val) = self.named.get(key) {
             return val;
         }
         let val = self.g.leaf(self.trained(), key, Ty::f32(&[rows.len(), dim]));
-        self.keep(val, key, Source::Rows { tensor: tensor.into(), role, rows: rows.to_vec() }, true)
+        let (tensor, rows) = (format!("{module}.weight"), rows.to_vec());
+        self.keep(val, key, Source::Rows { tensor, role: Role::Embed, rows, scale }, true)
     }
 
     /// A constant.

@@ -1,6 +1,6 @@
 //! Prompt tuning (Lester et al. 2021, arXiv:2104.08691): P virtual tokens before each sequence, whose embeddings are
 //! trained: `x = [p_1 … p_P; embed(ids)]`. In encoder-decoders they come before the encoder's input. The file is PEFT's:
-//! `prompt_embeddings` `[P, hidden]`; for encoder-decoders it has twice the rows, of which the first half is used. They start
+//! `prompt_embeddings` `[P, hidden]`, which no factor of the model's own embedding (Gemma's √hidden) multiplies; for encoder-decoders it has twice the rows, of which the first half is used. They start
 //! as PEFT's `prompt_tuning_init` says ([`Start`]).
 
 use serde_json::{Map, Value, json};
@@ -37,7 +37,7 @@ pub static DEF: MethodDef = MethodDef {
     },
 };
 
-/// How the embeddings of virtual tokens start.
+/// How the embeddings of virtual tokens start: those of tokens are taken with the model's own factor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Standard normal: PEFT's RANDOM.
@@ -126,7 +126,7 @@ impl Hooks for Prompt {
         let rows = self.parts * self.tokens;
         let prompt = match &self.rows {
             None => nn.adapter(KEY, &[rows, dim], Init::Normal { std: 1.0 }),
-            Some(ids) => nn.adapter_rows(KEY, &format!("{}.weight", at.path), Role::Embed, dim, ids),
+            Some(ids) => nn.adapter_rows(KEY, &at.path, dim, ids, table.scale),
         };
         let stream = table.stream;
         let virtual_ids = Field::ints(format!("virtual_tokens.{}", stream.0), Axis::Token(stream), -1, move |item| {
@@ -134,7 +134,7 @@ impl Hooks for Prompt {
             (0..at.len as i32).map(|i| if (i as usize) < at.lead { i } else { -1 }).collect()
         });
         let ids = nn.input(virtual_ids)?;
-        let own = nn.g.embed(ids, prompt, table.scale)?;
+        let own = nn.g.embed(ids, prompt, 1.0)?;
         nn.g.add(x, own)
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::graph::Val;
-use crate::nn::{Next, Nn, Role, Site, Table};
+use crate::nn::{Next, Nn, Site, Table};
 
 /// Trained rows of a table.
 pub(super) struct Rows<'a> {
@@ -33,7 +33,7 @@ impl Rows<'_> {
             let expected = format!("ids below {vocab}, the size of the vocabulary");
             return Err(Error::config("trainable tokens", id.to_string(), expected));
         }
-        let x = nn.adapter_rows(&self.key, &format!("{}.weight", self.owner), Role::Embed, dim, self.ids);
+        let x = nn.adapter_rows(&self.key, self.owner, dim, self.ids, 1.0);
         let ids: Vec<i32> = self.ids.iter().map(|&id| id as i32).collect();
         Ok((x, nn.constant_i32(&format!("{}.trained_tokens", self.module), &ids)))
     }

@@ -284,8 +284,10 @@ fn first_value(exec: &mut Exec, weight: &Weight, ty: &Ty, from: &Sources) -> Res
             let data = drawn(exec, *init, ty.len(), name, from.seed)?;
             Ok(bytemuck::cast_slice(&data).to_vec())
         }
-        (Source::Rows { tensor, role, rows }, None) if from.adapter.is_none() => {
-            table_rows(rows, ty.cols(), tensor, *role, from)
+        (Source::Rows { tensor, role, rows, scale }, None) if from.adapter.is_none() => {
+            let mut data = table_rows(rows, ty.cols(), tensor, *role, from)?;
+            data.iter_mut().for_each(|x| *x *= scale);
+            Ok(bytemuck::cast_slice(&data).to_vec())
         }
         (Source::Adapter { .. } | Source::Rows { .. }, None) => {
             Err(Error::config(name, "no such tensor in the adapter", format!("one of shape {:?}", ty.shape)))
@@ -332,7 +334,7 @@ fn kept<'a>(held: &Option<String>, from: &Sources<'a>) -> Option<&'a HostTensor>
 }
 
 /// Rows of a tensor of the base model, in f32.
-fn table_rows(rows: &[usize], cols: usize, tensor: &str, role: Role, from: &Sources) -> Result<Vec<u8>> {
+fn table_rows(rows: &[usize], cols: usize, tensor: &str, role: Role, from: &Sources) -> Result<Vec<f32>> {
     let mut data = vec![0f32; rows.len() * cols];
     match from.base {
         Some(checkpoint) => {
@@ -347,7 +349,7 @@ fn table_rows(rows: &[usize], cols: usize, tensor: &str, role: Role, from: &Sour
             }
         }
     }
-    Ok(bytemuck::cast_slice(&data).to_vec())
+    Ok(data)
 }
 
 /// An error if a checkpoint has no tensor `name` in the shape of `ty`.
