@@ -398,3 +398,9 @@ fn prompts_are_not_multiplied_as_gemmas_embeddings_are() {
     let rows: Vec<f32> = table["model.embed_tokens.weight"].data.iter().map(|x| x * 4.0).collect();
     assert!(prompt.data.chunks(16).all(|row| rows.chunks(16).any(|other| other == row)));
 }
+
+#[test]
+fn ia3s_layers_are_those_that_peft_takes() {
+    let scratch = Scratch::new("ia3");
+    Case::all(&scratch, "ia3_modules").iter().for_each(|case| case.holds(&scratch));
+}

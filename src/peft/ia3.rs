@@ -1,15 +1,21 @@
 //! (IA)³ (Liu et al. 2022, arXiv:2205.05638): activations are rescaled by learned vectors. At a targeted layer
 //! `y = (W x + b) ∘ l`, l `[out]`; at a feed-forward one `y = W (x ∘ l) + b`, l `[in]`. l starts at ones. Files are PEFT's:
-//! `….ia3_l` of shape `[out, 1]` or `[1, in]`.
+//! `….ia3_l` of shape `[out, 1]` or `[1, in]`. `target_modules`, `exclude_modules` and `feedforward_modules` are read as PEFT 0.21.2
+//! reads them (`tuners/ia3/model.py`): a list of names, or a regular expression of whole paths. Where the first or the last is
+//! null, PEFT takes its own table by model type, which the file's tensors show: the layers that have one, and its shape.
 
+use std::collections::BTreeMap;
+
+use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::config::{Targets, listed};
+use super::config::{Targets, listed, matches, regex_of};
 use super::folder::{self, Heads};
 use super::{Method, MethodDef, Save, files, merge};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, Linear, Next, Nn, Role, Site, WeightRef};
+use crate::weights::HostTensor;
 
 /// The method's row.
 pub static DEF: MethodDef = MethodDef {
@@ -19,15 +25,17 @@ pub static DEF: MethodDef = MethodDef {
     new: |settings| {
         let layers = match &settings.targets {
             Targets::AllLinear => Layers::Roles,
-            Targets::List(names) => Layers::Named { targets: names.clone(), feed_forward: Vec::new() },
-            Targets::Regex(text) => return Err(Error::config("targets", text, "names of layers for ia3")),
+            Targets::List(names) => Layers::named(Names::Listed(names.clone())),
+            Targets::Regex(text) => Layers::named(Names::pattern("targets", text)?),
         };
         Ok(Box::new(Ia3 { layers, heads: Heads::new(settings) }))
     },
     read: |config| {
-        let targets = folder::names(config, "target_modules")?;
-        let feed_forward = folder::names(config, "feedforward_modules")?;
-        Ok(Box::new(Ia3 { layers: Layers::Named { targets, feed_forward }, heads: Heads::read(config)? }))
+        let [targets, excluded, feed_forward] =
+            ["target_modules", "exclude_modules", "feedforward_modules"].map(|key| Names::read(config, key));
+        let (targets, feed_forward) = (targets?.unwrap_or(Names::OfFile), feed_forward?.or(Some(Names::OfFile)));
+        let layers = Layers::Named { targets, excluded: excluded?, feed_forward };
+        Ok(Box::new(Ia3 { layers, heads: Heads::read(config)? }))
     },
 };
 
@@ -35,8 +43,65 @@ pub static DEF: MethodDef = MethodDef {
 enum Layers {
     /// Keys, values and the second layer of the feed-forward part, as in the paper.
     Roles,
-    /// Those that PEFT's lists name, by how their path ends.
-    Named { targets: Vec<String>, feed_forward: Vec<String> },
+    /// Those that are named.
+    Named {
+        targets: Names,
+        excluded: Option<Names>,
+        /// Those whose input is; if none are given, by what a layer does.
+        feed_forward: Option<Names>,
+    },
+}
+
+impl Layers {
+    fn named(targets: Names) -> Layers {
+        Layers::Named { targets, excluded: None, feed_forward: None }
+    }
+}
+
+/// Names of layers.
+enum Names {
+    /// Every linear layer of a block.
+    AllLinear,
+    Listed(Vec<String>),
+    /// Of whole paths.
+    Pattern(Box<Regex>),
+    /// To be taken from the tensors of the adapter's file.
+    OfFile,
+}
+
+impl Names {
+    /// Those of a key of adapter_config.json, if it has any; an empty list names nothing.
+    fn read(config: &Map<String, Value>, key: &str) -> Result<Option<Names>> {
+        match config.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => Ok(Some(Names::AllLinear)),
+            Some(Value::String(text)) => Names::pattern(&format!("adapter_config.json: {key}"), text).map(Some),
+            Some(_) => folder::names(config, key).map(|names| Some(Names::Listed(names))),
+        }
+    }
+
+    fn pattern(key: &str, text: &str) -> Result<Names> {
+        let regex = regex_of(text, |text| format!("^(?:{text})$"));
+        regex.map(|regex| Names::Pattern(Box::new(regex))).map_err(|expected| Error::config(key, text, expected))
+    }
+
+    fn mean(&self, site: &Site) -> bool {
+        match self {
+            Names::AllLinear => site.role.is_block_linear(),
+            Names::Listed(names) => listed(names, &site.path),
+            Names::Pattern(regex) => matches(regex, &site.path),
+            Names::OfFile => false,
+        }
+    }
+
+    /// The modules of the tensors that count, where it is they that say.
+    fn given(&mut self, tensors: &BTreeMap<String, HostTensor>, counts: fn(&HostTensor) -> bool) {
+        if let Names::OfFile = self {
+            let vectors = tensors.iter().filter(|(_, tensor)| counts(tensor));
+            let modules = vectors.filter_map(|(name, _)| files::tensor(name).strip_suffix(".ia3_l"));
+            *self = Names::Listed(modules.map(str::to_string).collect());
+        }
+    }
 }
 
 /// See the module.
@@ -54,8 +119,11 @@ impl Ia3 {
                 Role::Down => Some(true),
                 _ => None,
             },
-            Layers::Named { targets, feed_forward } => listed(targets, &site.path)
-                .then(|| listed(feed_forward, &site.path) || (feed_forward.is_empty() && site.role == Role::Down)),
+            Layers::Named { targets, excluded, feed_forward } => {
+                let wanted = targets.mean(site) && !excluded.as_ref().is_some_and(|names| names.mean(site));
+                let input = || feed_forward.as_ref().map_or(site.role == Role::Down, |names| names.mean(site));
+                wanted.then(input)
+            }
         }
     }
 }
@@ -63,6 +131,11 @@ impl Ia3 {
 /// Name in the file of the vector of the layer `module`.
 fn key(module: &str) -> String {
     format!("base_model.model.{module}.ia3_l")
+}
+
+/// Whether it rescales the input of its layer.
+fn is_of_input(vector: &HostTensor) -> bool {
+    vector.shape.len() == 2 && vector.shape[0] == 1
 }
 
 impl Hooks for Ia3 {
@@ -94,6 +167,13 @@ impl Method for Ia3 {
         &DEF
     }
 
+    fn given(&mut self, tensors: &BTreeMap<String, HostTensor>) {
+        if let Layers::Named { targets, feed_forward, .. } = &mut self.layers {
+            targets.given(tensors, |_| true);
+            feed_forward.iter_mut().for_each(|names| names.given(tensors, is_of_input));
+        }
+    }
+
     fn merge(&self, target: &mut merge::Target, own: &mut merge::Own) -> Result<()> {
         if let Some(l) = own.take(&key(target.w.module())) {
             merge::scaled(target, l);
@@ -111,7 +191,7 @@ impl Method for Ia3 {
     fn save(&self, save: &mut Save) -> Result<()> {
         let tensors = save.tensors()?;
         let modules = |input: bool| -> Vec<&str> {
-            let all = tensors.iter().filter(|t| (t.1.shape.len() == 2 && t.1.shape[0] == 1) == input || !input);
+            let all = tensors.iter().filter(|t| !input || is_of_input(&t.1));
             all.filter_map(|t| t.0.strip_prefix("base_model.model.")?.strip_suffix(".ia3_l")).collect()
         };
         let mut config: Map<String, Value> = self.heads.config("IA3");
