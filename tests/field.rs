@@ -404,3 +404,15 @@ fn ia3s_layers_are_those_that_peft_takes() {
     let scratch = Scratch::new("ia3");
     Case::all(&scratch, "ia3_modules").iter().for_each(|case| case.holds(&scratch));
 }
+
+#[test]
+fn the_table_that_encoder_and_decoder_share_is_not_adapted() {
+    let scratch = Scratch::new("shared");
+    let case = Case::all(&scratch, "t5_shared").pop().unwrap();
+    let new = |more: &[(&str, &str)]| loss(&scratch, &case.model, &case.rows, &[&[("task", "seq2seq")], more].concat());
+    for error in [case.loss(&scratch, &[]), new(&[("targets", "shared,q")]).map(|(loss, _)| loss)] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("target_modules with shared, which PEFT changes without effect"), "{error}");
+    }
+    new(&[("targets", "q")]).unwrap();
+}

@@ -137,6 +137,8 @@ pub struct AdapterConfig {
     /// Weights that the adapter's file has under the base model's own names: those of tables that are not trained take the
     /// place of the base model's.
     pub(super) whole: Vec<String>,
+    /// Embeddings whose update is zero in the adapter's file.
+    pub(super) idle: Vec<String>,
     /// It is a file's, whose names of layers may be those of another model too.
     given: bool,
     compiled: OnceLock<Compiled>,
@@ -168,6 +170,7 @@ impl AdapterConfig {
             fan_in_fan_out: false,
             init: Value::Bool(true),
             whole: Vec::new(),
+            idle: Vec::new(),
             given: false,
             compiled: OnceLock::new(),
         }
@@ -358,6 +361,7 @@ impl AdapterConfig {
             fan_in_fan_out: get(map, "fan_in_fan_out", "true or false", false, Value::as_bool)?,
             init: map.get("init_lora_weights").filter(|v| !v.is_null()).cloned().unwrap_or(Value::Bool(true)),
             whole: Vec::new(),
+            idle: Vec::new(),
             given: true,
             compiled: OnceLock::new(),
         };

@@ -47,6 +47,23 @@ impl AdapterConfig {
         Some(files::saved(w.name)).filter(|name| self.whole.contains(name))
     }
 
+    /// An error if the table that encoder and decoder share is adapted or trained whole: in transformers each of the two has it
+    /// as an embedding of its own, so that PEFT changes neither. An update of zero may be read.
+    fn check_shared(&self, nn: &Nn, path: &str) -> Result<()> {
+        let idle = !nn.live && self.idle.iter().any(|module| module == path);
+        let adapted = self.resolve_embedding(path)?.is_some() && !idle;
+        if nn.layout.streams.len() < 2 || !(adapted || self.saves(path)) {
+            return Ok(());
+        }
+        let key = if self.saves(path) { "modules_to_save" } else { "target_modules" };
+        Err(Error::unsupported(
+            format!("{key} with {path}, which PEFT changes without effect: encoder and decoder read embed_tokens"),
+            format!(
+                "leave {path} out of {key}; of an adapter that has it, remove the tensors of {path} too, and PEFT's result stays"
+            ),
+        ))
+    }
+
     /// Errors if tokens are asked of a module that is not there.
     pub(super) fn check_tables(&self, tables: &[&str]) -> Result<()> {
         if let Some(Tokens::Modules(modules)) = &self.tokens {
@@ -63,6 +80,7 @@ impl AdapterConfig {
 
 pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Table, next: Next) -> Result<Val> {
     let path = &site.path;
+    config.check_shared(nn, path)?;
     let Table { w, ids, scale, .. } = table;
     match (config.resolve_embedding(path)?, config.tokens_of(path, true)?) {
         (None, None) => next.embed(nn, site, table),

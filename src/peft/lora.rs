@@ -136,6 +136,9 @@ impl Method for Lora {
     fn given(&mut self, tensors: &BTreeMap<String, HostTensor>) {
         let whole = |name: &&String| name.ends_with(".weight") && !name.contains(".lora_");
         self.config.whole = tensors.keys().filter(whole).cloned().collect();
+        let zero = tensors.iter().filter(|(_, tensor)| tensor.data.iter().all(|x| *x == 0.0));
+        let factors = zero.filter_map(|(name, _)| files::tensor(name).rsplit_once(".lora_embedding_"));
+        self.config.idle = factors.map(|(module, _)| module.to_string()).collect();
     }
 
     fn drop_copies(&self, tensors: &mut BTreeMap<String, HostTensor>) {
