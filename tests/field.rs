@@ -416,3 +416,12 @@ fn the_table_that_encoder_and_decoder_share_is_not_adapted() {
     }
     new(&[("targets", "q")]).unwrap();
 }
+
+/// Of the two biases that a masked-language head has, the output layer's is added where a file has it.
+#[test]
+fn the_bias_of_a_masked_head_is_its_output_layers() {
+    let scratch = Scratch::new("masked");
+    for case in Case::all(&scratch, "masked_head_biases") {
+        near(case.loss(&scratch, &[]).unwrap_or_else(|e| panic!("{}: {e}", case.what)), case.loss, &case.what);
+    }
+}

@@ -46,6 +46,10 @@ pub struct Checkpoint {
 /// Ends of names in old files, and what they are called today.
 const RENAMED: [(&str, &str); 2] = [(".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")];
 
+/// Biases of heads that encoders have twice, and the name of the one that is added where a file has it, as in transformers.
+const OUTPUT_BIASES: [(&str, &str); 2] =
+    [("cls.predictions.bias", "cls.predictions.decoder.bias"), ("lm_head.bias", "lm_head.decoder.bias")];
+
 /// A tensor in host memory, in f32: read from a file and widened, or on its way into one. Names go with it in pairs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
@@ -271,7 +275,8 @@ impl Checkpoint {
     fn find(&self, name: &str) -> Option<(&str, &Entry)> {
         let get = |name: &str| self.tensors.get_key_value(name).map(|(name, entry)| (name.as_str(), entry));
         let bare = |name: &str| get(name).or_else(|| get(name.strip_prefix(self.prefix.as_str())?));
-        bare(name).or_else(|| {
+        let output = OUTPUT_BIASES.iter().find(|(shared, _)| *shared == name).and_then(|(_, own)| get(own));
+        output.or_else(|| bare(name)).or_else(|| {
             let (old, new) = RENAMED.iter().find(|(_, new)| name.ends_with(new))?;
             bare(&format!("{}{old}", name.strip_suffix(new)?))
         })
