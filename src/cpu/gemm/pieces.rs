@@ -114,7 +114,8 @@ impl Axis {
             *share = Share { first: steps, steps: t.b.rows.div_ceil(STEP), a_planes, b_planes };
             steps += share.steps;
         }
-        let most = BLOCK * PLANES / a_planes;
+        // Dots read a panel of B once for each third of A's rows: it stays in L1.
+        let most = if unit == Unit::Dots { BLOCK } else { BLOCK * PLANES / a_planes };
         let block = steps.div_ceil(steps.div_ceil(most).max(1)).max(1);
         Axis { unit, shares, steps, block }
     }
