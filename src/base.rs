@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::data::tokenizer::Tokenizer;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hub;
 use crate::models::{self, Facts, Model};
 use crate::nn::Role;
@@ -36,6 +36,7 @@ impl Base {
         let facts = models::read(&config, 1).map_or(Facts::default(), |model| model.facts().clone());
         let checkpoint = checkpoint.under(facts.prefix);
         notes.extend(settle_tie(&checkpoint, &facts, &mut config)?);
+        check_shared(&checkpoint, &facts)?;
         Ok(Base { path, config, checkpoint: Some(checkpoint), notes })
     }
 
@@ -94,6 +95,20 @@ fn settle_tie(checkpoint: &Checkpoint, facts: &Facts, config: &mut Value) -> Res
         }
         _ => Ok(None),
     }
+}
+
+/// An error if the encoder or the decoder has another embedding in the file than the one that they share: transformers computes
+/// with it then.
+fn check_shared(checkpoint: &Checkpoint, facts: &Facts) -> Result<()> {
+    let table = format!("{}.weight", facts.head[1]);
+    for own in ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] {
+        let held = [own, &table].iter().all(|name| checkpoint.info(name).is_some());
+        if facts.decoder_start.is_some() && held && !same(checkpoint, own, &table)? {
+            let found = format!("{}: {own} with other values than {table}", checkpoint.path().display());
+            return Err(Error::unsupported(found, "a model whose encoder and decoder share their embedding"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether two tensors of a file have the same values.

@@ -425,3 +425,22 @@ fn the_bias_of_a_masked_head_is_its_output_layers() {
         near(case.loss(&scratch, &[]).unwrap_or_else(|e| panic!("{}: {e}", case.what)), case.loss, &case.what);
     }
 }
+
+/// An encoder with an embedding of its own would be read as if it had the shared one.
+#[test]
+fn a_t5_whose_stacks_do_not_share_their_embedding_is_refused() {
+    let (scratch, model) = (Scratch::new("stacks"), common::root("tests/fixtures/families2/t5-full/model"));
+    std::fs::copy(model.join("config.json"), scratch.0.join("config.json")).unwrap();
+    let bytes = std::fs::read(model.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let shared = tensors.tensor("shared.weight").unwrap();
+    for (at, refused) in [(None, false), (Some(5), true)] {
+        let mut own = shared.data().to_vec();
+        at.iter().for_each(|&i: &usize| own[i] ^= 1);
+        let own = safetensors::tensor::TensorView::new(shared.dtype(), shared.shape().to_vec(), &own).unwrap();
+        let name = "encoder.embed_tokens.weight".to_string();
+        let all = tensors.tensors().into_iter().filter(|(held, _)| *held != name).chain([(name.clone(), own)]);
+        std::fs::write(scratch.0.join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+        assert_eq!(Base::open(&scratch.0).is_err(), refused, "{at:?}");
+    }
+}
