@@ -39,12 +39,19 @@ fn each_forgotten_call_is_found() {
     // The control: a call that only makes the first step quicker.
     training.ok("same", &own, &[("FAKECUDA_SKIP", "cuGraphUpload")]);
     assert_eq!(training.card.steps("same"), training.card.steps("whole"));
+    // A page of pinned memory is watched until it is touched, be it beside the copy: where memmove begins depends on where the
+    // process has its memory, so that one run in three may not see what the next one sees.
+    const TRIES: usize = 12;
     let missed: Vec<String> = FORGOTTEN
         .iter()
         .filter_map(|(call, said)| {
-            let ran = training.run("broken", &own, &[("FAKECUDA_SKIP", call)]);
-            let found = ran.code == Some(86) && ran.err.contains("fakecuda: ") && ran.err.contains(said);
-            (!found).then(|| format!("{call}: {:?}\n{}", ran.code, ran.err))
+            let mut last = String::new();
+            let found = (0..if said.contains("pinned memory") { TRIES } else { 1 }).any(|_| {
+                let ran = training.run("broken", &own, &[("FAKECUDA_SKIP", call)]);
+                last = format!("{call}: {:?}\n{}", ran.code, ran.err);
+                ran.code == Some(86) && ran.err.contains("fakecuda: ") && ran.err.contains(said)
+            });
+            (!found).then_some(last)
         })
         .collect();
     assert!(missed.is_empty(), "{}", missed.join("\n"));
