@@ -44,8 +44,9 @@ impl Training {
     /// Runs it into folder `out`.
     fn run(&self, out: &str, own: &[&str], told: &[(&str, &str)]) -> Ran {
         let model = ["train", "--model", &self.model, "--data", "data.jsonl", "--out", out, "--overwrite"];
-        let sizes = ["--micro-tokens", "8", "--max-seq-len", "8", "--rank", "4", "--report-examples", "0"];
-        self.card.run(&[&model[..], &sizes, own].concat(), told)
+        let sizes = ["--micro-tokens", "8", "--max-seq-len", "8", "--report-examples", "0"];
+        let rank: &[&str] = if own.contains(&"--method") { &[] } else { &["--rank", "4"] };
+        self.card.run(&[&model[..], &sizes, rank, own].concat(), told)
     }
 
     /// The same, which succeeds; the driver's report.

@@ -477,7 +477,9 @@ fn commands_take_names() {
     run(&["plan", "--model", "org/tiny", "--adapter", "org/lora", "--device", "cpu"], "0");
     for method in ["lora", "prefix"] {
         let named = train.map(|word| if word == "org/tiny" { "org/tiny@v1" } else { word });
-        run(&[&named[..], &["--method", method, "--overwrite"]].concat(), "0");
+        // The rank is LoRA's, and last.
+        let named = if method == "lora" { &named[..] } else { &named[..named.len() - 2] };
+        run(&[named, &["--method", method, "--overwrite"]].concat(), "0");
         let config = std::fs::read_to_string(scratch.0.join("run/adapter_config.json")).unwrap();
         for line in ["\"base_model_name_or_path\": \"org/tiny\"", "\"revision\": \"v1\""] {
             assert!(config.contains(line), "{config}");

@@ -58,14 +58,22 @@ impl Packed {
 
     fn upload(&self, exec: &mut Exec, inputs: &Inputs) {
         for input in &inputs.leaves {
-            let values = match input.field.name.as_str() {
-                "input_ids" => &self.ids,
-                "positions" => &self.positions,
-                "key_range" => &self.key_range,
-                "labels" => &self.labels,
-                other => panic!("the program reads {other}"),
+            let name = input.field.name.as_str();
+            let values = match name {
+                "input_ids" => self.ids.clone(),
+                "positions" => self.positions.clone(),
+                "key_range" => self.key_range.clone(),
+                "labels" => self.labels.clone(),
+                _ => match name.strip_prefix("rope_rows.").and_then(|short| short.parse().ok()) {
+                    // All sequences are of one length.
+                    Some(short) => {
+                        let first = if self.positions.iter().all(|&p| p < short) { 0 } else { short };
+                        self.positions.iter().map(|p| first + p).collect()
+                    }
+                    None => panic!("the program reads {name}"),
+                },
             };
-            exec.upload(input.val, bytemuck::cast_slice(values)).unwrap();
+            exec.upload(input.val, bytemuck::cast_slice(&values)).unwrap();
         }
     }
 }
