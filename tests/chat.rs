@@ -296,7 +296,7 @@ fn chats_that_cannot_be_trained_say_why() {
         (settings(&[("data", &rows), ("chat_template", "none.jinja")]), "none.jinja"),
         (
             settings(&[("data", &asked)]),
-            "b.jsonl (jsonl): found 1 chats with no turn of the role assistant, but of user",
+            "b.jsonl (jsonl): found 1 chat with no turn of the role assistant, but of user",
         ),
     ];
     for (config, want) in table {

@@ -420,13 +420,13 @@ fn what_has_no_effect_is_refused() {
         RunConfig::resolve_text(file, Path::new("run.toml"), &Flags::of(flags).unwrap()).map_err(|e| e.to_string())
     };
     for (flags, decides) in [
-        (&[("method", "full"), ("targets", "q_proj")][..], "method lora, ia3 or trainable-tokens"),
+        (&[("method", "full"), ("targets", "q_proj")][..], "method lora or ia3 or trainable-tokens"),
         (&[("method", "full"), ("dora", "true")], "method lora"),
         (&[("method", "ia3"), ("rank", "4")], "method lora"),
         (&[("method", "ia3"), ("dropout", "0.5")], "method lora or adapter"),
         (&[("method", "prompt"), ("prefix_projection", "true")], "method prefix"),
         (&[("momentum", "0.9")], "optimizer sgd"),
-        (&[("optimizer", "sgd"), ("adam_beta1", "0.8")], "optimizer adamw or lion"),
+        (&[("optimizer", "sgd"), ("adam_beta1", "0.8")], "optimizer adamw or adamw8bit or lion"),
         (&[("optimizer", "lion"), ("adam_eps", "1e-6")], "optimizer adamw"),
         (&[("save_dtype", "bf16")], "method full"),
         (&[("virtual_tokens", "5")], "method prompt or prefix"),

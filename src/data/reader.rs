@@ -134,7 +134,8 @@ impl Report {
     fn no_assistant(&self) -> Option<String> {
         self.noted.iter().find_map(|(note, count)| match note {
             Note::NoAssistant(roles) => {
-                Some(format!("{} chats with no turn of the role assistant, but of {roles}", count.count))
+                let chats = if count.count == 1 { "chat" } else { "chats" };
+                Some(format!("{} {chats} with no turn of the role assistant, but of {roles}", count.count))
             }
             _ => None,
         })
@@ -428,7 +429,7 @@ mod tests {
         assert!(noted[0].starts_with("2 answers are whole in no window of the context, the first at a.jsonl:3: no"));
         let noted = [(Note::NoAssistant("model, user".into()), Count { count: 1, first: None })].into();
         let found = Report { noted, ..Report::default() }.no_assistant();
-        assert_eq!(found.as_deref(), Some("1 chats with no turn of the role assistant, but of model, user"));
+        assert_eq!(found.as_deref(), Some("1 chat with no turn of the role assistant, but of model, user"));
     }
 
     #[test]

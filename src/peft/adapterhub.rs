@@ -49,16 +49,9 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let class = about.as_ref().and_then(|about| about.get("model_class")?.as_str());
     let around = class.is_some_and(t5::has_module);
     let mut tensors = BTreeMap::new();
-    for (file, pickle) in [(WEIGHTS_FILE, PICKLED), (HEAD_FILE, PICKLED_HEAD)] {
-        match files::read_either(dir, [file, pickle])? {
-            Some((_, own)) => {
-                tensors.extend(own.into_iter().map(|(name, t)| (if around { name } else { plain(name) }, t)))
-            }
-            None if file == WEIGHTS_FILE => {
-                return Err(Error::file(dir, format!("a folder without {file}"), "the whole folder of an adapter"));
-            }
-            None => {}
-        }
+    for files in [[WEIGHTS_FILE, PICKLED], [HEAD_FILE, PICKLED_HEAD]] {
+        let (_, own) = files::read_either(dir, files)?.unwrap_or_default();
+        tensors.extend(own.into_iter().map(|(name, t)| (if around { name } else { plain(name) }, t)));
     }
     if let Some(name) = tensors.keys().find(|name| name.starts_with("heads.")) {
         return Err(Error::unsupported(

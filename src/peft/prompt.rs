@@ -1,7 +1,8 @@
 //! Prompt tuning (Lester et al. 2021, arXiv:2104.08691): P virtual tokens before each sequence, whose embeddings are
 //! trained: `x = [p_1 … p_P; embed(ids)]`. In encoder-decoders they come before the encoder's input. The file is PEFT's:
-//! `prompt_embeddings` `[P, hidden]`, which no factor of the model's own embedding (Gemma's √hidden) multiplies; for encoder-decoders it has twice the rows, of which the first half is used. They start
-//! as PEFT's `prompt_tuning_init` says ([`Start`]).
+//! `prompt_embeddings` `[P, hidden]`, which no factor of the model's own embedding (Gemma's √hidden) multiplies; for
+//! encoder-decoders it has twice the rows, of which the first half is used. They start as PEFT's `prompt_tuning_init` says
+//! ([`Start`]).
 
 use serde_json::{Map, Value, json};
 
