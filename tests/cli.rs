@@ -570,7 +570,7 @@ fn data_comes_from_several_files_and_standard_input() {
     assert!(adapter("piped") == adapter("named") && adapter("piped") != adapter("long"));
 }
 
-/// Words, and commands that begin with a stroke, from a program instead of a keyboard.
+/// Words, and commands that begin with a slash, from a program instead of a keyboard.
 #[test]
 fn lines_lead_a_conversation() {
     let scratch = Scratch::new("talk");

@@ -308,7 +308,7 @@ fn flags_that_the_document_advises_are_there() {
     let prose = text.split("```").step_by(2).collect::<String>();
     for flag in prose.split("--").skip(1) {
         let flag: String = flag.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-        let others = ["local-dir", "config", "temperature", "overwrite", "resume"];
+        let others = ["local-dir", "config", "temperature", "overwrite", "resume", "list"];
         assert!(known(flag.trim_end_matches('-')) || others.contains(&flag.as_str()) || flag.is_empty(), "--{flag}");
     }
 }

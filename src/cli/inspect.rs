@@ -39,6 +39,8 @@ pub fn run(args: Args) -> Outcome {
     match found.faults.first() {
         None => Ok(()),
         Some(first) => {
+            // A fault that was an error begins with the path, as this one will.
+            let first = first.strip_prefix(&format!("{}: ", args.path.display())).unwrap_or(first);
             let more =
                 if found.faults.len() > 1 { format!(" (and {} more)", found.faults.len() - 1) } else { String::new() };
             Err(Stop::Work(Error::file(&args.path, format!("{first}{more}"), "a sound file or folder")))

@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Outcome {
     let Args { run, repo, private, dry_run, base_model, card, report } = args;
     for (name, given) in [("ORG/NAME", Some(&repo)), ("--base-model", base_model.as_ref())] {
         if let Some(given) = given.filter(|given| !is_repo(given)) {
-            let expected = "the name of a repository: its owner, a stroke, its name";
+            let expected = "the name of a repository: its owner, a slash, its name";
             return Err(Stop::Usage(Error::config(name, given, expected)));
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use trimtab::Error;
 use trimtab::config::{Origin, RunConfig};
 use trimtab::generate::sample::Sampling;
-use trimtab::run::folder::Start;
+use trimtab::run::folder::{self, Start};
 use trimtab::run::metrics::{Event, METRICS_FILE};
 use trimtab::run::progress::Progress;
 use trimtab::run::report::REPORT_FILE;
@@ -48,13 +48,17 @@ pub fn run(args: Args) -> Outcome {
     let Some(config) = args.settings.resolve_over(&text, "quickstart")? else { return Ok(()) };
     let out = config.need("out").map_err(Stop::Usage)?.to_path_buf();
 
+    // The folder of the last quickstart is replaced; one that was asked for only if it holds nothing. That is known before
+    // the first sample, which takes seconds.
+    let asked = config.origin("out") == Some(&Origin::Flag);
+    let start = if asked { Start::New } else { Start::Overwrite };
+    folder::admit(&config, start)?;
+
     let mut progress = Progress::stderr();
     let mut base = config.clone();
     base.adapter = None;
     talk::show(&mut progress, &sample(&base, 0, "before: the base model, which has read prose")?);
-    // The folder of the last quickstart is replaced; one that was asked for only if it holds nothing.
-    let asked = config.origin("out") == Some(&Origin::Flag);
-    let summary = train::train(&config, if asked { Start::New } else { Start::Overwrite })?;
+    let summary = train::train(&config, start)?;
     let mut tuned = config.clone();
     tuned.adapter = Some(out.clone());
     talk::show(&mut progress, &sample(&tuned, summary.steps, "after: the same model with the adapter")?);

@@ -142,7 +142,9 @@ impl clap::Args for Settings {
 /// The settings that `flags` mean, with those named in `needed`.
 pub fn resolved(flags: &Flags, needed: &[&'static str]) -> Result<RunConfig, Stop> {
     let config = RunConfig::resolve(None, flags).map_err(Stop::Usage)?;
-    needed.iter().try_for_each(|name| config.need(name).map(drop)).map_err(Stop::Usage)?;
+    // Commands without --config tell nothing of keys.
+    let missing = |name| Stop::Usage(Error::config(format!("--{name}"), "nothing", "a path"));
+    needed.iter().try_for_each(|name| config.need(name).map(drop).map_err(|_| missing(name)))?;
     Ok(config)
 }
 

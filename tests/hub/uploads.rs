@@ -430,7 +430,7 @@ fn what_nobody_could_load_is_not_pushed() {
     let error = desk.fails(Some(TOKEN), &["run", "me/a"], 1);
     assert!(error.contains("run/checkpoints/step-1"), "{error}");
     for (args, part) in [
-        (["run", "adapter"], "its owner, a stroke, its name"),
+        (["run", "adapter"], "its owner, a slash, its name"),
         (["nowhere", "me/a"], "no folder"),
         (["run/notes.txt", "me/a"], "no folder"),
     ] {
