@@ -20,6 +20,7 @@
 
 mod cases;
 mod cuda;
+mod few;
 mod host;
 mod reference;
 mod samples;

@@ -8,6 +8,7 @@
 //! A task is a few lane blocks that walk over the other side together, so that it is read from cache. Tasks and
 //! the order within them are fixed by the problem alone.
 
+use super::few::{self, Few};
 use super::{bias_row, common, seeing, spec, visible};
 use crate::cpu::act::Act;
 use crate::cpu::simd::{Kernel, LANES, Lane, Simd, dispatch};
@@ -18,30 +19,30 @@ use crate::ops::widen::by_act;
 use crate::ops::{Attention, HostCall};
 
 /// Rows of the other side that are taken at a time.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 /// Lane blocks in a task.
 const BLOCKS: usize = 6;
 /// In place of −∞ where −∞ − (−∞) could occur.
-const LOW: f32 = -1e30;
+pub(super) const LOW: f32 = -1e30;
 
 type Chunk = [Lane; CHUNK];
 
 /// What both directions know of a launch.
-struct Problem<'a, A> {
-    a: Attention,
+pub(super) struct Problem<'a, A> {
+    pub(super) a: Attention,
     /// Queries, keys.
-    t: usize,
+    pub(super) t: usize,
     s: usize,
-    q: &'a [A],
-    k: &'a [A],
-    v: &'a [A],
+    pub(super) q: &'a [A],
+    pub(super) k: &'a [A],
+    pub(super) v: &'a [A],
     /// The keys that each query sees.
-    seen: Vec<(u32, u32)>,
-    bias: Option<Bias>,
+    pub(super) seen: Vec<(u32, u32)>,
+    pub(super) bias: Option<Bias>,
 }
 
 /// A bias by the distance of key and query.
-struct Bias {
+pub(super) struct Bias {
     /// The largest distance that the table tells apart.
     farthest: usize,
     /// The table, one head after the other.
@@ -62,6 +63,11 @@ impl Bias {
     fn column(&self, head: usize) -> &[f32] {
         let rows = 2 * self.farthest + 1;
         &self.columns[head * rows..][..rows]
+    }
+
+    /// The bias of a query of head `head` and a key.
+    pub(super) fn at(&self, head: usize, query: usize, key: usize) -> f32 {
+        self.column(head)[bias_row(key as i64 - self.middle[query], self.farthest)]
     }
 
     /// Adds its bias to each score of a block of queries and keys from `first` on.
@@ -106,10 +112,10 @@ impl<'a, A: Act> Problem<'a, A> {
     }
 
     /// Query heads for each head of keys.
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.a.heads / self.a.kv_heads
     }
-    fn q_cols(&self) -> usize {
+    pub(super) fn q_cols(&self) -> usize {
         self.a.heads * self.a.head_dim
     }
     fn k_cols(&self) -> usize {
@@ -125,6 +131,19 @@ impl<'a, A: Act> Problem<'a, A> {
             let from = &x[row * cols + head * d..][..d];
             // SAFETY: both are of d elements.
             unsafe { A::read(from.as_ptr(), to) };
+        }
+    }
+
+    /// Copies `count` rows of head `kv` of keys or values from `first` on into `to`: whole vectors, zeros after a row.
+    #[inline(always)]
+    pub(super) fn pack_lanes(&self, to: &mut [Lane], x: &[A], kv: usize, first: usize, count: usize) {
+        let (d, cols) = (self.a.head_dim, self.k_cols());
+        for (j, row) in to.chunks_exact_mut(d.div_ceil(LANES)).take(count).enumerate() {
+            let from = &x[(first + j) * cols + kv * d..][..d];
+            for (lane, from) in row.iter_mut().zip(from.chunks(LANES)) {
+                // SAFETY: both have the length of `from`.
+                unsafe { A::read(from.as_ptr(), &mut lane[..from.len()]) };
+            }
         }
     }
 
@@ -254,6 +273,15 @@ pub fn forward(call: &HostCall) {
 fn forward_of<A: Act>(call: &HostCall) {
     let p = Problem::<A>::new(call);
     let (out, lse) = (call.output_ptr::<A>(0), call.output_ptr::<f32>(1));
+    if few::pays(p.t * p.group()) {
+        par::ranges(p.t * p.a.kv_heads, 1, |tasks| {
+            for i in tasks {
+                let (token, kv) = task(i, p.a.kv_heads);
+                dispatch(Few { p: &p, token, kv, out, lse });
+            }
+        });
+        return;
+    }
     par::ranges(p.t.div_ceil(p.tile()) * p.a.kv_heads, 1, |tasks| {
         for i in tasks {
             let (tile, kv) = task(i, p.a.kv_heads);
@@ -312,7 +340,7 @@ impl<A: Act> Kernel for Forward<'_, A> {
             block.gather(panel, p.q, p.q_cols(), p.a.scale);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
-        // A single block, as when one token is decoded, reads each key once: where it is, if it is f32.
+        // A single block reads each key once: where it is, if it is f32.
         let (packs, in_place) = match (A::f32s(p.k), A::f32s(p.v)) {
             (Some(k), Some(v)) if blocks.len() <= 1 => (false, (k, v)),
             _ => (true, (&[][..], &[][..])),

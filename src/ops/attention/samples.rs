@@ -82,7 +82,7 @@ const fn case(name: &'static str, of: Of, [heads, kv_heads, head_dim]: [usize; 3
     Case { name, of, heads, kv_heads, head_dim, causal: matches!(of, Own(_)), window: None, farthest: None }
 }
 
-const CASES: [Case; 41] = [
+const CASES: [Case; 43] = [
     case("one token", Own(&[1]), [1, 1, 1]),
     case("ragged", Own(&[7, 1, 17, 3]), [3, 1, 8]),
     case("odd head", Own(&[33]), [2, 2, 5]),
@@ -110,6 +110,9 @@ const CASES: [Case; 41] = [
     case("cross, heads of 64", Cross(&[(9, 33), (30, 12)]), [3, 1, 64]),
     case("cross, heads of 131", Cross(&[(2, 25), (20, 17)]), [2, 1, 131]),
     case("cross, heads of 256", Cross(&[(5, 3), (7, 26)]), [1, 1, 256]),
+    // So few queries that the CPU takes features for lanes.
+    case("cross, three queries", Cross(&[(2, 90), (1, 30)]), [2, 1, 64]),
+    case("cross, one query", Cross(&[(1, 150)]), [3, 1, 100]),
     case("prefix", Prefix(5, &[7, 1, 17, 3]), [3, 1, 8]),
     case("prefix over tiles", Prefix(30, &[70, 75]), [2, 1, 16]),
     case("prefix, long", Prefix(3, &[201]), [1, 1, 8]),
