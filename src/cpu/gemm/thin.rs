@@ -20,8 +20,10 @@ pub(super) const THIN_ROWS: usize = 4;
 const TASK_MACS: u64 = 1 << 16;
 /// Columns of a task at most; also how many elements are decoded at a time, where that is done apart.
 const WIDTH: usize = 512;
-/// Bytes ahead of the reads that lines are asked for.
+/// Bytes ahead of the reads that lines are asked for. NF4 has as many elements in an eighth of the bytes, and its columns
+/// are read side by side; measured on a Zen 5, where 2048 there take 9 % longer, and 6144 for f32 2 %.
 const AHEAD: usize = 2048;
+const NF4_AHEAD: usize = 6144;
 
 /// Sums of a task's columns, row after row.
 pub(super) type Sums = [[f32; WIDTH]; THIN_ROWS];
@@ -441,7 +443,7 @@ unsafe fn nf4_dots<I: Vector, const R: usize, const C: usize>(
         let mut acc = [[I::splat(0.0); C]; R];
         for b in 0..blocks {
             for c in 0..C {
-                prefetch(columns[c].wrapping_add(b * BYTES + AHEAD));
+                prefetch(columns[c].wrapping_add(b * BYTES + NF4_AHEAD));
             }
             let mut part = [[I::splat(0.0); C]; R];
             for v in 0..NF4_BLOCK / I::LANES {
