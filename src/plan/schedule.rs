@@ -9,10 +9,13 @@ use std::ops::Range;
 use super::liveness::{Interval, Storage};
 use super::{Place, Plan, arena};
 use crate::backend::{Caps, Target};
-use crate::dtype::align;
 use crate::error::Result;
 use crate::graph::op::OpRole;
 use crate::graph::{Graph, Val};
+
+/// What places in staging memory are multiples of: a page, so that of two neighbours one may be filled while a device reads
+/// the other, page by page.
+const PAGE: u64 = 4096;
 
 /// One transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +81,7 @@ impl Schedule {
                     g.offloaded(off).ok_or_else(|| g.refuse(node.op.name, "nothing off the device".into()))?;
                 schedule.moves.push(Move { leaf, offset, place, staging: 0 });
                 let live = Interval { first: index, last: index };
-                let bytes = align(place.bytes as usize) as u64;
+                let bytes = place.bytes.next_multiple_of(PAGE);
                 used.push(Storage { bytes, live, values: Vec::new(), work_of: None, fixed: None });
                 if fetch {
                     pending.insert(on, m);
