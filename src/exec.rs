@@ -2,7 +2,7 @@
 
 mod trace;
 
-use crate::backend::{Backend, Buffer, HostSlice, Launch, Recording, Slice};
+use crate::backend::{Backend, Buffer, HostSlice, Launch, Point, Recording, Slice};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Phase, Val};
 use crate::offload::{Offload, Store};
@@ -23,9 +23,34 @@ pub struct Exec {
     /// By size of the micro-batches, the plan's own first.
     sizes: Vec<Recorded>,
     /// Host memory that transfers go through, where the device's memory is not the process's own.
-    staging: Vec<u8>,
-    /// By move: the number of its request under way.
+    staging: Staging,
+    /// By move: the number of its request under way, and the point of the launches from which on its place is free.
     requests: Vec<u64>,
+    points: Vec<Point>,
+}
+
+/// Memory of the backend's own kind, or any.
+enum Staging {
+    Device(HostSlice),
+    Any(Vec<u8>),
+}
+
+impl Staging {
+    fn new(backend: &mut dyn Backend, bytes: u64) -> Result<Staging> {
+        let own = if bytes > 0 { backend.staging(bytes)? } else { None };
+        Ok(own.map_or_else(|| Staging::Any(vec![0; bytes as usize]), Staging::Device))
+    }
+
+    /// `bytes` from byte `from` on.
+    fn part(&mut self, from: usize, bytes: usize) -> HostSlice {
+        match self {
+            Staging::Device(all) => {
+                assert!(from + bytes <= all.bytes, "a transfer goes past the staging memory");
+                HostSlice { ptr: all.ptr.wrapping_add(from), bytes }
+            }
+            Staging::Any(all) => HostSlice { ptr: all[from..from + bytes].as_mut_ptr(), bytes },
+        }
+    }
 }
 
 /// The launches of a plan on the device.
@@ -53,10 +78,11 @@ impl Exec {
             buffers.push(backend.alloc(allocation.bytes)?);
         }
         let sizes = vec![record(&mut *backend, &buffers, &mut plan, None)?];
-        let staging = vec![0; plan.schedule.staging as usize];
-        let requests = vec![0; plan.schedule.moves.len()];
+        let staging = Staging::new(&mut *backend, plan.schedule.staging)?;
+        let moves = plan.schedule.moves.len();
         let offload = Offload::new(system::temp_dir());
-        Ok(Exec { offload, backend, graph, plan, buffers, sizes, staging, requests })
+        let (requests, points) = (vec![0; moves], vec![Point::default(); moves]);
+        Ok(Exec { offload, backend, graph, plan, buffers, sizes, staging, requests, points })
     }
 
     /// Records `phases` of a plan for smaller micro-batches in the memory of this one ([`Plan::narrowed`]). They are size 1,
@@ -93,13 +119,16 @@ impl Exec {
         if let Some(own) = self.backend.host(slice)? {
             return Ok((own, true));
         }
-        let (from, bytes) = (m.staging as usize, m.place.bytes as usize);
-        Ok((HostSlice { ptr: self.staging[from..from + bytes].as_mut_ptr(), bytes }, false))
+        Ok((self.staging.part(m.staging as usize, m.place.bytes as usize), false))
     }
 
     fn start(&mut self, (index, m): (usize, Move)) -> Result<()> {
         let store = self.offload.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
-        let (to, _) = self.host_side(&m)?;
+        let (to, own) = self.host_side(&m)?;
+        if !own {
+            self.backend.settle(to)?;
+            self.points[index] = self.backend.point()?;
+        }
         // SAFETY: the plan gives the fetched value's bytes, or its staging, to nothing else from here until the
         // value's first reader, before which there is a `wait`. Both outlive `offload`, which is dropped first.
         self.requests[index] = unsafe { self.offload.start(store, m.offset, to)? };
@@ -112,8 +141,10 @@ impl Exec {
             (_, true) => Ok(()),
             (from, false) => {
                 let slice = self.at(m.place);
-                // SAFETY: a range of the staging memory, which is filled and which nothing writes now.
-                self.backend.upload(slice, unsafe { std::slice::from_raw_parts(from.ptr, from.bytes) })
+                // The plan gives the place to nothing else since `start`, so that the copy may run beside the launches since.
+                // SAFETY: a range of the staging memory, which is filled; nothing writes it before `settle`.
+                let bytes = unsafe { std::slice::from_raw_parts(from.ptr, from.bytes) };
+                self.backend.upload_after(self.points[index], slice, bytes)
             }
         }
     }
@@ -121,6 +152,9 @@ impl Exec {
     fn store(&mut self, m: Move) -> Result<()> {
         let began = system::Instant::now();
         let (side, own) = self.host_side(&m)?;
+        if !own {
+            self.backend.settle(side)?;
+        }
         // SAFETY: a range of the staging memory or of the arena that belongs to this value alone now.
         let bytes = unsafe { std::slice::from_raw_parts_mut(side.ptr, side.bytes) };
         if !own {

@@ -80,6 +80,10 @@ impl Launch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Recording(pub u32);
 
+/// A point in what was submitted to a device, between two launches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Point(pub u32);
+
 /// A device.
 pub trait Backend: Send {
     /// Limits and abilities of the device.
@@ -96,6 +100,28 @@ pub trait Backend: Send {
     }
     /// Writes `src` from the start of `dst` on; what was submitted before still sees the old bytes.
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()>;
+    /// The point after all that was submitted so far, for one [`upload_after`](Self::upload_after).
+    fn point(&mut self) -> Result<Point> {
+        Ok(Point::default())
+    }
+    /// Writes as [`upload`](Self::upload) does, but waits for what was submitted before `point` only: the caller knows that
+    /// nothing submitted since touches `dst`. Where a device copies beside its kernels, those may run meanwhile. `src` may be
+    /// of [`staging`](Self::staging) memory, and is then read after this returns.
+    fn upload_after(&mut self, point: Point, dst: Slice, src: &[u8]) -> Result<()> {
+        let _ = point;
+        self.upload(dst, src)
+    }
+    /// `bytes` of this process's memory that the device copies from without passing through other memory, freed with the
+    /// backend. None where any memory is as good, or no more of this kind is to be had.
+    fn staging(&mut self, bytes: u64) -> Result<Option<HostSlice>> {
+        let _ = bytes;
+        Ok(None)
+    }
+    /// Waits until no [`upload_after`](Self::upload_after) reads `memory` any more, so that it may be written.
+    fn settle(&mut self, memory: HostSlice) -> Result<()> {
+        let _ = memory;
+        Ok(())
+    }
     /// Waits for the work that writes `src`.
     fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()>;
     /// Copies `src` to `dst`, two ranges of one length, in the order of submission.

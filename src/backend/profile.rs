@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Backend, Buffer, Caps, HostSlice, Launch, Recording, Slice};
+use super::{Backend, Buffer, Caps, HostSlice, Launch, Point, Recording, Slice};
 use crate::error::Result;
 
 /// What the launches of one op took together.
@@ -106,6 +106,22 @@ impl Backend for Profiled {
 
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
         self.inner.upload(dst, src)
+    }
+
+    fn point(&mut self) -> Result<Point> {
+        self.inner.point()
+    }
+
+    fn upload_after(&mut self, point: Point, dst: Slice, src: &[u8]) -> Result<()> {
+        self.inner.upload_after(point, dst, src)
+    }
+
+    fn staging(&mut self, bytes: u64) -> Result<Option<HostSlice>> {
+        self.inner.staging(bytes)
+    }
+
+    fn settle(&mut self, memory: HostSlice) -> Result<()> {
+        self.inner.settle(memory)
     }
 
     fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()> {

@@ -85,6 +85,25 @@ fn pattern(n: usize, seed: u32) -> Vec<u8> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect()
 }
 
+/// Copies from staging memory, which is filled anew once it is settled.
+fn staged(card: &mut Cuda) {
+    let bytes = 8192;
+    let (buffer, memory) = (card.alloc(2 * bytes as u64).unwrap(), card.staging(bytes as u64).unwrap().unwrap());
+    let at = |half: u64| Slice { buffer, offset: half * bytes as u64, bytes: bytes as u64 };
+    for half in 0..2 {
+        let point = card.point().unwrap();
+        card.settle(memory).unwrap();
+        // SAFETY: memory of this size, which the card does not read any more.
+        let whole = unsafe { std::slice::from_raw_parts_mut(memory.ptr, bytes) };
+        whole.copy_from_slice(&pattern(bytes, half));
+        card.upload_after(point, at(half.into()), whole).unwrap();
+    }
+    let mut read = vec![0; 2 * bytes];
+    card.download(Slice { bytes: 2 * bytes as u64, ..at(0) }, &mut read).unwrap();
+    assert!(read == [pattern(bytes, 0), pattern(bytes, 1)].concat());
+    card.free(buffer);
+}
+
 /// Copies of one piece, of many, and at odd places; what is refused.
 fn verbs(card: &mut Cuda) {
     let whole = |buffer, bytes| Slice { buffer, offset: 0, bytes };
@@ -164,6 +183,7 @@ fn on_the_card() {
     // Two cards in turn, each verb in its own card's context, and dropped by another thread.
     let (mut first, mut second) = (Cuda::new(Some(0)).unwrap(), Cuda::new(Some(1)).unwrap());
     assert!(Cuda::new(Some(2)).is_err());
+    staged(&mut first);
     let bytes = 5 << 20;
     let (a, b) = (first.alloc(bytes).unwrap(), second.alloc(bytes).unwrap());
     let (here, there) = (Slice { buffer: a, offset: 0, bytes }, Slice { buffer: b, offset: 0, bytes });
@@ -222,9 +242,11 @@ fn verbs_and_sessions_are_right_on_a_card() {
 #[test]
 fn calls_that_are_left_out_are_found() {
     let Some(card) = Card::new("left-out") else { return };
-    for (call, said) in
-        [("cuFuncSetAttribute", "of which it was allowed 0"), ("cuCtxSetCurrent:3", "is not of the context")]
-    {
+    for (call, said) in [
+        ("cuFuncSetAttribute", "of which it was allowed 0"),
+        ("cuCtxSetCurrent:3", "is not of the context"),
+        ("cuEventSynchronize:1", "of pinned memory that a copy from the host"),
+    ] {
         let ran = child(&card, ("FAKECUDA_SKIP", call));
         assert!(ran.code == Some(86) && ran.err.contains(said), "{call}: {:?} {}", ran.code, ran.err);
     }

@@ -22,7 +22,7 @@ pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, source, versio
 pub use driver::{CardInfo, cards, start, usable};
 pub use kernels::{KERNELS, embedded, kernel, macros};
 
-use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
+use super::{Backend, Buffer, Caps, HostSlice, Launch, Point, Recording, Slice, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use clock::Event;
@@ -223,6 +223,26 @@ impl Backend for Cuda {
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
         self.context.enter()?;
         self.write(Slice { bytes: src.len() as u64, ..dst }, src)
+    }
+
+    fn point(&mut self) -> Result<Point> {
+        self.context.enter()?;
+        self.transfer.point(self.compute.get())
+    }
+
+    fn upload_after(&mut self, point: Point, dst: Slice, src: &[u8]) -> Result<()> {
+        self.context.enter()?;
+        self.write_after(point, Slice { bytes: src.len() as u64, ..dst }, src)
+    }
+
+    fn staging(&mut self, bytes: u64) -> Result<Option<HostSlice>> {
+        self.context.enter()?;
+        self.transfer.pin(bytes as usize)
+    }
+
+    fn settle(&mut self, memory: HostSlice) -> Result<()> {
+        self.context.enter()?;
+        self.transfer.settle(memory)
     }
 
     fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()> {

@@ -3,6 +3,7 @@
 use cudarc::driver::{result, sys};
 
 use super::driver::fail;
+use crate::backend::HostSlice;
 use crate::error::Result;
 
 /// A stream that does not wait for the default stream.
@@ -28,17 +29,29 @@ impl Drop for Stream {
 }
 
 /// Host memory that copies go to and come from without the driver's help. No copy may be under way when it is dropped.
-pub struct Pinned(*mut u8);
+pub struct Pinned(HostSlice);
 
 impl Pinned {
     pub fn new(bytes: usize) -> Result<Pinned> {
-        // SAFETY: allocates; the memory is freed when dropped.
-        let host = unsafe { result::malloc_host(bytes, 0) }.map_err(|e| fail("pinning memory", e))?;
-        Ok(Pinned(host.cast()))
+        Pinned::try_new(bytes).map_err(|e| fail("pinning memory", e))
     }
 
-    /// Its first byte.
-    pub fn get(&self) -> *mut u8 {
+    /// None if the system has no more that may be pinned.
+    pub fn some(bytes: usize) -> Result<Option<Pinned>> {
+        match Pinned::try_new(bytes) {
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
+            made => made.map(Some).map_err(|e| fail("pinning memory", e)),
+        }
+    }
+
+    fn try_new(bytes: usize) -> std::result::Result<Pinned, result::DriverError> {
+        // SAFETY: allocates; the memory is freed when dropped.
+        let host = unsafe { result::malloc_host(bytes, 0) }?;
+        Ok(Pinned(HostSlice { ptr: host.cast(), bytes }))
+    }
+
+    /// Where it is.
+    pub fn get(&self) -> HostSlice {
         self.0
     }
 }
@@ -46,6 +59,6 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // SAFETY: made by `new` and freed only here.
-        let _ = unsafe { result::free_host(self.0.cast()) };
+        let _ = unsafe { result::free_host(self.0.ptr.cast()) };
     }
 }

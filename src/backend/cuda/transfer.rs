@@ -1,4 +1,9 @@
 //! Copies between host and card: through pinned memory, on a stream of their own, ordered with the kernels by events.
+//!
+//! A copy that may wait for an earlier point of the kernels than the last runs beside those after that point. What is copied
+//! from staging memory, which is pinned as a whole, passes through no other.
+
+use std::ops::Range;
 
 use cudarc::driver::{result, sys};
 
@@ -6,7 +11,7 @@ use super::Cuda;
 use super::clock::Event;
 use super::driver::fail;
 use super::owned::{Pinned, Stream};
-use crate::backend::Slice;
+use crate::backend::{HostSlice, Point, Slice};
 use crate::error::Result;
 
 /// Bytes of one piece. Two are in flight: one is filled while the other travels.
@@ -18,77 +23,158 @@ struct Room {
     free: Event,
 }
 
+/// A copy from staging memory that may be under way.
+struct Reading {
+    /// Addresses.
+    from: Range<usize>,
+    over: Event,
+}
+
 /// The stream of copies and its memory.
 pub struct Transfer {
     rooms: [Room; 2],
     next: usize,
     /// Marks a point of the stream of kernels.
     kernels: Event,
+    /// Such points that copies are yet to wait for, by number, and the numbers that are free.
+    points: Vec<Event>,
+    free: Vec<u32>,
+    staging: Vec<Pinned>,
+    reading: Vec<Reading>,
+    /// Events of copies that are over.
+    spare: Vec<Event>,
     stream: Stream,
 }
 
 impl Transfer {
     pub fn new() -> Result<Transfer> {
         let room = || Ok(Room { host: Pinned::new(PIECE)?, free: Event::untimed()? });
-        Ok(Transfer { rooms: [room()?, room()?], next: 0, kernels: Event::untimed()?, stream: Stream::new()? })
+        Ok(Transfer {
+            rooms: [room()?, room()?],
+            next: 0,
+            kernels: Event::untimed()?,
+            points: Vec::new(),
+            free: Vec::new(),
+            staging: Vec::new(),
+            reading: Vec::new(),
+            spare: Vec::new(),
+            stream: Stream::new()?,
+        })
+    }
+
+    /// The point after all kernels submitted so far.
+    pub fn point(&mut self, compute: sys::CUstream) -> Result<Point> {
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None => {
+                self.points.push(Event::untimed()?);
+                self.points.len() as u32 - 1
+            }
+        };
+        self.points[number as usize].record(compute)?;
+        Ok(Point(number))
+    }
+
+    /// Pinned memory that copies are made from where it is; none if there is no more.
+    pub fn pin(&mut self, bytes: usize) -> Result<Option<HostSlice>> {
+        let Some(pinned) = Pinned::some(bytes)? else { return Ok(None) };
+        let memory = pinned.get();
+        // SAFETY: just allocated, of that size; what is in it is nobody's yet.
+        unsafe { memory.ptr.write_bytes(0, bytes) };
+        self.staging.push(pinned);
+        Ok(Some(memory))
+    }
+
+    /// Waits until no copy reads `memory`.
+    pub fn settle(&mut self, memory: HostSlice) -> Result<()> {
+        let memory = addresses(memory.ptr, memory.bytes);
+        let overlaps = |r: &Reading| r.from.start < memory.end && memory.start < r.from.end;
+        while let Some(at) = self.reading.iter().position(overlaps) {
+            wait(&self.reading[at].over)?;
+            let done = self.reading.swap_remove(at);
+            self.spare.push(done.over);
+        }
+        Ok(())
+    }
+
+    fn is_staging(&self, bytes: &[u8]) -> bool {
+        let range = addresses(bytes.as_ptr(), bytes.len());
+        let whole = |p: &Pinned| addresses(p.get().ptr, p.get().bytes);
+        self.staging.iter().map(whole).any(|all| all.start <= range.start && range.end <= all.end)
     }
 
     /// What is copied from here on comes after all kernels submitted so far.
     fn after_kernels(&self, compute: sys::CUstream) -> Result<()> {
-        // SAFETY: events and streams of this context that live.
-        unsafe {
-            result::event::record(self.kernels.get(), compute)
-                .and_then(|()| result::stream::wait_event(self.stream.get(), self.kernels.get(), WAIT))
-                .map_err(|e| fail("ordering a copy", e))
-        }
+        self.kernels.record(compute)?;
+        order(self.stream.get(), &self.kernels)
+    }
+
+    /// What is copied from here on comes after a point, which is used up.
+    fn after_point(&mut self, point: Point) -> Result<()> {
+        order(self.stream.get(), &self.points[point.0 as usize])?;
+        self.free.push(point.0);
+        Ok(())
     }
 
     /// The next room, free to be written.
-    fn room(&mut self) -> Result<(*mut u8, sys::CUevent)> {
+    fn room(&mut self) -> Result<&Room> {
         self.next = 1 - self.next;
         let room = &self.rooms[self.next];
-        // SAFETY: the event lives. One that was never recorded is passed at once.
-        unsafe { result::event::synchronize(room.free.get()) }.map_err(|e| fail("waiting for a copy", e))?;
-        Ok((room.host.get(), room.free.get()))
+        wait(&room.free)?;
+        Ok(room)
     }
 
+    /// Copies `bytes` to the card, after what the stream of copies waits for; kernels submitted later see them.
     fn upload(&mut self, to: u64, bytes: &[u8], compute: sys::CUstream) -> Result<()> {
-        self.after_kernels(compute)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.is_staging(bytes) {
+            return self.upload_staged(to, bytes, compute);
+        }
+        let stream = self.stream.get();
         let mut at = to;
-        let mut last = None;
         for piece in bytes.chunks(PIECE) {
-            let (host, free) = self.room()?;
+            let room = self.room()?;
             // SAFETY: the room has PIECE bytes and nothing reads them now; the destination is within an allocation
             // (the caller's check), and the room is not written again before `free` has passed.
             unsafe {
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), host, piece.len());
-                let room = std::slice::from_raw_parts(host, piece.len());
-                result::memcpy_htod_async(at, room, self.stream.get())
-                    .and_then(|()| result::event::record(free, self.stream.get()))
-                    .map_err(|e| fail("copying to the card", e))?;
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), room.host.get().ptr, piece.len());
+                let host = std::slice::from_raw_parts(room.host.get().ptr, piece.len());
+                result::memcpy_htod_async(at, host, stream).map_err(|e| fail("copying to the card", e))?;
             }
+            room.free.record(stream)?;
             at += piece.len() as u64;
-            last = Some(free);
         }
-        if let Some(event) = last {
-            // SAFETY: stream and event live. Kernels submitted later see what was copied.
-            unsafe { result::stream::wait_event(compute, event, WAIT) }.map_err(|e| fail("ordering a copy", e))?;
-        }
+        order(compute, &self.rooms[self.next].free)
+    }
+
+    /// The same from staging memory, which is read where it is until [`settle`](Self::settle) has waited.
+    fn upload_staged(&mut self, to: u64, bytes: &[u8], compute: sys::CUstream) -> Result<()> {
+        let over = self.spare.pop().map_or_else(Event::untimed, Ok)?;
+        // SAFETY: pinned memory of this size, which stays until the stream has ended (`drop`), and which its user writes only
+        // after `settle`; the destination is within an allocation (the caller's check).
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream.get()) }
+            .map_err(|e| fail("copying to the card", e))?;
+        over.record(self.stream.get())?;
+        order(compute, &over)?;
+        self.reading.push(Reading { from: addresses(bytes.as_ptr(), bytes.len()), over });
         Ok(())
     }
 
     fn download(&mut self, from: u64, bytes: &mut [u8], compute: sys::CUstream) -> Result<()> {
         self.after_kernels(compute)?;
+        let stream = self.stream.get();
         let mut at = from;
         for piece in bytes.chunks_mut(PIECE) {
-            let (host, _) = self.room()?;
+            let room = self.room()?;
             // SAFETY: as in `upload`; the room is read after the stream has finished.
             unsafe {
-                let room = std::slice::from_raw_parts_mut(host, piece.len());
-                result::memcpy_dtoh_async(room, at, self.stream.get())
-                    .and_then(|()| result::stream::synchronize(self.stream.get()))
+                let host = std::slice::from_raw_parts_mut(room.host.get().ptr, piece.len());
+                result::memcpy_dtoh_async(host, at, stream)
+                    .and_then(|()| result::stream::synchronize(stream))
                     .map_err(|e| fail("copying from the card", e))?;
-                std::ptr::copy_nonoverlapping(host, piece.as_mut_ptr(), piece.len());
+                std::ptr::copy_nonoverlapping(room.host.get().ptr, piece.as_mut_ptr(), piece.len());
             }
             at += piece.len() as u64;
         }
@@ -96,7 +182,22 @@ impl Transfer {
     }
 }
 
-const WAIT: sys::CUevent_wait_flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+fn addresses(first: *const u8, bytes: usize) -> Range<usize> {
+    first as usize..first as usize + bytes
+}
+
+/// The host waits until `event` has passed. One that was never recorded has.
+fn wait(event: &Event) -> Result<()> {
+    // SAFETY: the event lives.
+    unsafe { result::event::synchronize(event.get()) }.map_err(|e| fail("waiting for a copy", e))
+}
+
+/// What is put on `stream` from here on comes after what `event` marks.
+fn order(stream: sys::CUstream, event: &Event) -> Result<()> {
+    const WAIT: sys::CUevent_wait_flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+    // SAFETY: stream and event live, and are of this context.
+    unsafe { result::stream::wait_event(stream, event.get(), WAIT) }.map_err(|e| fail("ordering a copy", e))
+}
 
 impl Drop for Transfer {
     fn drop(&mut self) {
@@ -108,6 +209,13 @@ impl Drop for Transfer {
 impl Cuda {
     pub(super) fn write(&mut self, to: Slice, bytes: &[u8]) -> Result<()> {
         let to = self.address(to)?;
+        self.transfer.after_kernels(self.compute.get())?;
+        self.transfer.upload(to, bytes, self.compute.get())
+    }
+
+    pub(super) fn write_after(&mut self, point: Point, to: Slice, bytes: &[u8]) -> Result<()> {
+        let to = self.address(to)?;
+        self.transfer.after_point(point)?;
         self.transfer.upload(to, bytes, self.compute.get())
     }
 

@@ -117,6 +117,9 @@ impl Driver {
             self.memory.store(device, data).map_err(text)?;
         }
         self.now += 1000 + bytes / 8;
+        if !down && self.streams.iter().any(|(_, other)| other.clock.at(other.actor) > view.at(other.actor)) {
+            self.beside += bytes;
+        }
         match (pinned, down) {
             (true, _) => self.fly(range, down, &view, &mark),
             // Pageable memory is copied to a place of the driver's before the call returns, and to it before too.

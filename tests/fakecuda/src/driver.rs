@@ -128,6 +128,8 @@ pub struct Driver {
     pub used: u64,
     pub peak: u64,
     pub kernels: u64,
+    /// Bytes copied to the card that need not wait for all work that other streams had been given.
+    pub beside: u64,
     pub replays: usize,
     pub calls: BTreeMap<&'static str, u64>,
     pub findings: Vec<String>,
@@ -258,6 +260,7 @@ impl Driver {
             used: 0,
             peak: 0,
             kernels: 0,
+            beside: 0,
             calls: BTreeMap::new(),
             findings: Vec::new(),
             told: None,

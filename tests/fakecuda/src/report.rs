@@ -37,8 +37,9 @@ extern "C" fn at_exit() {
 fn json(driver: &Driver) -> String {
     let calls: Vec<String> = driver.calls.iter().map(|(name, n)| format!("\"{name}\": {n}")).collect();
     format!(
-        "{{\"kernels\": {}, \"peak\": {}, \"used\": {}, \"calls\": {{{}}}}}\n",
+        "{{\"kernels\": {}, \"beside\": {}, \"peak\": {}, \"used\": {}, \"calls\": {{{}}}}}\n",
         driver.kernels,
+        driver.beside,
         driver.peak,
         driver.used,
         calls.join(", ")
