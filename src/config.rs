@@ -17,6 +17,7 @@ use crate::memory::Toggle;
 use crate::models::config::{ACTIVATIONS, activation_named};
 use crate::nearest::nearest;
 use crate::paths;
+use crate::peft;
 use crate::peft::bottleneck::LEAST_REDUCTION;
 use crate::peft::{AdapterConfig, Bias, Bottleneck, Selection, Targets, Tokens, files, tokens::distinct};
 pub use crate::session::MOST_TOKENS;
@@ -292,8 +293,8 @@ settings! {
     }
     "Optimizer" {
         #[doc = "Highest learning rate"]
-        lr: Option<f64> = "X", { |c| if c.method == Method::Full { Some(2e-5) } else { None } }
-            as "lora: by the model's width, 2e-4 at 4,096, 9e-4 at 576; full: 2e-5; else 2e-4",
+        lr: Option<f64> = "X", { None }
+            as "by the method and the model's width; lora: 2e-4 at 4,096, 9e-4 at 576",
             if |v| v.is_none_or(|v| (0.0..=f64::from(f32::MAX)).contains(&v)) => "0 to 3.4e38";
         #[doc = "How it falls after the warmup: not at all, in a line to 0, or along half a cosine to 0"]
         schedule: Schedule = "SCHEDULE", { Schedule::Cosine };
@@ -642,21 +643,11 @@ impl RunConfig {
         matches!(self.optimizer, Optimizer::Lion | Optimizer::Lion8bit)
     }
 
-    /// Learning rate of LoRA on a model of 4,096 features, and of other methods that train few weights.
-    const LR: f64 = 2e-4;
-
-    /// The same settings with those settled that depend on the model, which has `hidden` features.
-    ///
-    /// The learning rate of LoRA: 2e-4 · (4096 / hidden)^0.78, of at most 2e-3, in two digits. 2e-4 and 1e-4 are what QLoRA
-    /// takes at 4,096 and 8,192 features (arXiv 2305.14314, table 9); docs/recipes.md has the measurements at 576 and less.
-    pub fn settled(&self, hidden: usize) -> RunConfig {
-        let by_width = || RunConfig::LR * (4096.0 / hidden.max(1) as f64).powf(0.78);
-        let lr = self.lr.unwrap_or_else(|| match self.method {
-            // Powers are not of the same bits everywhere; two digits are.
-            Method::Lora => format!("{:.1e}", by_width().min(2e-3)).parse().unwrap_or(RunConfig::LR),
-            _ => RunConfig::LR,
-        });
-        RunConfig { lr: Some(lr), ..self.clone() }
+    /// The same settings with those settled that depend on the model, which has `hidden` features: the learning rate, by the
+    /// method's [`Rate`](crate::peft::Rate).
+    pub fn settled(&self, hidden: usize) -> Result<RunConfig> {
+        let rate = || Ok::<f64, Error>(peft::named(self.method.name())?.rate.at(hidden));
+        Ok(RunConfig { lr: Some(self.lr.map_or_else(rate, Ok)?), ..self.clone() })
     }
 
     /// The same settings with those settled that depend on the device, which has `caps`. Of `dtype auto` there is bf16 where the
@@ -690,7 +681,7 @@ impl RunConfig {
             },
         };
         let (weight_decay, max_grad_norm) = (self.weight_decay, self.max_grad_norm);
-        let embedding = self.loraplus_lr_embedding / self.lr.unwrap_or(RunConfig::LR);
+        let embedding = self.loraplus_lr_embedding / self.lr.unwrap_or(peft::lora::DEF.rate.at_4096);
         let loraplus = self.loraplus_lr_ratio.map(|ratio| LoraPlus { ratio, embedding });
         crate::train::optimizer::Optimizer { rule, weight_decay, max_grad_norm, loraplus }
     }

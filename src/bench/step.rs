@@ -152,7 +152,7 @@ fn ready(config: &RunConfig, backend: Box<dyn Backend>) -> Result<Ready> {
     let began = Instant::now();
     let given = RunData::open(config)?;
     let job = Job::open(config, adapts(config)?, Some(&given.train))?;
-    let config = &config.on(backend.caps()).settled(job.facts.hidden);
+    let config = &config.on(backend.caps()).settled(job.facts.hidden)?;
     let mut learnt = Learnt::read(config, &job, &given, None)?;
     let method = method(config, &job)?;
     let micro = learnt.micro(config, &job, &*method);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::{Backend, null::Null};
+use crate::peft::METHODS;
 use crate::session::activations;
 
 fn resolve(toml: &str, flags: &[(&str, &str)]) -> Result<RunConfig> {
@@ -35,7 +36,6 @@ fn flags_override_the_file_and_the_file_the_defaults() {
     assert_eq!(origins, [Origin::Flag, file(), file(), Origin::Flag, Origin::Default]);
     // The last of two equal flags counts, as on every command line.
     assert_eq!(resolve("", &[("rank", "1"), ("rank", "2")]).unwrap().rank, 2);
-    assert_eq!(resolve("method = 'full'", &[]).unwrap().lr, Some(2e-5));
     assert_eq!(resolve("max_seq_len = 64", &[]).unwrap().max_target_len, 64);
 }
 
@@ -366,15 +366,21 @@ fn bytes_are_read_with_their_units() {
 }
 
 #[test]
-fn the_learning_rate_of_lora_falls_with_the_width() {
-    let lr = |toml: &str, hidden: usize| resolve(toml, &[]).unwrap().settled(hidden).lr.unwrap();
+fn the_learning_rate_is_the_methods_and_falls_with_the_width() {
+    let lr = |toml: &str, hidden: usize| resolve(toml, &[]).unwrap().settled(hidden).unwrap().lr.unwrap();
     let table = [(8192, 1.2e-4), (4096, 2e-4), (2048, 3.4e-4), (576, 9.2e-4), (256, 1.7e-3), (16, 2e-3), (0, 2e-3)];
     for (hidden, want) in table {
         assert_eq!(lr("", hidden), want, "{hidden}");
     }
     assert_eq!(lr("lr = 5e-4", 576), 5e-4);
-    assert_eq!(lr("method = 'full'", 576), 2e-5);
-    assert_eq!(lr("method = 'ia3'", 576), 2e-4);
+    assert_eq!(lr("method = 'full'", 4096), 2e-5);
+    assert_eq!(lr("method = 'full'", 576), 9.2e-5);
+    assert_eq!(lr("method = 'full'\nlr = 3e-5", 576), 3e-5);
+    for def in METHODS {
+        let [wide, narrow] = [4096, 192].map(|hidden| def.rate.at(hidden));
+        assert_eq!(lr(&format!("method = '{}'", def.name), 192), narrow);
+        assert!(0.0 < wide && wide <= narrow && narrow <= 0.1, "{}: {wide}, {narrow}", def.name);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! model's names, so that `load_state_dict(…, strict=False)` takes them.
 
 use super::folder::{self, Heads};
-use super::{Method, MethodDef, Save, files, merge};
+use super::{Method, MethodDef, Rate, Save, files, merge};
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, Site, WeightRef};
 
@@ -14,6 +14,7 @@ pub static DEF: MethodDef = MethodDef {
     name: "bitfit",
     peft_type: Some("BITFIT"),
     same_at_start: true,
+    rate: Rate::any_width(2e-3),
     new: |settings| Ok(Box::new(Bitfit { heads: Heads::new(settings) })),
     read: |config| Ok(Box::new(Bitfit { heads: Heads::read(config)? })),
 };

@@ -5,7 +5,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::{Method, MethodDef, Save, Selection, merge};
+use super::{Method, MethodDef, Rate, Save, Selection, merge};
 use crate::dtype::DType;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -38,6 +38,7 @@ pub static DEF: MethodDef = MethodDef {
     name: "full",
     peft_type: None,
     same_at_start: true,
+    rate: Rate { at_4096: 2e-5, power: 0.78, most: 2e-4 },
     new: |settings| {
         Ok(match &settings.train {
             Some(train) => Box::new(Partial { train: train.clone() }),

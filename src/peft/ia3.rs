@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Targets, listed, matches, regex_of};
 use super::folder::{self, Heads};
-use super::{Method, MethodDef, Save, files, merge};
+use super::{Method, MethodDef, Rate, Save, files, merge};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Hooks, Init, Linear, Next, Nn, Role, Site, WeightRef};
@@ -22,6 +22,7 @@ pub static DEF: MethodDef = MethodDef {
     name: "ia3",
     peft_type: Some("IA3"),
     same_at_start: true,
+    rate: Rate::any_width(1e-2),
     new: |settings| {
         let layers = match &settings.targets {
             Targets::AllLinear => Layers::Roles,

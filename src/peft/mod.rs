@@ -131,6 +131,29 @@ impl Settings {
 /// Makes a method from an adapter_config.json.
 pub type ReadConfig = fn(&Map<String, Value>) -> Result<Box<dyn Method>>;
 
+/// The learning rate of a run that is told none; docs/recipes.md has the measurements.
+pub struct Rate {
+    /// On a model of 4,096 features.
+    pub at_4096: f64,
+    /// Power of 4096 / features by which narrower models take more.
+    pub power: f64,
+    /// The most.
+    pub most: f64,
+}
+
+impl Rate {
+    /// The same for every width.
+    pub const fn any_width(rate: f64) -> Rate {
+        Rate { at_4096: rate, power: 0.0, most: rate }
+    }
+
+    /// For a model of `hidden` features, in two digits: powers are not of the same bits everywhere.
+    pub fn at(&self, hidden: usize) -> f64 {
+        let rate = self.at_4096 * (4096.0 / hidden.max(1) as f64).powf(self.power);
+        format!("{:.1e}", rate.min(self.most)).parse().unwrap_or(self.at_4096)
+    }
+}
+
 /// A row of the table of methods.
 pub struct MethodDef {
     /// Its name on the command line.
@@ -139,6 +162,8 @@ pub struct MethodDef {
     pub peft_type: Option<&'static str>,
     /// Whether a new one leaves what the model computes as it is.
     pub same_at_start: bool,
+    /// How fast it learns.
+    pub rate: Rate,
     /// Makes a new one; an error says which setting does not fit.
     pub new: fn(&Settings) -> Result<Box<dyn Method>>,
     /// The method of an adapter_config.json.
@@ -301,6 +326,7 @@ static NONE: MethodDef = MethodDef {
     name: "none",
     peft_type: None,
     same_at_start: true,
+    rate: Rate::any_width(0.0),
     new: |_| Ok(Box::new(Frozen)),
     read: |_| Ok(Box::new(Frozen)),
 };

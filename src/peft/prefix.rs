@@ -12,7 +12,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::folder::{self, Heads, MOST_TOKENS};
-use super::{Method, MethodDef, Save, Settings, files, prompt};
+use super::{Method, MethodDef, Rate, Save, Settings, files, prompt};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::models::config::{MOST_FEATURES, MOST_LAYERS};
@@ -30,6 +30,7 @@ pub static DEF: MethodDef = MethodDef {
     name: "prefix",
     peft_type: Some("PREFIX_TUNING"),
     same_at_start: false,
+    rate: Rate::any_width(1e-2),
     new: |settings: &Settings| {
         let facts = &settings.facts;
         let width = facts.kv_heads * facts.head_dim;

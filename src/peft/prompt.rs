@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::folder::{self, Heads};
-use super::{Method, MethodDef, Save, Settings, files};
+use super::{Method, MethodDef, Rate, Save, Settings, files};
 use crate::cpu::philox::philox;
 use crate::error::Result;
 use crate::graph::Val;
@@ -21,6 +21,7 @@ pub static DEF: MethodDef = MethodDef {
     name: "prompt",
     peft_type: Some("PROMPT_TUNING"),
     same_at_start: false,
+    rate: Rate::any_width(3e-2),
     new: |settings: &Settings| {
         let (tokens, parts) = (settings.checked_virtual_tokens()?, if settings.encoder_decoder { 2 } else { 1 });
         let (start, count) = (settings.prompt_start.clone(), tokens * parts);

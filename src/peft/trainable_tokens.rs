@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::config::{Targets, listed, matches, regex_of};
 use super::folder::{self, Heads};
 use super::tokens::{self, Rows, Tokens};
-use super::{Method, MethodDef, Save, files};
+use super::{Method, MethodDef, Rate, Save, files};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Hooks, Next, Nn, Role, Site, Table};
@@ -27,6 +27,7 @@ pub static DEF: MethodDef = MethodDef {
     name: "trainable-tokens",
     peft_type: Some("TRAINABLE_TOKENS"),
     same_at_start: true,
+    rate: Rate::any_width(1e-3),
     new: |settings| {
         let Some(ids) = settings.trainable_tokens.clone() else {
             return Err(Error::config("trainable-tokens", "nothing", "the ids of the tokens that are to be trained"));

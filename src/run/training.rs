@@ -64,7 +64,7 @@ pub fn forecast(config: &RunConfig) -> Result<Forecast> {
     let given = RunData::of(config)?;
     let job = Job::open(config, adapts(config)?, given.as_ref().map(|given| &given.train))?;
     let backend = backend::open(&config.device)?;
-    let config = &config.on(backend.caps()).settled(job.facts.hidden);
+    let config = &config.on(backend.caps()).settled(job.facts.hidden)?;
     let tokenizer = job.base.tokenizer().ok();
     let learnt = given.as_ref().map(|given| Learnt::read(config, &job, given, tokenizer.as_ref())).transpose()?;
     let examined = learnt.as_ref().map(|learnt| Examined::of(config, &job, learnt, tokenizer.as_ref()));
@@ -192,7 +192,7 @@ impl Ready {
         let job = Job::open(config, adapts(config)?, Some(&given.train))?;
         let (backend, profile) = device(config)?;
         let asked = config.on(backend.caps());
-        let settled = asked.settled(job.facts.hidden);
+        let settled = asked.settled(job.facts.hidden)?;
         let config = &settled;
         if job.task.def().name != causal_lm::DEF.name {
             tell.note(job.about())?;
