@@ -1,8 +1,8 @@
 //! Builds one kernel's [`Program`]: numbers its registers, lays out its memory, and joins its labels and calls.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use crate::decode::{self, Form, Op};
+use crate::decode::{self, Form, Op, registers};
 use crate::lex::{Statement, Token};
 use crate::operand::{Names, Operand, Reader};
 use crate::parse::{Declaration, Function, declaration};
@@ -143,6 +143,7 @@ impl<'a> Builder<'a> {
                 dynamic_at: 0,
                 dynamic_name: "dynamic shared memory".into(),
                 local_bytes: 0,
+                guarded: Vec::new(),
                 places: vec![Place::default()],
             },
         }
@@ -211,9 +212,23 @@ impl<'a> Builder<'a> {
                 other => return Err(format!("PTX line {}: {other:?} jumps nowhere", fix.line)),
             }
         }
+        self.guard();
         // Dynamic shared memory comes last, as the hardware lays it out, with its strictest alignment.
         self.program.dynamic_at = self.shared_end.next_multiple_of(self.open_align);
         Ok(self.program)
+    }
+
+    /// Has every instruction know which of its registers a wgmma uses asynchronously.
+    fn guard(&mut self) {
+        let used: BTreeSet<Reg> = self.program.insts.iter().flat_map(|i| registers::asynchronous(&i.op)).collect();
+        if used.is_empty() {
+            return;
+        }
+        for inst in &mut self.program.insts {
+            let touched = registers::all(&inst.op).into_iter().chain(inst.guard.map(|(p, _)| p));
+            inst.guarded = touched.filter(|r| used.contains(r)).collect();
+        }
+        self.program.guarded = used.into_iter().collect();
     }
 
     fn function(&mut self, f: &Function) -> Result<(), String> {
@@ -249,7 +264,7 @@ impl<'a> Builder<'a> {
         // Falling off the end returns.
         let line = f.body.last().map_or(0, |s| s.line);
         let op = back.map_or(Op::Exit, |back| Op::Return { back });
-        self.program.insts.push(Inst { guard: None, op, line, place });
+        self.program.insts.push(Inst { guard: None, op, line, place, guarded: Vec::new() });
         Ok(())
     }
 
@@ -353,7 +368,7 @@ impl<'a> Builder<'a> {
                 let (inst, scopes) = (self.program.insts.len(), self.scope_ids.clone());
                 self.fixes.push(Fix { inst, label, scopes, line });
             }
-            self.program.insts.push(Inst { guard, op, line, place });
+            self.program.insts.push(Inst { guard, op, line, place, guarded: Vec::new() });
         }
         Ok(())
     }

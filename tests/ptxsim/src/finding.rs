@@ -13,8 +13,10 @@ pub enum Kind {
     Uninitialised,
     /// Two threads touch a byte, one writes, and nothing orders them.
     Race,
-    /// Shared memory touched while a copy to it is under way.
+    /// Shared memory or a register touched while something asynchronous uses it.
     AsyncInFlight,
+    /// Registers or shared memory that wgmma or a tensor store uses with no fence since they were touched.
+    Unfenced,
     /// A barrier or a collective that not all of its threads reach together.
     DivergentBarrier,
     /// No thread can go on.

@@ -2,8 +2,8 @@
 //!
 //! NVRTC compiles a kernel to PTX without a driver; this crate parses that text ([`Module::parse`]), decodes each
 //! instruction once, and runs a grid of it ([`run`]) against simulated global memory ([`Memory`]). It is the real
-//! compiler's output that runs, inline PTX included, for compute_80 and, by way of [`bulk`], the wgmma, TMA and mbarrier
-//! instructions of sm_90a that bf16 kernels use. Compile with `-lineinfo`, so that findings name lines of the source.
+//! compiler's output that runs, inline PTX included, for compute_80 and, besides, the wgmma, TMA and mbarrier
+//! instructions of sm_90a that 16-bit kernels use. Compile with `-lineinfo`, so that findings name lines of the source.
 //!
 //! # How it runs
 //! Blocks run one after another, each to its end. In a block one warp runs at a time; which one goes next, and for how
@@ -15,10 +15,16 @@
 //! - **bounds**: every access lies in one buffer, or one shared array; shared arrays have gaps between them;
 //! - **alignment** to the access's whole size, vectors, copies and rows of matrices too;
 //! - **initialisation** by the byte, in global ([`Memory::alloc_uninit`]), shared and local memory;
-//! - **races** by the byte: two threads of a block with no `__syncthreads`, named barrier or `__syncwarp` between them
-//!   (shuffles, votes and matrix instructions order nothing), and two blocks of one launch, whatever lies between.
+//! - **races** by the byte: two threads of a block with no `__syncthreads`, named barrier, `__syncwarp` or mbarrier phase between
+//!   them (shuffles, votes and matrix instructions order nothing), and two blocks of one launch, whatever is between.
 //!   Atomics, volatile, relaxed, acquire and release accesses do not race with each other, only with plain ones;
-//! - **asynchronous copies**: nothing touches their bytes before their own thread has waited for them;
+//! - **asynchronous copies**: nothing touches their bytes before their own thread has waited for them; what a tensor copy
+//!   brings, before the thread has seen the mbarrier's phase end, or comes after one that has;
+//! - **wgmma**: four warps come to it; from issue to a `wait_group` that covers its group, nothing touches its accumulators
+//!   and registers of A, or writes what it reads; a `wgmma.fence` follows what other instructions did to registers;
+//! - **tensor stores**: nothing writes their source before `wait_group`, and their thread does not end before it;
+//! - **proxies**: a `fence.proxy.async` is between a thread's writes and the asynchronous reads of those bytes of shared
+//!   memory, and a fence between an mbarrier's initialisation and the copies that count at it;
 //! - **barriers**: all threads of a block come to the same one, none has ended before; named ones get their count;
 //! - **collectives**: all lanes that a mask names come to the same one, and lanes read only from those;
 //! - **writes to read-only buffers**, **deadlocks**, and loops that do not end.
@@ -30,18 +36,25 @@
 //! - The last bits of approximate functions (`ex2.approx`, `rcp.approx`, `tanh.approx`, …), which are correctly rounded
 //!   here, and of matrix products, which are summed in f64 and rounded once: compare with a tolerance.
 //! - Weak memory: accesses happen in order. Fences are accepted and order nothing, so that the pattern of the last
-//!   block that sums up what the others wrote is reported as a race.
-//! - Whether the layouts of fragments, tiles and swizzles are the hardware's: they are the PTX manual's, read by us.
+//!   block that sums up what the others wrote is reported as a race. Of proxies, only shared memory's are known: a tensor
+//!   copy of what the same launch wrote to global memory needs a fence that is not missed here.
+//! - Clusters, multicast and reducing bulk copies are not interpreted; `griddepcontrol` is, as nothing: launches follow
+//!   each other here, so a read before `griddepcontrol.wait` is not seen.
+//! - How many registers a thread has when `setmaxnreg` asks for others, but for all warpgroups together.
+//! - Whether the layouts of fragments, tiles, descriptors and swizzles are the hardware's: they are what manuals say,
+//!   as we read them.
 //! - Registers read before they are written hold what an earlier block left there, or zero.
 //! - A spin wait for another block, or for a lane of its own warp, runs into the step limit.
 //! - Two lanes of one warp that use a named barrier apart are ordered as if their whole warp had come.
 
 mod alu;
 mod build;
-pub mod bulk;
+mod bulk;
 mod decode;
 mod exec;
 mod finding;
+mod groups;
+mod guard;
 mod host;
 mod launch;
 mod lex;
@@ -49,12 +62,16 @@ mod machine;
 mod matrix;
 mod memory;
 mod operand;
+mod order;
 mod parse;
 mod program;
+mod readers;
 mod shadow;
 mod shared;
+pub mod tensor;
 mod types;
 pub mod values;
+mod wgmma;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -3,6 +3,8 @@
 use crate::Module;
 use crate::bulk::Mbarriers;
 use crate::finding::{Finding, Kind};
+use crate::groups::Groups;
+use crate::guard::Guard;
 use crate::launch::{Launch, Order, Random, Stats};
 use crate::memory::{Fault, Memory};
 use crate::program::{Constant, Program};
@@ -38,6 +40,13 @@ pub struct Warp {
     pub blocked: u32,
     /// Each lane's asynchronous copies: closed groups, the open one last.
     pub copies: Vec<Vec<Vec<Copy>>>,
+    /// Its wgmmas, and each lane's tensor stores, that nobody has waited for.
+    pub products: Groups,
+    pub stores: Vec<Groups>,
+    /// Registers that wgmma uses, by number.
+    pub guards: Vec<Guard>,
+    /// Whether it has come to a `wgmma.fence`.
+    pub fenced: bool,
     /// Each lane's local memory, one after another, and which of its bytes are known.
     pub local: Vec<u8>,
     pub local_known: Vec<bool>,
@@ -83,9 +92,20 @@ pub struct Machine<'a> {
     pub progress: u64,
     /// The warp polls for something; another should go.
     pub polling: bool,
-    /// Polls of this block.
+    /// Polls since something last happened at an mbarrier.
     pub polls: u64,
     pub mbarriers: Mbarriers,
+    /// By warpgroup, which of its warps have come to the instruction that the others wait for, and which that is.
+    pub meetings: Vec<Option<Meeting>>,
+    /// By warpgroup, what `setmaxnreg` has given a thread.
+    pub registers: Vec<u64>,
+}
+
+/// Warps of a warpgroup that have come to an instruction which all four do together.
+#[derive(Clone, Copy, Debug)]
+pub struct Meeting {
+    pub pc: usize,
+    pub warps: u32,
 }
 
 /// Lanes of a mask.
@@ -114,6 +134,10 @@ impl<'a> Machine<'a> {
                 parked: 0,
                 blocked: 0,
                 copies: Vec::new(),
+                products: Groups::default(),
+                stores: vec![Groups::default(); 32],
+                guards: vec![Guard::default(); if program.guarded.is_empty() { 0 } else { program.registers }],
+                fenced: false,
                 local: vec![0; 32 * program.local_bytes],
                 local_known: vec![false; 32 * program.local_bytes],
             }
@@ -137,6 +161,8 @@ impl<'a> Machine<'a> {
             polling: false,
             polls: 0,
             mbarriers: Mbarriers::new(),
+            meetings: vec![None; count.div_ceil(4)],
+            registers: vec![0; count.div_ceil(4)],
         }
     }
 
@@ -190,6 +216,8 @@ impl<'a> Machine<'a> {
         self.shared.clear();
         self.arrivals.clear();
         self.mbarriers.clear();
+        self.meetings.fill(None);
+        self.registers.fill(0);
         self.polls = 0;
         let program = self.program;
         for w in 0..self.warps.len() {
@@ -202,6 +230,9 @@ impl<'a> Machine<'a> {
             warp.pc = [program.start as u32; 32];
             (warp.alive, warp.parked, warp.blocked) = (warp.lanes, 0, 0);
             warp.copies = vec![vec![Vec::new()]; 32];
+            (warp.products, warp.fenced) = (Groups::default(), false);
+            warp.stores.fill(Groups::default());
+            warp.guards.fill(Guard::default());
             warp.local_known.fill(false);
         }
         let seed = match self.launch.schedule.order {
@@ -245,7 +276,7 @@ impl<'a> Machine<'a> {
     fn stuck(&self) -> Finding {
         let mut waits = Vec::new();
         for (w, warp) in self.warps.iter().enumerate() {
-            for (mask, what) in [(warp.blocked, "a barrier"), (warp.parked, "a collective")] {
+            for (mask, what) in [(warp.blocked, "a barrier or its warpgroup"), (warp.parked, "a collective")] {
                 if let Some(l) = lanes(mask).next() {
                     let at = self.place(warp.pc[l] as usize);
                     waits.push(format!("warp {w} lanes {mask:#010x} wait for {what} at {at}"));

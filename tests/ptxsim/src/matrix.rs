@@ -53,6 +53,11 @@ impl Mma {
         Ok(Mma { depth, element, d, a, b, c })
     }
 
+    /// All registers it reads and writes.
+    pub fn registers(&self) -> impl Iterator<Item = Reg> {
+        self.d.iter().chain(&self.a).chain(&self.b).chain(&self.c).copied()
+    }
+
     /// The values that a register holds.
     fn values(&self, bits: u64) -> [f32; 2] {
         match self.element {

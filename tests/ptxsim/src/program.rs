@@ -52,6 +52,8 @@ pub struct Inst {
     pub line: u32,
     /// Index into [`Program::places`].
     pub place: u32,
+    /// Registers it reads or writes that a wgmma of the kernel uses asynchronously.
+    pub guarded: Vec<Reg>,
 }
 
 /// A place in CUDA source, and the place its function was inlined at.
@@ -104,6 +106,8 @@ pub struct Program {
     pub dynamic_name: String,
     /// Local memory of a thread: arrays, and frames of device functions.
     pub local_bytes: usize,
+    /// Registers that a wgmma uses asynchronously.
+    pub guarded: Vec<Reg>,
     pub places: Vec<Place>,
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Every lane counts the barriers it passed: its time. A byte's cell keeps stamps (block, warp, lane, time) of its last
 //! write and its last reads. An access is ordered after a stamp when its thread has passed a barrier together with the
-//! stamp's, at that time or later; else, where one of the two writes, they race.
+//! stamp's, at that time or later, or an mbarrier has told it so; else, where one of the two writes, they race.
+
+use crate::order::{Knowledge, reaches};
 
 /// Stamp of the last write, of the last read, of an earlier read by another thread, and both instructions.
 pub type Cell = [u64; 4];
@@ -26,11 +28,67 @@ pub struct Clocks {
     /// `seen[l][k]`: lane l is ordered after everything lane k did up to this time.
     seen: Box<[[u32; 32]; 32]>,
     others: [u32; 32],
+    /// By lane, what mbarriers and proxy fences add; empty in a block that has had neither.
+    far: Vec<Knowledge>,
 }
 
 impl Clocks {
     pub fn new() -> Clocks {
-        Clocks { time: [1; 32], seen: Box::new([[0; 32]; 32]), others: [0; 32] }
+        Clocks { time: [1; 32], seen: Box::new([[0; 32]; 32]), others: [0; 32], far: Vec::new() }
+    }
+
+    /// All that a lane knows, itself included, of a block of `warps`.
+    fn knowledge(&self, warp: usize, lane: usize, warps: usize) -> Knowledge {
+        let mut all = self.far.get(lane).cloned().unwrap_or_default();
+        let near = |thread: usize| match (thread / 32 == warp, thread % 32 == lane) {
+            (true, true) => self.time[lane],
+            (true, false) => self.seen[lane][thread % 32],
+            _ => self.others[thread / 32],
+        };
+        all.threads.resize(32 * warps, 0);
+        for (thread, time) in all.threads.iter_mut().enumerate() {
+            *time = (*time).max(near(thread));
+        }
+        all
+    }
+
+    /// What an arrival at an mbarrier passes on. What the lane does after it is not meant.
+    pub fn release(&mut self, warp: usize, lane: usize, warps: usize) -> Knowledge {
+        let all = self.knowledge(warp, lane, warps);
+        self.time[lane] += 1;
+        all
+    }
+
+    /// A lane has seen an mbarrier's phase end.
+    pub fn acquire(&mut self, lane: usize, told: &Knowledge) {
+        self.far.resize_with(32, Knowledge::default);
+        self.far[lane].join(told);
+    }
+
+    /// `fence.proxy.async` by a lane: what it has done and knows of becomes visible to the asynchronous proxy.
+    pub fn fence(&mut self, warp: usize, lane: usize, warps: usize) {
+        let mut all = self.release(warp, lane, warps);
+        all.fence();
+        self.acquire(lane, &all);
+    }
+
+    /// What the lanes of `mask` know together goes to each of them.
+    fn share(all: &mut [Clocks], lanes: impl Fn(usize) -> u32) {
+        let mut joined = Knowledge::default();
+        let inside = |w: usize, l: usize| lanes(w) >> l & 1 == 1;
+        for (w, clocks) in all.iter().enumerate() {
+            for (_, far) in clocks.far.iter().enumerate().filter(|(l, _)| inside(w, *l)) {
+                joined.join(far);
+            }
+        }
+        if joined.is_empty() {
+            return;
+        }
+        for (w, clocks) in all.iter_mut().enumerate() {
+            for l in (0..32).filter(|&l| inside(w, l)) {
+                clocks.acquire(l, &joined);
+            }
+        }
     }
 
     /// Orders the lanes of `mask` after each other.
@@ -49,6 +107,7 @@ impl Clocks {
             self.seen[l] = joined;
             self.time[l] += 1;
         }
+        Clocks::share(std::slice::from_mut(self), |_| mask);
     }
 
     /// Orders warps after each other: a barrier that all their lanes have reached.
@@ -69,6 +128,7 @@ impl Clocks {
                 *row = [now; 32];
             }
         }
+        Clocks::share(all, |w| if warps.contains(&w) { u32::MAX } else { 0 });
     }
 }
 
@@ -111,11 +171,44 @@ impl Who<'_> {
         }
         let (thread, time) = ((stamp >> THREAD_SHIFT & 1023) as usize, (stamp & TIME) as u32);
         let (warp, lane) = (thread >> 5, thread & 31);
-        if warp != self.warp {
+        let near = if warp != self.warp {
             self.clocks.others[warp] >= time
         } else {
             lane == self.lane || self.clocks.seen[self.lane][lane] >= time
-        }
+        };
+        near || self.far().is_some_and(|far| reaches(&far.threads, thread, time))
+    }
+
+    fn far(&self) -> Option<&Knowledge> {
+        self.clocks.far.get(self.lane)
+    }
+
+    /// Whether what `stamp` stands for, in shared memory, is over for this thread.
+    pub fn after(&self, stamp: u64) -> bool {
+        self.ordered(stamp, true)
+    }
+
+    /// Whether a proxy fence came between the write of `stamp`, in shared memory, and this thread.
+    pub fn fenced(&self, stamp: u64) -> bool {
+        let (thread, time) = ((stamp >> THREAD_SHIFT & 1023) as usize, (stamp & TIME) as u32);
+        let old = stamp == 0 || stamp >> BLOCK_SHIFT != self.block;
+        old || self.far().is_some_and(|far| reaches(&far.fenced, thread, time))
+    }
+
+    /// Whether this thread has seen so many phases of an mbarrier end.
+    pub fn passed(&self, barrier: usize, phase: u32) -> bool {
+        self.far().is_some_and(|far| reaches(&far.phases, barrier, phase))
+    }
+
+    /// The stamp of what this thread does now.
+    pub fn now(&self) -> u64 {
+        self.stamp(false)
+    }
+
+    /// The other side of a race with the write that left `stamp`.
+    pub fn conflict(stamp: u64, offset: usize, pc: Option<u32>) -> Conflict {
+        let thread = (stamp >> THREAD_SHIFT & 1023) as usize;
+        Conflict { offset, block: stamp >> BLOCK_SHIFT, thread, wrote: true, pc }
     }
 
     /// Notes a read or write of all `cells`; the first conflict ends it.
@@ -181,6 +274,36 @@ mod tests {
         // A write after two warps' reads needs both to be over.
         let conflict = who(&clocks, 0, 0).touch(&mut cells, true, false, true).unwrap_err();
         assert_eq!((conflict.thread, conflict.wrote), (35, false));
+    }
+
+    #[test]
+    fn an_mbarrier_orders_the_threads_that_use_it_and_no_others() {
+        let mut clocks = vec![Clocks::new(), Clocks::new()];
+        let mut cells = [[0u64; 4]; 4];
+        who(&clocks, 0, 3).touch(&mut cells[..1], true, false, true).unwrap();
+        who(&clocks, 0, 4).touch(&mut cells[1..2], true, false, true).unwrap();
+        let told = clocks[0].release(0, 3, 2);
+        who(&clocks, 0, 3).touch(&mut cells[2..3], true, false, true).unwrap();
+        clocks[1].acquire(7, &told);
+        who(&clocks, 1, 7).touch(&mut cells[..1], false, false, true).unwrap();
+        // Not what another lane did, not what came after the arrival, and not for another lane.
+        assert!(who(&clocks, 1, 7).touch(&mut cells[1..2], false, false, true).is_err());
+        assert!(who(&clocks, 1, 7).touch(&mut cells[2..3], false, false, true).is_err());
+        assert!(who(&clocks, 1, 8).touch(&mut cells[..1], false, false, true).is_err());
+        clocks[1].sync(u32::MAX);
+        who(&clocks, 1, 8).touch(&mut cells[..1], false, false, true).unwrap();
+    }
+
+    #[test]
+    fn a_proxy_fence_passes_on_what_came_before_it() {
+        let mut clocks = vec![Clocks::new(), Clocks::new()];
+        let before = who(&clocks, 0, 0).now();
+        clocks[0].fence(0, 0, 2);
+        let after = who(&clocks, 0, 0).now();
+        assert!(who(&clocks, 0, 0).fenced(before) && !who(&clocks, 0, 0).fenced(after));
+        assert!(!who(&clocks, 1, 5).fenced(before));
+        Clocks::barrier(&mut clocks, &[0, 1]);
+        assert!(who(&clocks, 1, 5).fenced(before) && !who(&clocks, 1, 5).fenced(after));
     }
 
     #[test]

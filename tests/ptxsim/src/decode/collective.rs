@@ -5,6 +5,7 @@ use crate::matrix::Mma;
 use crate::operand::{Names, Operand};
 use crate::program::Reg;
 use crate::types::{Kind, Type};
+use crate::wgmma::{self, Warpgroup};
 
 /// `bar` and `barrier`.
 #[derive(Debug)]
@@ -109,6 +110,8 @@ pub enum Warpwide {
         transposed: bool,
     },
     Mma(Mma),
+    /// Of a warp, as one of four.
+    Warpgroup(Warpgroup),
 }
 
 fn second(o: Option<&Operand>) -> Option<Reg> {
@@ -203,6 +206,10 @@ pub fn decode(form: &Form, operands: &[Operand], names: &mut impl Names) -> Resu
     let op = match form.name {
         "bar" | "barrier" if !form.has("warp") => barrier(form, operands, &mut ops, names)?,
         "ldmatrix" | "stmatrix" => Op::Collective(Collective { mask: None, what: matrix(form, operands)? }),
+        "wgmma" | "setmaxnreg" => {
+            let what = Warpwide::Warpgroup(wgmma::decode(form, operands)?);
+            Op::Collective(Collective { mask: None, what })
+        }
         "mma" => {
             let part = |i: usize| registers(operands.get(i));
             let mma = Mma::new(form, part(0)?, part(1)?, part(2)?, part(3)?)?;

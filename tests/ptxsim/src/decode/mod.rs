@@ -3,6 +3,7 @@
 mod access;
 mod collective;
 mod moves;
+pub mod registers;
 
 use crate::alu::{self, Lanes};
 use crate::bulk::{self, Bulk};
@@ -178,8 +179,9 @@ pub fn decode(form: &Form, operands: &[Operand], names: &mut impl Names) -> Resu
         "bra" => Some(Op::Branch { target: 0 }),
         "exit" => Some(Op::Exit),
         "trap" | "brkpt" => Some(Op::Trap),
-        "membar" | "fence" | "nanosleep" | "prefetch" | "prefetchu" | "pragma" | "discard" | "applypriority"
-        | "griddepcontrol" | "setmaxnreg" => Some(Op::Nothing),
+        "membar" | "nanosleep" | "prefetch" | "prefetchu" | "pragma" | "discard" | "applypriority"
+        | "griddepcontrol" => Some(Op::Nothing),
+        "fence" if bulk::decode(form, operands)?.is_none() => Some(Op::Nothing),
         "activemask" => result(operands.first())?.map(|to| Op::ActiveMask { to }),
         _ => None,
     };

@@ -108,6 +108,12 @@ impl Machine<'_> {
     /// block's at a barrier.
     pub fn exit(&mut self, w: usize, mask: u32) -> Result<(), Box<Fault>> {
         let warp = &mut self.warps[w];
+        if let Some(l) = lanes(mask).find(|&l| warp.stores[l].pending()) {
+            let text = "the thread ends while a tensor store of its still reads shared memory";
+            let mut fault = Fault::new(Kind::AsyncInFlight, text);
+            fault.lane = Some(l);
+            return Err(fault);
+        }
         warp.alive &= !mask;
         self.progress = self.warp_instructions;
         if warp.parked != 0 {

@@ -48,6 +48,11 @@ impl Machine<'_> {
         if got != want {
             return if warp.runnable() == 0 { self.deserted(w) } else { Ok(()) };
         }
+        if let Warpwide::Warpgroup(what) = &c.what
+            && !self.warpgroup(w, pc, what)?
+        {
+            return Ok(());
+        }
         self.together(w, want, pc, &c.what)?;
         let warp = &mut self.warps[w];
         warp.parked &= !want;
@@ -143,6 +148,7 @@ impl Machine<'_> {
                 }
             }
             Warpwide::Mma(mma) => mma.run(regs),
+            Warpwide::Warpgroup(_) => {}
             Warpwide::LoadMatrix { to, address, transposed } => {
                 return self.load_matrix(w, pc, to, *address, *transposed);
             }

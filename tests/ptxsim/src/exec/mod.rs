@@ -8,3 +8,5 @@ mod collective;
 mod copy;
 mod matrix;
 mod step;
+mod tensor;
+mod warpgroup;

@@ -50,6 +50,10 @@ impl Machine<'_> {
             self.warp_instructions += 1;
             self.counts[pc as usize] += u64::from(mask.count_ones());
             *left -= 1;
+            if mask != 0 && !inst.guarded.is_empty() {
+                let lane = mask.trailing_zeros() as usize;
+                self.touch_guarded(w, &inst.guarded).map_err(|f| self.finding(&f, w, lane, pc as usize))?;
+            }
             let jumped = match &inst.op {
                 Op::Alu { run, to, from } => {
                     let regs = &mut self.warps[w].regs;
