@@ -71,8 +71,15 @@ pub fn ptx(library: &str, name: &str, source: &str, options: &[&str]) -> String 
     };
     let (code, file) = (CString::new(source).unwrap(), CString::new(name).unwrap());
     let named = options.iter().any(|o| o.starts_with("-arch"));
+    let headers = format!("-I{}/tests/cu", env!("CARGO_MANIFEST_DIR"));
     let arch: &[&str] = if named { &[] } else { &["-arch=compute_80"] };
-    let options: Vec<CString> = arch.iter().chain(&OPTIONS).chain(options).map(|o| CString::new(*o).unwrap()).collect();
+    let options: Vec<CString> = arch
+        .iter()
+        .chain(&[headers.as_str()])
+        .chain(&OPTIONS)
+        .chain(options)
+        .map(|o| CString::new(*o).unwrap())
+        .collect();
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     let mut program = std::ptr::null_mut();
     // SAFETY: all strings outlive the calls; the program is destroyed once, after its texts are copied.

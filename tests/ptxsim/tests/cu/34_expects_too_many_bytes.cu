@@ -1,0 +1,20 @@
+// launch: grid 1, block 128, n 4096, hopper; finds: Deadlock
+#include "hopper.cuh"
+extern "C" __global__ void kernel(const float* in, float* out, int n, const __grid_constant__ Map from, const __grid_constant__ Map to) {
+  extern __shared__ __align__(1024) unsigned char tile[];
+  __shared__ __align__(8) u64 bar;
+  if (threadIdx.x == 0) {
+    init(&bar, 1);
+    proxy_fence();
+#ifdef BUG  // the copy brings 8192
+    expect(&bar, 8704);
+#else
+    expect(&bar, 8192);
+#endif
+    load(tile, from, &bar, 0, 0);
+  }
+  __syncthreads();
+  asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0; @p bra DONE; bra AGAIN; DONE: }"  // FOUND
+               ::"r"(shared_address(&bar)) : "memory");
+  for (int i = threadIdx.x; i < 2048; i += 128) out[i] = __uint_as_float(((u32*)tile)[i]);
+}

@@ -1,0 +1,25 @@
+// launch: grid 1, block 128, n 4096, hopper; finds: Deadlock DivergentBarrier
+#include "hopper.cuh"
+extern "C" __global__ void kernel(const float* in, float* out, int n, const __grid_constant__ Map from, const __grid_constant__ Map to) {
+  extern __shared__ __align__(1024) unsigned char tile[];
+  __shared__ __align__(8) u64 bar;
+  if (threadIdx.x == 0) {
+    init(&bar, 1);
+    proxy_fence();
+    expect(&bar, 8192);
+    load(tile, from, &bar, 0, 0);
+  }
+  __syncthreads();
+  wait(&bar, 0);
+#ifdef BUG  // the fourth warp does not come
+  if (threadIdx.x >= 96) return;
+#endif
+  float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  hold(d);
+  mma_fence();
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"  // FOUND
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(descriptor(tile)), "l"(descriptor(tile)));
+  mma_commit();
+  mma_wait<0>();
+  put(out, d);
+}
