@@ -22,7 +22,7 @@ GEMM_KERNEL linear(Out* y, const act* x, const void* w, const void* absmax, cons
         each(sums, [&](u32, u32, float& v, float& w) { v *= scale, w *= scale; });
     }
     accumulate<true, true>(sums, smem, Rows<act>(x, t, k, k), right, at.m, at.n, 0, k);
-    each(sums, [&](u32 i, u32 j, float& v, float& w) {
+    finish(sums, smem, [&](u32 i, u32 j, float& v, float& w) {
         i += at.m, j += at.n;
         if (i >= t) return;
         if (bias != nullptr) {

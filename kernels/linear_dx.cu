@@ -28,7 +28,7 @@ GEMM_KERNEL linear_dx(act* dx, const act* dy, const void* w, const void* absmax,
     }
     accumulate<true, false>(sums, smem, Rows<act>(dy, t, n, ldy), right, at.m, at.n, 0, n);
     float f = factor != nullptr ? *factor : 1.0f;
-    each(sums, [&](u32 i, u32 j, float& v, float& w) {
+    finish(sums, smem, [&](u32 i, u32 j, float& v, float& w) {
         i += at.m, j += at.n;
         if (i < t) store2(dx + (size_t)i * k, j, k, v * f, w * f);
     });

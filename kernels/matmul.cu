@@ -41,14 +41,14 @@ GEMM_KERNEL matmul(Out* c, const void* a, const void* b, const Out* acc, const u
 #endif
     accumulate<!TA, TB>(sums, smem, left, right, at.m, at.n, k0, k1);
     if (part != nullptr) {
-        each(sums, [&](u32 i, u32 j, float& v, float& w) {
+        finish(sums, smem, [&](u32 i, u32 j, float& v, float& w) {
             i += at.m, j += at.n;
             if (i < m) store2(part + ((size_t)blockIdx.z * m + i) * n, j, n, v, w);
         });
         return;
     }
     if (factor != nullptr) alpha *= *factor;
-    each(sums, [&](u32 i, u32 j, float& v, float& w) {
+    finish(sums, smem, [&](u32 i, u32 j, float& v, float& w) {
         i += at.m, j += at.n;
         if (i >= m) return;
         v *= alpha, w *= alpha;

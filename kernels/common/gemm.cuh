@@ -9,6 +9,10 @@
 //
 // TILE chooses the shape: 0 128 × 128 (sm_80 on: before, registers spill), 1 64 × 64 (too few tiles of the first kind to
 // fill a card), 2 64 × 16 and 3 16 × 64 (a low-rank factor's side).
+//
+// A thin tile (2, 3) has few sums and a long k, and takes as long as its operands take to arrive. So a stage is SLICES times
+// as deep, to have as many bytes under way as a large tile has; each warp multiplies its own slice of it into sums of the whole
+// tile, and in the end the warps' sums are added in order (`finish`).
 #pragma once
 #include "source.cuh"
 
@@ -18,35 +22,38 @@
 constexpr int BM = TILE == 0 ? 128 : TILE == 3 ? 16 : 64;
 constexpr int BN = TILE == 0 ? 128 : TILE == 2 ? 16 : 64;
 
+constexpr int SLICES = TILE >= 2 ? 4 : 1;
+
 #if ACT == 0
-constexpr int BK = 16;
+constexpr int DEPTH = 16;
 constexpr int STAGES = 2;
 // 8 × 8 has the most arithmetic for each value read of shared memory that registers allow.
-constexpr int TM = TILE == 3 ? 2 : TILE == 2 ? 4 : 8, TN = TILE == 0 ? 8 : TILE == 2 ? 2 : 4;
-constexpr int THREADS = BM * BN / (TM * TN);
+constexpr int TM = TILE == 3 ? 4 : 8, TN = TILE == 0 || TILE == 3 ? 8 : 4;
+constexpr int THREADS = SLICES * BM * BN / (TM * TN);
 // One column longer than a multiple of 16 bytes: the stores that transpose spread over the banks.
 constexpr int PAD = 4;
+constexpr int BK = SLICES * DEPTH;
 constexpr int A_BYTES = BK * (BM + PAD) * 4, B_BYTES = BK * (BN + PAD) * 4;
 typedef float Sums[TM][TN];
 #else
-constexpr int BK = 32;
+constexpr int DEPTH = 32, BK = SLICES * DEPTH;
 #if __CUDA_ARCH__ >= 800
 // Two blocks of the large tile fit the shared memory of every card since sm_80; the others have room for one more.
 constexpr int STAGES = TILE == 0 ? 3 : 4;
 #else
 constexpr int STAGES = 2;
 #endif
-// 2 × 2 warps of 64 × 64 or 32 × 32; 4 × 1 and 1 × 4 of 16 × 16.
-constexpr int WARPS_M = TILE == 2 ? 4 : TILE == 3 ? 1 : 2, WARPS_N = 4 / WARPS_M;
+// 2 × 2 warps of 64 × 64 or 32 × 32; a warp of a thin tile has all of it.
+constexpr int WARPS_M = SLICES == 1 ? 2 : 1, WARPS_N = WARPS_M;
 constexpr int THREADS = 128;
 constexpr int MI = BM / WARPS_M / 16, NI = BN / WARPS_N / 8;
 constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2;
 typedef float Sums[MI][NI][4];
 #endif
 constexpr int RING = STAGES * (A_BYTES + B_BYTES);
-// So that a card's registers hold two blocks of the large tile (one where f32 sums meet NF4's decoding), and four of the
-// others.
-constexpr int RESIDENT = TILE != 0 ? 4 : ACT == 0 && W >= 3 ? 1 : 2;
+// So that a card's registers hold two blocks of the large tile (one where f32 sums meet NF4's decoding), four of the middle
+// one, and as many of a thin one as its ring leaves room for in shared memory.
+constexpr int RESIDENT = TILE == 1 ? 4 : TILE == 0 && ACT == 0 && W >= 3 ? 1 : 2;
 #define GEMM_KERNEL extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 
 // Where piece `piece` of row `row` lies in a tile of rows of PIECES pieces.
@@ -123,12 +130,13 @@ template <bool ALONG_K, int SIDE, class S> struct Loader {
 // Adds the product of two tiles in shared memory.
 template <bool A_ALONG_K, bool B_ALONG_K>
 __device__ __forceinline__ void multiply(Sums& sums, const u8* a, const u8* b) {
+    u32 member = threadIdx.x % (THREADS / SLICES), slice = threadIdx.x / (THREADS / SLICES) * DEPTH;
 #if ACT == 0
     constexpr int TX = BN / TN, GROUP = TN < 4 ? TN : 4;
-    const float* pa = (const float*)a + threadIdx.x / TX * TM;
-    const float* pb = (const float*)b + threadIdx.x % TX * GROUP;
+    const float* pa = (const float*)a + slice * (BM + PAD) + member / TX * TM;
+    const float* pb = (const float*)b + slice * (BN + PAD) + member % TX * GROUP;
 #pragma unroll
-    for (int k = 0; k < BK; k++) {
+    for (int k = 0; k < DEPTH; k++) {
         float x[TM], y[TN];
 #pragma unroll
         for (int i = 0; i < TM; i++) x[i] = pa[k * (BM + PAD) + i];
@@ -140,11 +148,12 @@ __device__ __forceinline__ void multiply(Sums& sums, const u8* a, const u8* b) {
             for (int j = 0; j < TN; j++) sums[i][j] = fmaf(x[i], y[j], sums[i][j]);
     }
 #else
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u32 warp = member / 32, lane = member % 32;
     u32 m0 = warp / WARPS_N * (16 * MI), n0 = warp % WARPS_N * (8 * NI);
     constexpr int K_PIECES = BK / 8, M_PIECES = BM / 8, N_PIECES = BN / 8;
 #pragma unroll
-    for (int k = 0; k < BK; k += 16) {
+    for (int step = 0; step < DEPTH; step += 16) {
+        u32 k = slice + step;
         u32 x[MI][4], y[NI / 2][4];
 #pragma unroll
         for (int i = 0; i < MI; i++) {
@@ -183,8 +192,9 @@ __device__ __forceinline__ void accumulate(Sums& sums, u8* smem, const A& a, con
     u8* smem_b = smem + STAGES * A_BYTES;
     u32 steps = (k1 - k0 + BK - 1) / BK;
     __syncthreads();  // tables are there; whoever still reads tiles is done
-    // Stages that are under way before the first is waited for: the registers beside the large tile hold one.
-    constexpr int AHEAD = TILE == 0 ? 1 : STAGES - 1;
+    // Stages that are under way before the first is waited for: the registers beside the large tile hold one, as they do of a
+    // deep stage.
+    constexpr int AHEAD = TILE == 1 ? STAGES - 1 : 1;
 #pragma unroll
     for (int first = 0; first < STAGES - 1; first += AHEAD) {
         Loader<A_ALONG_K, BM, A> first_a[AHEAD];
@@ -231,17 +241,19 @@ __device__ __forceinline__ void accumulate(Sums& sums, u8* smem, const A& a, con
     copy_wait<0>();
 }
 
-// f(m, n, v0, v1) for each pair of sums that this thread owns, of columns n (even) and n+1 of row m of the tile.
+// f(m, n, v0, v1) for each pair of sums that this thread has, of columns n (even) and n+1 of row m of the tile. Of a thin tile
+// they are those of its slice.
 template <class F> __device__ __forceinline__ void each(Sums& sums, F f) {
+    u32 member = threadIdx.x % (THREADS / SLICES);
 #if ACT == 0
     constexpr int TX = BN / TN, GROUP = TN < 4 ? TN : 4;
-    u32 m = threadIdx.x / TX * TM, n = threadIdx.x % TX * GROUP;
+    u32 m = member / TX * TM, n = member % TX * GROUP;
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll
         for (int j = 0; j < TN; j += 2) f(m + i, n + j / GROUP * (TX * GROUP) + j % GROUP, sums[i][j], sums[i][j + 1]);
 #else
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u32 warp = member / 32, lane = member % 32;
     u32 m = warp / WARPS_N * (16 * MI) + lane / 4, n = warp % WARPS_N * (8 * NI) + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < MI; i++)
@@ -252,6 +264,30 @@ template <class F> __device__ __forceinline__ void each(Sums& sums, F f) {
                 f(m + 16 * i + 8 * h, n + 8 * j, sums[i][j][2 * h], sums[i][j][2 * h + 1]);
 #endif
 }
+
+// The same with the sums of all slices, each pair by one thread; the last use of `sums`. `smem` is the ring of `accumulate`.
+template <class F> __device__ __forceinline__ void finish(Sums& sums, u8* smem, F f) {
+    if constexpr (SLICES == 1) {
+        each(sums, f);
+    } else {
+        static_assert(SLICES * BM * BN * 4 <= RING, "the sums of a tile's slices take the place of its ring");
+        float* slices = (float*)smem;
+        float* own = slices + threadIdx.x / (THREADS / SLICES) * (BM * BN);
+        __syncthreads();  // whoever still reads tiles is done
+        each(sums, [&](u32 m, u32 n, float& v, float& w) { *(float2*)(own + m * BN + n) = make_float2(v, w); });
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < BM * BN / 2; i += THREADS) {
+            float v = 0.0f, w = 0.0f;
+#pragma unroll
+            for (int s = 0; s < SLICES; s++) {
+                float2 sum = *(const float2*)(slices + s * (BM * BN) + 2 * i);
+                v += sum.x, w += sum.y;
+            }
+            f(i / (BN / 2), i % (BN / 2) * 2, v, w);
+        }
+    }
+}
+
 __device__ __forceinline__ void clear(Sums& sums) {
     each(sums, [](u32, u32, float& v, float& w) { v = w = 0.0f; });
 }

@@ -28,6 +28,7 @@ pub static MATMUL: OpDef = OpDef {
     reference: reference_matmul,
     grad: Grad::Rule(grad_matmul),
     accumulates: true,
+    batched: true,
     in_place: &[(2, 0)],
     cost: |attr, ins, _| {
         let (m, n, k) = dims(matmul_attr(attr), ins);
@@ -303,7 +304,9 @@ fn samples_matmul() -> Vec<Sample> {
         Sample::new("large tn", attr(true, false, 0.5, true), vec![m(100, 200), m(100, 180), m(200, 180)]),
         Sample::new("large tt", attr(true, true, 1.0, false), vec![m(100, 200), m(180, 100)]),
         Sample::new("thin m", attr(true, false, 1.0, false), vec![m(90, 5), m(90, 130)]),
-        // Sums so long that CUDA splits them, and so many tiles that it takes the large ones.
+        // Sums so long that CUDA splits them where tiles are not thin, and so many tiles that it takes the large ones.
+        Sample::new("long, few tiles", attr(false, true, 2.0, true), vec![m(70, 600), m(40, 600), m(70, 40)]),
+        Sample::new("long, few tiles tn", attr(true, false, 0.5, true), vec![m(600, 40), m(600, 72), m(40, 72)]),
         Sample::new("long thin m", attr(true, false, 0.5, true), vec![m(600, 5), m(600, 72), m(5, 72)]),
         Sample::new("long thin n", attr(false, true, 2.0, true), vec![m(70, 600), m(8, 600), m(70, 8)]),
         Sample::new("many tiles", attr(false, true, 1.0, true), vec![m(904, 40), m(1000, 40), m(904, 1000)]),

@@ -48,12 +48,22 @@ impl Tile {
         })
     }
 
+    /// Its warps share every stage of k, each a slice ([`Tile::depth`]), and add up in the end.
+    fn is_thin(&self) -> bool {
+        self.m.min(self.n) == 16
+    }
+
+    /// Terms of a stage, by the constants of gemm.cuh: 16 of f32 or 32 of 16 bits, for each of the slices.
+    fn depth(&self, narrow: bool) -> usize {
+        let slices = if self.is_thin() { 4 } else { 1 };
+        slices * if narrow { 32 } else { 16 }
+    }
+
     /// A launch of `file`'s kernel of the same name on the tiles of an m × n product, without arguments yet. `act` is
     /// an operand kept as activations are.
     pub fn launch(&self, file: &'static str, act: &Ty, (m, n, k): (usize, usize, usize), caps: &Caps) -> CudaLaunch {
         let act = launch::act(act);
-        // The constants of gemm.cuh: f32 has 2 stages of 16 along k, with 4 floats of padding; 16 bits have stages of
-        // 32.
+        // The constants of gemm.cuh: f32 has 2 stages along k, with 4 floats of padding.
         let large = self.code == LARGE.code;
         let stages = match (caps.arch, large) {
             (..80, _) => 2,
@@ -61,8 +71,8 @@ impl Tile {
             (_, false) => 4,
         };
         let (threads, shared) = match act.1 {
-            0 => (if large { 256 } else { 128 }, 2 * 16 * 4 * (self.m + self.n + 8)),
-            _ => (128, stages * 32 * 2 * (self.m + self.n)),
+            0 => (if large { 256 } else { 128 }, 2 * self.depth(false) * 4 * (self.m + self.n + 8)),
+            _ => (128, stages * self.depth(true) * 2 * (self.m + self.n)),
         };
         CudaLaunch {
             file,
@@ -79,10 +89,13 @@ impl Tile {
 }
 
 /// Into how many parts the sum over k is split, and the length of one: so many that two blocks a multiprocessor run, each
-/// with at least 256 terms. Depends on the shape and on what [`Caps::rounding`] tells of the card only, and so do the
-/// results.
+/// with at least 256 terms. Thin tiles are not split: their warps already have a part of the sum each, and the launch that would
+/// add up more parts takes as long as they save. Depends on the shape and on what [`Caps::rounding`] tells of the card only,
+/// and so do the results.
 fn split((m, n, k): (usize, usize, usize), caps: &Caps) -> (usize, usize) {
-    let parts = (caps.workgroups(2) / Tile::of(m, n, caps).count(m, n).max(1)).min(k / 256).max(1);
+    let tile = Tile::of(m, n, caps);
+    let most = if tile.is_thin() { 1 } else { k / 256 };
+    let parts = (caps.workgroups(2) / tile.count(m, n).max(1)).min(most).max(1);
     // A part ends with a tile.
     let step = k.div_ceil(parts).next_multiple_of(32);
     (k.div_ceil(step).max(1), step)
@@ -119,7 +132,7 @@ impl Product<'_> {
         let (m, n, k) = self.dims;
         let Matmul { ta, tb, alpha, .. } = self.spec;
         let (parts, step) = match self.factor {
-            Some(_) => (1, k.next_multiple_of(32)),
+            Some(_) => (1, k),
             None => split(self.dims, caps),
         };
         let part = match parts {
@@ -167,13 +180,16 @@ mod tests {
     #[test]
     fn a_product_fills_the_card_it_is_for() {
         // Multiprocessors, m, n, k, the tile's rows, and parts of the sum.
-        let table: [(u32, [usize; 3], usize, usize); 9] = [
-            (132, [4096, 16, 4096], 64, 4),
-            (36, [4096, 16, 4096], 64, 1),
-            (264, [4096, 16, 4096], 64, 8),
+        let table: [(u32, [usize; 3], usize, usize); 11] = [
+            (132, [1024, 64, 4096], 64, 16),
+            (36, [1024, 64, 4096], 64, 4),
+            (264, [1024, 64, 4096], 64, 16),
             // No part is of less than 256 terms.
-            (132, [64, 16, 2048], 64, 8),
+            (132, [64, 64, 2048], 64, 8),
             (132, [64, 64, 256], 64, 1),
+            // Thin tiles are not split.
+            (132, [4096, 16, 4096], 64, 1),
+            (132, [16, 4096, 4096], 16, 1),
             (132, [1024, 1024, 512], 64, 1),
             (132, [1152, 1024, 512], 128, 2),
             (36, [512, 640, 512], 128, 2),
