@@ -68,7 +68,10 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, kind: &Kind, launch: &Launch, bytes: u64) {
+    fn add(&mut self, kind: &Kind, launch: &Launch) {
+        // Of a table of embeddings only the rows of the tokens at hand are read: as much as is written.
+        let operands = launch.args.iter().map(|arg| arg.bytes);
+        let bytes: u64 = if launch.name.ends_with(":embed/embed") { 2 * launch.args[0].bytes } else { operands.sum() };
         let (flops, bytes) = (launch.flops as f64, bytes as f64);
         self.launches += 1;
         self.flops += flops;
@@ -97,27 +100,16 @@ fn run(args: &[String]) -> Result<()> {
         Some(Err(_)) => Err(Error::config("arguments", args.join(" "), "[SHAPE [TOKENS [RANK]]]")),
     };
     let planned = planned(args.first().map_or("llama-8b", |a| a), number(1, 4096)?, number(2, 16)?)?;
-    let (graph, plan) = planned.plan();
+    let (_, plan) = planned.plan();
     let mut by_op: BTreeMap<String, Sum> = BTreeMap::new();
     let mut by_kind: BTreeMap<&str, Sum> = BTreeMap::new();
     let mut all = Sum::default();
-    for (index, node) in graph.nodes.iter().enumerate() {
-        let types = |vals: &[trimtab::graph::Val]| vals.iter().map(|&v| graph.ty(v).clone()).collect::<Vec<_>>();
-        let launches = plan.lower(graph, index, &plan.caps)?;
-        let alone = launches.len() == 1;
-        for launch in &launches {
-            let Kernel::Cuda(call) = &launch.kernel else { continue };
-            let operands = launch.args.iter().map(|arg| arg.bytes).sum();
-            // Of a table only some rows are read, as the op's row says.
-            let bytes = if alone { (node.op.traffic)(&types(&node.ins), &types(&node.outs)) } else { operands };
-            let kind = kind(call);
-            for sum in [
-                by_op.entry(format!("{}: {}", node.op.name, call.entry)).or_default(),
-                by_kind.entry(kind.0).or_default(),
-                &mut all,
-            ] {
-                sum.add(kind, launch, bytes);
-            }
+    for launch in plan.launches.iter().flatten() {
+        let Kernel::Cuda(call) = &launch.kernel else { continue };
+        let op = launch.name.rsplit(':').next().unwrap_or_default().replace('/', ": ");
+        let kind = kind(call);
+        for sum in [by_op.entry(op).or_default(), by_kind.entry(kind.0).or_default(), &mut all] {
+            sum.add(kind, launch);
         }
     }
     println!("{} MiB planned\n", planned.account().total >> 20);

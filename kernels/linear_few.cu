@@ -9,8 +9,8 @@ constexpr int FEW = 8;
 
 // One warp a row of W; TOKENS of the FEW are there.
 template <int TOKENS, class S>
-__device__ __forceinline__ void few(Out* y, const S& rows, const Rows<act>& tokens, const float* bias, const act* xa,
-                                    const float* lb, u32 t, u32 n, u32 k, u32 r, float scale) {
+__device__ __forceinline__ void few(Out* y, const S& rows, const Rows<act>& tokens, const float* bias, const act* acc,
+                                    const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, float scale) {
     u32 row = block_number() * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= n) return;
     float sums[TOKENS];
@@ -56,23 +56,26 @@ __device__ __forceinline__ void few(Out* y, const S& rows, const Rows<act>& toke
 #pragma unroll
     for (int i = 0; i < TOKENS; i++) {
         float sum = warp_sum(sums[i]);
-        if (i < t && lane == 0) y[(size_t)i * n + row] = from_f32<Out>(sum + b);
+        if (i < t && lane == 0) {
+            size_t at = (size_t)i * n + row;
+            y[at] = from_f32<Out>(sum + b + (acc != nullptr ? to_f32(acc[at]) : 0.0f));
+        }
     }
 }
 
 // Four blocks on a multiprocessor leave a thread the registers for FEW sums and two chunks of a row.
 extern "C" __global__ void __launch_bounds__(128, 4)
     linear_few(Out* y, const act* x, const void* w, const void* absmax, const float* nested, const float* offset,
-               const float* bias, const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, float scale) {
+               const float* bias, const act* acc, const act* xa, const float* lb, u32 t, u32 n, u32 k, u32 r, float scale) {
     Weight weight = {w, absmax, nested, offset};
     WEIGHT_ROWS(rows, weight, n, k);
     Rows<act> tokens(x, t, k, k);
     __syncthreads();  // the tables are there
     if (t == 1) {
-        few<1>(y, rows, tokens, bias, xa, lb, t, n, k, r, scale);
+        few<1>(y, rows, tokens, bias, acc, xa, lb, t, n, k, r, scale);
     } else if (t <= 4) {
-        few<4>(y, rows, tokens, bias, xa, lb, t, n, k, r, scale);
+        few<4>(y, rows, tokens, bias, acc, xa, lb, t, n, k, r, scale);
     } else {
-        few<FEW>(y, rows, tokens, bias, xa, lb, t, n, k, r, scale);
+        few<FEW>(y, rows, tokens, bias, acc, xa, lb, t, n, k, r, scale);
     }
 }

@@ -2,7 +2,8 @@
 // c = alpha·dropout(a)·bᵀ.
 //
 // With TA the sum runs over tokens: a and b are activations, c the gradient of a weight and f32. Without, a and c are
-// activations and b is a parameter. Products with few tiles and a long sum are split along k over blockIdx.z: `part`
+// activations and b is a parameter. A gradient that is thin along n is computed as its transpose and `turned` when it is stored,
+// so that those of both factors of a low-rank part are one kernel. Products with few tiles and a long sum are split along k over blockIdx.z: `part`
 // then takes each split's sums, [splits, m, n], and matmul_sum adds them up in order.
 #include "common/gemm.cuh"
 
@@ -23,41 +24,73 @@ typedef act Out;
 typedef float Right;
 #endif
 
-// lda: elements from row to row of a. k_step: what one split sums over. factor: times alpha, if not null.
-GEMM_KERNEL matmul(Out* c, const void* a, const void* b, const Out* acc, const u32* rng, const float* factor,
-                   float* part, u32 m, u32 n, u32 k, u32 lda, u32 k_step, float alpha, u32 site, u32 threshold,
-                   float keep_scale, u32 begin) {
+// lda: elements from row to row of a. k_step: what one split sums over. factor: times alpha, if not null. begin: the first of
+// the tiles that are a launch's, if it is a part of a product.
+struct Problem {
+    Out* c;
+    const void *a, *b;
+    const Out* acc;
+    const u32* rng;
+    const float* factor;
+    float* part;
+    u32 m, n, k, lda, k_step;
+    float alpha;
+    u32 site, threshold;
+    float keep_scale;
+    u32 turned, begin;
+};
+#define POINTERS(i)                                                                                                \
+    Out *c##i, const void *a##i, const void *b##i, const Out *acc##i, const u32 *rng##i, const float *factor##i,   \
+        float *part##i
+#define WORDS(i)                                                                                                   \
+    u32 m##i, u32 n##i, u32 k##i, u32 lda##i, u32 k_step##i, float alpha##i, u32 site##i, u32 threshold##i,        \
+        float keep_scale##i, u32 turned##i, u32 begin##i
+#define PROBLEM(i)                                                                                                 \
+    Problem { c##i, a##i, b##i, acc##i, rng##i, factor##i, part##i, m##i, n##i, k##i, lda##i, k_step##i, alpha##i, \
+              site##i, threshold##i, keep_scale##i, turned##i, begin##i }
+
+GEMM_KERNEL matmul(SIX(POINTERS), SIX(WORDS), u32 blocks0, u32 blocks1, u32 blocks2, u32 blocks3, u32 blocks4) {
     extern __shared__ __align__(16) u8 smem[];
-    Place at = place(m, n, begin);
+    Turn mine = turn(blocks0, blocks1, blocks2, blocks3, blocks4);
+    const Problem p = mine.pick(SIX(PROBLEM));
+    Place at = place(p.m, p.n, p.begin + mine.block);
     if (at.none) return;
-    u32 k0 = blockIdx.z * k_step, k1 = min(k, k0 + k_step);
-    Rows<Right> right(b, TB ? n : k, TB ? k : n, TB ? k : n);
+    u32 first = blockIdx.z * p.k_step, end = min(p.k, first + p.k_step);
+    Rows<Right> right(p.b, TB ? p.n : p.k, TB ? p.k : p.n, TB ? p.k : p.n);
     Sums sums;
     clear(sums);
 #if DROPOUT
-    DroppedRows left(Rows<act>(a, m, k, lda), dropout(rng, site, threshold, keep_scale));
+    DroppedRows left(Rows<act>(p.a, p.m, p.k, p.lda), dropout(p.rng, p.site, p.threshold, p.keep_scale));
 #else
-    Rows<act> left(a, TA ? k : m, TA ? m : k, lda);
+    Rows<act> left(p.a, TA ? p.k : p.m, TA ? p.m : p.k, p.lda);
 #endif
-    accumulate<!TA, TB>(sums, smem, left, right, at.m, at.n, k0, k1);
-    if (part != nullptr) {
+    accumulate<!TA, TB>(sums, smem, left, right, at.m, at.n, first, end);
+    if (p.part != nullptr) {
         finish(sums, smem, [&](u32 i, u32 j, float& v, float& w) {
             i += at.m, j += at.n;
-            if (i < m) store2(part + ((size_t)blockIdx.z * m + i) * n, j, n, v, w);
+            if (i < p.m) store2(p.part + ((size_t)blockIdx.z * p.m + i) * p.n, j, p.n, v, w);
         });
         return;
     }
-    if (factor != nullptr) alpha *= *factor;
+    float alpha = p.factor != nullptr ? p.alpha * *p.factor : p.alpha;
     finish(sums, smem, [&](u32 i, u32 j, float& v, float& w) {
         i += at.m, j += at.n;
-        if (i >= m) return;
+        if (i >= p.m) return;
         v *= alpha, w *= alpha;
-        if (acc != nullptr) {
-            const Out* from = acc + (size_t)i * n;
-            if (j < n) v += to_f32(from[j]);
-            if (j + 1 < n) w += to_f32(from[j + 1]);
+#if TA
+        if (p.turned != 0) {
+            size_t to = (size_t)j * p.m + i;
+            if (j < p.n) p.c[to] = p.acc != nullptr ? v + p.acc[to] : v;
+            if (j + 1 < p.n) p.c[to + p.m] = p.acc != nullptr ? w + p.acc[to + p.m] : w;
+            return;
         }
-        store2(c + (size_t)i * n, j, n, v, w);
+#endif
+        if (p.acc != nullptr) {
+            const Out* from = p.acc + (size_t)i * p.n;
+            if (j < p.n) v += to_f32(from[j]);
+            if (j + 1 < p.n) w += to_f32(from[j + 1]);
+        }
+        store2(p.c + (size_t)i * p.n, j, p.n, v, w);
     });
 }
 

@@ -1,6 +1,7 @@
 // 4-bit NormalFloat in bitsandbytes' layout, to the bit what src/quant/nf4.rs makes: blocks of 64 with one absmax each, the
 // absmax itself in 8 bits with double quantization, and decoding. Every rounding that bits depend on is spelled out, so that
 // no product and sum are fused. Lengths come as two words.
+#include "common/batch.cuh"
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 #include "common/weight.cuh"
@@ -134,33 +135,52 @@ extern "C" __global__ void __launch_bounds__(THREADS) nested_blocks(u8* index, f
     if (threadIdx.x == 0) nested[block] = largest;
 }
 
-// Elements that a block decodes: its 256 threads store 16 bytes four times, side by side.
+// Elements that a block decodes: its 256 threads store 16 bytes at a time, side by side.
 static const u32 TILE = 4096;
 
-// y[i] = level[code]·absmax[i/64].
-extern "C" __global__ void __launch_bounds__(THREADS) dequantize(float* y, const u8* codes, const void* absmax,
-                                                                 const float* nested, const float* offset, u32 low,
-                                                                 u32 high) {
+struct Problem {
+    act* y;
+    Weight w;
+    u32 low, high;
+};
+#define POINTERS(i) \
+    act *y##i, const void *codes##i, const void *absmax##i, const float *nested##i, const float *offset##i
+#define WORDS(i) u32 low##i, u32 high##i
+#define PROBLEM(i) \
+    Problem { y##i, {codes##i, absmax##i, nested##i, offset##i}, low##i, high##i }
+
+// y[i] = level[code]·absmax[i/64], in the type of activations: what products round a weight to as well.
+extern "C" __global__ void __launch_bounds__(THREADS) dequantize(THREE(POINTERS), THREE(WORDS), u32 blocks0,
+                                                                 u32 blocks1) {
+    constexpr u32 N = Lanes<act>::N;
     // In shared memory, where 16 neighbouring words are in 16 banks: lanes with different codes do not wait.
     __shared__ float levels[16];
     __shared__ float scales[TILE / 64];
-    Weight w = {codes, absmax, nested, offset};
-    size_t n = length(low, high), first = (size_t)block_number() * TILE;
+    Turn mine = turn(blocks0, blocks1);
+    const Problem p = mine.pick(THREE(PROBLEM));
+    const u8* codes = (const u8*)p.w.data;
+    size_t n = length(p.low, p.high), first = (size_t)mine.block * TILE;
     if (first >= n) return;
     if (threadIdx.x < 16) levels[threadIdx.x] = NF4_LEVELS[threadIdx.x];
     if (threadIdx.x < TILE / 64 && first + threadIdx.x * 64 < n)
-        scales[threadIdx.x] = absmax_of(w, first + threadIdx.x * 64);
+        scales[threadIdx.x] = absmax_of(p.w, first + threadIdx.x * 64);
     __syncthreads();
 #pragma unroll
-    for (u32 r = 0; r < TILE / (4 * THREADS); r++) {
-        u32 at = (r * THREADS + threadIdx.x) * 4;
+    for (u32 r = 0; r < TILE / (N * THREADS); r++) {
+        u32 at = (r * THREADS + threadIdx.x) * N;
         size_t i = first + at;
-        u32 count = left(i, n, 4);
+        u32 count = left(i, n, N);
         if (count == 0) continue;
-        u32 pairs = count > 2 ? *(const u16*)(codes + i / 2) : codes[i / 2];
-        float scale = scales[at / 64];
-        const float v[4] = {levels[pairs >> 4 & 15] * scale, levels[pairs & 15] * scale, levels[pairs >> 12] * scale,
-                            levels[pairs >> 8 & 15] * scale};
-        store_some(y + i, v, count, true);
+        u32 pairs = 0;
+        if (count == N) {
+            pairs = N == 8 ? *(const u32*)(codes + i / 2) : *(const u16*)(codes + i / 2);
+        } else {
+            for (u32 k = 0; k < (count + 1) / 2; k++) pairs |= (u32)codes[i / 2 + k] << (8 * k);
+        }
+        float v[N], scale = scales[at / 64];
+        // The first of two in the high half of a byte.
+#pragma unroll
+        for (u32 k = 0; k < N; k++) v[k] = levels[pairs >> (8 * (k / 2) + (k % 2 == 0 ? 4 : 0)) & 15] * scale;
+        store_some(p.y + i, v, count, true);
     }
 }

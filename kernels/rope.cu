@@ -1,6 +1,7 @@
 // Rotary position embeddings (src/ops/rope.rs has the equation): in each head, features i and i + half are rotated by the
 // angle of the token's position, features from 2·half on pass. A block a token, whose angles its heads share; y may be x:
 // a thread alone reads and writes its pairs.
+#include "common/batch.cuh"
 #include "common/vector.cuh"
 
 // N pairs a thread: 16 bytes of each half where heads are aligned, else one.
@@ -34,18 +35,31 @@ __device__ __forceinline__ void rotate(act* y, const act* x, const float* angles
 }
 
 // `sign` is 1, or -1 backward. Positions outside the table take its nearest row.
-extern "C" __global__ void __launch_bounds__(256) rope(act* y, const act* x, const float* table, const int* positions,
-                                                       u32 tokens, u32 heads, u32 head_dim, u32 half, u32 rows,
-                                                       float sign) {
+struct Problem {
+    act* y;
+    const act* x;
+    const float* table;
+    const int* positions;
+    u32 tokens, heads, head_dim, half, rows;
+    float sign;
+};
+#define POINTERS(i) act *y##i, const act *x##i, const float *table##i, const int *positions##i
+#define WORDS(i) u32 tokens##i, u32 heads##i, u32 head_dim##i, u32 half##i, u32 rows##i, float sign##i
+#define PROBLEM(i) \
+    Problem { y##i, x##i, table##i, positions##i, tokens##i, heads##i, head_dim##i, half##i, rows##i, sign##i }
+
+extern "C" __global__ void __launch_bounds__(256) rope(THREE(POINTERS), THREE(WORDS), u32 blocks0, u32 blocks1) {
     constexpr u32 N = Lanes<act>::N;
-    u32 token = block_number();
-    if (token >= tokens) return;
-    int position = positions[token];
-    u32 row = position < 0 ? 0 : (u32)position < rows ? (u32)position : rows - 1;
-    const float* angles = table + (size_t)row * 2 * half;
-    size_t at = (size_t)token * heads * head_dim;
-    if (half % N == 0 && head_dim % N == 0)
-        rotate<N>(y + at, x + at, angles, heads, head_dim, half, sign);
+    Turn mine = turn(blocks0, blocks1);
+    const Problem p = mine.pick(THREE(PROBLEM));
+    u32 token = mine.block;
+    if (token >= p.tokens) return;
+    int position = p.positions[token];
+    u32 row = position < 0 ? 0 : (u32)position < p.rows ? (u32)position : p.rows - 1;
+    const float* angles = p.table + (size_t)row * 2 * p.half;
+    size_t at = (size_t)token * p.heads * p.head_dim;
+    if (p.half % N == 0 && p.head_dim % N == 0)
+        rotate<N>(p.y + at, p.x + at, angles, p.heads, p.head_dim, p.half, p.sign);
     else
-        rotate<1>(y + at, x + at, angles, heads, head_dim, half, sign);
+        rotate<1>(p.y + at, p.x + at, angles, p.heads, p.head_dim, p.half, p.sign);
 }

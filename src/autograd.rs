@@ -5,7 +5,7 @@
 //! given is an error, never a silent zero.
 
 use crate::error::{Error, Result};
-use crate::graph::{Def, Graph, LeafKind, Val};
+use crate::graph::{Def, Graph, LeafKind, Node, Val, batch};
 use crate::ops::{Grad, elementwise};
 
 /// Appends the nodes that compute the gradients of `wrt` (leaves) from the gradients `seeds` of some outputs:
@@ -16,30 +16,46 @@ pub fn backward(g: &mut Graph, seeds: &[(Val, Val)], wrt: &[Val]) -> Result<Vec<
         add(g, &mut grads, wrt, v, dv, true)?;
     }
     let outer = g.block;
-    for index in (0..g.nodes.len()).rev() {
-        let node = g.nodes[index].clone();
-        let dys: Vec<Option<Val>> = node.outs.iter().map(|o| grads[o.index()]).collect();
-        let wants: Vec<bool> = node.ins.iter().map(|&v| g.needs_grad(v)).collect();
-        if dys.iter().all(Option::is_none) || !wants.contains(&true) {
-            continue;
+    let mut end = g.nodes.len();
+    while end > 0 {
+        let start = batch::start(g, end);
+        let mut lists = Vec::with_capacity(end - start);
+        for index in (start..end).rev() {
+            let first = g.nodes.len();
+            differentiate(g, &mut grads, wrt, index)?;
+            lists.push(first..g.nodes.len());
         }
-        let input = wants.iter().position(|w| *w).unwrap_or(0);
-        let Grad::Rule(rule) = node.op.grad else { return Err(missing(g, &node, input)) };
-        g.block = node.block;
-        let gradients = g.at(node.site.clone(), |g| rule(g, &node, &dys, &wants))?;
-        for (i, &v) in node.ins.iter().enumerate() {
-            match gradients.get(i).copied().flatten() {
-                Some(dv) if wants[i] => {
-                    let own = gradients.iter().zip(&wants).filter(|(other, w)| **w && **other == Some(dv)).count() == 1;
-                    g.at(node.site.clone(), |g| add(g, &mut grads, wrt, v, dv, own))?;
-                }
-                None if wants[i] => return Err(missing(g, &node, i)),
-                _ => {}
-            }
-        }
+        // What a batch's gradients need of one another are sums only, so they make batches as well.
+        batch::interleave(g, &lists);
+        end = start;
     }
     g.block = outer;
     Ok(wrt.iter().map(|v| grads[v.index()]).collect())
+}
+
+/// Appends the backward nodes of node `index`, if a gradient reaches it and something that is trained reaches it too.
+fn differentiate(g: &mut Graph, grads: &mut Vec<Option<Val>>, wrt: &[Val], index: usize) -> Result<()> {
+    let node = g.nodes[index].clone();
+    let dys: Vec<Option<Val>> = node.outs.iter().map(|o| grads[o.index()]).collect();
+    let wants: Vec<bool> = node.ins.iter().map(|&v| g.needs_grad(v)).collect();
+    if dys.iter().all(Option::is_none) || !wants.contains(&true) {
+        return Ok(());
+    }
+    let input = wants.iter().position(|w| *w).unwrap_or(0);
+    let Grad::Rule(rule) = node.op.grad else { return Err(missing(g, &node, input)) };
+    g.block = node.block;
+    let gradients = g.at(node.site.clone(), |g| rule(g, &node, &dys, &wants))?;
+    for (i, &v) in node.ins.iter().enumerate() {
+        match gradients.get(i).copied().flatten() {
+            Some(dv) if wants[i] => {
+                let own = gradients.iter().zip(&wants).filter(|(other, w)| **w && **other == Some(dv)).count() == 1;
+                g.at(node.site.clone(), |g| add(g, grads, wrt, v, dv, own))?;
+            }
+            None if wants[i] => return Err(missing(g, &node, i)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Adds `grad` to the leaf `sum`, which keeps its place: how gradients add up over micro-batches.
@@ -49,6 +65,23 @@ pub fn accumulate(g: &mut Graph, sum: Val, grad: Val) -> Result<()> {
         return Ok(());
     }
     g.node_into(&elementwise::ADD, crate::ops::Attr::None, &[sum, grad], &[Some(sum)]).map(drop)
+}
+
+/// The sum `y` of two values, if it was the last thing built and its second term is of a node that can add the first itself and is
+/// read by nothing else: then that node does, and its output is the sum.
+pub fn absorb(g: &mut Graph, y: Val) -> Val {
+    let last = |node: &Node| std::ptr::eq(node.op, &elementwise::ADD) && node.outs == [y];
+    if !g.nodes.last().is_some_and(last) || y.index() + 1 != g.values.len() {
+        return y;
+    }
+    let (Some(node), Some(value)) = (g.nodes.pop(), g.values.pop()) else { return y };
+    let (sum, term) = (node.ins[0], node.ins[1]);
+    if fold(g, sum, term).is_some() {
+        return term;
+    }
+    g.values.push(value);
+    g.nodes.push(node);
+    y
 }
 
 /// Adds `dv` to the gradient of `v`, or of what `v` views as a whole. What is in `wrt` keeps its own: it may be a view of
@@ -76,7 +109,7 @@ fn add(g: &mut Graph, grads: &mut Vec<Option<Val>>, wrt: &[Val], v: Val, dv: Val
 
 /// GEMM's beta = 1: lets the node that computes `term` add `sum` itself, if its op can and nothing reads `term` yet.
 fn fold(g: &mut Graph, sum: Val, term: Val) -> Option<usize> {
-    let Def::Node { node, .. } = g.value(term).def else { return None };
+    let Def::Node { node, out: 0 } = g.value(term).def else { return None };
     let defined_before = match g.value(g.root(sum).0).def {
         Def::Node { node: other, .. } => other < node,
         _ => true,
@@ -89,10 +122,11 @@ fn fold(g: &mut Graph, sum: Val, term: Val) -> Option<usize> {
     }
     g.nodes[node].attr = attr;
     g.nodes[node].ins.push(sum);
+    g.values[term.index()].needs_grad |= g.needs_grad(sum);
     Some(node)
 }
 
-fn missing(g: &Graph, node: &crate::graph::Node, input: usize) -> Error {
+fn missing(g: &Graph, node: &Node, input: usize) -> Error {
     Error::NoGradient {
         op: node.op.name,
         site: node.site.clone(),

@@ -7,14 +7,44 @@ use std::slice::from_ref;
 
 use common::devices::Device;
 use half::{bf16, f16};
-use trimtab::backend::{Backend, Launch, Slice, Target};
-use trimtab::bench::operands::Random;
+use trimtab::backend::{Backend, Caps, Launch, Slice, Target};
+use trimtab::bench::operands::{Random, in_16_bits, operands};
 use trimtab::bench::watched::Run;
 use trimtab::dtype::{DType, Nf4Layout, Ty};
+use trimtab::ops::linear::{LINEAR, LINEAR_DX};
 use trimtab::ops::logit_loss::{BCE_WITH_LOGITS, CROSS_ENTROPY, MSE, RANGE_CROSS_ENTROPY};
-use trimtab::ops::{Attr, Loss, OpDef, elementwise::CAST, quant::NF4_DEQUANTIZE, quant::NF4_QUANTIZE};
+use trimtab::ops::{Attr, Loss, Lower, OpDef, elementwise::CAST, quant::NF4_DEQUANTIZE, quant::NF4_QUANTIZE};
 use trimtab::plan::{Operands, lower};
 use trimtab::quant::nf4;
+
+/// A weight that a launch of its own decodes gives the bits of one that the product's tiles decode.
+#[test]
+fn weights_decoded_first_give_the_bits_of_those_decoded_inside() {
+    let (Some(before), Some(inside)) = (Device::ptx(90), Device::ptx_small(90, 1 << 10)) else { return };
+    let (mut before, mut inside) = (before.open(), inside.open());
+    for op in [&LINEAR, &LINEAR_DX] {
+        let samples = (op.samples)();
+        let samples: Vec<_> = samples.iter().filter(|s| s.name.starts_with("decoded first")).collect();
+        assert_eq!(samples.len(), 3);
+        for sample in samples {
+            let sample = in_16_bits(op, sample, DType::BF16).unwrap();
+            let (stored, _) = operands(op.name, &sample).unwrap();
+            let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+            let outs = op.types(&sample.attr, &ins).unwrap();
+            let run = |device: &mut dyn Backend| {
+                let ins = ins.iter().cloned().zip(stored.iter().map(Vec::as_slice)).collect();
+                Run { op, attr: &sample.attr, ins, shared: &[] }.on(device).unwrap()
+            };
+            assert!(run(&mut *before) == run(&mut *inside), "{} ({})", op.name, sample.name);
+            // The control: they are not the same launches.
+            let decodes = |caps: &Caps| {
+                let lower = Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &vec![None; outs.len()], caps };
+                (op.cuda)(&lower).unwrap().iter().any(|launch| launch.entry == "dequantize")
+            };
+            assert_eq!((decodes(before.caps()), decodes(inside.caps())), (true, false));
+        }
+    }
+}
 
 fn everywhere() -> Vec<Device> {
     let cpu = Some(Device::cpu());

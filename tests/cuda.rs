@@ -15,11 +15,12 @@ use trimtab::ops::{self, CudaLaunch, Lower, OpDef, Sample, Sizes};
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
 /// On this one every variant is compiled; on the others, of what differs only in how a weight is stored, f32 and NF4 with
-/// double quantization, the least and the most that decoding takes.
+/// double quantization, the least and the most that decoding takes. Where NF4 is decoded before a product, the product is of bf16.
 const WHOLE: u32 = 80;
 
 fn compiled_on(arch: u32, defines: &[(&'static str, i64)]) -> bool {
-    arch == WHOLE || defines.iter().all(|&(name, value)| name != "W" || matches!(value, 0 | 4))
+    let stored = |value| matches!(value, 0 | 4) || (value == 1 && matches!(arch, 90 | 100));
+    arch == WHOLE || defines.iter().all(|&(name, value)| name != "W" || stored(value))
 }
 
 /// What a thread may have, and all threads of a block together (CUDA C++ Programming Guide, "Compute Capabilities").

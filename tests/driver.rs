@@ -68,7 +68,7 @@ fn steps_and_texts_equal_the_cpus() {
     let train = |device| training.ok(device, &[&own[..], &[device]].concat(), &[]);
     assert!(train("cpu").is_null(), "a run on the cpu asks no driver");
     let report = train("cuda");
-    assert!(report["kernels"].as_u64().unwrap() > 300, "{report}");
+    assert!(report["kernels"].as_u64().unwrap() > 250, "{report}");
     assert_eq!(report["used"], 0, "{report}");
     let (here, there) = (card.steps("cpu"), card.steps("cuda"));
     assert_eq!((here.len(), there.len()), (2, 2));

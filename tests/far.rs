@@ -42,7 +42,7 @@ const BACKWARD: Case = Case { op: &LINEAR_DX, n: 8, r: 4 };
 
 impl Case {
     fn attr(&self) -> Attr {
-        Attr::Linear(Linear { bias: false, lora: Some(Lora { scale: 1.0, dropout: Some(DROP) }) })
+        Attr::Linear(Linear { lora: Some(Lora { scale: 1.0, dropout: Some(DROP) }), ..Linear::default() })
     }
 
     fn forward(&self) -> bool {
@@ -133,9 +133,16 @@ fn block(case: &Case, row: usize, arch: u32) -> Vec<f32> {
         result = if out { address } else { result };
         params.push(Param::U64(address.wrapping_sub(4 * (row * width) as u64)));
     }
-    params.extend(launch.params.iter().map(|&word| Param::U32(word)));
     let ptx = compile(launch.file, &launch.defines, arch, Output::Ptx).unwrap().code;
     let module = Module::parse(&String::from_utf8(ptx).unwrap()).unwrap();
+    // The kernel takes several problems, of which this is the first and has all blocks.
+    let sizes = module.parameters(launch.entry).unwrap();
+    let pointers = sizes.iter().filter(|&&bytes| bytes == 8).count();
+    let problems = pointers / launch.args.len();
+    params.resize(pointers, Param::U64(0));
+    params.extend(launch.params.iter().map(|&word| Param::U32(word)));
+    params.resize(sizes.len() - (problems - 1), Param::U32(0));
+    params.resize(sizes.len(), Param::U32(u32::MAX));
     let (entry, shared_bytes, schedule) = (launch.entry, launch.shared, Schedule::all()[0]);
     let grid = Grid { entry, grid: [1, 1, 1], block: [launch.block, 1, 1], shared_bytes, params: &params, schedule };
     run(&module, &mut memory, &grid).unwrap();

@@ -14,6 +14,7 @@
 // as deep, to have as many bytes under way as a large tile has; each warp multiplies its own slice of it into sums of the whole
 // tile, and in the end the warps' sums are added in order (`finish`).
 #pragma once
+#include "batch.cuh"
 #include "source.cuh"
 
 #ifndef TILE
@@ -310,16 +311,15 @@ template <class T> __device__ __forceinline__ void store2(T* row, u32 col, u32 c
     }
 }
 
-// The first row and column of this block's tile. Tiles are numbered down columns of STRIP rows of tiles, so that the
-// blocks that run together read few rows of a and few columns of b, and find them in the second-level cache. A launch may
-// be a part of them, the first number `begin`.
+// The first row and column of the tile of a number. Tiles are numbered down columns of STRIP rows of tiles, so that the
+// blocks that run together read few rows of a and few columns of b, and find them in the second-level cache.
 struct Place {
     u32 m, n;
     bool none;
 };
-__device__ __forceinline__ Place place(u32 m, u32 n, u32 begin) {
+__device__ __forceinline__ Place place(u32 m, u32 n, u32 number) {
     constexpr u32 STRIP = 8;
-    u32 rows = (m + BM - 1) / BM, cols = (n + BN - 1) / BN, number = begin + block_number();
+    u32 rows = (m + BM - 1) / BM, cols = (n + BN - 1) / BN;
     u32 strip = number / (STRIP * cols), in = number % (STRIP * cols), first = strip * STRIP;
     Place p = {0, 0, true};
     if (first >= rows) return p;

@@ -56,6 +56,7 @@ impl Attr {
             Attr::Acc(acc) => Some(acc),
             Attr::EmbedGrad(EmbedGrad { acc, .. }) => Some(acc),
             Attr::Factor(Factor { acc, .. }) => Some(acc),
+            Attr::Linear(Linear { acc, .. }) => Some(acc),
             Attr::Matmul(Matmul { acc, .. }) => Some(acc),
             Attr::Norm(Norm { acc, .. }) => Some(acc),
             Attr::Cols(Cols { acc, .. }) => Some(acc),
@@ -91,6 +92,8 @@ pub struct Linear {
     pub bias: bool,
     /// The low-rank part, with A `[R, K]` and B `[N, R]` as operands.
     pub lora: Option<Lora>,
+    /// Forward only: a last operand `[T, N]` is added to the result.
+    pub acc: bool,
 }
 
 /// The low-rank part of a linear layer: `scale · dropout(x) Aᵀ Bᵀ`.

@@ -6,6 +6,7 @@
 //! A graph knows shapes and dependencies. It knows no addresses, no devices and no models.
 
 pub mod attr;
+pub mod batch;
 pub mod op;
 mod print;
 pub mod program;

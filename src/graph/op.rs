@@ -35,8 +35,10 @@ pub struct OpDef {
     pub reference: fn(&Attr, &[Tensor]) -> Vec<Tensor>,
     /// The gradient's rule, or why there is none.
     pub grad: Grad,
-    /// Its attribute may ask for one more, last operand, which is added to the one result (GEMM's beta = 1).
+    /// Its attribute may ask for one more, last operand, which is added to its first result (GEMM's beta = 1).
     pub accumulates: bool,
+    /// Neighbours of it that do not need one another make a batch ([`super::batch`]): some of its kernels take several problems.
+    pub batched: bool,
     /// Pairs (input, output): the output may take over the input's storage when the input is not needed again.
     pub in_place: &'static [(usize, usize)],
     /// From the types of the inputs: the one that holds numbers of rows or classes, and how many there are. Larger numbers
@@ -129,6 +131,7 @@ impl OpDef {
         reference: |_, _| Vec::new(),
         grad: Grad::Missing,
         accumulates: false,
+        batched: false,
         in_place: &[],
         indexes: |_| None,
         log_sums: &[],

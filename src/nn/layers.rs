@@ -3,6 +3,7 @@
 use super::hooks::{LayerNorm, Linear, Part, Residual, Site, Table};
 use super::inputs::{Axis, Field, Item, MAIN, StreamId};
 use super::{Init, Nn, Role};
+use crate::autograd;
 use crate::error::Result;
 use crate::graph::Val;
 use crate::ops::{Activation, Dropout};
@@ -186,7 +187,9 @@ impl Nn<'_> {
 
     fn residual_of(&mut self, path: &str, sum: Residual) -> Result<Val> {
         let role = if sum.part == Part::FeedForward { Role::Down } else { Role::O };
-        self.next().residual(self, &Site { path: path.to_string(), role }, sum)
+        let y = self.next().residual(self, &Site { path: path.to_string(), role }, sum)?;
+        // Nothing reads a part's output after its sum, unless a method did before.
+        Ok(autograd::absorb(&mut self.g, y))
     }
 
     /// The sum itself, and its norm.

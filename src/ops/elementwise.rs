@@ -388,6 +388,11 @@ fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], m
     flat(len, l.caps).into_iter().map(dispatch).collect()
 }
 
+/// Dispatches that add input `i` to output 0, which is of its type.
+pub fn add_to(l: &Lower, i: usize) -> Vec<WgslDispatch> {
+    elements(l, &ADD, vec!["ADD", "INPLACE"], &[Slot::Out(0), Slot::In(i)], &[])
+}
+
 fn wgsl_add_row(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, f) = (l.ins[1].len(), factor(l.attr).factor);
     let dispatch = |range: std::ops::Range<usize>| {

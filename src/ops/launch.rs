@@ -58,6 +58,15 @@ pub fn act(x: &Ty) -> (&'static str, i64) {
     ("ACT", code)
 }
 
+/// How many problems a launch of a kernel takes at most, each with the pointers and words of its own (`common/batch.cuh`).
+pub fn problems(launch: &CudaLaunch) -> usize {
+    match launch.entry {
+        "dequantize" | "linear" | "linear_dx" | "rope" => 3,
+        "matmul" => 6,
+        _ => 1,
+    }
+}
+
 /// Elements of `x` in 16 bytes: what a thread of a CUDA kernel takes at a time.
 pub fn lanes(x: &Ty) -> usize {
     match x.dtype {

@@ -8,7 +8,7 @@ pub(in crate::ops) mod cuda;
 
 use half::bf16;
 
-use crate::cpu::act::Act;
+use crate::cpu::act::{Act, convert};
 use crate::cpu::gemm::{Term, gemm, gemm_bf16, gemm_narrow};
 use crate::cpu::par;
 use crate::cpu::philox::Mask;
@@ -18,6 +18,7 @@ use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Val};
 use crate::ops::dense::{self, LowRank};
+use crate::ops::elementwise;
 use crate::ops::matmul::{mat, narrow_mat};
 use crate::ops::{
     Acts, Attr, Case, Cost, Dropout, Grad, HostCall, Linear, Lora, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
@@ -27,7 +28,7 @@ use crate::ops::{
 /// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&LINEAR, &LINEAR_DX];
 
-/// inputs: x F32[T,K], w [N,K], bias? F32[N], a? F32[R,K], b? F32[N,R], rng? U32[4];
+/// inputs: x F32[T,K], w [N,K], bias? F32[N], a? F32[R,K], b? F32[N,R], rng? U32[4], acc? F32[T,N];
 /// outputs: y F32[T,N] and, with a low-rank part, xa F32[T,R] = x̃ Aᵀ (kept for the gradient of B).
 pub static LINEAR: OpDef = OpDef {
     name: "linear",
@@ -47,20 +48,29 @@ pub static LINEAR: OpDef = OpDef {
             }
             outs.push(Ty::f32(&[t, r]));
         }
-        Ok(outs)
+        match o.acc {
+            Some(i) if ins[i] != outs[0] => Err(format!("{} to add to {}", ins[i], outs[0])),
+            _ => Ok(outs),
+        }
     },
     reference: reference_linear,
     grad: Grad::Rule(grad_linear),
+    accumulates: true,
+    batched: true,
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, caps| match (Operands::of(spec(attr), false).low_rank, caps.target) {
-        (Some((a, _)), Target::Cuda) => cuda::workspace(spec(attr), ins, a, caps),
+    workspace: |attr, ins, caps| match caps.target {
+        Target::Cuda => cuda::workspace(spec(attr), ins, caps),
         _ => scratch(attr, ins, false, caps),
     },
     host: host_linear,
     narrow: true,
     wgsl: wgsl_linear,
     cuda: cuda::linear,
-    acts: |_| Acts { ins: &[0], outs: &[0, 1] },
+    acts: |attr| {
+        const WITH: [&[usize]; 5] = [&[0, 2], &[0, 3], &[0, 4], &[0, 5], &[0, 6]];
+        let ins = Operands::of(spec(attr), false).acc.map_or(&[0][..], |acc| WITH[acc - 2]);
+        Acts { ins, outs: &[0, 1] }
+    },
     samples: || samples(false),
     cases: cases_linear,
     ..OpDef::COMPUTE
@@ -87,8 +97,12 @@ pub static LINEAR_DX: OpDef = OpDef {
     },
     reference: reference_linear_dx,
     grad: Grad::Missing,
+    batched: true,
     cost: |attr, ins, _| cost(attr, ins, ins[0].shape[0]),
-    workspace: |attr, ins, caps| scratch(attr, ins, true, caps),
+    workspace: |attr, ins, caps| match caps.target {
+        Target::Cuda => cuda::workspace_dx(ins, caps),
+        _ => scratch(attr, ins, true, caps),
+    },
     host: host_linear_dx,
     narrow: true,
     wgsl: wgsl_linear_dx,
@@ -108,7 +122,7 @@ impl Graph {
         bias: Option<Val>,
         low_rank: Option<(Lora, Val, Val, Option<Val>)>,
     ) -> Result<Val> {
-        let attr = Linear { bias: bias.is_some(), lora: low_rank.map(|l| l.0) };
+        let attr = Linear { bias: bias.is_some(), lora: low_rank.map(|l| l.0), acc: false };
         let mut ins = vec![x, w];
         ins.extend(bias);
         if let Some((lora, a, b, rng)) = low_rank {
@@ -136,6 +150,8 @@ struct Operands {
     low_rank: Option<(usize, usize)>,
     /// The random-number operand and what is dropped.
     dropout: Option<(usize, Dropout)>,
+    /// What is added to the forward op's result.
+    acc: Option<usize>,
     count: usize,
 }
 
@@ -149,7 +165,8 @@ impl Operands {
         let bias = (s.bias && !backward).then(|| take(1));
         let low_rank = s.lora.map(|_| take(2)).map(|i| (i, i + 1));
         let dropout = s.lora.and_then(|l| l.dropout).map(|d| (take(1), d));
-        Operands { bias, low_rank, dropout, count }
+        let acc = (s.acc && !backward).then(|| take(1));
+        Operands { bias, low_rank, dropout, acc, count }
     }
 }
 
@@ -172,15 +189,15 @@ fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
     let s = spec(attr);
     let (n, k) = (ins[1].shape[0], ins[1].shape[1]);
     let r = match s.lora {
-        Some(_) => ins[2 + s.bias as usize..].iter().map(|ty| ty.shape[0].min(ty.cols())).min().unwrap_or(0),
+        Some(_) => ins[2 + s.bias as usize..].iter().take(2).map(|ty| ty.shape[0].min(ty.cols())).min().unwrap_or(0),
         None => 0,
     };
-    Cost { flops: 2 * (t * (n * k + r * (n + k))) as u64, terms: n.max(k) + r + 1 }
+    Cost { flops: 2 * (t * (n * k + r * (n + k))) as u64, terms: n.max(k) + r + 2 }
 }
 
 /// On the CPU, with dropout (GPUs drop out while they load): the dropped input (or its gradient) [T,K]. In bf16, sums as well.
 fn scratch(attr: &Attr, ins: &[Ty], backward: bool, caps: &Caps) -> u64 {
-    if matches!(caps.target, Target::Wgsl | Target::Cuda) {
+    if caps.target == Target::Wgsl {
         return 0;
     }
     let sums = if ins[0].dtype == DType::BF16 { 4 * sums(attr, ins, backward) } else { 0 };
@@ -207,7 +224,8 @@ fn reference_linear(attr: &Attr, ins: &[Tensor]) -> Vec<Tensor> {
     let mut y = Tensor::zeros(&[t, n]);
     for i in 0..t {
         for j in 0..n {
-            y.data[i * n + j] = dot(x.row(i), w.row(j)) + o.bias.map_or(0.0, |b| ins[b].data[j]);
+            let more = o.bias.map_or(0.0, |b| ins[b].data[j]) + o.acc.map_or(0.0, |acc| ins[acc].at(i, j));
+            y.data[i * n + j] = dot(x.row(i), w.row(j)) + more;
         }
     }
     let (Some(lora), Some((a, b))) = (s.lora, o.low_rank) else { return vec![y] };
@@ -294,7 +312,8 @@ fn grad_linear(g: &mut Graph, node: &Node, dys: &[Option<Val>], wants: &[bool]) 
         }
     }
     if wants[0] {
-        grads[0] = Some(g.node(&LINEAR_DX, Attr::Linear(Linear { bias: false, ..s }), &dx_ins)?[0]);
+        let attr = Linear { bias: false, acc: false, ..s };
+        grads[0] = Some(g.node(&LINEAR_DX, Attr::Linear(attr), &dx_ins)?[0]);
     }
     if wants[1] {
         grads[1] = Some(g.matmul(dy, true, x, false, 1.0)?);
@@ -303,6 +322,9 @@ fn grad_linear(g: &mut Graph, node: &Node, dys: &[Option<Val>], wants: &[bool]) 
         && wants[bias]
     {
         grads[bias] = Some(g.sum_rows(dy)?);
+    }
+    if let Some(acc) = o.acc.filter(|&acc| wants[acc]) {
+        grads[acc] = Some(dy);
     }
     Ok(grads)
 }
@@ -317,8 +339,11 @@ fn host_linear(call: &HostCall) {
     let x = call.input::<f32>(0);
     let main = Term { alpha: 1.0, a: mat(x, t, k, false), b: weight(call.input(1), &call.ins[1]).t() };
     let bias = o.bias.map(|i| call.input::<f32>(i));
-    let y = call.output::<f32>(0);
-    let (Some(lora), Some((a, b))) = (s.lora, o.low_rank) else { return gemm(&[main], 0.0, bias, y, n) };
+    let (y, beta) = match o.acc {
+        Some(acc) => (call.accumulator(acc, 0), 1.0),
+        None => (call.output::<f32>(0), 0.0),
+    };
+    let (Some(lora), Some((a, b))) = (s.lora, o.low_rank) else { return gemm(&[main], beta, bias, y, n) };
     let r = call.ins[a].shape[0];
     let dropped: &[f32] = match o.dropout {
         Some((rng, d)) => {
@@ -332,7 +357,7 @@ fn host_linear(call: &HostCall) {
     let down = Term { alpha: 1.0, a: mat(dropped, t, k, false), b: mat(call.input(a), r, k, true) };
     gemm(&[down], 0.0, None, xa, r);
     let up = Term { alpha: lora.scale, a: mat(xa, t, r, false), b: mat(call.input(b), n, r, true) };
-    gemm(&[main, up], 0.0, bias, y, n);
+    gemm(&[main, up], beta, bias, y, n);
 }
 
 /// The same on activations in bf16: sums in f32 in the scratch memory, rounded once.
@@ -345,8 +370,17 @@ fn narrow_linear(call: &HostCall) {
     let bias = o.bias.map(|i| call.input::<f32>(i));
     let (y, work) = (call.output::<bf16>(0), call.work::<f32>());
     let (sums, work) = work.split_at_mut(sums(call.attr, call.ins, false));
+    // Where the sums begin: xa has the same memory before.
+    let begin = |sums: &mut [f32]| match o.acc {
+        Some(acc) => {
+            convert(sums, call.input::<bf16>(acc));
+            1.0
+        }
+        None => 0.0,
+    };
     let (Some(lora), Some((a, b))) = (s.lora, o.low_rank) else {
-        return gemm_bf16(&[main], 0.0, bias, &mut sums[..t * n], y, n);
+        let beta = begin(&mut sums[..t * n]);
+        return gemm_bf16(&[main], beta, bias, &mut sums[..t * n], y, n);
     };
     let r = call.ins[a].shape[0];
     let dropped = match o.dropout {
@@ -361,7 +395,8 @@ fn narrow_linear(call: &HostCall) {
     let down = Term { alpha: 1.0, a: narrow_mat(dropped, t, k, false), b: mat(call.input(a), r, k, true) };
     gemm_bf16(&[down], 0.0, None, &mut sums[..t * r], xa, r);
     let up = Term { alpha: lora.scale, a: narrow_mat(xa, t, r, false), b: mat(call.input(b), n, r, true) };
-    gemm_bf16(&[main, up], 0.0, bias, &mut sums[..t * n], y, n);
+    let beta = begin(&mut sums[..t * n]);
+    gemm_bf16(&[main, up], beta, bias, &mut sums[..t * n], y, n);
 }
 
 fn host_linear_dx(call: &HostCall) {
@@ -414,7 +449,11 @@ fn masked<A: Act, B: Send>(d: Dropout, rng: &[u32], x: &[A], to: &mut [B], f: im
 fn wgsl_linear(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let s = spec(l.attr);
     let o = Operands::of(s, false);
-    dense::linear(l, o.bias, low_rank(l, s, &o, 0))
+    let mut all = dense::linear(l, o.bias, low_rank(l, s, &o, 0))?;
+    if let Some(acc) = o.acc {
+        all.extend(elementwise::add_to(l, acc));
+    }
+    Ok(all)
 }
 
 fn wgsl_linear_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
@@ -433,10 +472,15 @@ fn low_rank(l: &Lower, s: Linear, o: &Operands, axis: usize) -> Option<LowRank> 
 fn samples(backward: bool) -> Vec<Sample> {
     let mut all = Vec::new();
     let plain = Linear::default();
-    let lora = |dropout| Linear { bias: false, lora: Some(Lora { scale: 2.0, dropout }) };
+    let lora = |dropout| Linear { lora: Some(Lora { scale: 2.0, dropout }), ..plain };
+    let added = |s: Linear| Linear { acc: true, ..s };
     let dropout = Some(Dropout { p: 0.25, site: 3 });
     let shapes = [
-        ("odd", 7, 33, 17, DType::F32, Linear { bias: true, lora: None }),
+        ("odd", 7, 33, 17, DType::F32, Linear { bias: true, ..plain }),
+        ("odd, accumulating", 7, 33, 17, DType::F32, added(plain)),
+        ("one token, accumulating", 1, 65, 64, DType::BF16, added(lora(None))),
+        ("all operands", 19, 48, 40, DType::F32, added(Linear { bias: true, ..lora(dropout) })),
+        ("bias, accumulating", 67, 70, 64, DType::Nf4Dq, added(Linear { bias: true, ..plain })),
         ("one token", 1, 65, 64, DType::F32, plain),
         ("tiles", 65, 128, 96, DType::F32, plain),
         ("low rank", 19, 48, 40, DType::F32, lora(None)),
@@ -448,7 +492,7 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("nf4", 9, 40, 64, DType::Nf4, lora(None)),
         ("nf4, blocks across rows", 3, 35, 30, DType::Nf4, plain),
         ("nf4 double", 6, 64, 96, DType::Nf4Dq, lora(dropout)),
-        ("nf4 double, odd", 5, 7, 9, DType::Nf4Dq, Linear { bias: true, lora: None }),
+        ("nf4 double, odd", 5, 7, 9, DType::Nf4Dq, Linear { bias: true, ..plain }),
         ("nf4 one token", 1, 96, 128, DType::Nf4, lora(None)),
         // More than 64 KiB of weights, and of activations: tests set a device's largest binding to that.
         ("large weight", 5, 300, 72, DType::F32, lora(dropout)),
@@ -456,6 +500,10 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("large nf4 double", 7, 520, 256, DType::Nf4Dq, lora(dropout)),
         ("many tokens", 200, 88, 96, DType::BF16, lora(dropout)),
         ("long rows", 70, 16, 600, DType::BF16, lora(dropout)),
+        // So many that CUDA decodes the weight first where that is faster; large tiles, forward and backward.
+        ("decoded first", 1030, 1000, 40, DType::Nf4Dq, lora(None)),
+        ("decoded first, back", 1030, 40, 1000, DType::Nf4Dq, lora(None)),
+        ("decoded first, bias, dropout", 1030, 40, 32, DType::Nf4, Linear { bias: true, ..lora(dropout) }),
         // CUDA's large tiles, forward and backward.
         ("many tiles", 904, 1000, 40, DType::Nf4Dq, lora(dropout)),
         ("many tiles back", 904, 40, 1000, DType::Nf4, lora(dropout)),
@@ -466,6 +514,7 @@ fn samples(backward: bool) -> Vec<Sample> {
         let r = if n.max(k) >= 600 { 8 } else { 5 };
         let mut ins = vec![normal(&[t, if backward { n } else { k }]), SampleIn::normal(Ty::new(dtype, &[n, k]))];
         s.bias &= !backward;
+        s.acc &= !backward;
         if s.bias {
             ins.push(normal(&[n]));
         }
@@ -475,6 +524,7 @@ fn samples(backward: bool) -> Vec<Sample> {
                 ins.push(SampleIn::values(Ty::u32(&[4]), vec![11.0, 7.0, 3.0, 1.0]));
             }
         }
+        ins.extend(s.acc.then(|| normal(&[t, n])));
         all.push(Sample::new(name, Attr::Linear(s), ins));
     }
     all
@@ -490,7 +540,7 @@ fn cases_linear(s: &Sizes) -> Vec<Case> {
     let mut all: Vec<Case> = s.weights.iter().map(|&w| case(w.name(), s, [s.tokens, s.hidden], w)).collect();
     let dtype = s.narrowest();
     let mut low_rank = case(format!("{dtype} lora"), s, [s.tokens, s.hidden], dtype);
-    low_rank.sample.attr = Attr::Linear(Linear { bias: false, lora: Some(Lora { scale: 2.0, dropout: None }) });
+    low_rank.sample.attr = Attr::Linear(Linear { lora: Some(Lora { scale: 2.0, dropout: None }), ..Linear::default() });
     low_rank.sample.ins.extend([SampleIn::f32(&[s.rank, s.hidden]), SampleIn::f32(&[s.mlp, s.rank])]);
     all.push(low_rank);
     let double = (dtype == DType::Nf4).then_some(DType::Nf4Dq);

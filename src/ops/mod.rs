@@ -7,7 +7,7 @@
 mod check;
 mod dense;
 mod host;
-mod launch;
+pub(crate) mod launch;
 mod tiles;
 pub mod widen;
 

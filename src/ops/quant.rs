@@ -1,6 +1,6 @@
 //! Weights as they are stored: which parts of one a kernel binds, and the ops that make and undo 4-bit weights.
 
-mod cuda;
+pub(in crate::ops) mod cuda;
 
 use std::ops::Range;
 

@@ -31,6 +31,7 @@ pub static ROPE: OpDef = OpDef {
     infer,
     reference,
     grad: Grad::Rule(rule),
+    batched: true,
     in_place: &[(0, 0)],
     indexes: |ins| Some((2, ins[1].rows())),
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: 2 },

@@ -125,12 +125,19 @@ pub(super) struct Product<'a> {
     pub dropout: Option<(Dropout, Arg)>,
     /// One f32 on the device; then nothing is split.
     pub factor: Option<Arg>,
+    /// c is stored as its transpose, [n, m].
+    pub turned: bool,
 }
 
 impl Product<'_> {
     pub fn launches(self, caps: &Caps) -> Vec<CudaLaunch> {
         let (m, n, k) = self.dims;
         let Matmul { ta, tb, alpha, .. } = self.spec;
+        // A thin gradient: its transpose, so that the gradients of A and B are problems of one kernel.
+        if ta && !tb && n <= TALL.n && m > n && self.lda == m && self.factor.is_none() && !self.turned {
+            let (dims, lda) = ((n, m, k), n);
+            return Product { dims, lda, a: self.b, b: self.a, turned: true, ..self }.launches(caps);
+        }
         let (parts, step) = match self.factor {
             Some(_) => (1, k),
             None => split(self.dims, caps),
@@ -149,7 +156,7 @@ impl Product<'_> {
         tiles.defines.extend([("TA", ta as i64), ("TB", tb as i64), ("DROPOUT", dropped as i64)]);
         tiles.args = vec![self.c.clone(), self.a, self.b, acc.clone(), rng, factor, part.clone()];
         tiles.params = [m, n, k, self.lda, step].map(|x| x as u32).to_vec();
-        tiles.params.extend([alpha.to_bits(), drop.site, threshold, keep.to_bits()]);
+        tiles.params.extend([alpha.to_bits(), drop.site, threshold, keep.to_bits(), self.turned as u32]);
         if parts == 1 {
             return tile.short(tiles, m, n, 1, caps);
         }

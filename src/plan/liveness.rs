@@ -1,5 +1,6 @@
 //! When each value is alive, and which values share one storage.
 
+use super::batch::Batches;
 use crate::backend::Caps;
 use crate::dtype::align;
 use crate::graph::{Def, Graph, Val};
@@ -36,32 +37,34 @@ pub struct Storage {
     pub fixed: Option<u64>,
 }
 
-/// The storages of `g`'s node outputs and scratch memories.
-pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
+/// The storages of `g`'s node outputs and scratch memories. What a node of a batch reads or writes is needed at all of it.
+pub fn storages(g: &Graph, caps: &Caps, batches: &Batches, in_place: bool) -> Vec<Storage> {
     let last = last_reads(g);
     let mut storages: Vec<Storage> = Vec::new();
     let mut home: Vec<Option<usize>> = vec![None; g.values.len()];
     for (index, node) in g.nodes.iter().enumerate() {
+        let batch = batches.of(index);
         let mut taken = Vec::new();
         for (o, &out) in node.outs.iter().enumerate() {
             if node.into[o].is_some() {
                 continue;
             }
-            let end = last[out.index()].unwrap_or(index).max(index);
+            let end = batches.of(last[out.index()].unwrap_or(index).max(index)).last;
             let donor = in_place
                 .then(|| {
                     node.op
                         .in_place
                         .iter()
                         .filter(|p| p.1 == o)
-                        .find_map(|p| donor(g, index, p.0, out, &home, &storages, &taken))
+                        .filter_map(|p| donor(g, index, batch, p.0, out, &home, &storages))
+                        .find(|storage| !taken.contains(storage))
                 })
                 .flatten();
             let storage = donor.unwrap_or_else(|| {
                 let bytes = align(g.ty(out).bytes()) as u64;
                 storages.push(Storage {
                     bytes,
-                    live: Interval { first: index, last: end },
+                    live: Interval { first: batch.first, last: end },
                     values: Vec::new(),
                     work_of: None,
                     fixed: None,
@@ -75,7 +78,7 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
         }
         let bytes = workspace(g, index, caps);
         if bytes > 0 {
-            let live = Interval { first: index, last: index };
+            let live = batch;
             storages.push(Storage {
                 bytes: align(bytes as usize) as u64,
                 live,
@@ -90,7 +93,7 @@ pub fn storages(g: &Graph, caps: &Caps, in_place: bool) -> Vec<Storage> {
 
 /// The parts of the transient leaves that nodes write, each from the first that does to the last that reads anything of its
 /// leaf; `bases` are the leaves' offsets.
-pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
+pub fn parts(g: &Graph, bases: &[(Val, u64)], batches: &Batches) -> Vec<Storage> {
     let mut storages: Vec<Storage> = Vec::new();
     for &(leaf, base) in bases {
         // A node's output is in the leaf that it overwrites.
@@ -98,7 +101,7 @@ pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
             Def::Node { node, out } => g.nodes[node].into[out].is_some_and(|t| g.root(t).0 == leaf),
             _ => g.root(v).0 == leaf,
         };
-        let last = g.nodes.iter().rposition(|n| n.ins.iter().any(|&v| is_here(v))).unwrap_or(0);
+        let last = g.nodes.iter().rposition(|n| n.ins.iter().any(|&v| is_here(v))).map_or(0, |n| batches.of(n).last);
         let mut writes: Vec<(usize, usize, usize, Val)> = Vec::new();
         for (index, node) in g.nodes.iter().enumerate() {
             for (&out, &target) in node.outs.iter().zip(&node.into) {
@@ -111,16 +114,17 @@ pub fn parts(g: &Graph, bases: &[(Val, u64)]) -> Vec<Storage> {
         writes.sort();
         let mut end = 0;
         for (i, (from, to, index, out)) in writes.into_iter().enumerate() {
+            let batch = batches.of(index);
             match storages.last_mut().filter(|_| i > 0 && from < end) {
                 Some(part) => {
                     let first = part.fixed.unwrap_or(base);
                     part.bytes = part.bytes.max(align(4 * to) as u64 + base - first);
-                    part.live.first = part.live.first.min(index);
-                    part.live.last = part.live.last.max(index);
+                    part.live.first = part.live.first.min(batch.first);
+                    part.live.last = part.live.last.max(batch.last);
                 }
                 None => storages.push(Storage {
                     bytes: align(4 * (to - from)) as u64,
-                    live: Interval { first: index, last: last.max(index) },
+                    live: Interval { first: batch.first, last: last.max(batch.last) },
                     values: vec![out],
                     work_of: None,
                     fixed: Some(base + 4 * from as u64),
@@ -151,15 +155,15 @@ fn last_reads(g: &Graph) -> Vec<Option<usize>> {
 }
 
 /// The storage of input `i` of node `index`, if `out` may take it over: the input is a whole node output, nothing
-/// in that storage is read after this node, and this node reads it through this one operand only.
+/// in that storage is read after this node's batch, and that reads it through this one operand only.
 fn donor(
     g: &Graph,
     index: usize,
+    batch: Interval,
     i: usize,
     out: Val,
     home: &[Option<usize>],
     storages: &[Storage],
-    taken: &[usize],
 ) -> Option<usize> {
     let node = &g.nodes[index];
     let &v = node.ins.get(i)?;
@@ -168,6 +172,7 @@ fn donor(
         return None;
     }
     let storage = home[root.index()]?;
-    let once = node.ins.iter().filter(|&&o| home[g.root(o).0.index()] == Some(storage)).count() == 1;
-    (once && storages[storage].live.last == index && !taken.contains(&storage)).then_some(storage)
+    let read = g.nodes[batch.first..=batch.last].iter().flat_map(|node| &node.ins);
+    let once = read.filter(|&&o| home[g.root(o).0.index()] == Some(storage)).count() == 1;
+    (once && storages[storage].live.last == batch.last).then_some(storage)
 }

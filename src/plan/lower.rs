@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::batch::merge;
 use crate::backend::{Buffer, Caps, HostSlice, Kernel, Launch, Slice, Target};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
@@ -27,6 +28,19 @@ impl Operands {
 
 /// The launches that compute `op` on the device with `caps`.
 pub fn lower(
+    op: &'static OpDef,
+    site: &str,
+    attr: &Attr,
+    ins: &[Ty],
+    outs: &[Ty],
+    at: &Operands,
+    caps: &Caps,
+) -> Result<Vec<Launch>> {
+    Ok(merge(vec![lower_alone(op, site, attr, ins, outs, at, caps)?], caps))
+}
+
+/// The same, each launch with one problem, whatever its kernel takes.
+pub(super) fn lower_alone(
     op: &'static OpDef,
     site: &str,
     attr: &Attr,

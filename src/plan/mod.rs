@@ -7,6 +7,7 @@
 
 mod account;
 mod arena;
+mod batch;
 mod liveness;
 mod lower;
 mod schedule;
@@ -16,6 +17,8 @@ pub use account::{Account, Kind, class_name, kind_of};
 pub use liveness::{Interval, Storage};
 pub use lower::{Operands, lower};
 pub use schedule::{Move, Schedule, Step};
+
+use batch::Batches;
 
 use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
 use crate::dtype::align;
@@ -78,8 +81,9 @@ impl Plan {
             place_leaves(g, class, caps, &mut buffers, &mut places)?;
         }
         let bases = transient_leaves(g, caps)?;
-        let mut storages = liveness::parts(g, &bases);
-        storages.extend(liveness::storages(g, caps, in_place));
+        let batches = Batches::new(g, caps);
+        let mut storages = liveness::parts(g, &bases, &batches);
+        storages.extend(liveness::storages(g, caps, &batches, in_place));
         let offsets = arena::assign(&storages, segment(caps), caps)?;
         let end = storages.iter().zip(&offsets).map(|(s, o)| o + s.bytes).max().unwrap_or(0);
         let first = buffers.len();
@@ -154,14 +158,21 @@ impl Plan {
 
     /// Lowers every node, and puts transfers among the launches.
     fn launch(&mut self, g: &Graph, caps: &Caps) -> Result<()> {
-        let mut counts = Vec::with_capacity(g.nodes.len());
-        for (index, node) in g.nodes.iter().enumerate() {
-            let launches = match node.op.role {
-                OpRole::Fetch | OpRole::Store => Vec::new(),
-                OpRole::Compute | OpRole::Clear => self.lower(g, index, caps)?,
-            };
-            counts.push(launches.len());
-            self.launches[node.phase.0].extend(launches);
+        let batches = Batches::new(g, caps);
+        let mut counts = vec![0; g.nodes.len()];
+        let mut index = 0;
+        while index < g.nodes.len() {
+            let batch = batches.of(index);
+            let nodes = batch.first..batch.last + 1;
+            let lowered = nodes.clone().map(|node| match g.nodes[node].op.role {
+                OpRole::Fetch | OpRole::Store => Ok(Vec::new()),
+                OpRole::Compute | OpRole::Clear => self.lower_alone(g, node, caps),
+            });
+            let launches = batch::merge(lowered.collect::<Result<_>>()?, caps);
+            // Those of a batch are its first node's.
+            counts[index] = launches.len();
+            self.launches[g.nodes[index].phase.0].extend(launches);
+            index = nodes.end;
         }
         self.schedule = Schedule::new(g, self, &counts, caps)?;
         Ok(())
@@ -176,14 +187,19 @@ impl Plan {
         phases.iter().map(recorded).sum()
     }
 
-    /// The launches of node `index`; their buffers are indices into [`Plan::buffers`].
+    /// The launches of node `index` if it shares none; their buffers are indices into [`Plan::buffers`].
     pub fn lower(&self, g: &Graph, index: usize, caps: &Caps) -> Result<Vec<Launch>> {
+        Ok(batch::merge(vec![self.lower_alone(g, index, caps)?], caps))
+    }
+
+    /// The same, each launch with one problem, whatever its kernel takes.
+    fn lower_alone(&self, g: &Graph, index: usize, caps: &Caps) -> Result<Vec<Launch>> {
         let node = &g.nodes[index];
         let slice = |p: Place| Slice { buffer: Buffer(p.buffer as u32), offset: p.offset, bytes: p.bytes };
         let slices = |vals: &[Val]| vals.iter().map(|&v| Ok(slice(self.place(g, v)?))).collect::<Result<Vec<_>>>();
         let at = Operands { outs: slices(&node.outs)?, ins: slices(&node.ins)?, work: self.work[index].map(slice) };
         let tys = |vals: &[Val]| vals.iter().map(|&v| g.ty(v).clone()).collect::<Vec<_>>();
-        lower(node.op, &node.site, &node.attr, &tys(&node.ins), &tys(&node.outs), &at, caps)
+        lower::lower_alone(node.op, &node.site, &node.attr, &tys(&node.ins), &tys(&node.outs), &at, caps)
     }
 
     /// Where `v` is.

@@ -141,7 +141,9 @@ impl Sketcher {
                 );
                 let (a, b, rng) = (self.leaf(&[3, cols]), self.leaf(&[width, 3]), self.rng());
                 let lora = Some(Lora { scale: 2.0, dropout: Some(drop) });
-                self.g.node(&linear::LINEAR, Attr::Linear(Linear { bias: false, lora }), &[x, w, a, b, rng]).unwrap()
+                self.g
+                    .node(&linear::LINEAR, Attr::Linear(Linear { bias: false, lora, acc: false }), &[x, w, a, b, rng])
+                    .unwrap()
             }
         };
         self.values.extend(new.into_iter().filter(|&v| self.g.shape(v).len() == 2));

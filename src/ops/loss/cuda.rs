@@ -76,8 +76,9 @@ pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<CudaLaunch>> {
             ldy: scratch.ld,
             wide: true,
             x: Arg::InPart(0, rows.clone()),
-            w: (1, w),
+            w: launch::weight(1, w),
             bias: None,
+            acc: None,
             low: None,
         };
         all.extend(forward.launches(l.caps));
@@ -91,7 +92,7 @@ pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<CudaLaunch>> {
                 dx: Arg::OutPart(1, rows.clone()),
                 dy: logits(),
                 ldy: scratch.ld_grad,
-                w: (1, w),
+                w: launch::weight(1, w),
                 low: None,
                 dropout: None,
                 factor: Some(Arg::In(3)),
@@ -111,6 +112,7 @@ pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<CudaLaunch>> {
                 acc: (start > 0).then_some(dw),
                 dropout: None,
                 factor: Some(Arg::In(3)),
+                turned: false,
             };
             all.extend(product.launches(l.caps));
         }

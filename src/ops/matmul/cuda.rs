@@ -18,6 +18,7 @@ pub fn matmul(l: &Lower) -> Result<Vec<CudaLaunch>> {
         acc: spec.acc.then_some(Arg::In(2)),
         dropout: None,
         factor: None,
+        turned: false,
     };
     Ok(product.launches(l.caps))
 }

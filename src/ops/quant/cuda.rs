@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::device::Caps;
 use crate::dtype::{Nf4Layout, Ty, align};
 use crate::error::Result;
 use crate::ops::{Arg, Attr, CudaLaunch, Lower, launch};
@@ -89,12 +90,17 @@ pub fn quantize(l: &Lower) -> Result<Vec<CudaLaunch>> {
 }
 
 pub fn dequantize(l: &Lower) -> Result<Vec<CudaLaunch>> {
+    Ok(vec![decode((0, &l.ins[0]), Arg::Out(0), &l.outs[0], l.caps)])
+}
+
+/// The launch that decodes the weight `w`, an operand's number and type, to `y`; `act` is of the type that y has.
+pub fn decode(w: (usize, &Ty), y: Arg, act: &Ty, caps: &Caps) -> CudaLaunch {
     /// Elements of a block.
     const TILE: usize = 4096;
-    let n = l.outs[0].len();
-    let (define, weight) = launch::weight(0, &l.ins[0]);
-    let args = [Arg::Out(0)].into_iter().chain(weight).collect();
-    let grid = launch::grid(n.div_ceil(TILE), l.caps);
+    let n = w.1.len();
+    let (define, weight) = launch::weight(w.0, w.1);
+    let args = [y].into_iter().chain(weight).collect();
+    let grid = launch::grid(n.div_ceil(TILE), caps);
     let launch = cuda("dequantize", grid, BLOCK, args, launch::words(n).map(|w| w as usize), 4 * n);
-    Ok(vec![CudaLaunch { defines: vec![define], ..launch }])
+    CudaLaunch { defines: vec![launch::act(act), define], ..launch }
 }
