@@ -3,13 +3,7 @@
 extern "C" __global__ void kernel(const float* in, float* out, int n, const __grid_constant__ Map from, const __grid_constant__ Map to) {
   extern __shared__ __align__(1024) unsigned char tile[];
   __shared__ __align__(8) u64 bar;
-  if (threadIdx.x == 0) {
-    init(&bar, 1);
-    proxy_fence();
-    expect(&bar, 8192);
-    load(tile, from, &bar, 0, 0);
-  }
-  __syncthreads();
+  bring(tile, from, &bar);
   wait(&bar, 0);
 #ifdef BUG  // no second copy comes
   asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 1; @p bra DONE; bra AGAIN; DONE: }"  // FOUND

@@ -23,6 +23,16 @@ __device__ __forceinline__ void load(void* to, const Map& map, u64* bar, int x, 
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(shared_address(to)), "l"(&map), "r"(shared_address(bar)), "r"(x), "r"(y) : "memory");
 }
+// Has the first tile brought, 8192 bytes, at an mbarrier that every thread may then wait for.
+__device__ __forceinline__ void bring(void* to, const Map& map, u64* bar) {
+  if (threadIdx.x == 0) {
+    init(bar, 1);
+    proxy_fence();
+    expect(bar, 8192);
+    load(to, map, bar, 0, 0);
+  }
+  __syncthreads();
+}
 __device__ __forceinline__ void store(const Map& map, int x, int y, const void* from) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];"
                ::"l"(&map), "r"(x), "r"(y), "r"(shared_address(from)) : "memory");
