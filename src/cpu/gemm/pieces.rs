@@ -33,6 +33,7 @@ use super::{
 use crate::cpu::act::Act;
 use half::bf16;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// What one instruction sums over, and the rows and columns of C that four tiles hold.
 const STEP: usize = 32;
@@ -326,9 +327,12 @@ impl Part<'_> {
         bias: Option<&[f32]>,
     ) {
         let ldc = self.end.ldc;
-        let mut square = [0f32; SIDE * SIDE];
-        if beta != 0.0 {
-            for (x, row) in square.chunks_exact_mut(SIDE).take(h).enumerate() {
+        let mut square = MaybeUninit::<[f32; SIDE * SIDE]>::uninit();
+        // Sums that begin here write the whole square; zeros first would cost a fortieth of a step.
+        let fresh = beta == 0.0 && self.steps.0 < self.steps.1;
+        if !fresh {
+            let square = square.write([0.0; SIDE * SIDE]);
+            for (x, row) in square.chunks_exact_mut(SIDE).take(h).enumerate().filter(|_| beta != 0.0) {
                 for (y, s) in row[..w].iter_mut().enumerate() {
                     // SAFETY: the caller's promise.
                     *s = beta * unsafe { *c.add(x * ldc + y) };
@@ -336,7 +340,9 @@ impl Part<'_> {
             }
         }
         // SAFETY: the square is a local one.
-        unsafe { sums(self.axis, self.steps, from, square.as_mut_ptr(), SIDE, beta == 0.0) };
+        unsafe { sums(self.axis, self.steps, from, square.as_mut_ptr().cast(), SIDE, fresh) };
+        // SAFETY: written above, or by sums that began here, of which there was a step.
+        let square = unsafe { square.assume_init_mut() };
         for (x, row) in square.chunks_exact_mut(SIDE).take(h).enumerate() {
             for (s, b) in row.iter_mut().zip(bias.unwrap_or(&[])) {
                 *s += b;
