@@ -105,6 +105,6 @@ pub fn convert<A: Act, B: Act>(to: &mut [B], from: &[A]) {
     let from = &from[..to.len()];
     par::chunks(to, GRAIN, |i, to| {
         let from = &from[i * GRAIN..][..to.len()];
-        math::vectorized(|| to.iter_mut().zip(from).for_each(|(to, x)| *to = B::round(x.widen())))
+        math::vectorized!(to.iter_mut().zip(from).for_each(|(to, x)| *to = B::round(x.widen())))
     });
 }

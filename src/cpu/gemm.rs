@@ -370,7 +370,7 @@ impl Epilogue<'_> {
     /// The part is inside C, and the caller's task alone has it.
     unsafe fn round(&self, rows: Range<usize>, columns: Range<usize>) {
         let Some(out) = self.how.result else { return };
-        math::vectorized(|| {
+        math::vectorized!({
             for i in rows {
                 let at = i * self.ldc + columns.start;
                 // SAFETY: the caller's promise; the result has C's rows.

@@ -6,30 +6,44 @@
 //! 3 for the others. Methods and coefficients: Cephes (S. Moshier, `expf.c`, `tanhf.c`) for exp and tanh, N. Juffa's
 //! two-range fit for erf.
 
-/// Runs `f` compiled for the widest common instruction set that this processor has (AVX2 with FMA on x86-64).
-/// Loops inside `f` are vectorized for it where the compiler inlines them: keep `f` one loop, and mark what it
-/// calls `#[inline(always)]`.
+/// Runs a block compiled for the widest instruction set that this processor has (AVX-512, or AVX2 with FMA, on x86-64), with
+/// the same bits from each: `vectorized!({ for x in row { … } })`. Keep it one loop, and mark what it calls
+/// `#[inline(always)]`. A macro, as only what is inlined is compiled for the caller's instructions: a closure that is called
+/// in three places is not, unless it says so, and then runs with those of the lowest common set.
+macro_rules! vectorized {
+    ($block:expr) => {
+        $crate::cpu::math::widest(
+            #[inline(always)]
+            || $block,
+        )
+    };
+}
+pub(crate) use vectorized;
+
+/// Runs `f` as [`vectorized`] says, if it is `#[inline(always)]`.
 #[inline]
-pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+pub fn widest<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
+        use super::isa::Isa;
+        #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+        fn avx512<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
         #[target_feature(enable = "avx2,fma")]
         fn avx2<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
-        if has_avx2() {
-            // SAFETY: the processor has the features, as `has_avx2` just found.
+        if Isa::best() >= Isa::Avx512 {
+            // SAFETY: the processor has the features, as was just found.
+            return unsafe { avx512(f) };
+        }
+        if Isa::best() >= Isa::Avx2 {
+            // SAFETY: as above.
             return unsafe { avx2(f) };
         }
     }
     f()
-}
-
-/// Whether the processor has AVX2 and FMA, and they may be used.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-pub fn has_avx2() -> bool {
-    super::isa::Isa::best() >= super::isa::Isa::Avx2
 }
 
 /// eˣ: x = n·ln 2 + r with |r| ≤ ln 2 / 2, and eˣ = 2ⁿ·p(r). Overflow gives ∞, underflow goes through the
@@ -247,7 +261,7 @@ macro_rules! over_slices {
     ($($name:ident = $f:ident;)*) => {$(
         #[doc = concat!("x\\[i\\] ← [`", stringify!($f), "`]\\(x\\[i\\]\\).")]
         pub fn $name(x: &mut [f32]) {
-            vectorized(|| {
+            vectorized!({
                 for v in x.iter_mut() {
                     *v = $f(*v);
                 }

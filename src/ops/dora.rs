@@ -107,7 +107,7 @@ pub fn row_norms(w: Mat, cols: usize, low_rank: &LowRank, to: &mut [f32]) {
     let LowRank { a, b, scale } = *low_rank;
     let rank = b.len() / to.len().max(1);
     par::chunks(to, ROWS, |piece, to| {
-        vectorized(|| {
+        vectorized!({
             let mut sums = [0f64; ROWS];
             for start in (0..cols).step_by(COLS) {
                 let mut tile = [0f32; COLS];

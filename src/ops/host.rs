@@ -10,8 +10,7 @@ use bytemuck::Pod;
 use half::bf16;
 
 use crate::cpu::act::Act;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::math::has_avx2;
+use crate::cpu::math;
 use crate::cpu::par;
 use crate::device::HostSlice;
 use crate::dtype::DType;
@@ -116,26 +115,8 @@ impl<'a> HostCall<'a> {
         let ys = outs.map(|o| self.output_ptr::<A>(o));
         let xs = ins.map(|i| self.input_ptr::<A>(i));
         par::ranges(self.outs[outs[0]].len(), 1 << 14, |range| {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2<A: Act, const N: usize, const M: usize>(
-                    range: Range<usize>,
-                    ys: [Ptr<A>; M],
-                    xs: [Ptr<A>; N],
-                    f: &impl Fn([f32; N]) -> [f32; M],
-                ) {
-                    // SAFETY: the caller's promise below.
-                    unsafe { piece(range, ys, xs, f) }
-                }
-                if has_avx2() {
-                    // SAFETY: the processor has the features; the range is in the operands, and those of different
-                    // threads are disjoint.
-                    return unsafe { avx2(range, ys, xs, &f) };
-                }
-            }
-            // SAFETY: as above.
-            unsafe { piece(range, ys, xs, &f) }
+            // SAFETY: the range is in the operands, and those of different threads are disjoint.
+            math::vectorized!(unsafe { piece(range, ys, xs, &f) });
         });
     }
 }

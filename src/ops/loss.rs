@@ -259,7 +259,7 @@ pub(super) fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bo
     let (most, total) = exponentials(row, f32::NEG_INFINITY);
     if grad {
         let factor = (inv as f64 / total) as f32;
-        math::vectorized(|| row.iter_mut().for_each(|x| *x *= factor));
+        math::vectorized!(row.iter_mut().for_each(|x| *x *= factor));
         row[label] -= inv;
     }
     ((most - at_label) as f64 + total.ln()) as f32
@@ -268,7 +268,7 @@ pub(super) fn softmax_gradient(row: &mut [f32], label: usize, inv: f32, grad: bo
 /// Turns each x of the row into exp(x − m), m the largest of the row and `most`: m, and the sum of the row.
 fn exponentials(row: &mut [f32], most: f32) -> (f32, f64) {
     const LANES: usize = 32;
-    math::vectorized(|| {
+    math::vectorized!({
         let mut lanes = [most; LANES];
         let (body, tail) = row.as_chunks::<LANES>();
         for chunk in body {

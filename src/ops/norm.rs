@@ -214,7 +214,7 @@ fn host_norm<A: Act>(call: &HostCall) {
     let (y, rstd) = (call.output_ptr::<A>(0), call.output_ptr::<f32>(1));
     par::ranges(call.ins[0].rows(), grain(d), |rows| {
         let mut wide = vec![0f32; A::buffer(d)];
-        math::vectorized(|| {
+        math::vectorized!({
             for r in rows {
                 let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 let s = 1.0 / (math::dot(x, x) / d as f32 + eps).sqrt();
@@ -244,7 +244,7 @@ fn host_dx<A: Act>(call: &HostCall) {
         let mut wide = vec![0f32; A::buffer(d)];
         // Lengths that the compiler sees, so that no check is in the loops.
         let (g, sum, w) = (&mut g[..d], &mut sum[..d], &w[..d]);
-        math::vectorized(|| {
+        math::vectorized!({
             for r in rows {
                 let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 // SAFETY: row r of operands of x's shape; the copies end before dx's row is written.
@@ -279,7 +279,7 @@ fn host_dw<A: Act>(call: &HostCall) {
     par::ranges(d, COLS, |cols| {
         let (start, n) = (cols.start, cols.len());
         let mut sum = [0f32; COLS];
-        math::vectorized(|| {
+        math::vectorized!({
             for r in 0..rows {
                 let (dy, x, s) = (&dy[r * d + start..][..n], &x[r * d + start..][..n], rstd[r]);
                 for ((sum, dy), x) in sum.iter_mut().zip(dy).zip(x) {

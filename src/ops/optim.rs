@@ -193,7 +193,7 @@ fn host_sum_squares(call: &HostCall) {
     let x = call.input::<f32>(0);
     let partial = &mut call.work::<f64>()[..x.len().div_ceil(PIECE)];
     par::chunks(partial, 1, |i, sum| {
-        crate::cpu::math::vectorized(|| {
+        crate::cpu::math::vectorized!({
             let (body, tail) = x[i * PIECE..((i + 1) * PIECE).min(x.len())].as_chunks::<LANES>();
             let mut lanes = [0f32; LANES];
             for chunk in body {

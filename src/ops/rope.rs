@@ -127,7 +127,7 @@ fn host<A: Act>(call: &HostCall) {
     let sign = if inverse { -1.0 } else { 1.0 };
     let (x, y) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0));
     par::ranges(tokens, (1 << 14) / cols + 1, |range| {
-        math::vectorized(|| {
+        math::vectorized!({
             for t in range {
                 // SAFETY: row t of operands of one shape; `copy` allows x and y to be the same memory, x is not
                 // read after it, and tasks have disjoint rows.
@@ -139,15 +139,33 @@ fn host<A: Act>(call: &HostCall) {
                 let (cos, sin) = angles.split_at(half);
                 for head in row.chunks_exact_mut(head_dim) {
                     let (first, second) = head[..rotated].split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b, s) = (first[i].widen(), second[i].widen(), sign * sin[i]);
-                        first[i] = A::round(a * cos[i] - b * s);
-                        second[i] = A::round(b * cos[i] + a * s);
-                    }
+                    turn(first, second, cos, sin, sign);
                 }
             }
         });
     });
+}
+
+/// Rotates the pairs of a head's halves: a' = a·cos − b·sin, b' = b·cos + a·sin.
+#[inline(always)]
+fn turn<A: Act>(first: &mut [A], second: &mut [A], cos: &[f32], sin: &[f32], sign: f32) {
+    /// A vector's worth, of a length that the compiler knows: a head has few of them.
+    const LANES: usize = 16;
+    #[inline(always)]
+    fn pairs<A: Act>(first: &mut [A], second: &mut [A], cos: &[f32], sin: &[f32], sign: f32) {
+        for i in 0..first.len() {
+            let (a, b, s) = (first[i].widen(), second[i].widen(), sign * sin[i]);
+            first[i] = A::round(a * cos[i] - b * s);
+            second[i] = A::round(b * cos[i] + a * s);
+        }
+    }
+    let (first, first_rest) = first.as_chunks_mut::<LANES>();
+    let (second, second_rest) = second.as_chunks_mut::<LANES>();
+    let ((cos, cos_rest), (sin, sin_rest)) = (cos.as_chunks::<LANES>(), sin.as_chunks::<LANES>());
+    for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        pairs(first, second, cos, sin, sign);
+    }
+    pairs(first_rest, second_rest, cos_rest, sin_rest, sign);
 }
 
 fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {

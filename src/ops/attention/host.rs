@@ -603,7 +603,7 @@ pub fn dbias(call: &HostCall) {
     par::ranges(heads, 1, |range| {
         for head in range {
             let mut sums = vec![0f64; 2 * bias.farthest + 1];
-            math::vectorized(|| column(&p, bias, head, [out, dout, &lse[head * p.t..][..p.t]], &mut sums));
+            math::vectorized!(column(&p, bias, head, [out, dout, &lse[head * p.t..][..p.t]], &mut sums));
             for (row, sum) in sums.into_iter().enumerate() {
                 // SAFETY: dbias is [2·farthest + 1, heads]; this task alone has this column.
                 unsafe { *dbias.add(row * heads + head) = sum as f32 };

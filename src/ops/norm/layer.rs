@@ -208,7 +208,7 @@ fn host_norm<A: Act>(call: &HostCall) {
     par::ranges(call.ins[0].rows(), grain(d), |rows| {
         let (mut wide, mut c) = (vec![0f32; A::buffer(d)], vec![0f32; d]);
         let c = &mut c[..d];
-        math::vectorized(|| {
+        math::vectorized!({
             for r in rows {
                 let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 // SAFETY: row r of an output that overlaps nothing (module contract); tasks have disjoint rows.
@@ -246,7 +246,7 @@ fn host_dx<A: Act>(call: &HostCall) {
         let (mut g, mut n, mut sum) = (vec![0f32; d], vec![0f32; d], vec![0f32; d]);
         // Lengths that the compiler sees, so that the loops have no checks.
         let (g, n, sum, w) = (&mut g[..d], &mut n[..d], &mut sum[..d], &w[..d]);
-        math::vectorized(|| {
+        math::vectorized!({
             for r in rows {
                 let x = &A::row(&x[r * d..][..d], &mut wide)[..d];
                 // SAFETY: row r of operands of x's shape; the copies end before dx's row is written.
@@ -284,7 +284,7 @@ fn host_dw<A: Act>(call: &HostCall) {
     par::ranges(d, COLS, |cols| {
         let (start, n) = (cols.start, cols.len());
         let mut sum = [0f32; COLS];
-        math::vectorized(|| {
+        math::vectorized!({
             for r in 0..rows {
                 let (dy, x) = (&dy[r * d + start..][..n], &x[r * d + start..][..n]);
                 let (m, s) = (mean[r], rstd[r]);

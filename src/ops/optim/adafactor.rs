@@ -153,7 +153,7 @@ fn host(call: &HostCall) {
         let rms = (squares.iter().sum::<f64>() / (rows * cols) as f64).sqrt() as f32;
         let (keep, step) = (1.0 - lr * decay, lr / (rms / largest_rms).max(1.0));
         par::chunks(p, some_rows * cols, |piece, p| {
-            vectorized(|| {
+            vectorized!({
                 for (k, p) in p.chunks_exact_mut(cols).enumerate() {
                     let i = piece * some_rows + k;
                     let by_row = by_row(i);
@@ -168,7 +168,7 @@ fn host(call: &HostCall) {
 
 fn sum_of_squares(g: &[f32], clip: f32) -> f64 {
     const LANES: usize = 16;
-    vectorized(|| {
+    vectorized!({
         let (body, tail) = g.as_chunks::<LANES>();
         let mut lanes = [0f64; LANES];
         for chunk in body {

@@ -73,7 +73,7 @@ pub fn host<const S: usize>(
         std::array::from_fn(|s| (call.input_ptr::<[u8; BLOCK]>(2 + 2 * s), call.output_ptr::<[u8; BLOCK]>(1 + 2 * s)));
     let scales: [_; S] = std::array::from_fn(|s| (call.input_ptr::<f32>(3 + 2 * s), call.output_ptr::<f32>(2 + 2 * s)));
     par::ranges(n / BLOCK, 16, |blocks| {
-        vectorized(|| {
+        vectorized!({
             for b in blocks {
                 // SAFETY: block b is in operands of n elements and is this thread's alone; all of it is read before
                 // any is written, as the outputs may be the inputs.
