@@ -5,8 +5,8 @@ mod cast;
 mod cuda;
 
 use crate::cpu::act::Act;
-use crate::cpu::par;
 use crate::cpu::philox::{Mask, keep};
+use crate::cpu::{math, par};
 use crate::device::Target;
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
@@ -319,14 +319,21 @@ fn host_dropout<A: Act>(call: &HostCall) {
 
 fn host_add_row<A: Act>(call: &HostCall) {
     let (n, f) = (call.ins[1].len(), factor(call.attr).factor);
-    let (x, y, v) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0), call.input::<f32>(1));
+    let (x, y, v) = (call.input_ptr::<A>(0), call.output_ptr::<A>(0), &call.input::<f32>(1)[..n]);
     par::ranges(call.ins[0].rows(), (1usize << 14).div_ceil(n.max(1)), |rows| {
-        for t in rows {
-            for (i, v) in v.iter().enumerate() {
-                // SAFETY: t·n + i is in both operands; this thread alone writes it, after reading it.
-                unsafe { *y.add(t * n + i) = A::round((*x.add(t * n + i)).widen() + f * v) };
+        math::vectorized!({
+            for t in rows {
+                // SAFETY: row t of operands of one shape; `copy` allows x and y to be the same memory, x is not read
+                // after it, and tasks have disjoint rows.
+                let row = unsafe {
+                    std::ptr::copy(x.add(t * n), y.add(t * n), n);
+                    std::slice::from_raw_parts_mut(y.add(t * n), n)
+                };
+                for i in 0..n {
+                    row[i] = A::round(row[i].widen() + f * v[i]);
+                }
             }
-        }
+        });
     });
 }
 
