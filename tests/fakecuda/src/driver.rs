@@ -8,6 +8,7 @@ use std::thread::ThreadId;
 use ptxsim::{Memory, Module};
 
 use crate::abi::{self, Code};
+use crate::blas::Object;
 use crate::clock::{Actor, Clock, HOST};
 use crate::history::{History, Mark};
 use crate::kernels::Op;
@@ -121,6 +122,8 @@ pub struct Driver {
     pub functions: Table<Function>,
     pub graphs: Table<Graph>,
     pub execs: Table<Graph>,
+    /// Of cuBLASLt, which knows no contexts.
+    pub blas: Table<Object>,
     pub host: Clock,
     pub actors: Actor,
     /// The card's clock, in nanoseconds.
@@ -254,6 +257,7 @@ impl Driver {
             functions: Table::new("function", 0x5_0000_0000),
             graphs: Table::new("graph", 0x6_0000_0000),
             execs: Table::new("executable graph", 0x7_0000_0000),
+            blas: Table::new("object of cuBLASLt", 0x8_0000_0000),
             host,
             actors: 0,
             now: 0,
@@ -387,6 +391,7 @@ impl Driver {
         count(self.events.kind(), self.events.iter().filter(|(_, e)| e.context == context).count());
         count(self.modules.kind(), self.modules.iter().filter(|(_, m)| m.context == context).count());
         count(self.graphs.kind(), self.graphs.iter().filter(|(_, g)| g.context == context).count());
+        count(self.blas.kind(), self.blas.iter().count());
         count(self.execs.kind(), self.execs.iter().filter(|(_, g)| g.context == context).count());
         left
     }

@@ -3,11 +3,11 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use crate::abi::{self, Code};
-use crate::driver::{Answer, Handle, enter, found};
+use crate::driver::{Answer, Handle, found};
 use crate::report;
 
 /// Writes a result.
-fn put<T>(place: *mut T, value: T) -> Answer {
+pub(crate) fn put<T>(place: *mut T, value: T) -> Answer {
     if place.is_null() {
         return found(abi::INVALID_VALUE, "no place for the result");
     }
@@ -34,11 +34,13 @@ macro_rules! exports {
         // SAFETY: no other code in a process that has this library has the name.
         #[unsafe(no_mangle)]
         #[allow(non_snake_case)]
-        pub unsafe extern "C" fn $name($($arg: $ty),*) -> Code {
-            enter(stringify!($name), |$d| $body)
+        #[allow(clippy::too_many_arguments)]
+        pub unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::abi::Code {
+            $crate::driver::enter(stringify!($name), |$d| $body)
         }
     )*};
 }
+pub(crate) use exports;
 
 exports! {
     fn cuInit(d, flags: c_uint) {

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use ptxsim::{Launch, Param, Schedule};
 
 use crate::abi;
+use crate::blas::Product;
 use crate::clock::Clock;
 use crate::driver::{Answer, Driver, Handle, Refusal, found};
 use crate::history::Mark;
@@ -16,6 +17,7 @@ pub enum Op {
     Kernel { function: usize, grid: [u32; 3], block: [u32; 3], shared: u32, params: Vec<Vec<u8>> },
     Set { to: u64, value: u8, bytes: u64 },
     Copy { to: u64, from: u64, bytes: u64 },
+    Product(Product),
 }
 
 impl Driver {
@@ -57,6 +59,7 @@ impl Driver {
             Op::Kernel { function, grid, block, shared, params } => {
                 self.run(stream, *function, (*grid, *block, *shared), params, schedule)
             }
+            Op::Product(product) => self.multiply(stream, product),
             &Op::Set { to, value, bytes } => {
                 let (view, mark) = self.step(stream, &format!("a set on stream {stream:#x}"))?;
                 self.touch(to, bytes, true, &view, &mark)?;

@@ -24,12 +24,15 @@
 //! # What it is told by environment variables
 //! See [`Settings`]. Calls that it has no name for end a program of cudarc's in a panic that tells the name.
 //!
+//! It has the names of cuBLASLt's product too: a program that opens the same file as `libcublasLt.so` multiplies on this card.
+//!
 //! # What it cannot tell
 //! Whether NVIDIA's driver does as its documentation says, and what goes wrong between processes. The default stream is not
 //! modelled, nor are captures of more than one stream: using them is a finding.
 #![cfg(target_os = "linux")]
 
 mod abi;
+mod blas;
 mod calls;
 mod capture;
 mod clock;
@@ -43,6 +46,7 @@ mod report;
 mod settings;
 mod table;
 
+pub use blas::*;
 pub use driver::{findings, fresh};
 pub use exports::*;
 pub use settings::{Failure, Settings};
