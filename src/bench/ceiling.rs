@@ -3,13 +3,15 @@
 
 use serde_json::{Map, Value};
 
-use super::place::Work;
+use super::operands::decode;
+use super::place::{Placed, Work};
 use super::stats::Patience;
+use super::truth::{compare, rounding, tolerance};
 use crate::backend::{Backend, Slice, Target};
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
-use crate::error::Result;
-use crate::ops::{Attr, Case, Linear, SampleIn, linear, probe};
+use crate::error::{Error, Result};
+use crate::ops::{Attr, Case, Cost, Linear, SampleIn, linear, probe};
 use crate::system::Instant;
 
 /// The measured roofs, in units a second.
@@ -23,25 +25,36 @@ pub struct Ceiling {
     pub product: f64,
     /// Those of a product with activations in 16 bits, where the device has it.
     pub product_16: Option<f64>,
+    /// The same of the library of the device's maker, where there is one: in f32, and in 16 bits.
+    pub library: [Option<f64>; 2],
 }
 
 impl Ceiling {
     /// Measures them.
     pub fn measure(device: &mut dyn Backend, patience: &Patience) -> Result<Ceiling> {
         let narrow = device.caps().compute_dtype;
-        let product_16 = narrow.map(|dtype| product(device, dtype, patience)).transpose()?;
+        let n = match device.caps().target {
+            Target::Host => 1536,
+            _ if device.caps().software => 256,
+            _ => 4096,
+        };
+        let [product, library] = products(device, n, DType::F32, patience)?;
+        let [product_16, library_16] = narrow.map_or(Ok([None; 2]), |dtype| products(device, n, dtype, patience))?;
         Ok(Ceiling {
             bytes: copy(device, patience)?,
             multiply_add: multiply_add(device, patience)?,
-            product: product(device, DType::F32, patience)?,
+            product: product.unwrap_or(0.0),
             product_16,
+            library: [library, library_16],
         })
     }
 
     /// The most floating-point operations a second for a kernel; `narrow`: with an operand in 16 bits.
     pub fn flops(&self, narrow: bool) -> f64 {
-        let product_16 = self.product_16.filter(|_| narrow).unwrap_or(0.0);
-        product_16.max(self.product).max(self.multiply_add)
+        let [library, library_16] = self.library;
+        let narrow = [self.product_16, library_16].map(|rate| rate.filter(|_| narrow));
+        let rates = narrow.into_iter().chain([library]).flatten();
+        rates.fold(self.product.max(self.multiply_add), f64::max)
     }
 
     /// The least seconds that so much work can take, and whether it is the memory that it takes them for.
@@ -58,6 +71,8 @@ impl Ceiling {
             ("multiply_add_gflop_s", Some(self.multiply_add)),
             ("product_f32_gflop_s", Some(self.product)),
             ("product_16_bits_gflop_s", self.product_16),
+            ("cublaslt_f32_gflop_s", self.library[0]),
+            ("cublaslt_16_bits_gflop_s", self.library[1]),
         ];
         for (key, value) in all {
             map.extend(value.map(|x| (key.to_owned(), Value::from(x / 1e9))));
@@ -110,14 +125,47 @@ fn multiply_add(device: &mut dyn Backend, patience: &Patience) -> Result<f64> {
     rate(device, &Work { op: &probe::MULTIPLY_ADD, case: &case }, patience)
 }
 
-/// x Wᵀ with activations and weight in `dtype`, all three sizes equal.
-fn product(device: &mut dyn Backend, dtype: DType, patience: &Patience) -> Result<f64> {
-    let n: usize = match device.caps().target {
-        Target::Host => 1536,
-        _ if device.caps().software => 256,
-        _ => 4096,
+/// Floating-point operations a second of x·Wᵀ, [n, n] matrices of `dtype`: the engine's, and
+/// those of the library of the device's maker, if there is one.
+pub fn products(device: &mut dyn Backend, n: usize, dtype: DType, patience: &Patience) -> Result<[Option<f64>; 2]> {
+    let case = square(n, dtype);
+    let work = Work { op: &linear::LINEAR, case: &case };
+    let (flops, placed) = (work.flops()? as f64, work.place(device)?);
+    let own = patience.measure(&mut || Ok(device.replay_timed(placed.recording)?.as_secs_f64()));
+    let library = own.and_then(|own| Ok((own, library(device, &placed, (n, dtype), patience)?)));
+    placed.free(device);
+    let (own, library) = library?;
+    Ok([Some(flops / own.median), library.map(|seconds| flops / seconds)])
+}
+
+/// Seconds that the library of the device's maker takes for what was just run; None without one. What it gives must be what the
+/// engine gave.
+fn library(
+    device: &mut dyn Backend,
+    placed: &Placed,
+    (n, dtype): (usize, DType),
+    patience: &Patience,
+) -> Result<Option<f64>> {
+    let at = [placed.outs[0], placed.ins[0], placed.ins[1]];
+    let result = |device: &mut dyn Backend| {
+        let mut bytes = vec![0; dtype.bytes(n * n)];
+        device.download(placed.outs[0], &mut bytes)?;
+        Ok::<_, Error>(decode(&Ty::new(dtype, &[n, n]), &bytes))
     };
-    rate(device, &Work { op: &linear::LINEAR, case: &square(n, dtype) }, patience)
+    let ours = result(device)?;
+    // So that a library that does nothing is found.
+    device.upload(placed.outs[0], &vec![0; dtype.bytes(n * n)])?;
+    if device.library_product(n, dtype, at)?.is_none() {
+        return Ok(None);
+    }
+    let (cost, act) = (Cost { flops: 0, terms: n }, Some(dtype).filter(|d| *d != DType::F32));
+    let allowed = 2.0 * (tolerance(cost, dtype, &ours, 0.0) + rounding(act, &ours, 0.0));
+    if let Err(found) = compare(&result(device)?, &ours, allowed) {
+        let found = format!("its library's product of {n} by {n} in {dtype} is not the engine's: {found}");
+        return Err(Error::device("the device", found, "one of the two is wrong: please report it"));
+    }
+    let took = patience.measure(&mut || Ok(device.library_product(n, dtype, at)?.unwrap_or_default().as_secs_f64()))?;
+    Ok(Some(took.median))
 }
 
 /// The product of two matrices of `n` rows and columns, the second transposed.

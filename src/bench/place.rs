@@ -14,6 +14,8 @@ pub struct Placed {
     pub recording: Recording,
     /// Where the outputs are.
     pub outs: Vec<Slice>,
+    /// Where the inputs are.
+    pub ins: Vec<Slice>,
 }
 
 /// An op, and what it is run on.
@@ -83,10 +85,10 @@ impl Work<'_> {
         for (slice, bytes) in in_slices.iter().zip(operands) {
             device.upload(Slice { bytes: bytes.len() as u64, ..*slice }, &bytes)?;
         }
-        let at = Operands { outs: out_slices.clone(), ins: in_slices, work };
+        let at = Operands { outs: out_slices.clone(), ins: in_slices.clone(), work };
         let launches = lower(self.op, "bench", attr, ins, outs, &at, device.caps())?;
         let recording = device.record(&launches)?;
-        Ok(Placed { buffer, recording, outs: out_slices })
+        Ok(Placed { buffer, recording, outs: out_slices, ins: in_slices })
     }
 }
 

@@ -39,6 +39,8 @@ pub fn draw(report: &Value) -> Result<String> {
         ("multiply-adds in registers", fact("multiply_add_gflop_s")),
         ("product of f32", fact("product_f32_gflop_s")),
         ("product of 16 bits", fact("product_16_bits_gflop_s")),
+        ("cuBLASLt's of f32", fact("cublaslt_f32_gflop_s")),
+        ("cuBLASLt's of 16 bits", fact("cublaslt_16_bits_gflop_s")),
     ];
     let roofs: Vec<(&str, f64)> = roofs.into_iter().filter_map(|(name, roof)| Some((name, roof?))).collect();
     let point = |row: &Value| {

@@ -34,6 +34,8 @@ impl Card {
         let scratch = Scratch::new(name);
         let built = std::env::current_exe().unwrap().parent().unwrap().join("libfakecuda.so");
         std::fs::copy(&built, scratch.0.join("libcuda.so")).unwrap_or_else(|e| panic!("{}: {e}", built.display()));
+        // The same file, so that the loader opens it once: one card under both names.
+        std::fs::hard_link(scratch.0.join("libcuda.so"), scratch.0.join("libcublasLt.so")).unwrap();
         Some(Card { scratch })
     }
 

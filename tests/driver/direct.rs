@@ -4,12 +4,15 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use trimtab::Error;
 use trimtab::backend::cuda::{Cuda, caps};
 use trimtab::backend::{Backend, Caps, Launch, Slice};
 use trimtab::base::Base;
+use trimtab::bench::ceiling::products;
 use trimtab::bench::operands::{decode, operands};
+use trimtab::bench::stats::Patience;
 use trimtab::bench::truth::allowed;
 use trimtab::bench::watched::Run;
 use trimtab::data::pack::pack_sized;
@@ -174,6 +177,17 @@ fn kernels(card: &mut Cuda) {
     assert!(card.replay(recording).unwrap_err().to_string().contains("is not there"));
 }
 
+/// The maker's library multiplies as the engine does: what it is timed for is checked first.
+fn library(card: &mut Cuda) {
+    let patience = Patience { warm_up: Duration::ZERO, time: Duration::ZERO, least: 1, ..Patience::default() };
+    for dtype in [DType::F32, DType::BF16] {
+        let memory = card.memory();
+        let rates = products(card, 40, dtype, &patience).unwrap();
+        assert!(rates.iter().all(|rate| rate.is_some_and(|r| r > 0.0)), "{dtype}: {rates:?}");
+        assert_eq!(card.memory(), memory);
+    }
+}
+
 #[test]
 #[ignore = "needs a card; verbs_and_sessions_are_right_on_a_card runs it on one that is none"]
 fn on_the_card() {
@@ -205,6 +219,7 @@ fn on_the_card() {
     first.free(a);
     verbs(&mut first);
     kernels(&mut first);
+    library(&mut first);
     drop(first);
     for dtype in [DType::F32, DType::BF16] {
         for line in session(Box::new(Cuda::new(None).unwrap()), dtype) {
@@ -236,6 +251,17 @@ fn verbs_and_sessions_are_right_on_a_card() {
         [DType::F32, DType::BF16].iter().flat_map(|&dtype| session(interpreted.open(), dtype)).collect();
     assert_eq!(said, expected);
     assert_eq!(said.len(), 12, "{said:?}");
+}
+
+/// A library that multiplies nothing, or another matrix, is no roof.
+#[test]
+fn a_library_that_is_wrong_is_found() {
+    let Some(card) = Card::new("library") else { return };
+    for call in ["cublasLtMatmul", "cublasLtMatmulDescSetAttribute"] {
+        let ran = child(&card, ("FAKECUDA_SKIP", call));
+        let found = "in f32 is not the engine's";
+        assert!(ran.code == Some(101) && ran.err.contains(found), "{call}: {:?} {}", ran.code, ran.err);
+    }
 }
 
 /// What a program that does not ask for shared memory, or is in another card's context, comes to: the checks do see it.

@@ -2,6 +2,7 @@
 //!
 //! Kernels run on one stream, in the order of the plan, replayed as CUDA graphs; copies have a stream of their own.
 
+mod blas;
 mod cache;
 mod clock;
 mod compile;
@@ -288,6 +289,24 @@ impl Backend for Cuda {
         ended.record(self.compute.get())?;
         self.sync()?;
         ended.since(&began)
+    }
+
+    fn library_product(&mut self, n: usize, dtype: DType, at: [Slice; 3]) -> Result<Option<Duration>> {
+        self.sync()?;
+        if !blas::usable() {
+            return Ok(None);
+        }
+        let bytes = dtype.bytes(n * n) as u64;
+        let mut places = [0; 3];
+        for (place, slice) in places.iter_mut().zip(at) {
+            *place = self.address(Slice { bytes, ..slice })?;
+        }
+        let workspace = self.alloc(blas::WORKSPACE)?;
+        let begins = self.address(Slice { buffer: workspace, offset: 0, bytes: blas::WORKSPACE })?;
+        // SAFETY: as many bytes are there at each, and the stream is the only one with work.
+        let took = unsafe { blas::product(self.compute.get(), n, dtype, places, begins) };
+        self.free(workspace);
+        took
     }
 
     fn forget(&mut self, recording: Recording) {
