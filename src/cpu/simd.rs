@@ -90,6 +90,15 @@ pub trait Simd: Copy {
     }
 }
 
+/// An instruction set that multiplies bf16: 32 bits hold two of them, the first in the lower half.
+pub trait Pairs: Simd {
+    /// a₀·b₀ + a₁·b₁ + c, lane by lane: `a` for all lanes, b's pairs are the bits of its floats. Sums are f32; subnormal
+    /// numbers count as zero.
+    fn dot(self, a: u32, b: Self::V, c: Self::V) -> Self::V;
+    /// The pairs (x, y), lane by lane, each rounded to the nearest bf16, as bits of floats.
+    fn pair(self, x: Self::V, y: Self::V) -> Self::V;
+}
+
 /// Something to run on the best instruction set. `ROWS`: how many vectors fit in the register file as sums, with
 /// room for operands.
 pub trait Kernel {
@@ -105,7 +114,7 @@ pub fn dispatch(kernel: impl Kernel) {
         #[target_feature(enable = "avx512f")]
         fn avx512(kernel: impl Kernel) {
             // SAFETY: this function runs only where AVX-512 is.
-            kernel.run::<Avx512, 8>(unsafe { Avx512::new() })
+            kernel.run::<Avx512<false>, 8>(unsafe { Avx512::new() })
         }
         #[target_feature(enable = "avx2,fma")]
         fn avx2(kernel: impl Kernel) {
@@ -122,6 +131,38 @@ pub fn dispatch(kernel: impl Kernel) {
         }
     }
     kernel.run::<Portable, 3>(Portable);
+}
+
+/// Something to run where bf16 is multiplied in pairs; as for [`Kernel`].
+pub trait PairKernel {
+    /// As [`Kernel::run`].
+    fn run<S: Pairs, const ROWS: usize>(self, simd: S);
+}
+
+/// Whether this processor multiplies bf16 in pairs.
+pub fn has_pairs() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::isa::Isa::best() >= super::isa::Isa::Avx512Bf16;
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Runs `kernel` where [`has_pairs`]; elsewhere does nothing.
+pub fn dispatch_pairs(kernel: impl PairKernel) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+        fn avx512(kernel: impl PairKernel) {
+            // SAFETY: this function runs only where AVX-512 and AVX512_BF16 are.
+            kernel.run::<Avx512<true>, 14>(unsafe { Avx512::new() })
+        }
+        if has_pairs() {
+            // SAFETY: the processor has the features, as was just found.
+            unsafe { avx512(kernel) }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = kernel;
 }
 
 /// Any processor: loops over arrays that the compiler maps to what there is.
@@ -191,7 +232,7 @@ pub use x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Lane, Simd};
+    use super::{Lane, Pairs, Simd};
 
     /// AVX2 with FMA.
     #[derive(Clone, Copy)]
@@ -290,20 +331,49 @@ mod x86 {
         }
     }
 
-    /// AVX-512 (its foundation is enough).
+    /// AVX-512 (its foundation is enough); `BF16`: with AVX512_BF16.
     #[derive(Clone, Copy)]
-    pub struct Avx512(());
+    pub struct Avx512<const BF16: bool>(());
 
-    impl Avx512 {
+    impl<const BF16: bool> Avx512<BF16> {
         /// # Safety
-        /// The processor has AVX-512F.
+        /// The processor has AVX-512F, and if `BF16` AVX512BW and AVX512_BF16.
         #[inline(always)]
-        pub unsafe fn new() -> Avx512 {
+        pub unsafe fn new() -> Self {
             Avx512(())
         }
     }
 
-    impl Simd for Avx512 {
+    impl Pairs for Avx512<true> {
+        #[inline(always)]
+        fn dot(self, a: u32, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: a value of the type is proof that AVX512_BF16 is there; any bits are bf16.
+            unsafe {
+                let a = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a.cast_signed()));
+                _mm512_dpbf16_ps(c, a, std::mem::transmute::<__m512, __m512bh>(b))
+            }
+        }
+        #[inline(always)]
+        fn pair(self, x: __m512, y: __m512) -> __m512 {
+            /// x's numbers are words 0 to 15 of what is rounded at once, y's are 16 to 31.
+            static SIDE_BY_SIDE: [u16; 32] = {
+                let (mut order, mut i) = ([0; 32], 0);
+                while i < 32 {
+                    order[i] = (i / 2 + i % 2 * 16) as u16;
+                    i += 1;
+                }
+                order
+            };
+            // SAFETY: as for `dot`, and of AVX512BW.
+            unsafe {
+                let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(y, x));
+                let order = _mm512_loadu_si512(SIDE_BY_SIDE.as_ptr().cast());
+                _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, rounded))
+            }
+        }
+    }
+
+    impl<const BF16: bool> Simd for Avx512<BF16> {
         type V = __m512;
         #[inline(always)]
         fn load(self, x: &Lane) -> Self::V {
@@ -384,7 +454,7 @@ pub(crate) mod tests {
             }
             if is_x86_feature_detected!("avx512f") {
                 // SAFETY: just found.
-                kernel.clone().run::<Avx512, 8>(unsafe { Avx512::new() });
+                kernel.clone().run::<Avx512<false>, 8>(unsafe { Avx512::new() });
             }
         }
         dispatch(kernel);

@@ -21,6 +21,7 @@
 mod cases;
 mod cuda;
 mod few;
+mod form;
 mod host;
 mod reference;
 mod samples;

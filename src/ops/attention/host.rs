@@ -8,14 +8,17 @@
 //! A task is a few lane blocks that walk over the other side together, so that it is read from cache. Tasks and
 //! the order within them are fixed by the problem alone.
 
+use half::bf16;
+
 use super::few::{self, Few};
+use super::form::{Floats, For, Form, InPairs};
 use super::{bias_row, common, seeing, spec, visible};
 use crate::cpu::act::Act;
-use crate::cpu::simd::{Kernel, LANES, Lane, Simd, dispatch};
+use crate::cpu::simd::{Kernel, LANES, Lane, PairKernel, Pairs, Simd, dispatch, dispatch_pairs, has_pairs};
 use crate::cpu::tile::{Strided, accumulate, product};
 use crate::cpu::{math, par};
 use crate::ops::host::Ptr;
-use crate::ops::widen::by_act;
+use crate::ops::widen::in_bf16;
 use crate::ops::{Attention, HostCall};
 
 /// Rows of the other side that are taken at a time.
@@ -122,18 +125,6 @@ impl<'a, A: Act> Problem<'a, A> {
         self.a.kv_heads * self.a.head_dim
     }
 
-    /// Copies rows `first..end` of head `head` of `x` (rows of `cols` elements) into `to`, one after the other:
-    /// in place, many may be a power of two apart and evict each other from the cache.
-    #[inline(always)]
-    fn pack(&self, to: &mut [f32], x: &[A], cols: usize, head: usize, (first, end): (usize, usize)) {
-        let d = self.a.head_dim;
-        for (to, row) in to.chunks_exact_mut(d).zip(first..end) {
-            let from = &x[row * cols + head * d..][..d];
-            // SAFETY: both are of d elements.
-            unsafe { A::read(from.as_ptr(), to) };
-        }
-    }
-
     /// Copies `count` rows of head `kv` of keys or values from `first` on into `to`: whole vectors, zeros after a row.
     #[inline(always)]
     pub(super) fn pack_lanes(&self, to: &mut [Lane], x: &[A], kv: usize, first: usize, count: usize) {
@@ -147,16 +138,9 @@ impl<'a, A: Act> Problem<'a, A> {
         }
     }
 
-    /// Packed rows from number `first` on: element (row, feature).
+    /// Rows of head `head` of `x`, keys or values, in place: element (row, feature).
     #[inline(always)]
-    fn packed<'b>(&self, x: &'b [f32], first: usize) -> Strided<'b> {
-        let d = self.a.head_dim;
-        Strided { data: &x[first * d..], row: d, col: 1 }
-    }
-
-    /// The same of rows of head `head` of `x`, keys or values, in place.
-    #[inline(always)]
-    fn in_place<'b>(&self, x: &'b [f32], head: usize, first: usize) -> Strided<'b> {
+    fn in_place<'b, W>(&self, x: &'b [W], head: usize, first: usize) -> Strided<'b, W> {
         let cols = self.k_cols();
         Strided { data: &x[first * cols + head * self.a.head_dim..], row: cols, col: 1 }
     }
@@ -183,6 +167,9 @@ impl<'a, A: Act> Problem<'a, A> {
         (0..tokens * group).step_by(LANES).map(block).collect()
     }
 }
+
+/// Token and head of each lane of a block.
+pub(super) type Lanes = [(usize, usize)];
 
 /// The lanes of a block: queries, or in the pass for dk and dv keys. What is said of queries and the keys that they see
 /// then holds of keys and the queries that see them.
@@ -211,10 +198,12 @@ impl Block {
         }
     }
 
-    /// The part of keys `start..end` that any lane sees.
-    fn clip(&self, start: usize, end: usize) -> (usize, usize) {
-        let start = start.max(self.any.0);
-        (start, end.min(self.any.1).max(start))
+    /// The part of a chunk of keys that any lane sees, in whole words, counted from the chunk's first; None if no lane sees
+    /// any.
+    #[inline(always)]
+    fn clip<S: Simd, A: Act, F: Form<S, A>>(&self, (first, end): (usize, usize)) -> Option<(usize, usize)> {
+        let (start, end) = (first.max(self.any.0), end.min(self.any.1));
+        (start < end).then(|| F::whole((start - first, end - first)))
     }
 
     /// Scores of keys from `first` on that a lane does not see become −∞.
@@ -233,16 +222,9 @@ impl Block {
         }
     }
 
-    /// Gathers the lanes' rows of `x` (rows of `cols` elements) into a panel, times `scale`.
-    #[inline(always)]
-    fn gather<A: Act>(&self, panel: &mut [Lane], x: &[A], cols: usize, scale: f32) {
-        let d = panel.len();
-        for (l, &(token, head)) in self.lanes[..self.count].iter().enumerate() {
-            let row = &x[token * cols + head * d..][..d];
-            for (lane, x) in panel.iter_mut().zip(row) {
-                lane[l] = scale * x.widen();
-            }
-        }
+    /// Token and head of each lane.
+    fn lanes(&self) -> &Lanes {
+        &self.lanes[..self.count]
     }
 
     /// Writes a panel back to the lanes' rows, each element times its lane's `scale`.
@@ -266,11 +248,52 @@ fn task(task: usize, kv_heads: usize) -> (usize, usize) {
     (task / kv_heads, task % kv_heads)
 }
 
-pub fn forward(call: &HostCall) {
-    by_act!(forward_of)(call)
+/// How a task is run: `A` is what activations are kept in.
+trait Run<A> {
+    fn forward(task: Forward<A>);
+    fn dq(task: Dq<A>);
+    fn dkv(task: Dkv<A>);
 }
 
-fn forward_of<A: Act>(call: &HostCall) {
+/// On the best instruction set.
+struct Widened;
+
+impl<A: Act> Run<A> for Widened {
+    fn forward(task: Forward<A>) {
+        dispatch(task);
+    }
+    fn dq(task: Dq<A>) {
+        dispatch(task);
+    }
+    fn dkv(task: Dkv<A>) {
+        dispatch(task);
+    }
+}
+
+/// In pairs of bf16.
+struct Paired;
+
+impl Run<bf16> for Paired {
+    fn forward(task: Forward<bf16>) {
+        dispatch_pairs(task);
+    }
+    fn dq(task: Dq<bf16>) {
+        dispatch_pairs(task);
+    }
+    fn dkv(task: Dkv<bf16>) {
+        dispatch_pairs(task);
+    }
+}
+
+pub fn forward(call: &HostCall) {
+    match in_bf16(call) {
+        true if has_pairs() => forward_of::<bf16, Paired>(call),
+        true => forward_of::<bf16, Widened>(call),
+        false => forward_of::<f32, Widened>(call),
+    }
+}
+
+fn forward_of<A: Act, R: Run<A>>(call: &HostCall) {
     let p = Problem::<A>::new(call);
     let (out, lse) = (call.output_ptr::<A>(0), call.output_ptr::<f32>(1));
     if few::pays(p.t * p.group()) {
@@ -285,7 +308,7 @@ fn forward_of<A: Act>(call: &HostCall) {
     par::ranges(p.t.div_ceil(p.tile()) * p.a.kv_heads, 1, |tasks| {
         for i in tasks {
             let (tile, kv) = task(i, p.a.kv_heads);
-            dispatch(Forward { p: &p, tile, kv, out, lse });
+            R::forward(Forward { p: &p, tile, kv, out, lse });
         }
     });
 }
@@ -329,44 +352,59 @@ impl Softmax {
 impl<A: Act> Kernel for Forward<'_, A> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, s: S) {
+        self.run_in::<S, Floats, ROWS>(s);
+    }
+}
+
+impl PairKernel for Forward<'_, bf16> {
+    #[inline(always)]
+    fn run<S: Pairs, const ROWS: usize>(self, s: S) {
+        self.run_in::<S, InPairs, ROWS>(s);
+    }
+}
+
+impl<A: Act> Forward<'_, A> {
+    #[inline(always)]
+    fn run_in<S: Simd, F: Form<S, A>, const ROWS: usize>(self, s: S) {
         let Forward { p, tile, kv, out, lse } = self;
         let d = p.a.head_dim;
         let blocks = p.query_blocks(tile, kv);
-        let mut queries = vec![Lane::ZERO; blocks.len() * d];
+        let w = F::panel(d);
+        let mut queries = vec![Lane::ZERO; blocks.len() * w];
         let mut sums = vec![Lane::ZERO; blocks.len() * d];
         let mut states: Vec<Softmax> =
             blocks.iter().map(|_| Softmax { max: Lane::splat(LOW), sum: Lane::ZERO }).collect();
-        for (block, panel) in blocks.iter().zip(queries.chunks_exact_mut(d)) {
-            block.gather(panel, p.q, p.q_cols(), p.a.scale);
+        for (block, panel) in blocks.iter().zip(queries.chunks_exact_mut(w)) {
+            F::gather(block.lanes(), panel, d, p.q, p.q_cols(), p.a.scale);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
         // A single block reads each key once: where it is, if it is f32.
-        let (packs, in_place) = match (A::f32s(p.k), A::f32s(p.v)) {
+        let (packs, in_place) = match (F::in_place(p.k), F::in_place(p.v)) {
             (Some(k), Some(v)) if blocks.len() <= 1 => (false, (k, v)),
             _ => (true, (&[][..], &[][..])),
         };
-        let room = if packs { CHUNK * d } else { 0 };
-        let (mut keys, mut values) = (vec![0f32; room], vec![0f32; room]);
+        let (mut keys, mut values) = (F::room(d, For::Features), F::room(d, For::Rows));
         for chunk in chunks(&blocks) {
             if packs {
-                p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
-                p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
+                F::pack(&mut keys, p.k, p.k_cols(), kv * d, chunk);
+                F::pack(&mut values, p.v, p.k_cols(), kv * d, chunk);
             }
             for (b, block) in blocks.iter().enumerate() {
-                let (start, end) = block.clip(chunk.0, chunk.1);
-                if start == end {
-                    continue;
-                }
-                let scores = &mut scores[..end - start];
-                let rows = |packed, x| if packs { p.packed(packed, start - chunk.0) } else { p.in_place(x, kv, start) };
-                let (keys, values) = (rows(&keys, in_place.0), rows(&values, in_place.1).transposed());
-                product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
+                let Some((first, end)) = block.clip::<S, A, F>(chunk) else { continue };
+                let (scores, start) = (&mut scores[..end - first], chunk.0 + first);
+                let (keys, values) = match packs {
+                    true => (F::rows(&keys, first), F::across(&values, first)),
+                    false => (p.in_place(in_place.0, kv, start), p.in_place(in_place.1, kv, start).transposed()),
+                };
+                product::<S, F::Word, ROWS>(s, scores, keys, &queries[b * w..][..w]);
+                F::scale(s, scores, p.a.scale);
                 if let Some(bias) = &p.bias {
                     bias.add_to_queries(scores, block, start);
                 }
                 block.mask(s, scores, start);
                 let factor = states[b].step(s, scores);
-                accumulate::<S, ROWS>(s, &mut sums[b * d..][..d], values, scores, &factor);
+                let weights = F::words(s, scores);
+                accumulate::<S, F::Word, ROWS>(s, &mut sums[b * d..][..d], values, weights, &factor);
             }
         }
         for ((block, state), panel) in blocks.iter().zip(&states).zip(sums.chunks_exact(d)) {
@@ -399,10 +437,14 @@ fn chunks(blocks: &[Block]) -> impl Iterator<Item = (usize, usize)> {
 }
 
 pub fn backward(call: &HostCall) {
-    by_act!(backward_of)(call)
+    match in_bf16(call) {
+        true if has_pairs() => backward_of::<bf16, Paired>(call),
+        true => backward_of::<bf16, Widened>(call),
+        false => backward_of::<f32, Widened>(call),
+    }
 }
 
-fn backward_of<A: Act>(call: &HostCall) {
+fn backward_of<A: Act, R: Run<A>>(call: &HostCall) {
     let p = Problem::<A>::new(call);
     let at = common(&p.a);
     let (out, lse, dout) = (call.input::<A>(at + 1), call.input::<f32>(at + 2), call.input::<A>(at + 3));
@@ -424,7 +466,7 @@ fn backward_of<A: Act>(call: &HostCall) {
     par::ranges(p.t.div_ceil(p.tile()) * p.a.kv_heads, 1, |tasks| {
         for i in tasks {
             let (tile, kv) = task(i, p.a.kv_heads);
-            dispatch(Dq { p: &p, stats, dout, tile, kv, dq });
+            R::dq(Dq { p: &p, stats, dout, tile, kv, dq });
         }
     });
     let (dk, dv) = (call.output_ptr::<A>(1), call.output_ptr::<A>(2));
@@ -438,7 +480,7 @@ fn backward_of<A: Act>(call: &HostCall) {
     par::ranges(p.s.div_ceil(KEY_BLOCKS * LANES) * p.a.kv_heads, 1, |tasks| {
         for i in tasks {
             let (tile, kv) = task(i, p.a.kv_heads);
-            dispatch(Dkv { p: &p, seeing: &seeing, stats, dout, tile, kv, dk, dv });
+            R::dkv(Dkv { p: &p, seeing: &seeing, stats, dout, tile, kv, dk, dv });
         }
     });
 }
@@ -456,36 +498,48 @@ struct Dq<'a, A> {
 impl<A: Act> Kernel for Dq<'_, A> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, s: S) {
+        self.run_in::<S, Floats, ROWS>(s);
+    }
+}
+
+impl PairKernel for Dq<'_, bf16> {
+    #[inline(always)]
+    fn run<S: Pairs, const ROWS: usize>(self, s: S) {
+        self.run_in::<S, InPairs, ROWS>(s);
+    }
+}
+
+impl<A: Act> Dq<'_, A> {
+    #[inline(always)]
+    fn run_in<S: Simd, F: Form<S, A>, const ROWS: usize>(self, s: S) {
         let Dq { p, stats, dout, tile, kv, dq } = self;
         let d = p.a.head_dim;
         let blocks = p.query_blocks(tile, kv);
-        let mut queries = vec![Lane::ZERO; blocks.len() * d];
+        let w = F::panel(d);
+        let mut queries = vec![Lane::ZERO; blocks.len() * w];
         let mut douts = queries.clone();
-        let mut sums = queries.clone();
+        let mut sums = vec![Lane::ZERO; blocks.len() * d];
         for (b, block) in blocks.iter().enumerate() {
-            block.gather(&mut queries[b * d..][..d], p.q, p.q_cols(), p.a.scale);
-            block.gather(&mut douts[b * d..][..d], dout, p.q_cols(), 1.0);
+            F::gather(block.lanes(), &mut queries[b * w..][..w], d, p.q, p.q_cols(), p.a.scale);
+            F::gather(block.lanes(), &mut douts[b * w..][..w], d, dout, p.q_cols(), 1.0);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
         let mut dscores: Chunk = [Lane::ZERO; CHUNK];
-        let (mut keys, mut values) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        let (mut keys, mut values) = (F::room(d, For::Both), F::room(d, For::Features));
         for chunk in chunks(&blocks) {
-            p.pack(&mut keys, p.k, p.k_cols(), kv, chunk);
-            p.pack(&mut values, p.v, p.k_cols(), kv, chunk);
+            F::pack(&mut keys, p.k, p.k_cols(), kv * d, chunk);
+            F::pack(&mut values, p.v, p.k_cols(), kv * d, chunk);
             for (b, block) in blocks.iter().enumerate() {
-                let (start, end) = block.clip(chunk.0, chunk.1);
-                if start == end {
-                    continue;
-                }
-                let keys = p.packed(&keys, start - chunk.0);
-                let values = p.packed(&values, start - chunk.0);
-                let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
-                product::<S, ROWS>(s, scores, keys, &queries[b * d..][..d]);
+                let Some((first, end)) = block.clip::<S, A, F>(chunk) else { continue };
+                let start = chunk.0 + first;
+                let (scores, dscores) = (&mut scores[..end - first], &mut dscores[..end - first]);
+                product::<S, F::Word, ROWS>(s, scores, F::rows(&keys, first), &queries[b * w..][..w]);
+                F::scale(s, scores, p.a.scale);
                 if let Some(bias) = &p.bias {
                     bias.add_to_queries(scores, block, start);
                 }
                 block.mask(s, scores, start);
-                product::<S, ROWS>(s, dscores, values, &douts[b * d..][..d]);
+                product::<S, F::Word, ROWS>(s, dscores, F::rows(&values, first), &douts[b * w..][..w]);
                 let (mut lse, mut delta) = (Lane::ZERO, Lane::ZERO);
                 for (l, &(token, head)) in block.lanes[..block.count].iter().enumerate() {
                     [lse[l], delta[l]] = stats[head * p.t + token];
@@ -495,8 +549,8 @@ impl<A: Act> Kernel for Dq<'_, A> {
                     let p = s.exp_nonpositive(s.sub(s.load(score), lse));
                     s.store(s.mul(p, s.sub(s.load(ds), delta)), ds);
                 }
-                let keys = keys.transposed();
-                accumulate::<S, ROWS>(s, &mut sums[b * d..][..d], keys, dscores, &Lane::splat(1.0));
+                let (sums, weights) = (&mut sums[b * d..][..d], F::words(s, dscores));
+                accumulate::<S, F::Word, ROWS>(s, sums, F::across(&keys, first), weights, &Lane::splat(1.0));
             }
         }
         for (block, panel) in blocks.iter().zip(sums.chunks_exact(d)) {
@@ -525,6 +579,20 @@ struct Dkv<'a, A> {
 impl<A: Act> Kernel for Dkv<'_, A> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, s: S) {
+        self.run_in::<S, Floats, ROWS>(s);
+    }
+}
+
+impl PairKernel for Dkv<'_, bf16> {
+    #[inline(always)]
+    fn run<S: Pairs, const ROWS: usize>(self, s: S) {
+        self.run_in::<S, InPairs, ROWS>(s);
+    }
+}
+
+impl<A: Act> Dkv<'_, A> {
+    #[inline(always)]
+    fn run_in<S: Simd, F: Form<S, A>, const ROWS: usize>(self, s: S) {
         let Dkv { p, seeing, stats, dout, tile, kv, dk, dv } = self;
         let d = p.a.head_dim;
         let first = tile * KEY_BLOCKS * LANES;
@@ -537,49 +605,55 @@ impl<A: Act> Kernel for Dkv<'_, A> {
             block
         };
         let blocks: Vec<Block> = (first..last).step_by(LANES).map(block).collect();
-        let mut keys = vec![Lane::ZERO; blocks.len() * d];
+        let w = F::panel(d);
+        let mut keys = vec![Lane::ZERO; blocks.len() * w];
         let mut values = keys.clone();
-        let mut dkeys = keys.clone();
-        let mut dvalues = keys.clone();
+        let mut dkeys = vec![Lane::ZERO; blocks.len() * d];
+        let mut dvalues = dkeys.clone();
         for (b, block) in blocks.iter().enumerate() {
-            block.gather(&mut keys[b * d..][..d], p.k, p.k_cols(), p.a.scale);
-            block.gather(&mut values[b * d..][..d], p.v, p.k_cols(), 1.0);
+            F::gather(block.lanes(), &mut keys[b * w..][..w], d, p.k, p.k_cols(), p.a.scale);
+            F::gather(block.lanes(), &mut values[b * w..][..w], d, p.v, p.k_cols(), 1.0);
         }
         let mut scores: Chunk = [Lane::ZERO; CHUNK];
         let mut dscores: Chunk = [Lane::ZERO; CHUNK];
-        let (mut queries, mut douts) = (vec![0f32; CHUNK * d], vec![0f32; CHUNK * d]);
+        let (mut queries, mut douts) = (F::room(d, For::Both), F::room(d, For::Both));
         let (start, end) = reach(&blocks);
         for head in kv * p.group()..(kv + 1) * p.group() {
             // Every task cuts the queries in the same places.
             for cut in (start / CHUNK * CHUNK..end).step_by(CHUNK) {
                 let chunk = (cut.max(start), (cut + CHUNK).min(end));
-                p.pack(&mut queries, p.q, p.q_cols(), head, chunk);
-                p.pack(&mut douts, dout, p.q_cols(), head, chunk);
+                F::pack(&mut queries, p.q, p.q_cols(), head * d, chunk);
+                F::pack(&mut douts, dout, p.q_cols(), head * d, chunk);
                 for (b, block) in blocks.iter().enumerate() {
-                    let (start, end) = block.clip(chunk.0, chunk.1);
-                    if start == end {
-                        continue;
-                    }
-                    let panel = b * d..(b + 1) * d;
-                    let (scores, dscores) = (&mut scores[..end - start], &mut dscores[..end - start]);
-                    let queries = p.packed(&queries, start - chunk.0);
-                    let douts = p.packed(&douts, start - chunk.0);
-                    product::<S, ROWS>(s, scores, queries, &keys[panel.clone()]);
+                    let Some((from, to)) = block.clip::<S, A, F>(chunk) else { continue };
+                    let start = chunk.0 + from;
+                    let (scores, dscores) = (&mut scores[..to - from], &mut dscores[..to - from]);
+                    product::<S, F::Word, ROWS>(s, scores, F::rows(&queries, from), &keys[b * w..][..w]);
+                    F::scale(s, scores, p.a.scale);
                     if let Some(bias) = &p.bias {
                         bias.add_to_keys(s, scores, first + b * LANES, head, start);
                     }
                     block.mask(s, scores, start);
-                    product::<S, ROWS>(s, dscores, douts, &values[panel.clone()]);
-                    let stats = &stats[head * p.t + start..];
+                    product::<S, F::Word, ROWS>(s, dscores, F::rows(&douts, from), &values[b * w..][..w]);
+                    let stats = &stats[head * p.t..][start..p.t];
+                    // A word's queries beyond the last one.
+                    scores[stats.len().min(to - from)..].fill(Lane::ZERO);
+                    dscores[stats.len().min(to - from)..].fill(Lane::ZERO);
                     for ((p, ds), &[lse, delta]) in scores.iter_mut().zip(dscores.iter_mut()).zip(stats) {
                         let value = s.exp_nonpositive(s.sub(s.load(p), s.splat(lse)));
                         s.store(value, p);
                         s.store(s.mul(value, s.sub(s.load(ds), s.splat(delta))), ds);
                     }
-                    let douts = douts.transposed();
-                    let queries = queries.transposed();
-                    accumulate::<S, ROWS>(s, &mut dvalues[panel.clone()], douts, scores, &Lane::splat(1.0));
-                    accumulate::<S, ROWS>(s, &mut dkeys[panel], queries, dscores, &Lane::splat(1.0));
+                    let (weights, ds) = (F::words(s, scores), F::words(s, dscores));
+                    let (one, panel) = (Lane::splat(1.0), b * d..(b + 1) * d);
+                    accumulate::<S, F::Word, ROWS>(
+                        s,
+                        &mut dvalues[panel.clone()],
+                        F::across(&douts, from),
+                        weights,
+                        &one,
+                    );
+                    accumulate::<S, F::Word, ROWS>(s, &mut dkeys[panel], F::across(&queries, from), ds, &one);
                 }
             }
         }
