@@ -285,6 +285,26 @@ impl Run<bf16> for Paired {
     }
 }
 
+/// Tasks in either form: one body, compiled for each instruction set.
+macro_rules! in_both_forms {
+    ($($task:ident),*) => {$(
+        impl<A: Act> Kernel for $task<'_, A> {
+            #[inline(always)]
+            fn run<S: Simd, const ROWS: usize>(self, s: S) {
+                self.run_in::<S, Floats, ROWS>(s);
+            }
+        }
+        impl PairKernel for $task<'_, bf16> {
+            #[inline(always)]
+            fn run<S: Pairs, const ROWS: usize>(self, s: S) {
+                self.run_in::<S, InPairs, ROWS>(s);
+            }
+        }
+    )*};
+}
+
+in_both_forms!(Forward, Dq, Dkv);
+
 pub fn forward(call: &HostCall) {
     match in_bf16(call) {
         true if has_pairs() => forward_of::<bf16, Paired>(call),
@@ -346,20 +366,6 @@ impl Softmax {
         let mut result = Lane::ZERO;
         s.store(factor, &mut result);
         result
-    }
-}
-
-impl<A: Act> Kernel for Forward<'_, A> {
-    #[inline(always)]
-    fn run<S: Simd, const ROWS: usize>(self, s: S) {
-        self.run_in::<S, Floats, ROWS>(s);
-    }
-}
-
-impl PairKernel for Forward<'_, bf16> {
-    #[inline(always)]
-    fn run<S: Pairs, const ROWS: usize>(self, s: S) {
-        self.run_in::<S, InPairs, ROWS>(s);
     }
 }
 
@@ -495,20 +501,6 @@ struct Dq<'a, A> {
     dq: Ptr<A>,
 }
 
-impl<A: Act> Kernel for Dq<'_, A> {
-    #[inline(always)]
-    fn run<S: Simd, const ROWS: usize>(self, s: S) {
-        self.run_in::<S, Floats, ROWS>(s);
-    }
-}
-
-impl PairKernel for Dq<'_, bf16> {
-    #[inline(always)]
-    fn run<S: Pairs, const ROWS: usize>(self, s: S) {
-        self.run_in::<S, InPairs, ROWS>(s);
-    }
-}
-
 impl<A: Act> Dq<'_, A> {
     #[inline(always)]
     fn run_in<S: Simd, F: Form<S, A>, const ROWS: usize>(self, s: S) {
@@ -574,20 +566,6 @@ struct Dkv<'a, A> {
     kv: usize,
     dk: Ptr<A>,
     dv: Ptr<A>,
-}
-
-impl<A: Act> Kernel for Dkv<'_, A> {
-    #[inline(always)]
-    fn run<S: Simd, const ROWS: usize>(self, s: S) {
-        self.run_in::<S, Floats, ROWS>(s);
-    }
-}
-
-impl PairKernel for Dkv<'_, bf16> {
-    #[inline(always)]
-    fn run<S: Pairs, const ROWS: usize>(self, s: S) {
-        self.run_in::<S, InPairs, ROWS>(s);
-    }
 }
 
 impl<A: Act> Dkv<'_, A> {
