@@ -25,6 +25,9 @@ peers() {
     command_line "scripts/bench-peers.sh VENV MODEL $*"
     { "$here/bench-peers.sh" "$venv" "$model" --log "$runs/peers.jsonl" ${more[@]+"${more[@]}"} "$@" && echo; } | tee -a "$page.body"
 }
+encoder() { # a model of MiniLM-L6's shape
+    [ -e "$runs/encoder" ] || "$venv/bin/python" "$here/bench_encoder.py" "$runs/encoder"
+}
 curve() {
     command_line "python3 scripts/bench_curves.py $* --log RUNS/curves.jsonl"
     python3 "$here/bench_curves.py" "$@" --model "$model" --log "$runs/curves.jsonl"
@@ -49,15 +52,25 @@ part() {
     full) peers --work full --warmup 1 --steps 3 --rounds 2 ;;
     short) peers --work short --batch 16 --warmup 1 --steps 3 --rounds 2 ;;
     classify)
-        [ -e "$runs/encoder" ] || "$venv/bin/python" "$here/bench_encoder.py" "$runs/encoder"
+        encoder
         model=$runs/encoder peers --work classify --batch 32 --seq 128 --warmup 1 --steps 4 --rounds 2
         ;;
     text)
         peers --work text --warmup 1 --steps 3 --rounds 2 \
             --engines torch,trimtab,trimtab-nf4,trimtab-gguf,llama,llama-q4
         ;;
-    start) peers --work start --rounds 3 ;;
-    avx2) peers --isa avx2 --work lora --warmup 1 --steps 3 --rounds 2 ;;
+    start) peers --work start --rounds 6 ;;
+    avx2)
+        peers --isa avx2 --work lora --warmup 1 --steps 3 --rounds 2
+        peers --isa avx2 --work lora --batch 1 --seq 2048 --warmup 1 --steps 2 --rounds 1
+        peers --isa avx2 --work qlora --warmup 1 --steps 2 --rounds 2
+        peers --isa avx2 --work full --warmup 1 --steps 2 --rounds 2
+        encoder
+        model=$runs/encoder peers --isa avx2 --work classify --batch 32 --seq 128 --warmup 1 --steps 4 --rounds 2
+        peers --isa avx2 --work short --batch 16 --warmup 1 --steps 2 --rounds 1
+        peers --isa avx2 --work text --warmup 1 --steps 2 --rounds 2 --engines torch,trimtab,trimtab-nf4
+        peers --isa avx2 --work start --rounds 3
+        ;;
     kernels) bench kernels --cache cold --filter '^(linear|attention|matmul|linear_cross_entropy|rms_norm|gated_act|add|adamw)' ;;
     step)
         bench step --model "$model" --batch-size 4 --max-seq-len 256
