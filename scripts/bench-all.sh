@@ -48,7 +48,7 @@ part() {
         peers --work qlora --warmup 1 --steps 3 --rounds 2
         peers --work qlora --warmup 1 --steps 3 --rounds 2 --engines trimtab --trimtab-args=--memory=700MiB
         ;;
-    bf16) peers --work lora --warmup 1 --steps 4 --rounds 2 --trimtab-args=--dtype=bf16 ;;
+    bf16) peers --work lora --warmup 1 --steps 4 --rounds 2 --engines torch,trimtab,trimtab-bf16 ;;
     full) peers --work full --warmup 1 --steps 3 --rounds 2 ;;
     short) peers --work short --batch 16 --warmup 1 --steps 3 --rounds 2 ;;
     classify)

@@ -12,7 +12,8 @@ All engines get the same token ids and take turns, one process each per round, s
 all. The first --warmup steps (texts) of every process are not counted. Peak memory is the largest resident set of the
 process, model file pages included.
 
-Engines: torch, trimtab; for text also trimtab-nf4 (--quantize nf4 --dtype bf16), llama (llama.cpp on an F32 GGUF, --gguf-f32) and
+Engines: torch, trimtab; for training also trimtab-bf16 (--dtype bf16); for text also trimtab-nf4 (--quantize nf4
+--dtype bf16), llama (llama.cpp on an F32 GGUF, --gguf-f32) and
 llama-q4 (on --gguf), trimtab-gguf (our NF4 made of --gguf). For llama: scripts/bench-peers.sh says how it is had.
 
 With --log FILE each turn is kept there as it ends; the same command again does only what is missing.
@@ -136,7 +137,7 @@ def torch(data, env):
     return steps, peak, note
 
 
-def trimtab(data, env):
+def trimtab(data, env, dtype="f32"):
     with tempfile.TemporaryDirectory() as out:
         lines, _, peak = process([
             args.trimtab, "train", "--model", args.model, "--data", data, *METHOD[args.work],
@@ -144,7 +145,7 @@ def trimtab(data, env):
             # Rows of many lengths fill micro-batches that Trimtab chooses.
             *([] if args.work == "short" else ["--micro-tokens", str(args.batch * args.seq)]),
             "--steps", str(args.warmup + args.steps), "--lr", "2e-4", "--schedule", "constant", "--warmup", "0",
-            "--dtype", "f32", "--device", "cpu", "--no-shuffle", "--save-every", "0", "--report-examples", "0", "--out", f"{out}/run", *args.trimtab_args.split()], env)
+            "--dtype", dtype, "--device", "cpu", "--no-shuffle", "--save-every", "0", "--report-examples", "0", "--out", f"{out}/run", *args.trimtab_args.split()], env)
         events = [json.loads(line) for line in open(f"{out}/run/metrics.jsonl")]
     steps = [{"loss": e["loss"], "seconds": e["tokens"] / e["tokens_per_second"]} for e in events if e["event"] == "step"]
     if args.work == "start":
@@ -185,7 +186,12 @@ TEXT = {
     "llama": lambda data, env: llama(data, env, args.gguf_f32),
     "llama-q4": lambda data, env: llama(data, env, args.gguf),
 }
-ENGINES = TEXT if args.work == "text" else {"torch": torch, "trimtab": trimtab}
+STEPS = {
+    "torch": torch,
+    "trimtab": trimtab,
+    "trimtab-bf16": lambda data, env: trimtab(data, env, "bf16"),
+}
+ENGINES = TEXT if args.work == "text" else STEPS
 
 
 def turn(engine):
