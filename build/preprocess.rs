@@ -1,6 +1,7 @@
 //! The shader preprocessor: `#include "path"` (each file at most once), `#if A && !B`, `#else`, `#end`, and the
-//! `// variant: A B` lines that declare which sets of symbols a shader is compiled with. A line `// also: C` stands for
-//! each of those above it with C behind it once more: for devices that can do more, and doing the same. `@binding(next)`
+//! `// variant: A B` lines that declare which sets of symbols a shader is compiled with. In one, `A|B` means either,
+//! `[A]` for A or nothing, and `A+B` for both together: `A|B+C [D]` declares four sets. A line `// also: C` means
+//! each of those above it with C after it once more: for devices that can do more, and doing the same. `@binding(next)`
 //! is numbered in the order of the lines that stay, so that a variant without some operand has no gap; `enable` lines
 //! move to the top, where WGSL wants them, so that an included file can have them.
 //!
@@ -17,13 +18,13 @@ pub struct Text {
 
 /// The sets of symbols that `source` declares, in its order. A shader that declares none has the one without symbols.
 pub fn variants(source: &str) -> Vec<Vec<String>> {
-    let symbols = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<String>>();
     let (mut plain, mut richer) = (Vec::new(), Vec::new());
     for line in source.lines() {
         if let Some(variant) = line.strip_prefix("// variant:") {
-            plain.push(symbols(variant));
+            plain.extend(sets(variant));
         } else if let Some(more) = line.strip_prefix("// also:") {
-            richer.extend(plain.iter().map(|variant| [variant.as_slice(), &symbols(more)].concat()));
+            let more: Vec<String> = more.split_whitespace().map(String::from).collect();
+            richer.extend(plain.iter().map(|variant: &Vec<String>| [variant.as_slice(), &more].concat()));
         }
     }
     if plain.is_empty() {
@@ -31,6 +32,18 @@ pub fn variants(source: &str) -> Vec<Vec<String>> {
     }
     plain.extend(richer);
     plain
+}
+
+/// The sets of symbols that a line `// variant:` declares.
+pub fn sets(line: &str) -> Vec<Vec<String>> {
+    let mut all = vec![Vec::new()];
+    for word in line.split_whitespace() {
+        let inner = word.strip_prefix('[').and_then(|w| w.strip_suffix(']'));
+        let mut ways: Vec<Vec<String>> = inner.map(|_| Vec::new()).into_iter().collect();
+        ways.extend(inner.unwrap_or(word).split('|').map(|way| way.split('+').map(String::from).collect()));
+        all = all.iter().flat_map(|set: &Vec<String>| ways.iter().map(|way| [set.as_slice(), way].concat())).collect();
+    }
+    all
 }
 
 /// Preprocesses `root/file`. `seen` collects every file read.

@@ -1,43 +1,21 @@
 // A linear layer: y[T,N] = x[T,K] W[N,K]^T (+ bias) (+ scale xa[T,R] B[N,R]^T). W is decoded on its way into workgroup
 // memory; the low-rank part is R more columns of the same loop. A dispatch computes the columns of some rows of W.
-// variant: W_F32
-// variant: W_F32 LORA
-// variant: W_F32 BIAS
-// variant: W_F32 BIAS LORA
-// variant: W_BF16
-// variant: W_BF16 LORA
-// variant: W_BF16 BIAS
-// variant: W_BF16 BIAS LORA
-// variant: W_F16
-// variant: W_F16 LORA
-// variant: W_F16 BIAS
-// variant: W_F16 BIAS LORA
-// variant: W_NF4
-// variant: W_NF4 LORA
-// variant: W_NF4 BIAS
-// variant: W_NF4 BIAS LORA
-// variant: W_NF4DQ
-// variant: W_NF4DQ LORA
-// variant: W_NF4DQ BIAS
-// variant: W_NF4DQ BIAS LORA
-// also: COOP
-// variant: W_F16 F16
-// variant: W_F16 F16 LORA
-// variant: W_F16 F16 BIAS
-// variant: W_F16 F16 BIAS LORA
-// also: SUBGROUP
+//
+// Half of a workgroup's threads load x, the other half W, each always the same four rows; those beyond the last are the
+// last, whose products nobody stores. With VEC rows are multiples of four elements long (of 64 in NF4) and read by fours.
+// variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [BIAS] [LORA] [COOP]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4DQ [BIAS] [LORA] VEC [LARGE]
+// variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [BIAS] [LORA] VEC COOP
 #if COOP
 #include "common/tile_coop.wgsl"
 #else
 #include "common/tile.wgsl"
 #end
+#if VEC
+#include "common/weight_vec.wgsl"
+#else
 #include "common/weight.wgsl"
-// Invocations that share a few elements of y.
-const WG: u32 = 64u;
-#include "common/reduce.wgsl"
-
-// Rows of W are multiples of four elements long.
-override VEC: bool = false;
+#end
 
 struct Params {
     t: u32,
@@ -54,7 +32,11 @@ struct Params {
     w_offset: u32,
 }
 @group(0) @binding(next) var<storage, read_write> y: array<f32>;
+#if VEC
+@group(0) @binding(next) var<storage, read_write> x: array<vec4<f32>>;
+#else
 @group(0) @binding(next) var<storage, read_write> x: array<f32>;
+#end
 #include "common/weight_binding.wgsl"
 #if BIAS
 @group(0) @binding(next) var<storage, read_write> bias: array<f32>;
@@ -65,51 +47,82 @@ struct Params {
 #end
 @group(0) @binding(next) var<uniform> p: Params;
 
-fn x4(t: u32, k: u32) -> vec4<f32> {
-    let i = t * p.k + k;
-    if t >= p.t { return vec4<f32>(0.0); }
-    if k + 4u <= p.k { return vec4<f32>(x[i], x[i + 1u], x[i + 2u], x[i + 3u]); }
-    var v = vec4<f32>(0.0);
-    if k < p.k { v.x = x[i]; }
-    if k + 1u < p.k { v.y = x[i + 1u]; }
-    if k + 2u < p.k { v.z = x[i + 2u]; }
-    return v;
-}
-fn w4(n: u32, k: u32) -> TileB {
-    let i = n * p.k + k;
-    if n >= p.n || k >= p.k { return TileB(); }
-#if F16
-    return w[i / 4u];
+// Where rows first..first+4 begin, in the unit in which x and W are read: four elements with VEC.
+fn rows_at(first: u32, count: u32) -> vec4<u32> {
+    let rows = min(first + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(count - 1u));
+#if VEC
+    return rows * (p.k / 4u);
 #else
-    if VEC { return weight4_at(i); }
-    var v = vec4<f32>(weight_at(i), 0.0, 0.0, 0.0);
-    if k + 1u < p.k { v.y = weight_at(i + 1u); }
-    if k + 2u < p.k { v.z = weight_at(i + 2u); }
-    if k + 3u < p.k { v.w = weight_at(i + 3u); }
-    return v;
+    return rows * p.k;
 #end
 }
-#if LORA
-fn xa4(t: u32, r: u32) -> vec4<f32> {
-    var v = vec4<f32>(0.0);
-    if t >= p.t { return v; }
-    let i = t * p.r + r;
-    if r < p.r { v.x = xa[i]; }
-    if r + 1u < p.r { v.y = xa[i + 1u]; }
-    if r + 2u < p.r { v.z = xa[i + 2u]; }
-    if r + 3u < p.r { v.w = xa[i + 3u]; }
-    return v * p.scale;
+
+#if VEC
+// Columns 4q..4q+4, there being `fours` groups of them.
+fn load_x(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
+    if q < fours {
+        tile_put_a(g, h, x[at.x + q], x[at.y + q], x[at.z + q], x[at.w + q]);
+    } else {
+        tile_put_a(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
+    }
 }
-fn lb4(n: u32, r: u32) -> vec4<f32> {
+#if !W_F32 && !W_BF16 && !W_F16
+// The scales of this thread's rows, from the last column that is a multiple of 64 on.
+var<private> scales: vec4<f32>;
+
+fn load_w(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
+    if q < fours {
+        if (q & 15u) == h {
+            scales = vec4<f32>(weight_scale(at.x + q), weight_scale(at.y + q), weight_scale(at.z + q), weight_scale(at.w + q));
+        }
+        let shift = 16u * (q & 1u);
+        tile_put_b(g, h,
+            scales.x * weight_codes(w[(at.x + q) / 2u] >> shift),
+            scales.y * weight_codes(w[(at.y + q) / 2u] >> shift),
+            scales.z * weight_codes(w[(at.z + q) / 2u] >> shift),
+            scales.w * weight_codes(w[(at.w + q) / 2u] >> shift));
+    } else {
+        tile_put_b(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
+    }
+}
+#else
+fn load_w(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
+    if q < fours {
+        tile_put_b(g, h, weight4(at.x + q), weight4(at.y + q), weight4(at.z + q), weight4(at.w + q));
+    } else {
+        tile_put_b(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
+    }
+}
+#end
+#else
+fn load_x(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
+    let k = 4u * q;
+    tile_put_a(g, h, x4(at.x, k), x4(at.y, k), x4(at.z, k), x4(at.w, k));
+}
+fn load_w(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
+    let k = 4u * q;
+    tile_put_b(g, h, w4(at.x, k), w4(at.y, k), w4(at.z, k), w4(at.w, k));
+}
+fn x4(at: u32, k: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
-    if n >= p.n { return v; }
-    let i = (p.n_first + n) * p.r + r;
-    if r < p.r { v.x = lb[i]; }
-    if r + 1u < p.r { v.y = lb[i + 1u]; }
-    if r + 2u < p.r { v.z = lb[i + 2u]; }
-    if r + 3u < p.r { v.w = lb[i + 3u]; }
+    if k < p.k { v.x = x[at + k]; }
+    if k + 1u < p.k { v.y = x[at + k + 1u]; }
+    if k + 2u < p.k { v.z = x[at + k + 2u]; }
+    if k + 3u < p.k { v.w = x[at + k + 3u]; }
     return v;
 }
+fn w4(at: u32, k: u32) -> vec4<f32> {
+    var v = vec4<f32>(0.0);
+    if k < p.k { v.x = weight_at(at + k); }
+    if k + 1u < p.k { v.y = weight_at(at + k + 1u); }
+    if k + 2u < p.k { v.z = weight_at(at + k + 2u); }
+    if k + 3u < p.k { v.w = weight_at(at + k + 3u); }
+    return v;
+}
+fn weight_table(lid: u32) {}
+#end
+#if LORA
+#include "common/low_rank.wgsl"
 #end
 
 #include "common/tile_entry.wgsl"
@@ -117,89 +130,39 @@ fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let n0 = wg.x * BN;
     tile_clear(lid);
-    for (var k0 = 0u; k0 < p.k; k0 += BK) {
-        for (var u = lid; u < UNITS_A; u += THREADS) {
-            let k = k0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
-            let t = m0 + 4u * g;
-            tile_put_a(g, u % (BK / 4u), x4(t, k), x4(t + 1u, k), x4(t + 2u, k), x4(t + 3u, k));
-        }
-        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
-            let k = k0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
-            let n = n0 + 4u * g;
-            tile_put_b(g, u % (BK / 4u), w4(n, k), w4(n + 1u, k), w4(n + 2u, k), w4(n + 3u, k));
+    weight_table(lid);
+    workgroupBarrier();
+    let loads_x = lid < UNITS_A;
+    let unit = select(lid - UNITS_A, lid, loads_x);
+    let h = unit % (BK / 4u);
+    let g = unit / (BK / 4u);
+    let first = select(n0, m0, loads_x) + 4u * g;
+    let at = rows_at(first, select(p.n, p.t, loads_x));
+    let fours = (p.k + 3u) / 4u;
+    for (var q = 0u; q < fours; q += BK / 4u) {
+        if loads_x {
+            load_x(g, h, at, q + h, fours);
+        } else {
+            load_w(g, h, at, q + h, fours);
         }
         workgroupBarrier();
         tile_step(lid);
         workgroupBarrier();
     }
 #if LORA
-    for (var r0 = 0u; r0 < p.r; r0 += RK) {
-        for (var u = lid; u < MG * (RK / 4u); u += THREADS) {
-            let r = r0 + 4u * (u % (RK / 4u));
-            let g = u / (RK / 4u);
-            let t = m0 + 4u * g;
-            tile_put_a(g, u % (RK / 4u), xa4(t, r), xa4(t + 1u, r), xa4(t + 2u, r), xa4(t + 3u, r));
-        }
-        for (var u = THREADS - 1u - lid; u < NG * (RK / 4u); u += THREADS) {
-            let r = r0 + 4u * (u % (RK / 4u));
-            let g = u / (RK / 4u);
-            let n = n0 + 4u * g;
-            low_put_b(g, u % (RK / 4u), lb4(n, r), lb4(n + 1u, r), lb4(n + 2u, r), lb4(n + 3u, r));
+    for (var r0 = 0u; r0 < p.r; r0 += BK) {
+        let r = r0 + 4u * h;
+        if loads_x {
+            tile_put_a(g, h, xa4(first, r), xa4(first + 1u, r), xa4(first + 2u, r), xa4(first + 3u, r));
+        } else {
+            tile_put_b(g, h, lb4(first, r), lb4(first + 1u, r), lb4(first + 2u, r), lb4(first + 3u, r));
         }
         workgroupBarrier();
-        low_step(lid);
+        tile_step(lid);
         workgroupBarrier();
     }
 #end
     tile_store(lid, m0, n0);
 }
 
-fn store4(t: u32, n: u32, v: vec4<f32>) {
-    if t >= p.t { return; }
-    store(t, n, v.x);
-    store(t, n + 1u, v.y);
-    store(t, n + 2u, v.z);
-    store(t, n + 3u, v.w);
-}
-
-fn store(t: u32, n: u32, v: f32) {
-    if n < p.n {
-#if BIAS
-        y[t * p.n_all + p.n_first + n] = v + bias[p.n_first + n];
-#else
-        y[t * p.n_all + p.n_first + n] = v;
-#end
-    }
-}
-
-#if !COOP
-// Few tokens: a workgroup computes 4 elements of y, so that every row of W is read once, in order.
-@compute @workgroup_size(WG)
-fn row(@builtin(workgroup_id) wg: vec3<u32>,
-#include "common/lane.wgsl"
-) {
-    let lane = Lane(lid, subgroup, subgroups);
-    let n = wg.x * 4u;
-    let t = wg.y;
-    var sums = vec4<f32>(0.0);
-    for (var k = lid * 4u; k < p.k; k += 4u * WG) {
-        let v = x4(t, k);
-        sums += vec4<f32>(
-            dot(v, vec4<f32>(w4(n, k))),
-            dot(v, vec4<f32>(w4(n + 1u, k))),
-            dot(v, vec4<f32>(w4(n + 2u, k))),
-            dot(v, vec4<f32>(w4(n + 3u, k))),
-        );
-    }
-#if LORA
-    for (var r = lid * 4u; r < p.r; r += 4u * WG) {
-        let v = xa4(t, r);
-        sums += vec4<f32>(dot(v, lb4(n, r)), dot(v, lb4(n + 1u, r)), dot(v, lb4(n + 2u, r)), dot(v, lb4(n + 3u, r)));
-    }
-#end
-    let all = reduce_add4(lane, sums);
-    if lid == 0u { store4(t, n, all); }
-}
-#end
+#include "common/linear_store.wgsl"

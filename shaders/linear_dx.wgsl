@@ -1,36 +1,25 @@
 // The gradient of a linear layer's input: dx[T,K] = dy[T,N] W[N,K] + mask (dyb[T,R] A[R,K]), mask being the forward
 // pass's dropout factors. A dispatch sums over some rows of W; with ADD it adds to what dx holds.
-// variant: W_F32
-// variant: W_F32 LORA
-// variant: W_BF16
-// variant: W_BF16 LORA
-// variant: W_F16
-// variant: W_F16 LORA
-// variant: W_NF4
-// variant: W_NF4 LORA
-// variant: W_NF4DQ
-// variant: W_NF4DQ LORA
-// also: COOP
-// variant: W_F32 LORA DROPOUT
-// variant: W_BF16 LORA DROPOUT
-// variant: W_F16 LORA DROPOUT
-// variant: W_F16 F16
-// variant: W_F16 F16 LORA
-// variant: W_F16 F16 LORA DROPOUT
-// variant: W_NF4 LORA DROPOUT
-// variant: W_NF4DQ LORA DROPOUT
+//
+// Half of a workgroup's threads load dy, the other half W. With VEC rows of W are multiples of four elements long (of 64 in
+// NF4) and read by fours; those of dy too, unless they are ODD, and there are a multiple of four rows of W here.
+// variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [LORA|LORA+DROPOUT]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4DQ [LORA|LORA+DROPOUT] VEC [ODD|LARGE]
+// variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [LORA] [VEC|VEC+ODD] COOP
 #if COOP
 #include "common/tile_coop.wgsl"
 #else
 #include "common/tile.wgsl"
 #end
+#if VEC
+#include "common/weight_vec.wgsl"
+#else
 #include "common/weight.wgsl"
+#end
 #if DROPOUT
 #include "common/philox.wgsl"
 #end
 
-// Rows of W are multiples of four elements long.
-override VEC: bool = false;
 override ADD: bool = false;
 
 struct Params {
@@ -51,8 +40,16 @@ struct Params {
     threshold: u32,
     keep: f32,
 }
+#if VEC
+@group(0) @binding(next) var<storage, read_write> dx: array<vec4<f32>>;
+#else
 @group(0) @binding(next) var<storage, read_write> dx: array<f32>;
+#end
+#if VEC && !ODD
+@group(0) @binding(next) var<storage, read_write> dy: array<vec4<f32>>;
+#else
 @group(0) @binding(next) var<storage, read_write> dy: array<f32>;
+#end
 #include "common/weight_binding.wgsl"
 #if LORA
 @group(0) @binding(next) var<storage, read_write> dyb: array<f32>;
@@ -63,30 +60,92 @@ struct Params {
 #end
 @group(0) @binding(next) var<uniform> p: Params;
 
-fn dy4(t: u32, n: u32) -> vec4<f32> {
-    let i = t * p.n_all + p.n_first + n;
-    if t >= p.t { return vec4<f32>(0.0); }
-    if n + 4u <= p.n { return vec4<f32>(dy[i], dy[i + 1u], dy[i + 2u], dy[i + 3u]); }
+// Where rows t..t+4 of dy begin here, in the unit in which it is read: one element or four. Those beyond the last are
+// the last, whose products nobody stores.
+fn rows_at(t: u32) -> vec4<u32> {
+    let rows = min(t + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.t - 1u));
+#if VEC && !ODD
+    return rows * (p.n_all / 4u) + p.n_first / 4u;
+#else
+    return rows * p.n_all + p.n_first;
+#end
+}
+
+// Columns n..n+4 of dy.
+#if VEC && !ODD
+fn load_dy(g: u32, h: u32, at: vec4<u32>, n: u32) {
+    if n < p.n {
+        let q = n / 4u;
+        tile_put_a(g, h, dy[at.x + q], dy[at.y + q], dy[at.z + q], dy[at.w + q]);
+    } else {
+        tile_put_a(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
+    }
+}
+#else
+fn load_dy(g: u32, h: u32, at: vec4<u32>, n: u32) {
+    tile_put_a(g, h, dy4(at.x, n), dy4(at.y, n), dy4(at.z, n), dy4(at.w, n));
+}
+fn dy4(at: u32, n: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
-    if n < p.n { v.x = dy[i]; }
-    if n + 1u < p.n { v.y = dy[i + 1u]; }
-    if n + 2u < p.n { v.z = dy[i + 2u]; }
+    if n < p.n { v.x = dy[at + n]; }
+    if n + 1u < p.n { v.y = dy[at + n + 1u]; }
+    if n + 2u < p.n { v.z = dy[at + n + 2u]; }
+    if n + 3u < p.n { v.w = dy[at + n + 3u]; }
     return v;
 }
-fn w4(n: u32, k: u32) -> TileB {
-    let i = n * p.k + k;
-    if n >= p.n || k >= p.k { return TileB(); }
-#if F16
-    return w[i / 4u];
+#end
+
+// Thread `unit`'s part of rows n0..n0+BK of W, from column c0 on. Columns beyond the last group are that group, whose products
+// nobody stores.
+#if VEC && !W_F32 && !W_BF16 && !W_F16
+fn load_w(unit: u32, n0: u32, c0: u32) {
+    // Sixteen columns of a row: two words under one scale.
+    let k = unit / (BN / 16u);
+    let g = 4u * (unit % (BN / 16u));
+    if n0 + k < p.n {
+        let q = (n0 + k) * (p.k / 4u) + min(c0 / 4u + g, p.k / 4u - 4u);
+        let scale = weight_scale(q);
+        let first = w[q / 2u];
+        let second = w[q / 2u + 1u];
+        tile_put_b_k(g, k, scale * weight_codes(first));
+        tile_put_b_k(g + 1u, k, scale * weight_codes(first >> 16u));
+        tile_put_b_k(g + 2u, k, scale * weight_codes(second));
+        tile_put_b_k(g + 3u, k, scale * weight_codes(second >> 16u));
+    } else {
+        tile_put_b_k(g, k, vec4<f32>());
+        tile_put_b_k(g + 1u, k, vec4<f32>());
+        tile_put_b_k(g + 2u, k, vec4<f32>());
+        tile_put_b_k(g + 3u, k, vec4<f32>());
+    }
+}
 #else
-    if VEC { return weight4_at(i); }
-    var v = vec4<f32>(weight_at(i), 0.0, 0.0, 0.0);
+fn load_w(unit: u32, n0: u32, c0: u32) {
+    let g = unit % NG;
+    let h = 4u * (unit / NG);
+    for (var j = 0u; j < 4u; j++) {
+        tile_put_b_k(g, h + j, w4(n0 + h + j, c0 + 4u * g));
+    }
+}
+#if VEC
+fn w4(n: u32, k: u32) -> vec4<f32> {
+    if n >= p.n { return vec4<f32>(); }
+    let row = p.k / 4u;
+    return weight4(n * row + min(k / 4u, row - 1u));
+}
+#else
+fn w4(n: u32, k: u32) -> vec4<f32> {
+    var v = vec4<f32>(0.0);
+    if n >= p.n { return v; }
+    let i = n * p.k + k;
+    if k < p.k { v.x = weight_at(i); }
     if k + 1u < p.k { v.y = weight_at(i + 1u); }
     if k + 2u < p.k { v.z = weight_at(i + 2u); }
     if k + 3u < p.k { v.w = weight_at(i + 3u); }
     return v;
-#end
 }
+fn weight_table(lid: u32) {}
+#end
+#end
 #if LORA
 fn dyb4(t: u32, r: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
@@ -123,24 +182,28 @@ fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let c0 = wg.x * BN;
     tile_clear(lid);
+    weight_table(lid);
+    workgroupBarrier();
+    let loads_dy = lid < UNITS_A;
+    let unit = select(lid - UNITS_A, lid, loads_dy);
+    let h = unit % (BK / 4u);
+    let g = unit / (BK / 4u);
+    let at = rows_at(m0 + 4u * g);
 #if LORA
     // First, because the mask is on this part only.
-    for (var r0 = 0u; r0 < p.r; r0 += RK) {
-        for (var u = lid; u < MG * (RK / 4u); u += THREADS) {
-            let r = r0 + 4u * (u % (RK / 4u));
-            let g = u / (RK / 4u);
+    for (var r0 = 0u; r0 < p.r; r0 += BK) {
+        if loads_dy {
+            let r = r0 + 4u * h;
             let t = m0 + 4u * g;
-            tile_put_a(g, u % (RK / 4u), dyb4(t, r), dyb4(t + 1u, r), dyb4(t + 2u, r), dyb4(t + 3u, r));
-        }
-        for (var u = THREADS - 1u - lid; u < NG * (RK / 4u); u += THREADS) {
-            let g = u % NG;
-            let h = u / NG;
+            tile_put_a(g, h, dyb4(t, r), dyb4(t + 1u, r), dyb4(t + 2u, r), dyb4(t + 3u, r));
+        } else {
             for (var j = 0u; j < 4u; j++) {
-                low_put_b_k(g, 4u * h + j, la4(r0 + 4u * h + j, c0 + 4u * g));
+                let k = 4u * (unit / NG) + j;
+                tile_put_b_k(unit % NG, k, la4(r0 + k, c0 + 4u * (unit % NG)));
             }
         }
         workgroupBarrier();
-        low_step(lid);
+        tile_step(lid);
         workgroupBarrier();
     }
 #end
@@ -156,19 +219,21 @@ fn block(wg: vec3<u32>, lid: u32) {
     acc[6] *= mask4(row + 6u, col);
     acc[7] *= mask4(row + 7u, col);
 #end
-    for (var k0 = 0u; k0 < p.n; k0 += BK) {
-        for (var u = lid; u < UNITS_A; u += THREADS) {
-            let n = k0 + 4u * (u % (BK / 4u));
-            let g = u / (BK / 4u);
-            let t = m0 + 4u * g;
-            tile_put_a(g, u % (BK / 4u), dy4(t, n), dy4(t + 1u, n), dy4(t + 2u, n), dy4(t + 3u, n));
-        }
-        for (var u = THREADS - 1u - lid; u < UNITS_B; u += THREADS) {
-            let g = u % NG;
-            let h = u / NG;
-            for (var j = 0u; j < 4u; j++) {
-                tile_put_b_k(g, 4u * h + j, w4(k0 + 4u * h + j, c0 + 4u * g));
-            }
+#if DROPOUT && LARGE
+    acc[8] *= mask4(row, col + BN / 2u);
+    acc[9] *= mask4(row + 1u, col + BN / 2u);
+    acc[10] *= mask4(row + 2u, col + BN / 2u);
+    acc[11] *= mask4(row + 3u, col + BN / 2u);
+    acc[12] *= mask4(row + 4u, col + BN / 2u);
+    acc[13] *= mask4(row + 5u, col + BN / 2u);
+    acc[14] *= mask4(row + 6u, col + BN / 2u);
+    acc[15] *= mask4(row + 7u, col + BN / 2u);
+#end
+    for (var n0 = 0u; n0 < p.n; n0 += BK) {
+        if loads_dy {
+            load_dy(g, h, at, n0 + 4u * h);
+        } else {
+            load_w(unit, n0, c0);
         }
         workgroupBarrier();
         tile_step(lid);
@@ -177,6 +242,17 @@ fn block(wg: vec3<u32>, lid: u32) {
     tile_store(lid, m0, c0);
 }
 
+#if VEC
+fn store4(t: u32, c: u32, v: vec4<f32>) {
+    if t >= p.t || c >= p.k { return; }
+    let i = t * (p.k / 4u) + c / 4u;
+    if ADD {
+        dx[i] += v;
+    } else {
+        dx[i] = v;
+    }
+}
+#else
 fn store4(t: u32, c: u32, v: vec4<f32>) {
     if t >= p.t { return; }
     store(t, c, v.x);
@@ -195,3 +271,4 @@ fn store(t: u32, c: u32, v: f32) {
         }
     }
 }
+#end

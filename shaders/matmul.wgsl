@@ -1,14 +1,10 @@
 // Dense f32 products: c[m,n] = alpha * op(a)[m,k] * op(b)[k,n] (+ acc[m,n]), op a transpose where TA, TB say so.
 // With DROPOUT a is dropped out first (mask by Philox, element index counted in the whole of a).
-// variant:
-// variant: ACC
-// also: COOP
-// variant: NARROW
-// variant: NARROW ACC
-// variant: FLAT
-// variant: FLAT ACC
-// variant: DROPOUT
-// variant: NARROW DROPOUT
+// With VEC the rows of a, b and c are multiples of four elements, in memory and in what is computed, and read by fours.
+// variant: [NARROW|FLAT] [ACC] [VEC]
+// variant: [NARROW] DROPOUT [VEC]
+// variant: LARGE [ACC] VEC
+// variant: [ACC] [VEC] COOP
 #if COOP
 #include "common/tile_coop.wgsl"
 #else
@@ -42,31 +38,37 @@ struct Params {
     threshold: u32,
     keep: f32,
 }
+#if VEC
+@group(0) @binding(next) var<storage, read_write> c: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> a: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> b: array<vec4<f32>>;
+#else
 @group(0) @binding(next) var<storage, read_write> c: array<f32>;
 @group(0) @binding(next) var<storage, read_write> a: array<f32>;
 @group(0) @binding(next) var<storage, read_write> b: array<f32>;
-#if ACC
+#end
+#if ACC && VEC
+@group(0) @binding(next) var<storage, read_write> add: array<vec4<f32>>;
+#end
+#if ACC && !VEC
 @group(0) @binding(next) var<storage, read_write> add: array<f32>;
-@group(0) @binding(next) var<uniform> p: Params;
 #end
 #if DROPOUT
 @group(0) @binding(next) var<storage, read_write> rng: array<u32>;
-@group(0) @binding(next) var<uniform> p: Params;
 #end
-#if !ACC && !DROPOUT
 @group(0) @binding(next) var<uniform> p: Params;
-#end
 
-// `valid` elements from i on, zeros behind them.
+// `valid` elements from i on, zeros after them; with VEC four, or none.
 fn a4(i: u32, valid: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
-    if valid >= 4u {
-        v = vec4<f32>(a[i], a[i + 1u], a[i + 2u], a[i + 3u]);
-    } else {
-        if valid > 0u { v.x = a[i]; }
-        if valid > 1u { v.y = a[i + 1u]; }
-        if valid > 2u { v.z = a[i + 2u]; }
-    }
+#if VEC
+    if valid > 0u { v = a[i / 4u]; }
+#else
+    if valid > 0u { v.x = a[i]; }
+    if valid > 1u { v.y = a[i + 1u]; }
+    if valid > 2u { v.z = a[i + 2u]; }
+    if valid > 3u { v.w = a[i + 3u]; }
+#end
 #if DROPOUT
     let seed = vec4<u32>(rng[0], rng[1], rng[2], rng[3]);
     v *= dropout_factor4(wide_add(vec2<u32>(p.first, p.first_high), i), p.site, seed, p.threshold, p.keep);
@@ -74,18 +76,24 @@ fn a4(i: u32, valid: u32) -> vec4<f32> {
     return v;
 }
 fn b4(i: u32, valid: u32) -> vec4<f32> {
-    if valid >= 4u {
-        return vec4<f32>(b[i], b[i + 1u], b[i + 2u], b[i + 3u]);
-    }
     var v = vec4<f32>(0.0);
+#if VEC
+    if valid > 0u { v = b[i / 4u]; }
+#else
     if valid > 0u { v.x = b[i]; }
     if valid > 1u { v.y = b[i + 1u]; }
     if valid > 2u { v.z = b[i + 2u]; }
+    if valid > 3u { v.w = b[i + 3u]; }
+#end
     return v;
 }
-// How many of the four elements from i on lie below `end`, if `row` lies below `rows`.
+// How many of the four elements from i on are below `end`, if `row` is below `rows`; with VEC, whether they are.
 fn left(i: u32, end: u32, row: u32, rows: u32) -> u32 {
+#if VEC
+    return u32(i < end && row < rows);
+#else
     return select(0u, end - min(i, end), row < rows);
+#end
 }
 fn a_row(m: u32, k: u32) -> vec4<f32> {
     return a4(p.a0 + m * p.lda + k, left(k, p.k, m, p.m));
@@ -142,6 +150,18 @@ fn block(wg: vec3<u32>, lid: u32) {
     tile_store(lid, m0, n0);
 }
 
+#if VEC
+fn store4(m: u32, n: u32, v: vec4<f32>) {
+    if m >= p.m || n >= p.n { return; }
+    let i = (p.c0 + m * p.ldc + n) / 4u;
+    var sum = v * p.alpha;
+#if ACC
+    sum += add[i];
+#end
+    if ADD { sum += c[i]; }
+    c[i] = sum;
+}
+#else
 fn store4(m: u32, n: u32, v: vec4<f32>) {
     if m >= p.m { return; }
     let at = p.c0 + m * p.ldc + n;
@@ -161,3 +181,4 @@ fn store(i: u32, v: f32, inside: bool) {
         c[i] = sum;
     }
 }
+#end

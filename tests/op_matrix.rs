@@ -5,7 +5,6 @@
 mod common;
 
 use common::devices::Device;
-#[cfg(feature = "cuda")]
 use trimtab::backend::Caps;
 #[cfg(feature = "cuda")]
 use trimtab::backend::cuda::caps;
@@ -256,6 +255,45 @@ fn on_wgpu_without_optional_features() {
     if let Some(device) = Device::wgpu_plain() {
         check(&device, |_, _| true);
     }
+}
+
+/// Large tiles, which a device with many processors has for large products only; each is the sum of the tile that is taken
+/// otherwise, in its order.
+#[test]
+fn on_wgpu_with_large_tiles() {
+    let (Some(large), Some(usual)) = (Device::wgpu_of_few_processors(), Device::wgpu()) else { return };
+    let caps = [large.open().caps().clone(), usual.open().caps().clone()];
+    let taken = |op: &OpDef, s: &Sample, symbol: &str| {
+        let lists = caps.each_ref().map(|caps| dispatches(op, s, caps));
+        lists[0] != lists[1] && lists[0].iter().any(|d| d.defines.contains(&symbol))
+    };
+    let ran = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    check(&large, |op, sample| {
+        let takes = taken(op, sample, "LARGE");
+        ran.borrow_mut().extend(takes.then_some(op.name));
+        takes
+    });
+    assert_eq!(ran.into_inner().into_iter().collect::<Vec<_>>(), ["linear", "linear_cross_entropy", "linear_dx", "matmul"]);
+    let (mut large, mut usual) = (large.open(), usual.open());
+    for op in ops::table() {
+        for sample in (op.samples)().iter().filter(|s| taken(op, s, "LARGE")) {
+            let (stored, _) = operands(op.name, sample).unwrap();
+            let run = |device: &mut dyn Backend| {
+                let ins = sample.ins.iter().map(|i| i.ty.clone()).zip(stored.iter().map(Vec::as_slice)).collect();
+                Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
+            };
+            let (a, b) = (run(&mut *large), run(&mut *usual));
+            assert!(a.is_ok() && a == b, "{} ({}): {:?}", op.name, sample.name, (a.err(), b.err()));
+        }
+    }
+}
+
+/// What a sample is lowered to on a device of WGSL with `caps`.
+fn dispatches(op: &OpDef, sample: &Sample, caps: &Caps) -> Vec<ops::WgslDispatch> {
+    let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+    let Ok(outs) = op.types(&sample.attr, &ins) else { return Vec::new() };
+    let shared = vec![None; outs.len()];
+    (op.wgsl)(&ops::Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps }).unwrap_or_default()
 }
 
 /// Products by cooperative matrices, which are used only where the user asks for them.

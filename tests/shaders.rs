@@ -51,6 +51,11 @@ fn conditions_includes_and_bindings() {
         doubled.iter().map(|v| v.join(" ")).collect::<Vec<_>>(),
         ["A", "B", "D", "A C", "B C", "A E", "B E", "D E"]
     );
+    let patterns = variants("// variant: A|B+C [D]\n// also: E\n// variant: [F|G]\n");
+    assert_eq!(
+        patterns.iter().map(|v| v.join(" ")).collect::<Vec<_>>(),
+        ["A", "A D", "B C", "B C D", "", "F", "G", "A E", "A D E", "B C E", "B C D E"]
+    );
 }
 
 #[test]

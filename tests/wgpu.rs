@@ -246,5 +246,6 @@ fn a_device_takes_the_richest_variant_that_it_can_run() {
     }
     let able = Caps { coop: true, ..able };
     assert_eq!(richest("linear", &["W_F32"], "tile", &able), ["W_F32", "COOP"]);
-    assert_eq!(richest("linear", &["W_F32"], "row", &able), ["W_F32", "SUBGROUP"]);
+    assert_eq!(richest("linear", &["W_F32", "VEC"], "tile", &able), ["W_F32", "VEC", "COOP"]);
+    assert_eq!(richest("linear_row", &["W_F32"], "row", &able), ["W_F32", "SUBGROUP"]);
 }

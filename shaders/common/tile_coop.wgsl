@@ -11,13 +11,11 @@ enable wgpu_cooperative_matrix;
 const BM: u32 = 64u;
 const BN: u32 = 64u;
 const BK: u32 = 16u;
-const RK: u32 = BK;
 const THREADS: u32 = 128u;
 const MG: u32 = BM / 4u;
 const NG: u32 = BN / 4u;
 const UNITS_A: u32 = MG * (BK / 4u);
 const UNITS_B: u32 = NG * (BK / 4u);
-alias TileB = vec4<f32>;
 
 // Rows of a, then columns of b, each BK long with a gap; at the end 8 rows of each unit, side by side.
 const STRIDE: u32 = BK + 4u;
@@ -73,12 +71,6 @@ fn tile_put_a_k(g: u32, k: u32, v: vec4<f32>) {
 }
 fn tile_put_b_k(g: u32, k: u32, v: vec4<f32>) {
     tile_put_a_k(g + MG, k, v);
-}
-fn low_put_b(g: u32, h: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
-    tile_put_b(g, h, v0, v1, v2, v3);
-}
-fn low_put_b_k(g: u32, k: u32, v: vec4<f32>) {
-    tile_put_b_k(g, k, v);
 }
 
 // Rounds that `subgroups` subgroups take.
@@ -144,9 +136,6 @@ fn tile_step(lid: u32) {
         c32 = coopMultiplyAdd(a3, b2, c32);
         c33 = coopMultiplyAdd(a3, b3, c33);
     }
-}
-fn low_step(lid: u32) {
-    tile_step(lid);
 }
 
 // Stages rows 8 s .. 8 s + 8 of each unit: 32 columns a row.

@@ -1,20 +1,23 @@
 //! How dense products are cut into WGSL dispatches: no binding above the device's limit, no dispatch that runs for
 //! seconds, and a tile shape that fits the matrix.
 
+mod tile;
+
 use std::ops::Range;
 
 use crate::cpu::philox;
 use crate::device::Caps;
-use crate::dtype::DType;
+use crate::dtype::{DType, Nf4Layout, Ty};
 use crate::error::{Error, Result};
 use crate::ops::quant::{row_step, weight_defines, weight_parts};
 use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch, launch};
+use tile::Tile;
 
 /// What one dispatch may compute; a slow integrated GPU does it within a tenth of a second or two.
 const MAX_FLOPS: u64 = 20_000_000_000;
 
-/// Rows and columns of the largest tile of `shaders/common/tile.wgsl`.
-const TILE: usize = 64;
+/// Rows of a tile of `shaders/common/tile.wgsl` at most, in multiples of which long products are cut.
+const TILE: usize = 128;
 
 /// Up to this many tokens a linear layer reads every weight row once and in order instead of tiling.
 const FEW_TOKENS: usize = 4;
@@ -68,7 +71,7 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     pub fn dispatches(&self, caps: &Caps) -> Vec<WgslDispatch> {
         let (m, n, k) = self.dims;
-        let Matmul { ta, tb, alpha, .. } = self.spec;
+        let Matmul { ta, tb, .. } = self.spec;
         let (m_step, m_most) = if ta { rows_of(caps, &[n]) } else { rows_of(caps, &[n, k]) };
         let (n_step, n_most) = if tb { rows_of(caps, &[k]) } else { (1, n) };
         let (k_step, k_most) = match (ta, tb) {
@@ -77,22 +80,22 @@ impl Product<'_> {
             (false, false) => rows_of(caps, &[n]),
             (true, false) => rows_of(caps, &[m, n]),
         };
-        let m_most = m_most.min(short(2 * n * k)).min(caps.max_groups as usize * TILE);
+        let m_most = m_most.min(short(2 * n * k)).min(caps.max_groups as usize * Tile::LEAST);
         let mut list = Vec::new();
         for m_range in cut(m, m_most, m_step) {
             for n_range in cut(n, n_most, n_step) {
                 for k_range in cut(k, k_most, k_step) {
                     let first = k_range.start == 0;
-                    list.push(self.dispatch(m_range.clone(), n_range.clone(), k_range, first, alpha));
+                    list.push(self.dispatch(m_range.clone(), n_range.clone(), k_range, first, caps));
                 }
             }
         }
         list
     }
 
-    fn dispatch(&self, ms: Range<usize>, ns: Range<usize>, ks: Range<usize>, first: bool, alpha: f32) -> WgslDispatch {
+    fn dispatch(&self, ms: Range<usize>, ns: Range<usize>, ks: Range<usize>, first: bool, caps: &Caps) -> WgslDispatch {
         let (m_all, n_all, k_all) = self.dims;
-        let Matmul { ta, tb, .. } = self.spec;
+        let Matmul { ta, tb, alpha, .. } = self.spec;
         let (a, lda, a0) = match ta {
             false => (bytes(ms.clone(), k_all), k_all, ks.start),
             true => (bytes(ks.clone(), m_all), m_all, ms.start),
@@ -102,15 +105,18 @@ impl Product<'_> {
             false => (bytes(ks.clone(), n_all), n_all, ns.start),
         };
         let (m, n, k) = (ms.len(), ns.len(), ks.len());
-        let (shape, bm, bn) = match (n <= TILE / 2, m <= TILE / 2) {
-            (true, _) => (Some("NARROW"), 64, 16),
-            (_, true) if self.dropout.is_none() => (Some("FLAT"), 16, 64),
-            _ => (None, 64, 64),
+        // Whole rows, and the parts of rows that are bound here, are read by fours.
+        let (along_a, along_b) = (if ta { m } else { k }, if tb { k } else { n });
+        let vec = [lda, a0, along_a, ldb, b0, along_b, n_all, ns.start, n].iter().all(|x| x.is_multiple_of(4));
+        let tile = match self.dropout {
+            None => Tile::of(m, n, vec, caps),
+            Some(_) => Tile::dropping(n),
         };
         let acc = self.acc.filter(|_| first);
-        let mut defines: Vec<&'static str> = shape.into_iter().collect();
+        let mut defines: Vec<&'static str> = tile.symbol.into_iter().collect();
         defines.extend(acc.map(|_| "ACC"));
         defines.extend(self.dropout.as_ref().map(|_| "DROPOUT"));
+        defines.extend(vec.then_some("VEC"));
         let c = bytes(ms.clone(), n_all);
         let mut args = vec![(self.c)(c.clone()), (self.a)(a), (self.b)(b)];
         args.extend(acc.map(|bind| bind(c)));
@@ -131,7 +137,7 @@ impl Product<'_> {
             defines,
             entry: "tile",
             constants: [yes("TA", ta), yes("TB", tb), yes("ADD", add)].into_iter().flatten().collect(),
-            grid: [n.div_ceil(bn) as u32, m.div_ceil(bm) as u32, 1],
+            grid: tile.grid(m, n),
             args,
             params,
             flops: 2 * (m * n * k) as u64,
@@ -176,7 +182,7 @@ pub(super) struct LowRank {
 /// `y = x Wᵀ (+ bias) (+ scale·x̃Aᵀ·Bᵀ)`, output 1 being x̃Aᵀ.
 pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
-    let stored = stored_as(l)?;
+    let w = &l.ins[1];
     let mut list = Vec::new();
     if let Some(low) = &low {
         let down = Product {
@@ -202,10 +208,9 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), n)), Arg::InPart(0, bytes(ts.clone(), k))];
             args.extend(part.args);
             args.extend(bias.map(Arg::In));
-            let mut defines = stored.clone();
-            defines.extend(bias.map(|_| "BIAS"));
+            let mut more: Vec<&'static str> = bias.map(|_| "BIAS").into_iter().collect();
             if let Some(low) = &low {
-                defines.push("LORA");
+                more.push("LORA");
                 args.extend([Arg::OutPart(1, bytes(ts.clone(), rank)), Arg::In(low.second)]);
             }
             let scale = low.as_ref().map_or(0.0, |l| l.scale);
@@ -213,15 +218,18 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             let ints = [ts.len(), rows, part.rows.start, n, k, rank].map(|x| x as u32);
             let mut params = ints.to_vec();
             params.extend([scale.to_bits(), first, nested, offset]);
-            let grid = match few {
-                true => [rows.div_ceil(4) as u32, ts.len() as u32, 1],
-                false => [rows.div_ceil(TILE) as u32, ts.len().div_ceil(TILE) as u32, 1],
+            let (shader, entry, Tiled { defines, grid }) = if few {
+                let defines =
+                    [&stored_as(w, l.caps)?, more.as_slice(), by_fours(w).then_some("VEC").as_slice()].concat();
+                ("linear_row", "row", Tiled { defines, grid: [rows.div_ceil(4) as u32, ts.len() as u32, 1] })
+            } else {
+                ("linear", "tile", Tiled::forward(w, &more, ts.len(), rows, l.caps)?)
             };
             list.push(WgslDispatch {
-                shader: "linear",
+                shader,
                 defines,
-                entry: if few { "row" } else { "tile" },
-                constants: yes("VEC", k % 4 == 0).into_iter().collect(),
+                entry,
+                constants: Vec::new(),
                 grid,
                 args,
                 params,
@@ -235,7 +243,6 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
 /// `dx = dy·W (+ mask∘(dyb·A))`.
 pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
-    let stored = stored_as(l)?;
     let rank = low.as_ref().map_or(0, |l| l.rank);
     let (step, most) = if rank > 0 { rows_of(l.caps, &[n, k, rank]) } else { rows_of(l.caps, &[n, k]) };
     let most = most.min(short(2 * n * (k + rank)));
@@ -245,29 +252,30 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
             let first = part.rows.start == 0;
             let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), k)), Arg::InPart(0, bytes(ts.clone(), n))];
             args.extend(part.args);
-            let mut defines = stored.clone();
+            let mut more = Vec::new();
             let [w_first, nested, offset] = part.params;
             let ints = [ts.len(), part.rows.len(), part.rows.start, n, k, rank].map(|x| x as u32);
             let mut params = ints.to_vec();
             params.extend([w_first, nested, offset, ts.start as u32]);
             let mut mask = [0; 3];
             if let Some(low) = low.as_ref().filter(|_| first) {
-                defines.push("LORA");
+                more.push("LORA");
                 args.extend([Arg::InPart(low.first, bytes(ts.clone(), rank)), Arg::In(low.second)]);
                 if let Some((drop, rng)) = low.dropout {
-                    defines.push("DROPOUT");
+                    more.push("DROPOUT");
                     args.push(Arg::In(rng));
                     let (threshold, keep) = philox::keep(drop);
                     mask = [drop.site, threshold, keep.to_bits()];
                 }
             }
             params.extend(mask);
+            let Tiled { defines, grid } = Tiled::backward(&l.ins[1], &more, ts.len(), &part.rows, l.caps)?;
             list.push(WgslDispatch {
                 shader: "linear_dx",
                 defines,
                 entry: "tile",
-                constants: [yes("VEC", k % 4 == 0), yes("ADD", !first)].into_iter().flatten().collect(),
-                grid: [k.div_ceil(TILE) as u32, ts.len().div_ceil(TILE) as u32, 1],
+                constants: yes("ADD", !first).into_iter().collect(),
+                grid,
                 args,
                 params,
                 flops: 2 * (ts.len() * part.rows.len() * k) as u64,
@@ -277,7 +285,41 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
     Ok(list)
 }
 
-fn stored_as(l: &Lower) -> Result<Vec<&'static str>> {
-    let w = &l.ins[1];
-    weight_defines(w, l.caps).ok_or_else(|| Error::unsupported(format!("a weight {w}"), "weights are floats or nf4"))
+/// How a product with a stored weight is launched: the symbols of `shaders/linear.wgsl` (or `linear_dx.wgsl`), and the grid.
+pub(super) struct Tiled {
+    pub defines: Vec<&'static str>,
+    pub grid: [u32; 3],
+}
+
+impl Tiled {
+    /// `t` rows of x with `rows` rows of the weight; `more`: symbols of further operands.
+    pub fn forward(w: &Ty, more: &[&'static str], t: usize, rows: usize, caps: &Caps) -> Result<Tiled> {
+        let vec = by_fours(w);
+        let tile = Tile::wide(t, rows, vec, caps);
+        let defines = [&stored_as(w, caps)?, more, symbols(vec, false, &tile).as_slice()].concat();
+        Ok(Tiled { defines, grid: tile.grid(t, rows) })
+    }
+
+    /// `t` rows of dy with `rows` of the weight's rows.
+    pub fn backward(w: &Ty, more: &[&'static str], t: usize, rows: &Range<usize>, caps: &Caps) -> Result<Tiled> {
+        let vec = by_fours(w);
+        let odd = ![w.rows(), rows.start, rows.len()].iter().all(|x| x.is_multiple_of(4));
+        let tile = Tile::wide(t, w.cols(), vec && !odd, caps);
+        let defines = [&stored_as(w, caps)?, more, symbols(vec, odd, &tile).as_slice()].concat();
+        Ok(Tiled { defines, grid: tile.grid(t, w.cols()) })
+    }
+}
+
+fn symbols(vec: bool, odd: bool, tile: &Tile) -> Vec<&'static str> {
+    [vec.then_some("VEC"), (vec && odd).then_some("ODD"), tile.symbol].into_iter().flatten().collect()
+}
+
+/// Whether a weight's rows are read by fours (`shaders/common/weight_vec.wgsl`): in NF4 where no block spans two of them.
+fn by_fours(w: &Ty) -> bool {
+    w.cols().is_multiple_of(if w.dtype.is_quantized() { Nf4Layout::BLOCK } else { 4 })
+}
+
+/// The symbols of the weight.
+fn stored_as(w: &Ty, caps: &Caps) -> Result<Vec<&'static str>> {
+    weight_defines(w, caps).ok_or_else(|| Error::unsupported(format!("a weight {w}"), "weights are floats or nf4"))
 }

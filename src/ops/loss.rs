@@ -14,10 +14,10 @@ use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty, align};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
-use crate::ops::dense::Product;
+use crate::ops::dense::{Product, Tiled};
 use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
-use crate::ops::quant::{WeightPart, weight_define, weight_defines, weight_parts};
+use crate::ops::quant::{WeightPart, weight_define, weight_parts};
 use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Grad, HostCall, Loss, Lower, Matmul, OpDef, Sample, SampleIn, Sizes, Tensor,
@@ -325,8 +325,7 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (t, d, v) = (l.ins[0].rows(), l.ins[0].cols(), l.ins[1].rows());
     let Loss { grad_x, grad_w } = loss(l.attr);
     let scratch = Scratch::new(l.ins, l.caps);
-    let stored = || weight_defines(&l.ins[1], l.caps).unwrap_or_default();
-    let vec = (d % 4 == 0).then_some(("VEC", 1.0));
+    let w = &l.ins[1];
     let dispatch = |shader, entry, defines, constants, grid, args, params: Vec<usize>, flops: usize| WgslDispatch {
         shader,
         defines,
@@ -337,7 +336,6 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
         params: params.into_iter().map(|p| p as u32).collect(),
         flops: flops as u64,
     };
-    let tiles = |rows: usize, cols: usize| [cols.div_ceil(TILE) as u32, rows.div_ceil(TILE) as u32, 1];
     let logits = || Arg::Work(scratch.logits.clone());
     let losses = || Arg::Work(scratch.losses.clone());
     let mut all = Vec::new();
@@ -354,8 +352,8 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
             let n = part.rows.len();
             let args = [logits(), Arg::InPart(0, bytes.clone())].into_iter().chain(part.args.clone()).collect();
             let params = common(part).into_iter().chain([0]).chain(scales(part)).collect();
-            let constants = vec.into_iter().collect();
-            all.push(dispatch("linear", "tile", stored(), constants, tiles(m, n), args, params, 2 * m * n * d));
+            let Tiled { defines, grid } = Tiled::forward(w, &[], m, n, l.caps)?;
+            all.push(dispatch("linear", "tile", defines, vec![], grid, args, params, 2 * m * n * d));
         }
         let args = vec![logits(), losses(), Arg::In(2), Arg::In(3)];
         let rows = grid(m, l.caps);
@@ -365,8 +363,9 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
             let args = [Arg::OutPart(1, bytes.clone()), logits()].into_iter().chain(part.args.clone()).collect();
             let params = common(part).into_iter().chain(scales(part)).chain([0; 4]).collect();
             let add = (part.rows.start > 0).then_some(("ADD", 1.0));
-            let constants = vec.into_iter().chain(add).collect();
-            all.push(dispatch("linear_dx", "tile", stored(), constants, tiles(m, d), args, params, 2 * m * n * d));
+            let Tiled { defines, grid } = Tiled::backward(w, &[], m, &part.rows, l.caps)?;
+            let constants = add.into_iter().collect();
+            all.push(dispatch("linear_dx", "tile", defines, constants, grid, args, params, 2 * m * n * d));
         }
         if grad_w {
             let dw = Product {

@@ -25,6 +25,9 @@ enum Kind {
     /// What is asked for, the largest binding, and whether subgroup operations are used where they are there.
     #[cfg(feature = "wgpu")]
     Wgpu(Ask, u64, bool),
+    /// What is asked for, of a device that says that it has one processor.
+    #[cfg(feature = "wgpu")]
+    SmallWgpu(Ask),
     /// Architecture and largest binding.
     #[cfg(feature = "cuda")]
     Ptx(u32, u64),
@@ -52,6 +55,11 @@ impl Device {
             Kind::Ptx(arch, max) => Box::new(Ptx::new(*arch, *max)),
             #[cfg(feature = "cuda")]
             Kind::PtxOf(caps) => Box::new(Ptx::like((**caps).clone())),
+            #[cfg(feature = "wgpu")]
+            Kind::SmallWgpu(ask) => match Wgpu::with(None, ask.clone()) {
+                Ok(gpu) => Box::new(gpu.with_processors(1)),
+                Err(e) => panic!("{e}"),
+            },
             #[cfg(feature = "wgpu")]
             Kind::Wgpu(ask, max, subgroups) => match Wgpu::with(None, ask.clone()) {
                 Ok(gpu) if !subgroups => Box::new(gpu.limit_binding(*max).without_subgroups()),
@@ -88,6 +96,12 @@ impl Device {
     /// from the plain kernels in any bit.
     pub fn wgpu_without_subgroups() -> Option<Device> {
         Device::wgpu_like("wgpu without subgroups", Ask::Adapter, u64::MAX, false)
+    }
+
+    /// The adapter with all it offers, saying that it has one processor.
+    pub fn wgpu_of_few_processors() -> Option<Device> {
+        let name = "wgpu of one processor".into();
+        Device::wgpu().map(|_| Device { name, kind: Kind::SmallWgpu(Ask::Adapter) })
     }
 
     /// The adapter under WebGPU's default limits, and with no binding larger than `max_binding` bytes.

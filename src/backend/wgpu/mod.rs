@@ -230,6 +230,12 @@ impl Wgpu {
         self
     }
 
+    /// The same device, but saying that it has so many processors: products take the tiles of another size of card.
+    pub fn with_processors(mut self, count: u32) -> Wgpu {
+        self.caps.multiprocessors = Some(count);
+        self
+    }
+
     fn allocate(&self, label: &str, bytes: u64, usage: BufferUsages) -> Result<wgpu::Buffer> {
         if bytes > self.caps.max_buffer {
             let found = format!("a buffer of {bytes} bytes for {label}");
