@@ -1,13 +1,19 @@
 //! The build step that preprocesses shaders: what it accepts, and where it says an error is. And every variant of every
-//! shader is one that naga and the launcher take, so that none fails on a user's GPU.
+//! shader is one that naga and the launcher take, so that none fails on a user's GPU. What the main loops of the dense products
+//! execute is counted, and is what docs/kernels.md says.
 
+#[path = "shaders/count.rs"]
+mod count;
 #[path = "../build/preprocess.rs"]
 mod preprocess;
+#[path = "shaders/table.rs"]
+mod table;
 #[path = "shaders/validate.rs"]
 mod validate;
 
 use std::path::{Path, PathBuf};
 
+use count::{Launch, Shader};
 use preprocess::{preprocess, variants};
 use validate::validate;
 
@@ -124,4 +130,60 @@ fn shaders_that_would_fail_on_a_gpu_are_refused() {
         let error = run(&root, &[]).and_then(|text| validate(&text, &[])).err().unwrap_or_default();
         assert!(error.contains(place) && error.contains(what), "{text:?}: {error}");
     }
+}
+
+/// A loop of which every count is known; each kind of memory, and a branch that depends on a parameter.
+#[test]
+fn what_a_workgroup_executes_is_counted() {
+    let text = "
+        struct Params { n: u32 }
+        override TWICE: bool = false;
+        @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
+        @group(0) @binding(1) var<uniform> p: Params;
+        var<workgroup> tile: array<vec4<f32>, 8>;
+        var<private> sum: vec4<f32>;
+        fn step(i: u32) { sum = fma(tile[i], vec4<f32>(2.0), sum); }
+        @compute @workgroup_size(4)
+        fn main(@builtin(local_invocation_index) lid: u32, @builtin(workgroup_id) wg: vec3<u32>) {
+            tile[lid] = x[wg.x];
+            for (var i = lid; i < p.n; i += 4u) {
+                step(i);
+                if TWICE { sum += vec4<f32>(1.0); }
+            }
+            if lid == 0u { x[0] = sum; }
+        }";
+    let shader = Shader::new(text);
+    let bound = |twice, n, bytes| {
+        let (overrides, params, buffers) = ([("TWICE", twice)], [("n", n)], [bytes]);
+        let (overrides, params, buffers) = (&overrides, &params, Some(buffers.as_slice()));
+        shader.count(&Launch { entry: "main", overrides, params, workgroup: [2, 0, 0], grid: [3, 1, 1], buffers })
+    };
+    let of = |twice, n| bound(twice, n, 48);
+    let [six, none] = [of(0, 6), of(0, 0)];
+    assert_eq!((none.multiply_adds, none.loads, none.stores, none.shared_stores, none.shared_loads), (0, 4, 1, 4, 0));
+    assert_eq!((six.multiply_adds, six.shared_loads, six.loads), (24, 6, 4));
+    // Six times round: a comparison, and the addition to i.
+    assert_eq!((six - none).operations, 12);
+    assert_eq!((of(1, 6) - six).operations, 24);
+    // Element 2 of two, and element 8 of 8.
+    for (n, bytes) in [(6, 32), (12, 48)] {
+        let walk = std::panic::AssertUnwindSafe(|| bound(0, n, bytes));
+        assert!(std::panic::catch_unwind(walk).is_err(), "{n} {bytes}: no index is found to be too large");
+    }
+}
+
+/// The table in docs/kernels.md is what is counted (`TRIMTAB_BLESS=1` rewrites it).
+#[test]
+fn the_docs_have_what_is_counted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = root.join("docs/kernels.md");
+    let text = std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n");
+    let (head, rest) = text.split_once("<!-- counted -->\n").expect("the mark above the table");
+    let (found, tail) = rest.split_once("\n<!-- end -->").expect("the mark after the table");
+    let expected = table::table(&root.join("shaders"));
+    if std::env::var_os("TRIMTAB_BLESS").is_some_and(|v| v == "1") {
+        std::fs::write(&path, format!("{head}<!-- counted -->\n{expected}\n<!-- end -->{tail}")).unwrap();
+        return;
+    }
+    assert!(found == expected, "docs/kernels.md is not what is counted: TRIMTAB_BLESS=1 rewrites it");
 }

@@ -1,0 +1,78 @@
+//! The table of docs/kernels.md: what the main loops of the dense products execute, by [`super::count`].
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::count::{Launch, Shader};
+use super::preprocess::preprocess;
+
+/// A main loop: its shader, the symbols of the tiles of 64 × 64 and of 128 × 128, what it is called, and the same counts of the
+/// shader of commit f1c4bc0, whose tile was 64 × 64.
+struct Row {
+    shader: &'static str,
+    tiles: [&'static str; 2],
+    overrides: &'static [(&'static str, u32)],
+    name: &'static str,
+    before: [f64; 3],
+}
+
+const fn weighted(shader: &'static str, tiles: [&'static str; 2], name: &'static str, before: [f64; 3]) -> Row {
+    Row { shader, tiles, overrides: &[], name, before }
+}
+
+const ROWS: [Row; 12] = [
+    weighted("linear", ["W_F32 VEC", "W_F32 VEC LARGE"], "f32", [29.25, 2.0, 6.0]),
+    weighted("linear", ["W_BF16 VEC", "W_BF16 VEC LARGE"], "bf16", [30.25, 1.5, 6.0]),
+    weighted("linear", ["W_F16 F16 VEC", "W_F16 F16 VEC LARGE"], "f16", [36.75, 1.25, 6.0]),
+    weighted("linear", ["W_NF4 VEC", "W_NF4 VEC LARGE"], "nf4", [56.0, 1.5, 6.0]),
+    weighted("linear", ["W_NF4DQ VEC", "W_NF4DQ VEC LARGE"], "nf4_dq", [64.5, 2.0, 6.0]),
+    weighted("linear_dx", ["W_F32 VEC", "W_F32 VEC LARGE"], "f32", [31.375, 2.0, 6.0]),
+    weighted("linear_dx", ["W_BF16 VEC", "W_BF16 VEC LARGE"], "bf16", [32.375, 1.5, 6.0]),
+    weighted("linear_dx", ["W_F16 F16 VEC", "W_F16 F16 VEC LARGE"], "f16", [38.875, 1.25, 6.0]),
+    weighted("linear_dx", ["W_NF4 VEC", "W_NF4 VEC LARGE"], "nf4", [58.125, 1.5, 6.0]),
+    weighted("linear_dx", ["W_NF4DQ VEC", "W_NF4DQ VEC LARGE"], "nf4_dq", [66.625, 2.0, 6.0]),
+    Row {
+        shader: "matmul",
+        tiles: ["VEC", "LARGE VEC"],
+        overrides: &[("TA", 1)],
+        name: "aᵀ b",
+        before: [34.5, 2.0, 6.0],
+    },
+    Row {
+        shader: "matmul",
+        tiles: ["VEC", "LARGE VEC"],
+        overrides: &[("TB", 1)],
+        name: "a bᵀ",
+        before: [30.625, 2.0, 6.0],
+    },
+];
+
+/// What is executed for 64 multiply-adds by 64 more terms of a sum: operations, loads, and loads of shared memory. What a
+/// workgroup does before and after its main loop cancels out.
+fn in_the_loop(root: &Path, row: &Row, tile: &str) -> [f64; 3] {
+    let defines: Vec<String> = tile.split_whitespace().map(String::from).collect();
+    let file = format!("{}.wgsl", row.shader);
+    let text = preprocess(root, &file, &defines, &mut Vec::new()).unwrap_or_else(|e| panic!("{e}")).text;
+    let shader = Shader::new(&text);
+    let along = if row.shader == "linear_dx" { "n" } else { "k" };
+    let run = |length: u32| {
+        let size = |name| (name, if name == along { length } else { 4096 });
+        let params = &["t", "m", "n", "n_all", "k", "lda", "ldb", "ldc"].map(size);
+        let overrides = row.overrides;
+        shader.count(&Launch { entry: "tile", overrides, params, workgroup: [0; 3], buffers: None })
+    };
+    let step = run(192) - run(128);
+    assert_eq!(step.stores, 0, "{file} {tile}: a main loop that stores");
+    [step.operations, step.loads, step.shared_loads].map(|x| 64.0 * x as f64 / step.multiply_adds as f64)
+}
+
+/// The table, as it is in the docs.
+pub fn table(root: &Path) -> String {
+    let mut text = "| shader | weight | before | 64 × 64 | 128 × 128 |\n|---|---|---|---|---|\n".to_string();
+    let cell = |[operations, loads, shared]: [f64; 3]| format!("{operations:.1} / {loads:.2} / {shared:.1}");
+    for row in &ROWS {
+        let [usual, large] = row.tiles.map(|tile| cell(in_the_loop(root, row, tile)));
+        let _ = writeln!(text, "| `{}` | {} | {} | {usual} | {large} |", row.shader, row.name, cell(row.before));
+    }
+    text
+}
