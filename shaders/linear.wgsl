@@ -30,6 +30,8 @@ struct Params {
     w_first: u32,
     w_nested: u32,
     w_offset: u32,
+    // Columns of x that a workgroup sums over, a multiple of 64 where there are several along z.
+    step: u32,
 }
 @group(0) @binding(next) var<storage, read_write> y: array<f32>;
 #if VEC
@@ -125,6 +127,9 @@ fn weight_table(lid: u32) {}
 #include "common/low_rank.wgsl"
 #end
 
+// Where y begins that this part of the sum goes to.
+var<private> part: u32;
+
 #include "common/tile_entry.wgsl"
 fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
@@ -139,7 +144,9 @@ fn block(wg: vec3<u32>, lid: u32) {
     let first = select(n0, m0, loads_x) + 4u * g;
     let at = rows_at(first, select(p.n, p.t, loads_x));
     let fours = (p.k + 3u) / 4u;
-    for (var q = 0u; q < fours; q += BK / 4u) {
+    let end = min(fours, (wg.z + 1u) * (p.step / 4u));
+    part = wg.z * p.t * p.n_all;
+    for (var q = wg.z * (p.step / 4u); q < end; q += BK / 4u) {
         if loads_x {
             load_x(g, h, at, q + h, fours);
         } else {
@@ -150,7 +157,7 @@ fn block(wg: vec3<u32>, lid: u32) {
         workgroupBarrier();
     }
 #if LORA
-    for (var r0 = 0u; r0 < p.r; r0 += BK) {
+    for (var r0 = select(p.r, 0u, wg.z == 0u); r0 < p.r; r0 += BK) {
         let r = r0 + 4u * h;
         if loads_x {
             tile_put_a(g, h, xa4(first, r), xa4(first + 1u, r), xa4(first + 2u, r), xa4(first + 3u, r));

@@ -39,6 +39,8 @@ struct Params {
     site: u32,
     threshold: u32,
     keep: f32,
+    // Rows of W that a workgroup sums over, a multiple of BK where there are several along z.
+    step: u32,
 }
 #if VEC
 @group(0) @binding(next) var<storage, read_write> dx: array<vec4<f32>>;
@@ -177,6 +179,9 @@ fn mask4(row: u32, col: u32) -> vec4<f32> {
 }
 #end
 
+// Where dx begins that this part of the sum goes to.
+var<private> part: u32;
+
 #include "common/tile_entry.wgsl"
 fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
@@ -191,7 +196,7 @@ fn block(wg: vec3<u32>, lid: u32) {
     let at = rows_at(m0 + 4u * g);
 #if LORA
     // First, because the mask is on this part only.
-    for (var r0 = 0u; r0 < p.r; r0 += BK) {
+    for (var r0 = select(p.r, 0u, wg.z == 0u); r0 < p.r; r0 += BK) {
         if loads_dy {
             let r = r0 + 4u * h;
             let t = m0 + 4u * g;
@@ -229,7 +234,9 @@ fn block(wg: vec3<u32>, lid: u32) {
     acc[14] *= mask4(row + 6u, col + BN / 2u);
     acc[15] *= mask4(row + 7u, col + BN / 2u);
 #end
-    for (var n0 = 0u; n0 < p.n; n0 += BK) {
+    let end = min(p.n, (wg.z + 1u) * p.step);
+    part = wg.z * p.t * p.k;
+    for (var n0 = wg.z * p.step; n0 < end; n0 += BK) {
         if loads_dy {
             load_dy(g, h, at, n0 + 4u * h);
         } else {
@@ -245,7 +252,7 @@ fn block(wg: vec3<u32>, lid: u32) {
 #if VEC
 fn store4(t: u32, c: u32, v: vec4<f32>) {
     if t >= p.t || c >= p.k { return; }
-    let i = t * (p.k / 4u) + c / 4u;
+    let i = (part + t * p.k + c) / 4u;
     if ADD {
         dx[i] += v;
     } else {
@@ -263,7 +270,7 @@ fn store4(t: u32, c: u32, v: vec4<f32>) {
 
 fn store(t: u32, c: u32, v: f32) {
     if c < p.k {
-        let i = t * p.k + c;
+        let i = part + t * p.k + c;
         if ADD {
             dx[i] += v;
         } else {

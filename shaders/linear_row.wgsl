@@ -109,4 +109,5 @@ fn row(@builtin(workgroup_id) wg: vec3<u32>,
     if lid == 0u { store4(t, n, all); }
 }
 
+const part: u32 = 0u;
 #include "common/linear_store.wgsl"

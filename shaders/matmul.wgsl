@@ -37,6 +37,8 @@ struct Params {
     site: u32,
     threshold: u32,
     keep: f32,
+    // Terms of a part of the sum, a multiple of BK where there are several: workgroups along z.
+    step: u32,
 }
 #if VEC
 @group(0) @binding(next) var<storage, read_write> c: array<vec4<f32>>;
@@ -102,12 +104,17 @@ fn b_row(n: u32, k: u32) -> vec4<f32> {
     return b4(p.b0 + n * p.ldb + k, left(k, p.k, n, p.n));
 }
 
+// Where c begins that this part of the sum goes to.
+var<private> part: u32;
+
 #include "common/tile_entry.wgsl"
 fn block(wg: vec3<u32>, lid: u32) {
     let m0 = wg.y * BM;
     let n0 = wg.x * BN;
+    part = wg.z * p.m * p.ldc;
+    let end = min(p.k, (wg.z + 1u) * p.step);
     tile_clear(lid);
-    for (var k0 = 0u; k0 < p.k; k0 += BK) {
+    for (var k0 = wg.z * p.step; k0 < end; k0 += BK) {
         for (var u = lid; u < UNITS_A; u += THREADS) {
             if TA {
                 // Four neighbours along m of one k at a time.
@@ -153,7 +160,7 @@ fn block(wg: vec3<u32>, lid: u32) {
 #if VEC
 fn store4(m: u32, n: u32, v: vec4<f32>) {
     if m >= p.m || n >= p.n { return; }
-    let i = (p.c0 + m * p.ldc + n) / 4u;
+    let i = (part + p.c0 + m * p.ldc + n) / 4u;
     var sum = v * p.alpha;
 #if ACC
     sum += add[i];
@@ -164,7 +171,7 @@ fn store4(m: u32, n: u32, v: vec4<f32>) {
 #else
 fn store4(m: u32, n: u32, v: vec4<f32>) {
     if m >= p.m { return; }
-    let at = p.c0 + m * p.ldc + n;
+    let at = part + p.c0 + m * p.ldc + n;
     store(at, v.x * p.alpha, n < p.n);
     store(at + 1u, v.y * p.alpha, n + 1u < p.n);
     store(at + 2u, v.z * p.alpha, n + 2u < p.n);

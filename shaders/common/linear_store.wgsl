@@ -1,4 +1,4 @@
-// Columns n..n+4 of row t of a linear layer's result.
+// Columns n..n+4 of row t of a linear layer's result, which begins at `part` of y.
 fn store4(t: u32, n: u32, v: vec4<f32>) {
     if t >= p.t { return; }
     store(t, n, v.x);
@@ -10,9 +10,9 @@ fn store4(t: u32, n: u32, v: vec4<f32>) {
 fn store(t: u32, n: u32, v: f32) {
     if n < p.n {
 #if BIAS
-        y[t * p.n_all + p.n_first + n] = v + bias[p.n_first + n];
+        y[part + t * p.n_all + p.n_first + n] = v + bias[p.n_first + n];
 #else
-        y[t * p.n_all + p.n_first + n] = v;
+        y[part + t * p.n_all + p.n_first + n] = v;
 #end
     }
 }

@@ -1,6 +1,7 @@
 //! How dense products are cut into WGSL dispatches: no binding above the device's limit, no dispatch that runs for
 //! seconds, and a tile shape that fits the matrix.
 
+mod split;
 mod tile;
 
 use std::ops::Range;
@@ -11,6 +12,8 @@ use crate::dtype::{DType, Nf4Layout, Ty};
 use crate::error::{Error, Result};
 use crate::ops::quant::{row_step, weight_defines, weight_parts};
 use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch, launch};
+pub(super) use split::Split;
+use split::Sum;
 use tile::Tile;
 
 /// What one dispatch may compute; a slow integrated GPU does it within a tenth of a second or two.
@@ -66,21 +69,42 @@ pub(super) struct Product<'a> {
     pub acc_in_c: bool,
     /// Dropout of a (not transposed, b transposed), and the random-number operand.
     pub dropout: Option<(Dropout, Arg)>,
+    /// How its sum is split, by [`split`].
+    pub split: Split,
+}
+
+/// The ranges of m, n and k that dispatches take: how many in each, and the step.
+type Cuts = [(usize, usize); 3];
+
+fn cuts(spec: Matmul, (m, n, k): (usize, usize, usize), caps: &Caps) -> Cuts {
+    let Matmul { ta, tb, .. } = spec;
+    let (m_step, m_most) = if ta { rows_of(caps, &[n]) } else { rows_of(caps, &[n, k]) };
+    let (n_step, n_most) = if tb { rows_of(caps, &[k]) } else { (1, n) };
+    let (k_step, k_most) = match (ta, tb) {
+        (false, true) => (1, k),
+        (true, true) => rows_of(caps, &[m]),
+        (false, false) => rows_of(caps, &[n]),
+        (true, false) => rows_of(caps, &[m, n]),
+    };
+    let m_most = m_most.min(short(2 * n * k)).min(caps.max_groups as usize * Tile::LEAST);
+    [(m_most, m_step), (n_most, n_step), (k_most, k_step)]
+}
+
+/// How the sum of a [`Product`] is split that may use scratch memory; `dropping`: it drops out.
+pub(super) fn split(spec: Matmul, dims: (usize, usize, usize), dropping: bool, caps: &Caps) -> Split {
+    let (m, n, k) = dims;
+    let whole =
+        std::iter::zip(cuts(spec, dims, caps), [m, n, k]).all(|((most, step), of)| cut(of, most, step).count() == 1);
+    let rows = [if spec.ta { m } else { k }, if spec.tb { k } else { n }, n];
+    let vec = rows.iter().all(|x| x.is_multiple_of(4));
+    let tile = if dropping { Tile::dropping(n) } else { Tile::of(m, n, vec, caps) };
+    if whole { Split::of(&tile, dims, caps) } else { Split::none(k) }
 }
 
 impl Product<'_> {
     pub fn dispatches(&self, caps: &Caps) -> Vec<WgslDispatch> {
         let (m, n, k) = self.dims;
-        let Matmul { ta, tb, .. } = self.spec;
-        let (m_step, m_most) = if ta { rows_of(caps, &[n]) } else { rows_of(caps, &[n, k]) };
-        let (n_step, n_most) = if tb { rows_of(caps, &[k]) } else { (1, n) };
-        let (k_step, k_most) = match (ta, tb) {
-            (false, true) => (1, k),
-            (true, true) => rows_of(caps, &[m]),
-            (false, false) => rows_of(caps, &[n]),
-            (true, false) => rows_of(caps, &[m, n]),
-        };
-        let m_most = m_most.min(short(2 * n * k)).min(caps.max_groups as usize * Tile::LEAST);
+        let [(m_most, m_step), (n_most, n_step), (k_most, k_step)] = cuts(self.spec, self.dims, caps);
         let mut list = Vec::new();
         for m_range in cut(m, m_most, m_step) {
             for n_range in cut(n, n_most, n_step) {
@@ -89,6 +113,15 @@ impl Product<'_> {
                     list.push(self.dispatch(m_range.clone(), n_range.clone(), k_range, first, caps));
                 }
             }
+        }
+        if self.split.parts > 1 {
+            let c = || bytes(0..m, n);
+            let more = match self.acc {
+                Some(acc) => Sum::Operand(acc(c())),
+                None if self.acc_in_c => Sum::Itself,
+                None => Sum::Nothing,
+            };
+            list.push(self.split.sum((self.c)(c()), more, self.spec.alpha, caps));
         }
         list
     }
@@ -112,13 +145,19 @@ impl Product<'_> {
             None => Tile::of(m, n, vec, caps),
             Some(_) => Tile::dropping(n),
         };
-        let acc = self.acc.filter(|_| first);
+        // What is added to parts is added to their sum.
+        let scratch = self.split.scratch();
+        let (alpha, acc) = match scratch {
+            Some(_) => (1.0, None),
+            None => (alpha, self.acc.filter(|_| first)),
+        };
         let mut defines: Vec<&'static str> = tile.symbol.into_iter().collect();
         defines.extend(acc.map(|_| "ACC"));
         defines.extend(self.dropout.as_ref().map(|_| "DROPOUT"));
         defines.extend(vec.then_some("VEC"));
         let c = bytes(ms.clone(), n_all);
-        let mut args = vec![(self.c)(c.clone()), (self.a)(a), (self.b)(b)];
+        let to = scratch.clone().unwrap_or_else(|| (self.c)(c.clone()));
+        let mut args = vec![to, (self.a)(a), (self.b)(b)];
         args.extend(acc.map(|bind| bind(c)));
         let mut params =
             vec![m, n, k, lda, ldb, n_all, a0, b0, ns.start].into_iter().map(|x| x as u32).collect::<Vec<_>>();
@@ -131,13 +170,15 @@ impl Product<'_> {
         } else {
             params.extend([0; 5]);
         }
-        let add = self.acc_in_c || !first;
+        params.push(if scratch.is_some() { self.split.step } else { Split::none(k).step } as u32);
+        let [x, y, _] = tile.grid(m, n);
+        let add = scratch.is_none() && (self.acc_in_c || !first);
         WgslDispatch {
             shader: "matmul",
             defines,
             entry: "tile",
             constants: [yes("TA", ta), yes("TB", tb), yes("ADD", add)].into_iter().flatten().collect(),
-            grid: tile.grid(m, n),
+            grid: [x, y, self.split.parts as u32],
             args,
             params,
             flops: 2 * (m * n * k) as u64,
@@ -183,11 +224,14 @@ pub(super) struct LowRank {
 pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
     let w = &l.ins[1];
+    let rank = low.as_ref().map_or(0, |l| l.rank);
+    let split = forward_split(t, w, rank, l.caps);
     let mut list = Vec::new();
     if let Some(low) = &low {
         let down = Product {
-            spec: Matmul { ta: false, tb: true, alpha: 1.0, acc: false },
+            spec: DOWN,
             dims: (t, low.rank, k),
+            split: self::split(DOWN, (t, low.rank, k), low.dropout.is_some(), l.caps),
             c: &|r| Arg::OutPart(1, r),
             a: &|r| Arg::InPart(0, r),
             b: &|r| Arg::InPart(low.first, r),
@@ -198,15 +242,16 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
         list.extend(down.dispatches(l.caps));
     }
     let few = t <= FEW_TOKENS;
-    let rank = low.as_ref().map_or(0, |l| l.rank);
-    let (step, most) = if rank > 0 { rows_of(l.caps, &[n, k, rank]) } else { rows_of(l.caps, &[n, k]) };
-    let most = most.min(short(2 * n * (k + rank)));
+    let (step, most) = tokens_at_once(w, rank, l.caps);
     let widest = l.caps.max_groups as usize * FEW_TOKENS;
     for ts in cut(t, most, step) {
         for part in weight_parts(1, &l.ins[1], l.caps.max_binding, if few { widest } else { usize::MAX }) {
             let rows = part.rows.len();
-            let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), n)), Arg::InPart(0, bytes(ts.clone(), k))];
+            let to = split.scratch().unwrap_or_else(|| Arg::OutPart(0, bytes(ts.clone(), n)));
+            let mut args = vec![to, Arg::InPart(0, bytes(ts.clone(), k))];
             args.extend(part.args);
+            // Parts are without it, their sum has it.
+            let bias = bias.filter(|_| split.parts == 1);
             args.extend(bias.map(Arg::In));
             let mut more: Vec<&'static str> = bias.map(|_| "BIAS").into_iter().collect();
             if let Some(low) = &low {
@@ -218,12 +263,13 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             let ints = [ts.len(), rows, part.rows.start, n, k, rank].map(|x| x as u32);
             let mut params = ints.to_vec();
             params.extend([scale.to_bits(), first, nested, offset]);
+            params.extend((!few).then_some(split.step as u32));
             let (shader, entry, Tiled { defines, grid }) = if few {
                 let defines =
                     [&stored_as(w, l.caps)?, more.as_slice(), by_fours(w).then_some("VEC").as_slice()].concat();
                 ("linear_row", "row", Tiled { defines, grid: [rows.div_ceil(4) as u32, ts.len() as u32, 1] })
             } else {
-                ("linear", "tile", Tiled::forward(w, &more, ts.len(), rows, l.caps)?)
+                ("linear", "tile", Tiled::forward(w, &more, ts.len(), rows, l.caps)?.split(&split))
             };
             list.push(WgslDispatch {
                 shader,
@@ -237,20 +283,68 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             });
         }
     }
+    if split.parts > 1 {
+        let more = bias.map_or(Sum::Nothing, |bias| Sum::Bias(Arg::In(bias), n));
+        list.push(split.sum(Arg::Out(0), more, 1.0, l.caps));
+    }
     Ok(list)
+}
+
+/// The thin product of a linear layer's low-rank part.
+const DOWN: Matmul = Matmul { ta: false, tb: true, alpha: 1.0, acc: false };
+
+/// Tokens are cut in multiples of the first, and to at most the second.
+fn tokens_at_once(w: &Ty, rank: usize, caps: &Caps) -> (usize, usize) {
+    let (n, k) = (w.rows(), w.cols());
+    let (step, most) = if rank > 0 { rows_of(caps, &[n, k, rank]) } else { rows_of(caps, &[n, k]) };
+    (step, most.min(short(2 * n * (k + rank))))
+}
+
+/// Whether one dispatch takes `t` tokens and the whole weight.
+fn in_one(t: usize, w: &Ty, rank: usize, caps: &Caps) -> bool {
+    let (step, most) = tokens_at_once(w, rank, caps);
+    cut(t, most, step).count() == 1 && weight_parts(1, w, caps.max_binding, usize::MAX).len() == 1
+}
+
+fn forward_split(t: usize, w: &Ty, rank: usize, caps: &Caps) -> Split {
+    let (n, k) = (w.rows(), w.cols());
+    match t > FEW_TOKENS && in_one(t, w, rank, caps) {
+        true => Split::of(&Tile::wide(t, n, by_fours(w), caps), (t, n, k), caps),
+        false => Split::none(k),
+    }
+}
+
+fn backward_split(t: usize, w: &Ty, rank: usize, caps: &Caps) -> Split {
+    let (n, k) = (w.rows(), w.cols());
+    match in_one(t, w, rank, caps) {
+        true => Split::of(&Tile::wide(t, k, by_fours(w) && n.is_multiple_of(4), caps), (t, k, n), caps),
+        false => Split::none(n),
+    }
+}
+
+/// Scratch bytes of [`linear`] over `t` tokens; `low`: the rank, and whether it drops out.
+pub(super) fn linear_scratch(t: usize, w: &Ty, low: Option<(usize, bool)>, caps: &Caps) -> u64 {
+    let down = low.map_or(0, |(rank, dropping)| split(DOWN, (t, rank, w.cols()), dropping, caps).bytes());
+    down.max(forward_split(t, w, low.map_or(0, |low| low.0), caps).bytes())
+}
+
+/// The same of [`linear_dx`].
+pub(super) fn linear_dx_scratch(t: usize, w: &Ty, rank: usize, caps: &Caps) -> u64 {
+    backward_split(t, w, rank, caps).bytes()
 }
 
 /// `dx = dy·W (+ mask∘(dyb·A))`.
 pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
     let rank = low.as_ref().map_or(0, |l| l.rank);
-    let (step, most) = if rank > 0 { rows_of(l.caps, &[n, k, rank]) } else { rows_of(l.caps, &[n, k]) };
-    let most = most.min(short(2 * n * (k + rank)));
+    let split = backward_split(t, &l.ins[1], rank, l.caps);
+    let (step, most) = tokens_at_once(&l.ins[1], rank, l.caps);
     let mut list = Vec::new();
     for ts in cut(t, most, step) {
         for part in weight_parts(1, &l.ins[1], l.caps.max_binding, usize::MAX) {
             let first = part.rows.start == 0;
-            let mut args = vec![Arg::OutPart(0, bytes(ts.clone(), k)), Arg::InPart(0, bytes(ts.clone(), n))];
+            let to = split.scratch().unwrap_or_else(|| Arg::OutPart(0, bytes(ts.clone(), k)));
+            let mut args = vec![to, Arg::InPart(0, bytes(ts.clone(), n))];
             args.extend(part.args);
             let mut more = Vec::new();
             let [w_first, nested, offset] = part.params;
@@ -269,7 +363,9 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
                 }
             }
             params.extend(mask);
-            let Tiled { defines, grid } = Tiled::backward(&l.ins[1], &more, ts.len(), &part.rows, l.caps)?;
+            params.push(split.step as u32);
+            let tiled = Tiled::backward(&l.ins[1], &more, ts.len(), &part.rows, l.caps)?;
+            let Tiled { defines, grid } = tiled.split(&split);
             list.push(WgslDispatch {
                 shader: "linear_dx",
                 defines,
@@ -281,6 +377,9 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
                 flops: 2 * (ts.len() * part.rows.len() * k) as u64,
             });
         }
+    }
+    if split.parts > 1 {
+        list.push(split.sum(Arg::Out(0), Sum::Nothing, 1.0, l.caps));
     }
     Ok(list)
 }
@@ -307,6 +406,11 @@ impl Tiled {
         let tile = Tile::wide(t, w.cols(), vec && !odd, caps);
         let defines = [&stored_as(w, caps)?, more, symbols(vec, odd, &tile).as_slice()].concat();
         Ok(Tiled { defines, grid: tile.grid(t, w.cols()) })
+    }
+
+    fn split(mut self, split: &Split) -> Tiled {
+        self.grid[2] = split.parts as u32;
+        self
     }
 }
 

@@ -196,9 +196,15 @@ fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
 }
 
 /// On the CPU, with dropout (GPUs drop out while they load): the dropped input (or its gradient) [T,K]. In bf16, sums as well.
+/// In WGSL, the parts of a sum that is split.
 fn scratch(attr: &Attr, ins: &[Ty], backward: bool, caps: &Caps) -> u64 {
     if caps.target == Target::Wgsl {
-        return 0;
+        let (t, w, o) = (ins[0].rows(), &ins[1], Operands::of(spec(attr), backward));
+        let rank = o.low_rank.map(|(first, _)| ins[first].shape[backward as usize]);
+        return match backward {
+            false => dense::linear_scratch(t, w, rank.map(|rank| (rank, o.dropout.is_some())), caps),
+            true => dense::linear_dx_scratch(t, w, rank.unwrap_or(0), caps),
+        };
     }
     let sums = if ins[0].dtype == DType::BF16 { 4 * sums(attr, ins, backward) } else { 0 };
     // Forward, what is dropped out is an activation; backward, it becomes a part of the sums.

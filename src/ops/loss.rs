@@ -14,7 +14,7 @@ use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty, align};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Val};
-use crate::ops::dense::{Product, Tiled};
+use crate::ops::dense::{Product, Split, Tiled};
 use crate::ops::host::Ptr;
 use crate::ops::launch::grid;
 use crate::ops::quant::{WeightPart, weight_define, weight_parts};
@@ -351,7 +351,8 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
         for part in &parts {
             let n = part.rows.len();
             let args = [logits(), Arg::InPart(0, bytes.clone())].into_iter().chain(part.args.clone()).collect();
-            let params = common(part).into_iter().chain([0]).chain(scales(part)).collect();
+            let ends = [Split::none(d).step];
+            let params = common(part).into_iter().chain([0]).chain(scales(part)).chain(ends).collect();
             let Tiled { defines, grid } = Tiled::forward(w, &[], m, n, l.caps)?;
             all.push(dispatch("linear", "tile", defines, vec![], grid, args, params, 2 * m * n * d));
         }
@@ -361,7 +362,8 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
         for part in parts.iter().filter(|_| grad_x) {
             let n = part.rows.len();
             let args = [Arg::OutPart(1, bytes.clone()), logits()].into_iter().chain(part.args.clone()).collect();
-            let params = common(part).into_iter().chain(scales(part)).chain([0; 4]).collect();
+            let ends = [0, 0, 0, 0, Split::none(n).step];
+            let params = common(part).into_iter().chain(scales(part)).chain(ends).collect();
             let add = (part.rows.start > 0).then_some(("ADD", 1.0));
             let Tiled { defines, grid } = Tiled::backward(w, &[], m, &part.rows, l.caps)?;
             let constants = add.into_iter().collect();
@@ -377,6 +379,8 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
                 acc: None,
                 acc_in_c: start > 0,
                 dropout: None,
+                // The scratch memory holds the logits.
+                split: Split::none(m),
             };
             all.extend(dw.dispatches(l.caps));
         }

@@ -36,6 +36,7 @@ pub static MATMUL: OpDef = OpDef {
     },
     workspace: |attr, ins, caps| match caps.target {
         Target::Cuda => tiles::workspace(dims(matmul_attr(attr), ins), caps),
+        Target::Wgsl => dense::split(matmul_attr(attr), dims(matmul_attr(attr), ins), false, caps).bytes(),
         // The sums of a product that is rounded.
         Target::Host if ins[0].dtype == DType::BF16 && !matmul_attr(attr).ta => {
             let (m, n, _) = dims(matmul_attr(attr), ins);
@@ -277,6 +278,7 @@ fn wgsl_matmul(l: &Lower) -> Result<Vec<WgslDispatch>> {
         acc: (spec.acc && !in_c).then_some(&|r| Arg::InPart(2, r)),
         acc_in_c: in_c,
         dropout: None,
+        split: dense::split(spec, dims(spec, l.ins), false, l.caps),
     };
     Ok(product.dispatches(l.caps))
 }

@@ -57,9 +57,9 @@ fn in_the_loop(root: &Path, row: &Row, tile: &str) -> [f64; 3] {
     let along = if row.shader == "linear_dx" { "n" } else { "k" };
     let run = |length: u32| {
         let size = |name| (name, if name == along { length } else { 4096 });
-        let params = &["t", "m", "n", "n_all", "k", "lda", "ldb", "ldc"].map(size);
+        let params = &["t", "m", "n", "n_all", "k", "lda", "ldb", "ldc", "step"].map(size);
         let overrides = row.overrides;
-        shader.count(&Launch { entry: "tile", overrides, params, workgroup: [0; 3], buffers: None })
+        shader.count(&Launch { entry: "tile", overrides, params, workgroup: [0; 3], grid: [1; 3], buffers: None })
     };
     let step = run(192) - run(128);
     assert_eq!(step.stores, 0, "{file} {tile}: a main loop that stores");

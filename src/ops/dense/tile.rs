@@ -45,7 +45,13 @@ impl Tile {
         if vec && able && many { LARGE } else { MIDDLE }
     }
 
-    fn count(&self, m: usize, n: usize) -> usize {
+    /// Tiles that keep a device busy; thin ones have half the threads, which do half as much.
+    pub fn enough(&self, caps: &Caps) -> usize {
+        caps.workgroups(if self.m.min(self.n) < 64 { 4 } else { 1 })
+    }
+
+    /// Tiles of an m × n product.
+    pub fn count(&self, m: usize, n: usize) -> usize {
         m.div_ceil(self.m) * n.div_ceil(self.n)
     }
 
