@@ -273,21 +273,49 @@ fn on_wgpu_with_large_tiles() {
         ran.borrow_mut().extend(takes.then_some(op.name));
         takes
     });
-    assert_eq!(ran.into_inner().into_iter().collect::<Vec<_>>(), ["linear", "linear_cross_entropy", "linear_dx", "matmul"]);
+    assert_eq!(
+        ran.into_inner().into_iter().collect::<Vec<_>>(),
+        ["linear", "linear_cross_entropy", "linear_dx", "matmul"]
+    );
     // Where sums are split depends on how many processors there are.
     let split = |op: &OpDef, s: &Sample| dispatches(op, s, &caps[1]).iter().any(|d| d.shader == "sum_parts");
-    let (mut large, mut usual) = (large.open(), usual.open());
+    let same = |op: &OpDef, s: &Sample| taken(op, s, "LARGE") && !split(op, s);
+    assert!(same_bits(&large, &usual, same) >= 20);
+}
+
+/// Runs the samples that `wanted` picks on both devices, which must give the same bits; how many.
+fn same_bits(one: &Device, other: &Device, wanted: impl Fn(&OpDef, &Sample) -> bool) -> usize {
+    let (mut one, mut other) = (one.open(), other.open());
+    let mut ran = 0;
     for op in ops::table() {
-        for sample in (op.samples)().iter().filter(|s| taken(op, s, "LARGE") && !split(op, s)) {
+        for sample in (op.samples)().iter().filter(|s| wanted(op, s)) {
             let (stored, _) = operands(op.name, sample).unwrap();
             let run = |device: &mut dyn Backend| {
                 let ins = sample.ins.iter().map(|i| i.ty.clone()).zip(stored.iter().map(Vec::as_slice)).collect();
                 Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
             };
-            let (a, b) = (run(&mut *large), run(&mut *usual));
+            let (a, b) = (run(&mut *one), run(&mut *other));
             assert!(a.is_ok() && a == b, "{} ({}): {:?}", op.name, sample.name, (a.err(), b.err()));
+            ran += 1;
         }
     }
+    ran
+}
+
+/// Shaders that run without bounds checks give the bits that they give with them, read and write nothing else. A third of the
+/// samples: compiling the shaders takes most of the time, and `tests/shaders/bounds.rs` walks all of them.
+#[cfg(feature = "wgpu")]
+#[test]
+fn unchecked_kernels_give_the_checked_kernels_bits() {
+    let (Some(usual), Some(checked)) = (Device::wgpu(), Device::wgpu_checked()) else { return };
+    let caps = usual.open().caps().clone();
+    let seen = std::cell::Cell::new(0);
+    let unchecked = |op: &OpDef, s: &Sample| {
+        let is = dispatches(op, s, &caps).iter().any(|d| !trimtab::backend::wgpu::is_checked(d.shader));
+        seen.set(seen.get() + is as usize);
+        is && seen.get() % 3 == 0
+    };
+    assert!(same_bits(&usual, &checked, unchecked) >= 20);
 }
 
 /// What a sample is lowered to on a device of WGSL with `caps`.

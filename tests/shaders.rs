@@ -2,6 +2,9 @@
 //! shader is one that naga and the launcher take, so that none fails on a user's GPU. What the main loops of the dense products
 //! execute is counted, and is what docs/kernels.md says.
 
+#[cfg(feature = "wgpu")]
+#[path = "shaders/bounds.rs"]
+mod bounds;
 #[path = "shaders/count.rs"]
 mod count;
 #[path = "../build/preprocess.rs"]
@@ -170,6 +173,14 @@ fn what_a_workgroup_executes_is_counted() {
         let walk = std::panic::AssertUnwindSafe(|| bound(0, n, bytes));
         assert!(std::panic::catch_unwind(walk).is_err(), "{n} {bytes}: no index is found to be too large");
     }
+}
+
+/// What runs without bounds checks needs none.
+#[cfg(feature = "wgpu")]
+#[test]
+fn unchecked_shaders_keep_within_their_buffers() {
+    let walked = bounds::walk_unchecked(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders"));
+    assert!(walked >= 60, "{walked} variants");
 }
 
 /// The table in docs/kernels.md is what is counted (`TRIMTAB_BLESS=1` rewrites it).

@@ -25,9 +25,9 @@ enum Kind {
     /// What is asked for, the largest binding, and whether subgroup operations are used where they are there.
     #[cfg(feature = "wgpu")]
     Wgpu(Ask, u64, bool),
-    /// What is asked for, of a device that says that it has one processor.
+    /// What is changed about one that is asked for all it offers.
     #[cfg(feature = "wgpu")]
-    SmallWgpu(Ask),
+    WgpuWith(fn(Wgpu) -> Wgpu),
     /// Architecture and largest binding.
     #[cfg(feature = "cuda")]
     Ptx(u32, u64),
@@ -56,8 +56,8 @@ impl Device {
             #[cfg(feature = "cuda")]
             Kind::PtxOf(caps) => Box::new(Ptx::like((**caps).clone())),
             #[cfg(feature = "wgpu")]
-            Kind::SmallWgpu(ask) => match Wgpu::with(None, ask.clone()) {
-                Ok(gpu) => Box::new(gpu.with_processors(1)),
+            Kind::WgpuWith(change) => match Wgpu::with(None, Ask::Adapter) {
+                Ok(gpu) => Box::new(change(gpu)),
                 Err(e) => panic!("{e}"),
             },
             #[cfg(feature = "wgpu")]
@@ -100,8 +100,16 @@ impl Device {
 
     /// The adapter with all it offers, saying that it has one processor.
     pub fn wgpu_of_few_processors() -> Option<Device> {
-        let name = "wgpu of one processor".into();
-        Device::wgpu().map(|_| Device { name, kind: Kind::SmallWgpu(Ask::Adapter) })
+        Device::wgpu_with("wgpu of one processor", |gpu| gpu.with_processors(1))
+    }
+
+    /// The adapter with all it offers, every access of every shader checked.
+    pub fn wgpu_checked() -> Option<Device> {
+        Device::wgpu_with("wgpu, checked", Wgpu::with_checks)
+    }
+
+    fn wgpu_with(name: &str, change: fn(Wgpu) -> Wgpu) -> Option<Device> {
+        Device::wgpu().map(|_| Device { name: name.into(), kind: Kind::WgpuWith(change) })
     }
 
     /// The adapter under WebGPU's default limits, and with no binding larger than `max_binding` bytes.

@@ -64,6 +64,8 @@ pub struct Launch<'a> {
     /// Parameters by name; what is not named is 0.
     pub params: &'a [(&'a str, u32)],
     pub workgroup: [u32; 3],
+    /// How many workgroups there are.
+    pub grid: [u32; 3],
     /// Bytes of each storage buffer, by binding; without, they are endless.
     pub buffers: Option<&'a [u64]>,
 }
@@ -82,6 +84,16 @@ impl Shader {
         Shader { module, info }
     }
 
+    /// The names of its parameters, in order.
+    #[cfg(feature = "wgpu")]
+    pub fn parameters(&self) -> Vec<String> {
+        let uniform = self.module.global_variables.iter().find(|(_, v)| v.space == AddressSpace::Uniform);
+        match uniform.map(|(_, variable)| &self.module.types[variable.ty].inner) {
+            Some(TypeInner::Struct { members, .. }) => members.iter().filter_map(|m| m.name.clone()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// What all threads of a workgroup execute.
     pub fn count(&self, launch: &Launch) -> Counts {
         let mut points = self.module.entry_points.iter().enumerate();
@@ -91,6 +103,7 @@ impl Shader {
             let arguments = point.function.arguments.iter().map(|a| match a.binding {
                 Some(Binding::BuiltIn(BuiltIn::LocalInvocationIndex)) => Some(Ints::one(thread)),
                 Some(Binding::BuiltIn(BuiltIn::WorkGroupId)) => Some(Ints::of(&launch.workgroup)),
+                Some(Binding::BuiltIn(BuiltIn::NumWorkGroups)) => Some(Ints::of(&launch.grid)),
                 _ => None,
             });
             let (private, counts) = (HashMap::new(), Counts::default());
@@ -167,17 +180,18 @@ struct Frame<'a> {
     function: &'a Function,
     info: &'a FunctionInfo,
     arguments: Vec<Value>,
-    locals: HashMap<Handle<LocalVariable>, Value>,
-    values: HashMap<Handle<Expression>, Value>,
+    locals: Vec<Value>,
+    /// Of the expressions that were executed.
+    values: Vec<Option<Value>>,
 }
 
 impl<'a> Walk<'a> {
     fn call(&mut self, function: &'a Function, info: &'a FunctionInfo, arguments: Vec<Value>) -> Value {
-        let (locals, values) = (HashMap::new(), HashMap::new());
+        let (locals, values) = (Vec::new(), vec![None; function.expressions.len()]);
         let mut frame = Frame { function, info, arguments, locals, values };
-        for (handle, local) in function.local_variables.iter() {
+        for (_, local) in function.local_variables.iter() {
             let value = local.init.and_then(|init| self.value(&frame, init));
-            frame.locals.insert(handle, value);
+            frame.locals.push(value);
         }
         match self.block(&mut frame, &function.body) {
             Flow::Return(value) => value,
@@ -201,7 +215,7 @@ impl<'a> Walk<'a> {
                 for handle in range.clone() {
                     self.charge(frame, handle);
                     let value = self.evaluate(frame, handle);
-                    frame.values.insert(handle, value);
+                    frame.values[handle.index()] = Some(value);
                 }
             }
             Statement::Block(inner) => return self.block(frame, inner),
@@ -227,7 +241,7 @@ impl<'a> Walk<'a> {
                 let value = self.value(frame, *value);
                 self.check(frame, *pointer);
                 match self.place(frame, *pointer) {
-                    Place::Local(handle) => _ = frame.locals.insert(handle, value),
+                    Place::Local(handle) => frame.locals[handle.index()] = value,
                     Place::Private(handle) => _ = self.private.insert(handle, value),
                     Place::Shared => self.counts.shared_stores += 1,
                     Place::Storage => self.counts.stores += 1,
@@ -238,7 +252,7 @@ impl<'a> Walk<'a> {
                 let arguments = arguments.iter().map(|&a| self.value(frame, a)).collect();
                 let value = self.call(&self.module.functions[*function], &self.info[*function], arguments);
                 if let Some(result) = result {
-                    frame.values.insert(*result, value);
+                    frame.values[result.index()] = Some(value);
                 }
             }
             Statement::ControlBarrier(_) | Statement::MemoryBarrier(_) => {}
@@ -288,10 +302,7 @@ impl<'a> Walk<'a> {
     }
 
     fn value(&self, frame: &Frame<'a>, handle: Handle<Expression>) -> Value {
-        match frame.values.get(&handle) {
-            Some(value) => *value,
-            None => self.evaluate(frame, handle),
-        }
+        frame.values[handle.index()].unwrap_or_else(|| self.evaluate(frame, handle))
     }
 
     fn evaluate(&self, frame: &Frame<'a>, handle: Handle<Expression>) -> Value {
@@ -313,7 +324,7 @@ impl<'a> Walk<'a> {
                 lanes.filter(|lanes| lanes.len() <= 4).map(|lanes| Ints::of(&lanes))
             }
             Expression::Load { pointer } => match self.place(frame, *pointer) {
-                Place::Local(local) => frame.locals.get(&local).copied().flatten(),
+                Place::Local(local) => frame.locals[local.index()],
                 Place::Private(global) => self.private.get(&global).copied().flatten(),
                 Place::Parameter(value) => value,
                 Place::Shared | Place::Storage | Place::Element => None,

@@ -18,7 +18,7 @@ use pollster::block_on;
 use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 
 pub use adapters::{AdapterInfo, adapters, choose};
-pub use shaders::{SHADERS, richest, shader};
+pub use shaders::{SHADERS, is_checked, richest, shader};
 
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
 use crate::dtype::ALIGN;
@@ -227,6 +227,12 @@ impl Wgpu {
     /// variants.
     pub fn without_subgroups(mut self) -> Wgpu {
         self.caps.subgroup = None;
+        self
+    }
+
+    /// The same device, checking the accesses of every shader.
+    pub fn with_checks(mut self) -> Wgpu {
+        self.pipelines.check_all = true;
         self
     }
 

@@ -13,7 +13,7 @@ use wgpu::{
 
 use super::clock::Clock;
 use super::pace::Pace;
-use super::{Gpu, Wgpu, richest, shader};
+use super::{Gpu, Wgpu, is_checked, richest, shader};
 use crate::backend::{Caps, Kernel, Launch, params};
 use crate::dtype::ALIGN;
 use crate::error::Result;
@@ -46,6 +46,8 @@ pub struct Pipelines {
     pipelines: HashMap<Key, ComputePipeline>,
     /// By number of storage buffers, and whether parameters follow.
     layouts: HashMap<(usize, bool), (BindGroupLayout, PipelineLayout)>,
+    /// Accesses of all shaders are checked, also of those that do without ([`is_checked`]).
+    pub check_all: bool,
 }
 
 /// What a launch is reckoned to take, in floating-point operations: a byte of its operands counts as a few, so that
@@ -101,10 +103,12 @@ impl Pipelines {
                     return Err(gpu.error(what(), "there is no such variant: declare it in the shader's header"));
                 };
                 let descriptor = ShaderModuleDescriptor { label: Some(stem), source: ShaderSource::Wgsl(text.into()) };
-                let checks = ShaderRuntimeChecks { force_loop_bounding: false, ..ShaderRuntimeChecks::checked() };
+                let bounds_checks = self.check_all || is_checked(stem);
+                let checks =
+                    ShaderRuntimeChecks { bounds_checks, force_loop_bounding: false, ..ShaderRuntimeChecks::checked() };
                 let module = gpu
                     // SAFETY: the texts are this crate's own and every loop in them counts up to a bound; accesses
-                    // are still checked.
+                    // are still checked, unless they keep within bounds by themselves.
                     .scoped(|| unsafe { gpu.device.create_shader_module_trusted(descriptor, checks) })
                     .map_err(|e| gpu.error(format!("{}: {e}", what()), "this is a bug in the shader"))?;
                 self.modules.entry((*stem, defines.clone())).or_insert(module).clone()

@@ -25,3 +25,9 @@ pub fn richest(stem: &str, defines: &[&'static str], entry: &str, caps: &Caps) -
     }
     defines.to_vec()
 }
+
+/// Whether accesses of a shader are checked where it runs. Those of the dense products keep within their operands by
+/// themselves, whatever the sizes (`tests/shaders/bounds.rs` walks them), and are spared the checks in their loops.
+pub fn is_checked(stem: &str) -> bool {
+    !matches!(stem, "linear" | "linear_dx" | "linear_row" | "matmul" | "sum_parts")
+}
