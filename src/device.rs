@@ -80,7 +80,7 @@ pub struct Caps {
     pub max_flops: u64,
     /// Smallest and largest subgroup, if subgroup operations are there at all.
     pub subgroup: Option<(u32, u32)>,
-    /// WGSL's cooperative matrices of 8×8 f32 are there, and asked for.
+    /// WGSL's cooperative matrices of 8×8 f32 are there, and right.
     pub coop: bool,
     /// A CPU that pretends to be a GPU.
     pub software: bool,
@@ -115,7 +115,8 @@ impl Caps {
     pub fn rounding(&self) -> String {
         let parts = self.multiprocessors.map(|n| format!(" with {n} multiprocessors"));
         let scratch = self.memory.map(|_| format!(", {} MiB for logits", self.scratch() >> 20));
-        [Some(self.device.clone()), parts, scratch].into_iter().flatten().collect()
+        let matrices = self.coop.then(|| ", cooperative matrices".to_string());
+        [Some(self.device.clone()), parts, scratch, matrices].into_iter().flatten().collect()
     }
 }
 

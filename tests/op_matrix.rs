@@ -326,14 +326,6 @@ fn dispatches(op: &OpDef, sample: &Sample, caps: &Caps) -> Vec<ops::WgslDispatch
     (op.wgsl)(&ops::Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps }).unwrap_or_default()
 }
 
-/// Products by cooperative matrices, which are used only where the user asks for them.
-#[test]
-fn on_wgpu_with_cooperative_matrices() {
-    if let Some(device) = Device::wgpu_coop() {
-        check(&device, |_, _| true);
-    }
-}
-
 /// CUDA's kernels, their PTX interpreted.
 #[test]
 fn on_interpreted_cuda() {

@@ -2,7 +2,8 @@
 // simdgroup matrices; Vulkan's VK_KHR_cooperative_matrix where it has f32).
 //
 // NOT RUN ON HARDWARE YET: no adapter at hand offers f32 blocks. naga validates it, and tests/op_matrix.rs runs it where
-// an adapter can; it is used only if TRIMTAB_WGPU_COOP=1.
+// an adapter can. Where one lists them, coop_check.wgsl is run before any product uses them
+// (src/backend/wgpu/trial.rs); TRIMTAB_WGPU_COOP=0 does without.
 //
 // A workgroup of 128 owns a 64 x 64 block of c, in four units of 32 x 32; a subgroup has a unit at a time, in sixteen
 // 8 x 8 blocks. However many subgroups there are, round after round goes by until each unit had its turn; subgroups

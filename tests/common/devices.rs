@@ -82,16 +82,6 @@ impl Device {
         Device::wgpu_like("wgpu without optional features", Ask::Plain, u64::MAX, true)
     }
 
-    /// The adapter with all it offers, and what is experimental; None if it has nothing of that.
-    pub fn wgpu_coop() -> Option<Device> {
-        let device = Device::wgpu_like("wgpu with cooperative matrices", Ask::Experimental, u64::MAX, true)?;
-        if device.open().caps().coop {
-            return Some(device);
-        }
-        eprintln!("SKIPPED on {}: this adapter has none of 8x8 f32", device.name);
-        None
-    }
-
     /// The adapter with all it offers but subgroup operations, which sum in another order: what is left must not differ
     /// from the plain kernels in any bit.
     pub fn wgpu_without_subgroups() -> Option<Device> {
@@ -135,9 +125,6 @@ impl Device {
         None
     }
     pub fn wgpu_plain() -> Option<Device> {
-        None
-    }
-    pub fn wgpu_coop() -> Option<Device> {
         None
     }
     pub fn wgpu_without_subgroups() -> Option<Device> {

@@ -10,6 +10,7 @@ mod pace;
 mod record;
 mod shaders;
 mod transfer;
+mod trial;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -95,11 +96,10 @@ impl Gpu {
 /// Which limits and optional features a device is asked for.
 #[derive(Clone, Debug, Default)]
 pub enum Ask {
-    /// All that the adapter offers, without what is experimental: that only if `TRIMTAB_WGPU_COOP=1`.
+    /// All that the adapter offers; cooperative matrices, which are experimental in wgpu, where they pass a trial, and not if
+    /// `TRIMTAB_WGPU_COOP=0`.
     #[default]
     Adapter,
-    /// All that the adapter offers, with cooperative matrices, which are experimental in wgpu.
-    Experimental,
     /// All that the adapter offers in size, and no optional features: every kernel's plain variant.
     Plain,
     /// What every WebGPU implementation offers (128 MiB bindings, 256 MiB buffers, 8 storage buffers), and no
@@ -137,15 +137,12 @@ impl Wgpu {
 
     fn open(adapter: &wgpu::Adapter, info: &AdapterInfo, ask: Ask) -> Result<Wgpu> {
         let coop = info.has_coop
-            && match ask {
-                Ask::Adapter => std::env::var_os("TRIMTAB_WGPU_COOP").is_some_and(|v| v == "1"),
-                Ask::Experimental => true,
-                Ask::Plain | Ask::Defaults => false,
-            };
+            && matches!(ask, Ask::Adapter)
+            && std::env::var_os("TRIMTAB_WGPU_COOP").is_none_or(|v| v != "0");
         let useful = Features::SHADER_F16 | Features::SUBGROUP | Features::TIMESTAMP_QUERY;
         let useful = if coop { useful | Features::EXPERIMENTAL_COOPERATIVE_MATRIX } else { useful };
         let (limits, features) = match ask {
-            Ask::Adapter | Ask::Experimental => (adapter.limits(), adapter.features() & useful),
+            Ask::Adapter => (adapter.limits(), adapter.features() & useful),
             Ask::Plain => (adapter.limits(), Features::empty()),
             Ask::Defaults => (Limits::default(), Features::empty()),
         };
@@ -199,11 +196,11 @@ impl Wgpu {
             max_flops: u64::MAX,
             f16: features.contains(Features::SHADER_F16),
             subgroup: features.contains(Features::SUBGROUP).then_some(info.subgroup),
-            coop: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            coop: false,
             software: info.software,
         };
         let gpu = Gpu { name: caps.device.clone(), device, queue, fault };
-        Ok(Wgpu {
+        let mut gpu = Wgpu {
             pace: Pace::new(caps.software),
             caps,
             gpu,
@@ -213,7 +210,16 @@ impl Wgpu {
             transfer: Transfer::default(),
             clock: None,
             bytes: 0,
-        })
+        };
+        if features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            match trial::wrong(&mut gpu, &["COOP"]) {
+                None => gpu.caps.coop = true,
+                Some(what) => {
+                    eprintln!("{}: its cooperative matrices are wrong and are not used: {what}", gpu.caps.device);
+                }
+            }
+        }
+        Ok(gpu)
     }
 
     /// The same device, but saying (and enforcing) that no binding may be larger than this: tests run the paths that
