@@ -320,9 +320,11 @@ impl Report {
                     })
                     .collect();
                 let shared = archs.values().map(|r| r.2).max().unwrap_or(0);
+                // What only Hopper has is interpreted as it has it.
+                let interpreted = if archs.keys().all(|&arch| arch == 90) { "sm_90" } else { "sm_80, sm_75" };
                 let names: Vec<String> = ops.iter().map(|op| format!("`{op}`")).collect();
                 text += &format!(
-                    "| `{entry}` | {} | {} | {shared} B | sm_80, sm_75 | {hardware} |\n",
+                    "| `{entry}` | {} | {} | {shared} B | {interpreted} | {hardware} |\n",
                     names.join(", "),
                     registers.join(" / "),
                 );
@@ -425,6 +427,7 @@ fn control_what_spills_or_does_not_compile_is_seen() {
         shared,
         args: Vec::new(),
         params: Vec::new(),
+        maps: Vec::new(),
         flops: 0,
     };
     assert_eq!(unstartable(&launch("control", 128, 1000), &log, 1000), None);

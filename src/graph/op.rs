@@ -218,7 +218,32 @@ pub struct WgslDispatch {
     pub flops: u64,
 }
 
-/// One launch of a CUDA kernel. A kernel's parameters are its pointers, in the order of `args`, and then 32-bit words.
+/// The macro of kernels that use wgmma: they are compiled for sm_90a.
+pub const WGMMA: (&str, i64) = ("WGMMA", 1);
+
+/// A matrix of 16-bit floats as CUDA's tensor copies see it: a parameter of a kernel, encoded when the launch is recorded.
+/// Copies bring boxes of 64 columns, with the 128-byte swizzle; what is outside the matrix is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixMap {
+    /// Which of the launch's arguments begins with it.
+    pub arg: usize,
+    /// Its rows.
+    pub rows: u32,
+    /// Its columns.
+    pub cols: u32,
+    /// Elements from row to row, a multiple of 8.
+    pub ld: u32,
+    /// Rows of a box.
+    pub height: u32,
+}
+
+impl MatrixMap {
+    /// Columns of a box: rows of 128 bytes.
+    pub const WIDTH: u32 = 64;
+}
+
+/// One launch of a CUDA kernel. A kernel's parameters are its pointers, in the order of `args`, then tensor maps, then 32-bit
+/// words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CudaLaunch {
     /// File stem in `kernels/`: names the file in the table that `build.rs` made.
@@ -235,6 +260,8 @@ pub struct CudaLaunch {
     pub shared: u32,
     /// The kernel's pointers.
     pub args: Vec<Arg>,
+    /// The kernel's tensor maps.
+    pub maps: Vec<MatrixMap>,
     /// The kernel's 32-bit words, floats by their bits.
     pub params: Vec<u32>,
     /// Floating point operations.

@@ -182,6 +182,7 @@ fn cuda(l: &Lower, entry: &'static str, from: Vec<Arg>, at: usize) -> CudaLaunch
         shared: 0,
         args: [Arg::Out(0)].into_iter().chain(from).collect(),
         params: [words(n), words(at)].concat(),
+        maps: Vec::new(),
         flops: n as u64,
     }
 }

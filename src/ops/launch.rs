@@ -113,6 +113,7 @@ pub fn with_row(l: &Lower, file: &'static str, entry: &'static str, more: &[u32]
         shared: 0,
         args: vec![Arg::Out(0), Arg::In(0), Arg::In(1)],
         params: [rows as u32, cols as u32, each as u32].into_iter().chain(more.iter().copied()).collect(),
+        maps: Vec::new(),
         flops: (flops * x.len()) as u64,
     }
 }
@@ -163,6 +164,7 @@ impl Columns {
             shared: 0,
             args,
             params,
+            maps: Vec::new(),
             flops: flops as u64,
         };
         vec![

@@ -124,6 +124,7 @@ fn cuda(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: vec![Arg::Out(0), Arg::In(0)],
         params: words(n).into_iter().chain([rounds(l.attr)]).collect(),
+        maps: Vec::new(),
         flops: 2 * u64::from(rounds(l.attr)) * n as u64,
     }])
 }

@@ -228,6 +228,7 @@ fn cuda(l: &Lower, entry: &'static str, args: Vec<Arg>, range: Range<usize>) -> 
         shared: 0,
         args,
         params: words.map(|w| w as u32).to_vec(),
+        maps: Vec::new(),
         flops: (rows * range.len()) as u64,
     }
 }

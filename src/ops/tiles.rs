@@ -83,6 +83,7 @@ impl Tile {
             shared: shared as u32,
             args: Vec::new(),
             params: Vec::new(),
+            maps: Vec::new(),
             flops: 2 * (m * n * k) as u64,
         }
     }

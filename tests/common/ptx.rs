@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use ptxsim::tensor::{Swizzle, TensorMap};
 use ptxsim::{Launch as Grid, Memory, Module, Param, Schedule, run};
 use trimtab::backend::cuda::{Output, caps, compile};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Recording, Slice};
 use trimtab::bench::watched::POISON;
-use trimtab::ops::CudaLaunch;
+use trimtab::ops::{CudaLaunch, MatrixMap};
 use trimtab::{Error, Result};
 
 type Key = (&'static str, Vec<(&'static str, i64)>, u32);
@@ -31,6 +32,18 @@ fn module(file: &'static str, defines: &[(&'static str, i64)], arch: u32) -> Res
 
 fn fail(name: &str, found: String) -> Error {
     Error::device(name, found, "the interpreter found this in the kernel's PTX")
+}
+
+/// A matrix of 16-bit floats at an address, as the backend has the driver encode it.
+fn tensor(map: &MatrixMap, base: u64) -> TensorMap {
+    TensorMap {
+        base,
+        size: vec![u64::from(map.cols), u64::from(map.rows)],
+        stride: vec![2 * u64::from(map.ld)],
+        tile: vec![MatrixMap::WIDTH, map.height],
+        element: 2,
+        swizzle: Swizzle::B128,
+    }
 }
 
 pub struct Ptx {
@@ -58,7 +71,7 @@ impl Ptx {
     }
 
     fn launch(&mut self, launch: &Launch, schedule: Schedule) -> Result<()> {
-        let Kernel::Cuda(CudaLaunch { file, defines, entry, grid, block, shared, .. }) = &launch.kernel else {
+        let Kernel::Cuda(CudaLaunch { file, defines, entry, grid, block, shared, maps, .. }) = &launch.kernel else {
             return Err(fail(&launch.name, "no CUDA kernel".into()));
         };
         if grid.contains(&0) {
@@ -98,6 +111,12 @@ impl Ptx {
                 places.push((arg, address));
             }
             params.push(Param::U64(address));
+        }
+        for map in maps {
+            let Some(Param::U64(base)) = params.get(map.arg) else {
+                return Err(fail(&launch.name, format!("{map:?} of no operand")));
+            };
+            params.push(Param::Bytes(tensor(map, *base).bytes()));
         }
         params.extend(launch.params().iter().map(|&word| Param::U32(word)));
         let grid = Grid { entry, grid: *grid, block: [*block, 1, 1], shared_bytes: *shared, params: &params, schedule };

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::kernels::{KERNELS, kernel};
 use super::nvrtc::{Nvrtc, Program, Status};
 use crate::error::{Error, Result};
+use crate::graph::op::WGMMA;
 
 /// Names the NVRTC library to use, before any on the loader's path: a path to `libnvrtc.so.13` or the like.
 pub const NVRTC_PATH: &str = "TRIMTAB_NVRTC";
@@ -77,9 +78,11 @@ pub fn compile(file: &str, defines: &[(&'static str, i64)], arch: u32, output: O
 /// The options of a compilation; they are part of the cache's key.
 pub fn options(defines: &[(&'static str, i64)], arch: u32, output: Output) -> Vec<String> {
     let mut options = vec!["--std=c++17".into(), "-default-device".into()];
+    // What only this architecture has, none after it.
+    let only = if defines.contains(&WGMMA) { "a" } else { "" };
     options.extend(match output {
-        Output::Ptx => ["-lineinfo".into(), format!("--gpu-architecture=compute_{arch}")],
-        Output::Cubin => ["--ptxas-options=-v".into(), format!("--gpu-architecture=sm_{arch}")],
+        Output::Ptx => ["-lineinfo".into(), format!("--gpu-architecture=compute_{arch}{only}")],
+        Output::Cubin => ["--ptxas-options=-v".into(), format!("--gpu-architecture=sm_{arch}{only}")],
     });
     options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
     options

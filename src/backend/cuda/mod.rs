@@ -11,6 +11,7 @@ mod kernels;
 mod nvrtc;
 mod owned;
 mod record;
+mod tensor;
 mod transfer;
 
 use std::ffi::c_int;

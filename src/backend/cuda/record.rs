@@ -11,10 +11,11 @@ use super::cache::compiled;
 use super::compile::Output;
 use super::driver::{fail, said};
 use super::kernels::cubin;
+use super::tensor::{self, Encoded};
 use super::{Cuda, compile};
 use crate::backend::{Kernel, Launch};
 use crate::error::{Error, Result};
-use crate::graph::op::CudaLaunch;
+use crate::graph::op::{CudaLaunch, MatrixMap};
 
 /// Dynamic shared memory that a kernel has without asking.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
@@ -124,6 +125,18 @@ fn bug(launch: &Launch, found: String) -> Error {
     Error::device("cuda", format!("{}: {found}", launch.name), "this is a bug in the op's lowering")
 }
 
+/// A launch's tensor maps, of the matrices at these addresses.
+fn maps(launch: &Launch, pointers: &[u64]) -> Result<Vec<Encoded>> {
+    let Kernel::Cuda(CudaLaunch { maps, .. }) = &launch.kernel else {
+        return Err(bug(launch, "no CUDA kernel".into()));
+    };
+    let encode = |map: &MatrixMap| match pointers.get(map.arg) {
+        Some(&address) => tensor::encode(map, address, &launch.name),
+        None => Err(bug(launch, format!("{map:?} of no argument"))),
+    };
+    maps.iter().map(encode).collect()
+}
+
 /// A recorded list; `None` if it has no launches.
 pub struct Recorded(Option<sys::CUgraphExec>);
 
@@ -154,14 +167,15 @@ impl Cuda {
         self.modules.load(launches, self.caps.arch)?;
         let mut calls = Vec::with_capacity(launches.len());
         for launch in launches {
-            calls.push((self.modules.function(launch)?, self.pointers(launch)?));
+            let pointers = self.pointers(launch)?;
+            calls.push((self.modules.function(launch)?, maps(launch, &pointers)?, pointers));
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives and captures nothing yet.
         unsafe { result::stream::begin_capture(self.compute.get(), mode) }.map_err(|e| fail("recording", e))?;
         let mut outcome = Ok(());
-        for (launch, (function, pointers)) in launches.iter().zip(&mut calls) {
-            outcome = self.call(launch, *function, pointers);
+        for (launch, (function, maps, pointers)) in launches.iter().zip(&mut calls) {
+            outcome = self.call(launch, *function, pointers, maps);
             if outcome.is_err() {
                 break;
             }
@@ -205,7 +219,13 @@ impl Cuda {
             .collect()
     }
 
-    fn call(&self, launch: &Launch, function: sys::CUfunction, pointers: &mut [u64]) -> Result<()> {
+    fn call(
+        &self,
+        launch: &Launch,
+        function: sys::CUfunction,
+        pointers: &mut [u64],
+        maps: &mut [Encoded],
+    ) -> Result<()> {
         let Kernel::Cuda(CudaLaunch { grid, block, shared, params: words, .. }) = &launch.kernel else {
             return Err(bug(launch, "no CUDA kernel".into()));
         };
@@ -214,9 +234,10 @@ impl Cuda {
         }
         let mut words = words.clone();
         let mut params: Vec<*mut c_void> = pointers.iter_mut().map(|p| (p as *mut u64).cast()).collect();
+        params.extend(maps.iter_mut().map(|m| (m as *mut Encoded).cast::<c_void>()));
         params.extend(words.iter_mut().map(|w| (w as *mut u32).cast::<c_void>()));
         let (grid, block) = ((grid[0], grid[1], grid[2]), (*block, 1, 1));
-        // SAFETY: the kernel takes these pointers and words (the op matrix checks each lowering); the driver copies
+        // SAFETY: the kernel takes these pointers, maps and words (the op matrix checks each lowering); the driver copies
         // them before it returns; the memory that the pointers are to is the plan's.
         unsafe { result::launch_kernel(function, grid, block, *shared, self.compute.get(), &mut params) }
             .map_err(|e| fail(&launch.name, e))

@@ -207,6 +207,7 @@ fn bias(l: &Lower, tile: &Tile, file: &'static str, start: u64) -> (Option<CudaL
         shared: 0,
         args: args.iter().cloned().chain([4, 5, 3].map(Arg::In)).collect(),
         params: counts.into_iter().chain([a.scale.to_bits()]).collect(),
+        maps: Vec::new(),
         flops: table as u64,
     };
     (Some(launch), args)
@@ -236,6 +237,7 @@ pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: (tile.bytes(tile.rows() + 2 * tile.cols) + tile.spans() + tile.places()) as u32,
         args,
         params,
+        maps: Vec::new(),
         flops: super::cost(l.attr, l.ins, 2).flops,
     };
     let grid = |tiles: usize| [f.grid[0] as u32, tiles as u32, f.splits as u32];
@@ -250,6 +252,7 @@ pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
             shared: 0,
             args: vec![Arg::Out(0), Arg::Out(1), parts],
             params: vec![queries as u32, a.head_dim as u32, a.heads as u32, f.splits as u32],
+            maps: Vec::new(),
             flops: (2 * f.splits * queries * a.heads * a.head_dim) as u64,
         });
     }
@@ -276,6 +279,7 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: [stats.clone()].into_iter().chain((at + 1..at + 4).map(Arg::In)).collect(),
         params: vec![tokens as u32, a.head_dim as u32, a.heads as u32],
+        maps: Vec::new(),
         flops: 2 * l.ins[0].len() as u64,
     };
     let tiled = |entry, [heads, tiles]: [usize; 2], shared: usize, args: Vec<Arg>, products| {
@@ -288,6 +292,7 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
             shared: (shared + tile.spans()) as u32,
             args: args.into_iter().chain(of_bias.clone()).collect(),
             params: words(l, &a).into_iter().chain([farthest(l.attr, l.ins) as u32]).collect(),
+            maps: Vec::new(),
             flops: flops(products),
         };
         launch::short(all, tiles, l.caps, |tiles| [heads as u32, tiles as u32, 1])
@@ -325,6 +330,7 @@ pub fn dbias(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: [Arg::Out(0)].into_iter().chain((0..l.ins.len()).map(Arg::In)).collect(),
         params: words(l, &a).into_iter().chain([farthest(l.attr, l.ins) as u32]).collect(),
+        maps: Vec::new(),
         flops: super::cost(l.attr, l.ins, 2).flops,
     };
     Ok(launch::short(all, l.ins[4].rows(), l.caps, |rows| [rows as u32, a.heads as u32, 1]))

@@ -21,6 +21,7 @@ pub fn dora_norm(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: args.collect(),
         params: vec![w.rows() as u32, w.cols() as u32, rank as u32, scale(l.attr).to_bits()],
+        maps: Vec::new(),
         flops: (w.len() * flops_an_element(rank)) as u64,
     }])
 }

@@ -128,6 +128,7 @@ fn cuda(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: vec![Arg::Out(0), Arg::In(0)],
         params: launch::words(n).to_vec(),
+        maps: Vec::new(),
         flops: n as u64,
     }])
 }

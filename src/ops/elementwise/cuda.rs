@@ -21,6 +21,7 @@ fn elements(l: &Lower, entry: &'static str, args: Vec<Arg>, more: &[u32], flops:
         shared: 0,
         args,
         params: launch::words(n).into_iter().chain(more.iter().copied()).collect(),
+        maps: Vec::new(),
         flops: (flops * n) as u64,
     }])
 }

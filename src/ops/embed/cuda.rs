@@ -25,6 +25,7 @@ pub fn embed(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: vec![Arg::Out(0), Arg::In(0), Arg::In(1)],
         params: vec![tokens as u32, cols as u32, rows as u32, scale(l.attr).to_bits()],
+        maps: Vec::new(),
         flops: l.outs[0].len() as u64,
     }])
 }
@@ -46,6 +47,7 @@ fn rows(
         shared: 0,
         args,
         params,
+        maps: Vec::new(),
         flops: flops as u64,
     }
 }

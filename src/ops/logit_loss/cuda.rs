@@ -21,6 +21,7 @@ fn cuda(
         shared: 0,
         args,
         params: params.into_iter().map(|p| p as u32).collect(),
+        maps: Vec::new(),
         flops: flops as u64,
     }
 }

@@ -63,6 +63,7 @@ pub fn linear_cross_entropy(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args,
         params: params.into_iter().map(|p| p as u32).collect(),
+        maps: Vec::new(),
         flops: 8 * (rows * v) as u64,
     };
     let mut all = Vec::new();

@@ -35,6 +35,7 @@ pub fn sum_rows(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: vec![Arg::Out(0), Arg::In(0), if acc { Arg::In(1) } else { Arg::Absent }],
         params: vec![rows as u32, cols as u32],
+        maps: Vec::new(),
         flops: (rows * cols) as u64,
     }])
 }

@@ -36,6 +36,7 @@ fn cuda(l: &Lower, kernel: [&'static str; 2], x: &Ty, args: Vec<Arg>, more: &[u3
         shared: 0,
         args,
         params: words.collect(),
+        maps: Vec::new(),
         flops: (flops * x.len()) as u64,
     }]
 }

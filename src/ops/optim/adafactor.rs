@@ -259,6 +259,7 @@ fn cuda(l: &Lower) -> Result<Vec<CudaLaunch>> {
             Arg::In(6),
         ],
         params: [&words(n)[..], &params(l.ins, &(0..n))[2..]].concat(),
+        maps: Vec::new(),
         flops: 4 * n as u64,
     };
     // The update goes by elements, four a thread, so that the gaps between tensors are carried over too.

@@ -16,6 +16,7 @@ fn cuda(entry: &'static str, blocks: usize, args: Vec<Arg>, params: Vec<u32>, l:
         shared: 0,
         args,
         params,
+        maps: Vec::new(),
         flops: flops as u64,
     }
 }

@@ -153,6 +153,7 @@ fn cuda(l: &Lower, entry: &'static str) -> Vec<CudaLaunch> {
         shared: 0,
         args,
         params: vec![blocks as u32],
+        maps: Vec::new(),
         flops: 80 * l.outs[0].len() as u64,
     }]
 }

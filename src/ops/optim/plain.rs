@@ -183,6 +183,7 @@ fn cuda(l: &Lower, entry: &'static str, outs: &[Arg]) -> Vec<CudaLaunch> {
         shared: 0,
         args,
         params: words(n).to_vec(),
+        maps: Vec::new(),
         flops: 10 * n as u64,
     }]
 }

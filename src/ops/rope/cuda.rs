@@ -21,6 +21,7 @@ pub fn launches(l: &Lower) -> Result<Vec<CudaLaunch>> {
         shared: 0,
         args: vec![Arg::Out(0), Arg::In(0), Arg::In(1), Arg::In(2)],
         params: words.map(|w| w as u32).into_iter().chain([sign.to_bits()]).collect(),
+        maps: Vec::new(),
         flops: 3 * l.ins[0].len() as u64,
     }])
 }

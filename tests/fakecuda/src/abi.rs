@@ -85,3 +85,6 @@ pub const DISABLE_TIMING: u32 = 2;
 pub const RELAXED: u32 = 2;
 /// The mode in which it minds what its own thread does only.
 pub const THREAD_LOCAL: u32 = 1;
+
+/// CUtensorMapDataType and bytes of an element: f16, f32, bf16.
+pub const TENSOR_ELEMENTS: [(u32, u32); 3] = [(6, 2), (7, 4), (9, 2)];

@@ -185,6 +185,38 @@ exports! {
         }
         d.launch(function, ([grid_x, grid_y, grid_z], [block_x, block_y, block_z], shared), stream, params)
     }
+    fn cuTensorMapEncodeTiled(
+        d,
+        map: *mut [u8; 128],
+        data: c_uint,
+        rank: c_uint,
+        base: u64,
+        size: *const u64,
+        stride: *const u64,
+        tile: *const c_uint,
+        every: *const c_uint,
+        interleave: c_uint,
+        swizzle: c_uint,
+        _promotion: c_uint,
+        fill: c_uint
+    ) {
+        if map.is_null() || !(map as usize).is_multiple_of(64) || !(1..=5).contains(&rank) {
+            return found(abi::INVALID_VALUE, format!("a tensor map at {map:p} of {rank} dimensions"));
+        }
+        let rank = rank as usize;
+        // SAFETY: arrays of the caller's, as long as it said.
+        let (size, stride, tile, every) = unsafe {
+            let (size, stride) = (std::slice::from_raw_parts(size, rank), std::slice::from_raw_parts(stride, rank - 1));
+            (size, stride, std::slice::from_raw_parts(tile, rank), std::slice::from_raw_parts(every, rank))
+        };
+        if interleave != 0 || fill != 0 || every.iter().any(|&e| e != 1) {
+            return found(abi::INVALID_VALUE, "interleaved, strided and filled tensor maps are not modelled");
+        }
+        let encoded = d.tensor_map(data, base, [size, stride], tile, swizzle)?;
+        // SAFETY: the caller's place, which is aligned.
+        unsafe { map.write(encoded) };
+        Ok(())
+    }
     fn cuGraphInstantiateWithFlags(d, exec: *mut usize, graph: usize, _flags: u64) {
         let handle = d.instantiate(graph)?;
         put(exec, handle)

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 
+use ptxsim::tensor::{Swizzle, TensorMap};
 use ptxsim::{Launch, Param, Schedule};
 
 use crate::abi;
@@ -108,6 +109,27 @@ impl Driver {
         self.kernels += 1;
         self.now += stats.thread_instructions.max(1);
         touched.iter().try_for_each(|t| self.touch(t.address, t.bytes, t.write, &view, &mark))
+    }
+
+    /// A tensor map, as the interpreter has it.
+    pub fn tensor_map(
+        &mut self,
+        data: u32,
+        base: u64,
+        [size, stride]: [&[u64]; 2],
+        tile: &[u32],
+        swizzle: u32,
+    ) -> Answer<[u8; 128]> {
+        self.current()?;
+        let swizzles = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128];
+        let kinds = abi::TENSOR_ELEMENTS.iter().find(|(kind, _)| *kind == data);
+        let (Some(&swizzle), Some(&(_, element))) = (swizzles.get(swizzle as usize), kinds) else {
+            return found(abi::INVALID_VALUE, format!("a tensor map of type {data} with swizzle {swizzle}"));
+        };
+        let (size, stride, tile) = (size.to_vec(), stride.to_vec(), tile.to_vec());
+        let map = TensorMap { base, size, stride, tile, element, swizzle };
+        map.check().or_else(|text| found(abi::INVALID_VALUE, format!("a tensor map with {text}")))?;
+        map.bytes().try_into().or_else(|_| found(abi::INVALID_VALUE, "a tensor map of another size"))
     }
 
     /// Reads and checks what `cuLaunchKernel` is given.
