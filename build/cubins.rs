@@ -71,8 +71,10 @@ fn compile(
     let path = root.join(format!("{file}.cu"));
     let text = c(&std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?)?;
     let name = c(&format!("kernels/{file}.cu"))?;
+    // What only this architecture has, none after it.
+    let only = if macros.split_whitespace().any(|m| m == "WGMMA=1") { "a" } else { "" };
     let mut options =
-        vec!["--std=c++17".to_string(), "-default-device".into(), format!("--gpu-architecture=sm_{arch}")];
+        vec!["--std=c++17".to_string(), "-default-device".into(), format!("--gpu-architecture=sm_{arch}{only}")];
     options.extend(macros.split_whitespace().map(|m| format!("-D{m}")));
     let options = options.iter().map(|o| c(o)).collect::<Result<Vec<_>, _>>()?;
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();

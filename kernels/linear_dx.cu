@@ -30,9 +30,9 @@ struct Problem {
 
 GEMM_KERNEL linear_dx(THREE(POINTERS), THREE(WORDS), u32 blocks0, u32 blocks1) {
     extern __shared__ __align__(16) u8 smem[];
-    Turn mine = turn(blocks0, blocks1);
+    Turn mine = turn(block_number(), blocks0, blocks1);
     const Problem p = mine.pick(THREE(PROBLEM));
-    Place at = place(p.t, p.k, p.begin + mine.block);
+    Place at = place<BM, BN>(p.t, p.k, p.begin + mine.block);
     if (at.none) return;
     WEIGHT_ROWS(right, p.weight, p.n, p.k);
     Sums sums;

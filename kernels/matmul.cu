@@ -51,9 +51,9 @@ struct Problem {
 
 GEMM_KERNEL matmul(SIX(POINTERS), SIX(WORDS), u32 blocks0, u32 blocks1, u32 blocks2, u32 blocks3, u32 blocks4) {
     extern __shared__ __align__(16) u8 smem[];
-    Turn mine = turn(blocks0, blocks1, blocks2, blocks3, blocks4);
+    Turn mine = turn(block_number(), blocks0, blocks1, blocks2, blocks3, blocks4);
     const Problem p = mine.pick(SIX(PROBLEM));
-    Place at = place(p.m, p.n, p.begin + mine.block);
+    Place at = place<BM, BN>(p.m, p.n, p.begin + mine.block);
     if (at.none) return;
     u32 first = blockIdx.z * p.k_step, end = min(p.k, first + p.k_step);
     Rows<Right> right(p.b, TB ? p.n : p.k, TB ? p.k : p.n, TB ? p.k : p.n);

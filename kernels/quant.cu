@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) dequantize(THREE(POINTERS)
     // In shared memory, where 16 neighbouring words are in 16 banks: lanes with different codes do not wait.
     __shared__ float levels[16];
     __shared__ float scales[TILE / 64];
-    Turn mine = turn(blocks0, blocks1);
+    Turn mine = turn(block_number(), blocks0, blocks1);
     const Problem p = mine.pick(THREE(PROBLEM));
     const u8* codes = (const u8*)p.w.data;
     size_t n = length(p.low, p.high), first = (size_t)mine.block * TILE;

@@ -50,7 +50,7 @@ struct Problem {
 
 extern "C" __global__ void __launch_bounds__(256) rope(THREE(POINTERS), THREE(WORDS), u32 blocks0, u32 blocks1) {
     constexpr u32 N = Lanes<act>::N;
-    Turn mine = turn(blocks0, blocks1);
+    Turn mine = turn(block_number(), blocks0, blocks1);
     const Problem p = mine.pick(THREE(PROBLEM));
     u32 token = mine.block;
     if (token >= p.tokens) return;

@@ -71,6 +71,8 @@ pub struct Caps {
     pub compute_dtype: Option<DType>,
     /// CUDA's compute capability as in `sm_80`; 0 elsewhere.
     pub arch: u32,
+    /// CUDA's wgmma may be used: the card has it, and gave right results when it was opened.
+    pub wgmma: bool,
     /// How many processors run workgroups side by side (CUDA's multiprocessors), where the device tells.
     pub multiprocessors: Option<u32>,
     /// Bytes of its memory, used or not, where that decides how much a launch's scratch memory may take.
@@ -115,8 +117,10 @@ impl Caps {
     pub fn rounding(&self) -> String {
         let parts = self.multiprocessors.map(|n| format!(" with {n} multiprocessors"));
         let scratch = self.memory.map(|_| format!(", {} MiB for logits", self.scratch() >> 20));
-        let matrices = self.coop.then(|| ", cooperative matrices".to_string());
-        [Some(self.device.clone()), parts, scratch, matrices].into_iter().flatten().collect()
+        let matrices = self.coop.then(|| ", cooperative matrices".to_owned());
+        // Its sums are rounded in another order than those of mma.sync.
+        let wgmma = self.wgmma.then(|| ", wgmma".to_owned());
+        [Some(self.device.clone()), parts, scratch, matrices, wgmma].into_iter().flatten().collect()
     }
 }
 

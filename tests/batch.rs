@@ -4,6 +4,8 @@
 mod common;
 
 use common::devices::Device;
+#[cfg(feature = "cuda")]
+use trimtab::backend::{Caps, cuda::caps};
 use trimtab::bench::operands::{Random, encode};
 use trimtab::dtype::{DType, Ty};
 use trimtab::exec::Exec;
@@ -34,11 +36,10 @@ fn part(op: &'static OpDef, attr: Attr, number: usize, ins: &[Ty]) -> Part {
     Part { op, attr, ins: ins.iter().enumerate().map(named).collect() }
 }
 
-/// Projections of one x, as of attention, forward and backward, their low-rank gradients, and rotations.
-fn groups() -> Vec<(Vec<Part>, usize)> {
+/// Projections of one x, as of attention, forward and backward.
+fn projections(widths: [usize; 3], stored: DType) -> [Vec<Part>; 2] {
     let lora = Attr::Linear(Linear { lora: Some(Lora { scale: 2.0, dropout: None }), ..Linear::default() });
-    let widths = [130, 40, 33];
-    let weight = |n: usize| Ty::new(DType::Nf4Dq, &[n, FEATURES]);
+    let weight = |n: usize| Ty::new(stored, &[n, FEATURES]);
     let forward = widths.iter().enumerate().map(|(i, &n)| {
         let ins = [act(&[TOKENS, FEATURES]), weight(n), Ty::f32(&[RANK, FEATURES]), Ty::f32(&[n, RANK])];
         part(&LINEAR, lora.clone(), i, &ins)
@@ -47,6 +48,13 @@ fn groups() -> Vec<(Vec<Part>, usize)> {
         let ins = [act(&[TOKENS, n]), weight(n), act(&[TOKENS, RANK]), Ty::f32(&[RANK, FEATURES])];
         part(&LINEAR_DX, lora.clone(), i, &ins)
     });
+    [forward.collect(), backward.collect()]
+}
+
+/// Projections, their low-rank gradients, and rotations.
+fn groups() -> Vec<(Vec<Part>, usize)> {
+    let widths = [130, 40, 33];
+    let [forward, backward] = projections(widths, DType::Nf4Dq);
     let gradient = |number, m, n, alpha| {
         let attr = Attr::Matmul(Matmul { ta: true, tb: false, alpha, acc: false });
         part(&MATMUL, attr, number, &[act(&[TOKENS, m]), act(&[TOKENS, n])])
@@ -58,7 +66,7 @@ fn groups() -> Vec<(Vec<Part>, usize)> {
         part(&ROPE, attr, i, &[act(&[TOKENS, 16 * heads]), Ty::f32(&[TOKENS, 16]), Ty::new(DType::I32, &[TOKENS])])
     });
     // With the launches that are left: xa of all and y of all; dx; dA and dB; q and k.
-    vec![(forward.collect(), 2), (backward.collect(), 1), (of_a.chain(of_b).collect(), 1), (rotations.collect(), 1)]
+    vec![(forward, 2), (backward, 1), (of_a.chain(of_b).collect(), 1), (rotations.collect(), 1)]
 }
 
 /// The parts as neighbours of a graph, each with a leaf that its first output overwrites.
@@ -102,12 +110,28 @@ fn run(device: &Device, parts: &[&Part]) -> (usize, Vec<Vec<u8>>) {
 #[test]
 fn a_batch_shares_launches_and_gives_each_its_own_bits() {
     let Some(device) = Device::ptx(80) else { return };
-    for (parts, expected) in groups() {
+    shared(&device, groups());
+}
+
+/// Of products by wgmma, whose blocks take tiles in turns, two of three are on an interpreted Hopper of two multiprocessors: one is of
+/// rows that tensor copies cannot read, backward, and of an odd number of columns, forward.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_batch_by_wgmma_shares_launches_and_gives_each_its_own_bits() {
+    let caps = Caps { multiprocessors: Some(2), ..caps("".into(), 90) };
+    let Some(device) = Device::ptx_of("Hopper of two multiprocessors", caps) else { return };
+    let [forward, backward] = projections([520, 264, 257], DType::BF16);
+    // With the launch of all xa.
+    shared(&device, vec![(forward, 3), (backward, 2)]);
+}
+
+fn shared(device: &Device, groups: Vec<(Vec<Part>, usize)>) {
+    for (parts, expected) in groups {
         let name = parts[0].op.name;
-        let (launches, together) = run(&device, &parts.iter().collect::<Vec<_>>());
+        let (launches, together) = run(device, &parts.iter().collect::<Vec<_>>());
         assert_eq!(launches, expected, "{name}");
         for (i, part) in parts.iter().enumerate() {
-            let (_, alone) = run(&device, &[part]);
+            let (_, alone) = run(device, &[part]);
             assert!(alone[0] == together[i], "{name}: the bits of {i}");
             assert!(alone[0].iter().any(|&b| b != 0), "{name}: {i} is nothing but zeros");
         }

@@ -69,6 +69,10 @@ fn complaints(log: &str) -> Vec<String> {
     if all.is_empty() {
         wrong.push("the log names no kernel".into());
     }
+    // What the assembler says where it waits for each wgmma before it begins the next.
+    if let Some(line) = log.lines().find(|line| line.contains("wgmma.mma_async instructions are serialized")) {
+        wrong.push(line.trim().into());
+    }
     for (name, takes) in all {
         if takes.spills > 0 {
             wrong.push(format!("{name} spills {} bytes", takes.spills));

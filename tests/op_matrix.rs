@@ -399,6 +399,32 @@ fn on_interpreted_cuda_of_other_sizes() {
     }
 }
 
+/// A Hopper of one multiprocessor, which a tile fills: what goes by wgmma there.
+#[cfg(feature = "cuda")]
+#[test]
+fn on_an_interpreted_hopper() {
+    let small = Caps { multiprocessors: Some(1), ..caps("".into(), 90) };
+    let by_wgmma = |op: &OpDef, s: &Sample| {
+        let all = launches(op, s, &small).into_iter().flatten().flatten();
+        all.map(|launch| launch.entry).filter(|entry| entry.ends_with("wgmma")).collect::<Vec<_>>()
+    };
+    let Some(device) = Device::ptx_of("Hopper of one multiprocessor", small.clone()) else { return };
+    let ran = std::cell::RefCell::new(Vec::new());
+    check(&device, |op, sample| {
+        let entries = by_wgmma(op, sample);
+        ran.borrow_mut().extend(entries.iter().copied());
+        !entries.is_empty()
+    });
+    let ran = ran.take();
+    let least = [
+        ("linear_wgmma", 6),
+        ("linear_dx_wgmma", 6),
+    ];
+    for (entry, least) in least {
+        assert!(ran.iter().filter(|&&name| name == entry).count() >= least, "{entry}: {ran:?}");
+    }
+}
+
 /// A weight is widened exactly, whether the kernel reads words or the type f16.
 #[test]
 fn f16_kernels_give_the_plain_kernels_bits() {

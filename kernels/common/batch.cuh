@@ -13,16 +13,16 @@ template <class P, class... R> __device__ __forceinline__ P nth(u32 number, cons
     return number == 0 ? first : nth(number - 1, others...);
 }
 
-// The problem that a block is of, and its number among the problem's blocks.
+// The problem that the block of a number is of, and its number among the problem's blocks.
 struct Turn {
     u32 problem, block;
     template <class... P> __device__ __forceinline__ auto pick(const P&... problems) const {
         return nth(problem, problems...);
     }
 };
-template <class... N> __device__ __forceinline__ Turn turn(N... blocks) {
+template <class... N> __device__ __forceinline__ Turn turn(u32 number, N... blocks) {
     const u32 counts[] = {blocks...};
-    Turn t = {0, block_number()};
+    Turn t = {0, number};
 #pragma unroll
     for (int i = 0; i < sizeof...(N); i++) {
         if (t.problem == i && t.block >= counts[i]) t.problem++, t.block -= counts[i];

@@ -15,6 +15,7 @@
 // tile, and in the end the warps' sums are added in order (`finish`).
 #pragma once
 #include "batch.cuh"
+#include "place.cuh"
 #include "source.cuh"
 
 #ifndef TILE
@@ -309,22 +310,4 @@ template <class T> __device__ __forceinline__ void store2(T* row, u32 col, u32 c
         if (col < cols) row[col] = from_f32<T>(v);
         if (col + 1 < cols) row[col + 1] = from_f32<T>(w);
     }
-}
-
-// The first row and column of the tile of a number. Tiles are numbered down columns of STRIP rows of tiles, so that the
-// blocks that run together read few rows of a and few columns of b, and find them in the second-level cache.
-struct Place {
-    u32 m, n;
-    bool none;
-};
-__device__ __forceinline__ Place place(u32 m, u32 n, u32 number) {
-    constexpr u32 STRIP = 8;
-    u32 rows = (m + BM - 1) / BM, cols = (n + BN - 1) / BN;
-    u32 strip = number / (STRIP * cols), in = number % (STRIP * cols), first = strip * STRIP;
-    Place p = {0, 0, true};
-    if (first >= rows) return p;
-    u32 high = min(rows - first, STRIP);
-    p.m = (first + in % high) * BM, p.n = in / high * BN;
-    p.none = p.n >= n;
-    return p;
 }

@@ -43,6 +43,7 @@ impl Cpu {
             f16: false,
             compute_dtype: Some(DType::BF16),
             arch: 0,
+            wgmma: false,
             multiprocessors: None,
             memory: None,
             max_flops: u64::MAX,

@@ -32,6 +32,7 @@ impl Null {
             f16: false,
             compute_dtype: None,
             arch: 0,
+            wgmma: false,
             multiprocessors: None,
             memory: None,
             max_flops: u64::MAX,

@@ -506,6 +506,7 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("large nf4 double", 7, 520, 256, DType::Nf4Dq, lora(dropout)),
         ("many tokens", 200, 88, 96, DType::BF16, lora(dropout)),
         ("long rows", 70, 16, 600, DType::BF16, lora(dropout)),
+        ("all operands, bf16", 72, 72, 64, DType::BF16, added(Linear { bias: true, ..lora(dropout) })),
         // So many that CUDA decodes the weight first where that is faster; large tiles, forward and backward.
         ("decoded first", 1030, 1000, 40, DType::Nf4Dq, lora(None)),
         ("decoded first, back", 1030, 40, 1000, DType::Nf4Dq, lora(None)),
@@ -513,6 +514,9 @@ fn samples(backward: bool) -> Vec<Sample> {
         // CUDA's large tiles, forward and backward.
         ("many tiles", 904, 1000, 40, DType::Nf4Dq, lora(dropout)),
         ("many tiles back", 904, 40, 1000, DType::Nf4, lora(dropout)),
+        // CUDA's tiles for wgmma, of which half a card's multiprocessors have one, forward and backward.
+        ("many wide tiles", 904, 1544, 72, DType::BF16, Linear { bias: true, ..lora(dropout) }),
+        ("many wide tiles back", 904, 72, 1544, DType::BF16, lora(dropout)),
     ];
     for (name, t, n, k, dtype, mut s) in shapes {
         let normal = |shape: &[usize]| SampleIn::normal(Ty::f32(shape));

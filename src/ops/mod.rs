@@ -9,6 +9,7 @@ mod dense;
 mod host;
 pub(crate) mod launch;
 mod tiles;
+mod wgmma;
 pub mod widen;
 
 pub mod attention;

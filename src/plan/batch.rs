@@ -5,7 +5,7 @@
 use super::liveness::Interval;
 use crate::backend::{Buffer, Caps, Kernel, Launch, Slice, Target};
 use crate::graph::{Graph, batch};
-use crate::ops::{CudaLaunch, launch};
+use crate::ops::{CudaLaunch, MatrixMap, launch};
 
 /// For each node: the first and the last of its batch. What any of it needs is there from the first to the last.
 pub struct Batches(Vec<Interval>);
@@ -69,22 +69,27 @@ fn joined(shared: Vec<Launch>, caps: &Caps) -> Option<Launch> {
     if most == 1 {
         return Some(first);
     }
-    let words = call.params.len();
+    let (words, maps) = (call.params.len(), call.maps.len());
     for next in all {
         let Kernel::Cuda(other) = next.kernel else { continue };
         call.params.extend(other.params);
+        let before = first.args.len();
+        call.maps.extend(other.maps.into_iter().map(|map| MatrixMap { arg: before + map.arg, ..map }));
         call.block = call.block.max(other.block);
         call.flops += other.flops;
         first.flops += next.flops;
         first.args.extend(next.args);
     }
-    if count > 1 {
-        let total = counts.iter().map(|&n| n as usize).sum();
+    let total = counts.iter().map(|&n| n as usize).sum();
+    if launch::in_turns(call) {
+        call.grid = [caps.workgroups(1).min(total) as u32, 1, 1];
+    } else if count > 1 {
         let [x, y, _] = launch::grid(total, caps);
         call.grid = [x, y, call.grid[2]];
     }
     first.args.resize(most * each, Slice { buffer: Buffer(0), offset: 0, bytes: 0 });
     call.params.resize(most * words, 0);
+    call.maps.extend(std::iter::repeat_n(call.maps[..maps].to_vec(), most - count).flatten());
     // All blocks from those of the last problem on are its own.
     let ends = (0..most - 1).map(|i| if i + 1 < count { counts[i] } else { u32::MAX });
     call.params.extend(ends);

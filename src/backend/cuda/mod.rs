@@ -58,6 +58,8 @@ pub fn caps(device: String, arch: u32) -> Caps {
         f16: true,
         compute_dtype: Some(if arch >= 80 { DType::BF16 } else { DType::F16 }),
         arch,
+        // Of 9.x there is only 9.0; a stand-in for the driver calls itself 9.1, so that it is given PTX.
+        wgmma: arch / 10 == 9,
         multiprocessors: None,
         memory: None,
         max_flops: LAUNCH_FLOPS * 108,

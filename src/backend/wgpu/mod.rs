@@ -191,6 +191,7 @@ impl Wgpu {
             max_bindings: limits.max_storage_buffers_per_shader_stage,
             compute_dtype: None,
             arch: 0,
+            wgmma: false,
             multiprocessors: None,
             memory: None,
             max_flops: u64::MAX,

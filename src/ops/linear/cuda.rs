@@ -1,5 +1,5 @@
-//! The CUDA launches of linear layers: the thin product xa, then the tile with the low-rank part inside; for a few
-//! tokens a kernel that reads the weight once, in order.
+//! The CUDA launches of linear layers: the thin product xa, then the tile with the low-rank part inside, by wgmma where
+//! [`wgmma::Product`] says so; for a few tokens a kernel that reads the weight once, in order.
 
 use super::{Operands, spec};
 use crate::cpu::philox;
@@ -8,7 +8,7 @@ use crate::dtype::{DType, Ty, align};
 use crate::error::Result;
 use crate::ops::quant::cuda::decode;
 use crate::ops::tiles::{self, Product, Tile};
-use crate::ops::{Arg, CudaLaunch, Dropout, Linear, Lower, Matmul, launch};
+use crate::ops::{Arg, CudaLaunch, Dropout, Linear, Lower, Matmul, launch, wgmma};
 
 /// FEW of kernels/linear_few.cu.
 const FEW: usize = 8;
@@ -38,8 +38,7 @@ fn stored(l: &Lower, first: u64) -> (Option<CudaLaunch>, Stored) {
         0 => (None, launch::weight(1, w)),
         bytes => {
             let at = || Arg::Work(first..first + bytes);
-            // W = 1: bf16.
-            (Some(decode((1, w), at(), x, l.caps)), (("W", 1), [at(), Arg::Absent, Arg::Absent, Arg::Absent]))
+            (Some(decode((1, w), at(), x, l.caps)), (wgmma::BF16, [at(), Arg::Absent, Arg::Absent, Arg::Absent]))
         }
     }
 }
@@ -68,6 +67,18 @@ impl Forward<'_> {
     pub fn launches(self, caps: &Caps) -> Vec<CudaLaunch> {
         let (t, n, k) = self.dims;
         let (xa, b, rank, scale) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0, 0.0));
+        if t > FEW && self.ldy.is_multiple_of(2) {
+            let product = wgmma::Product { dims: (t, n, k), rank, ld: [k, k], along_k: [true, true] };
+            if let Some(mut all) = product.launch("linear_wgmma", (self.act, self.w.0), caps) {
+                all.defines.push(("WIDE", self.wide as i64));
+                let [bias, acc] = [self.bias, self.acc].map(|arg| arg.unwrap_or(Arg::Absent));
+                let [w, ..] = self.w.1;
+                all.args = vec![self.y, self.x, w, bias, acc, xa, b];
+                all.params = [t, n, k, rank, self.ldy].map(|x| x as u32).to_vec();
+                all.params.push(scale.to_bits());
+                return vec![all];
+            }
+        }
         let (define, w) = self.w;
         let tile = Tile::of(t, n, caps);
         let mut all = tile.launch("linear", self.act, (t, n, k + rank), caps);
@@ -118,13 +129,22 @@ impl Backward<'_> {
         let (dyb, a, rank) = self.low.unwrap_or((Arg::Absent, Arg::Absent, 0));
         let (drop, rng) = self.dropout.unwrap_or((Dropout { p: 0.0, site: 0 }, Arg::Absent));
         let (threshold, keep) = philox::keep(drop);
+        let factor = self.factor.unwrap_or(Arg::Absent);
+        let product = wgmma::Product { dims: (t, k, n), rank, ld: [self.ldy, k], along_k: [true, false] };
+        if let Some(mut all) = product.launch("linear_dx_wgmma", (self.act, self.w.0), caps) {
+            let [w, ..] = self.w.1;
+            all.args = vec![self.dx, self.dy, w, dyb, a, rng, factor];
+            all.params = [t, n, k, rank].map(|x| x as u32).to_vec();
+            all.params.extend([drop.site, threshold, keep.to_bits()]);
+            return vec![all];
+        }
         let (define, w) = self.w;
         let tile = Tile::of(t, k, caps);
         let mut all = tile.launch("linear_dx", self.act, (t, k, n + rank), caps);
         all.defines.push(define);
         all.args = vec![self.dx, self.dy];
         all.args.extend(w);
-        all.args.extend([dyb, a, rng, self.factor.unwrap_or(Arg::Absent)]);
+        all.args.extend([dyb, a, rng, factor]);
         all.params = [t, n, k, rank, self.ldy].map(|x| x as u32).to_vec();
         all.params.extend([drop.site, threshold, keep.to_bits()]);
         tile.short(all, t, k, 1, caps)
