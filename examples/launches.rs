@@ -53,7 +53,7 @@ fn kind(launch: &CudaLaunch) -> &'static Kind {
         "linear" | "linear_dx" | "matmul" if thin => 3,
         "linear" | "linear_dx" if define("W").is_some_and(|w| w >= 3) => 0,
         "linear" | "linear_dx" | "matmul" => 1,
-        "linear_wgmma" | "linear_dx_wgmma" => 2,
+        "linear_wgmma" | "linear_dx_wgmma" | "matmul_wgmma" => 2,
         "attention" => 4,
         "attention_dq" | "attention_dkv" | "attention_dk" | "attention_dv" => 5,
         _ => 6,

@@ -419,6 +419,7 @@ fn on_an_interpreted_hopper() {
     let least = [
         ("linear_wgmma", 6),
         ("linear_dx_wgmma", 6),
+        ("matmul_wgmma", 2),
     ];
     for (entry, least) in least {
         assert!(ran.iter().filter(|&&name| name == entry).count() >= least, "{entry}: {ran:?}");

@@ -61,7 +61,7 @@ pub fn act(x: &Ty) -> (&'static str, i64) {
 /// How many problems a launch of a kernel takes at most, each with the pointers and words of its own (`common/batch.cuh`).
 pub fn problems(launch: &CudaLaunch) -> usize {
     match launch.entry {
-        "dequantize" | "linear" | "linear_dx" | "linear_wgmma" | "linear_dx_wgmma" | "rope" => 3,
+        "dequantize" | "linear" | "linear_dx" | "linear_wgmma" | "linear_dx_wgmma" | "matmul_wgmma" | "rope" => 3,
         "matmul" => 6,
         _ => 1,
     }
@@ -70,7 +70,7 @@ pub fn problems(launch: &CudaLaunch) -> usize {
 /// Whether a kernel's blocks take tiles in turns: its grid, one of all tiles until then, becomes what the card holds at once when
 /// its problems are together (`plan/batch.rs`).
 pub fn in_turns(launch: &CudaLaunch) -> bool {
-    matches!(launch.entry, "linear_wgmma" | "linear_dx_wgmma")
+    matches!(launch.entry, "linear_wgmma" | "linear_dx_wgmma" | "matmul_wgmma")
 }
 
 /// Elements of `x` in 16 bytes: what a thread of a CUDA kernel takes at a time.

@@ -313,5 +313,7 @@ fn samples_matmul() -> Vec<Sample> {
         Sample::new("long thin n", attr(false, true, 2.0, true), vec![m(70, 600), m(8, 600), m(70, 8)]),
         Sample::new("many tiles", attr(false, true, 1.0, true), vec![m(904, 40), m(1000, 40), m(904, 1000)]),
         Sample::new("many tiles tn", attr(true, false, 1.0, false), vec![m(33, 904), m(33, 1000)]),
+        // CUDA's tiles for wgmma, of which half a card's multiprocessors have one.
+        Sample::new("many wide tiles tn", attr(true, false, 0.5, true), vec![m(33, 904), m(33, 1544), m(904, 1544)]),
     ]
 }

@@ -4,7 +4,7 @@
 use crate::cpu::philox;
 use crate::device::Caps;
 use crate::dtype::Ty;
-use crate::ops::{Arg, CudaLaunch, Dropout, Matmul, launch};
+use crate::ops::{Arg, CudaLaunch, Dropout, Matmul, launch, wgmma};
 
 /// A tile shape of `gemm.cuh`.
 pub(super) struct Tile {
@@ -102,7 +102,7 @@ fn split((m, n, k): (usize, usize, usize), caps: &Caps) -> (usize, usize) {
     (k.div_ceil(step).max(1), step)
 }
 
-/// The scratch bytes of a [`Product`] of (m, n, k).
+/// The scratch bytes of a [`Product`] of (m, n, k), if it is by mma.sync.
 pub(super) fn workspace(dims: (usize, usize, usize), caps: &Caps) -> u64 {
     match split(dims, caps).0 {
         1 => 0,
@@ -131,6 +131,21 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
+    /// The gradient of a weight by wgmma, where it is: both operands are activations.
+    fn by_wgmma(&self, caps: &Caps) -> Option<CudaLaunch> {
+        let (m, n, k) = self.dims;
+        let Matmul { ta, tb, alpha, .. } = self.spec;
+        if !ta || tb || self.turned || self.dropout.is_some() {
+            return None;
+        }
+        let product = wgmma::Product { dims: self.dims, rank: 0, ld: [self.lda, n], along_k: [false, false] };
+        let mut all = product.launch("matmul_wgmma", (self.act, wgmma::BF16), caps)?;
+        let [acc, factor] = [&self.acc, &self.factor].map(|arg| arg.clone().unwrap_or(Arg::Absent));
+        all.args = vec![self.c.clone(), self.a.clone(), self.b.clone(), acc, factor];
+        all.params = vec![m as u32, n as u32, k as u32, alpha.to_bits()];
+        Some(all)
+    }
+
     pub fn launches(self, caps: &Caps) -> Vec<CudaLaunch> {
         let (m, n, k) = self.dims;
         let Matmul { ta, tb, alpha, .. } = self.spec;
@@ -138,6 +153,9 @@ impl Product<'_> {
         if ta && !tb && n <= TALL.n && m > n && self.lda == m && self.factor.is_none() && !self.turned {
             let (dims, lda) = ((n, m, k), n);
             return Product { dims, lda, a: self.b, b: self.a, turned: true, ..self }.launches(caps);
+        }
+        if let Some(all) = self.by_wgmma(caps) {
+            return vec![all];
         }
         let (parts, step) = match self.factor {
             Some(_) => (1, k),
