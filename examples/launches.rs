@@ -40,8 +40,10 @@ const KINDS: &[Kind] = &[
     // What published kernels of this shape (wgmma, tensor copies, warps that only copy) reach on this card at these sizes: 720 to 770.
     Kind("product of 16 bits by wgmma", 680e12, 0.7),
     Kind("thin product", 400e12, 0.6),
-    Kind("attention", 285e12, 0.7),
-    Kind("attention, backward", 160e12, 0.7),
+    Kind("attention by mma.sync", 285e12, 0.7),
+    Kind("attention by mma.sync, backward", 160e12, 0.7),
+    // Published: 520 to 590, at 4,096 tokens, causal.
+    Kind("attention by wgmma", 520e12, 0.7),
     Kind("row by row, element by element", 30e12, 0.8),
 ];
 
@@ -56,7 +58,8 @@ fn kind(launch: &CudaLaunch) -> &'static Kind {
         "linear_wgmma" | "linear_dx_wgmma" | "matmul_wgmma" => 2,
         "attention" => 4,
         "attention_dq" | "attention_dkv" | "attention_dk" | "attention_dv" => 5,
-        _ => 6,
+        "attention_wgmma" => 6,
+        _ => 7,
     };
     &KINDS[number]
 }

@@ -12,6 +12,7 @@
 // HEAD_DIM: 32, 64, 96, 128, 192 or 256, at least the head's true size d; features from d on are zeros in the tiles.
 #pragma once
 #include "attention_bias.cuh"
+#include "exp2.cuh"
 #include "mma.cuh"
 #include "visible.cuh"
 
@@ -30,14 +31,6 @@ struct Lane {
     // The first row of this warp in the tile.
     int row = threadIdx.x / 32 * 16 * BLOCKS;
 };
-
-// 2^x, within two ulp; 0 for −∞.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-constexpr float LOG2_E = 1.44269504088896f, LN_2 = 0.693147180559945f;
 
 // 4 and 8 bytes from global to shared memory; see copy16.
 __device__ __forceinline__ void copy4(void* to, const void* from) {

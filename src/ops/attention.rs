@@ -25,6 +25,7 @@ mod form;
 mod host;
 mod reference;
 mod samples;
+mod wgmma;
 mod wgsl;
 
 use crate::device::{Caps, Target};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{common, farthest, spec, words};
+use super::{common, farthest, spec, wgmma, words};
 use crate::device::{Caps, Target};
 use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
@@ -218,6 +218,9 @@ pub fn forward(l: &Lower) -> Result<Vec<CudaLaunch>> {
     let queries = l.ins[0].rows();
     let f = Forward::new(&a, l.ins, l.caps);
     check(l, &a, f.grid[1])?;
+    if f.pack == 1 && f.splits == 1 && wgmma::takes(&a, l.ins, l.caps) {
+        return Ok(wgmma::forward(l));
+    }
     let bytes = f.parts(&a, queries);
     let parts = if bytes > 0 { Arg::Work(0..bytes) } else { Arg::Absent };
     let tile = &f.tile;

@@ -82,7 +82,7 @@ const fn case(name: &'static str, of: Of, [heads, kv_heads, head_dim]: [usize; 3
     Case { name, of, heads, kv_heads, head_dim, causal: matches!(of, Own(_)), window: None, farthest: None }
 }
 
-const CASES: [Case; 43] = [
+const CASES: [Case; 48] = [
     case("one token", Own(&[1]), [1, 1, 1]),
     case("ragged", Own(&[7, 1, 17, 3]), [3, 1, 8]),
     case("odd head", Own(&[33]), [2, 2, 5]),
@@ -103,6 +103,12 @@ const CASES: [Case; 43] = [
     case("heads of 128", Own(&[95, 5]), [1, 1, 128]),
     case("heads of 192", Own(&[34]), [1, 1, 192]),
     case("heads of 64", Own(&[3, 35]), [3, 1, 64]),
+    // On Hopper by wgmma: at least 128 queries and keys.
+    case("packed, heads of 64", Own(&[37, 150, 0, 70]), [2, 1, 64]),
+    case("window, heads of 128", Own(&[200, 60]), [1, 1, 128]).window(40),
+    case("bidirectional, heads of 64", Own(&[130, 20]), [2, 2, 64]).both_ways(),
+    case("cross, heads of 128", Cross(&[(140, 150), (3, 0), (0, 9)]), [2, 1, 128]),
+    case("prefix, long, heads of 64", Prefix(20, &[160]), [1, 1, 64]),
     // Queries without keys, keys without queries.
     case("cross", Cross(&[(7, 19), (1, 3), (5, 0), (17, 2), (0, 6), (3, 40)]), [3, 1, 8]),
     case("cross, more queries", Cross(&[(70, 10), (0, 3), (65, 4)]), [2, 1, 16]),
