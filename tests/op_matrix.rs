@@ -421,6 +421,8 @@ fn on_an_interpreted_hopper() {
         ("linear_dx_wgmma", 6),
         ("matmul_wgmma", 2),
         ("attention_wgmma", 4),
+        ("attention_dq_wgmma", 4),
+        ("attention_dkv_wgmma", 4),
     ];
     for (entry, least) in least {
         assert!(ran.iter().filter(|&&name| name == entry).count() >= least, "{entry}: {ran:?}");

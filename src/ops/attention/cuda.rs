@@ -285,6 +285,9 @@ pub fn backward(l: &Lower) -> Result<Vec<CudaLaunch>> {
         maps: Vec::new(),
         flops: 2 * l.ins[0].len() as u64,
     };
+    if wgmma::takes(&a, l.ins, l.caps) {
+        return Ok([delta].into_iter().chain(wgmma::backward(l, stats)).collect());
+    }
     let tiled = |entry, [heads, tiles]: [usize; 2], shared: usize, args: Vec<Arg>, products| {
         let all = CudaLaunch {
             file: "attention_bwd",

@@ -1,15 +1,16 @@
-//! The CUDA launches of attention by Hopper's wgmma (`kernels/attention_wgmma.cu`).
+//! The CUDA launches of attention by Hopper's wgmma (`kernels/attention_wgmma.cu`, `attention_bwd_wgmma.cu`).
 
-use super::{cost, spec, words};
+use super::{common, cost, spec, words};
 use crate::device::Caps;
 use crate::dtype::{DType, Ty};
 use crate::ops::{Arg, Attention, CudaLaunch, Lower, MatrixMap, WGMMA, launch};
 
 /// Rows of a block's tile, as ROWS of the kernels.
 const ROWS: usize = 128;
-/// Columns of a tile, as COLS.
+/// Columns of a tile, forward and backward, as COLS.
 const FORWARD: usize = 128;
-/// Tiles of keys or values in shared memory, beside the block's queries.
+const BACKWARD: usize = 64;
+/// Tiles in shared memory beside the block's own rows: four of keys or values, or four of both.
 const STAGES: usize = 4;
 const THREADS: u32 = 384;
 
@@ -56,4 +57,30 @@ pub fn forward(l: &Lower) -> Vec<CudaLaunch> {
         ..launch(l, "attention_wgmma", "attention_wgmma", ROWS + STAGES * FORWARD, 2)
     };
     tiled(all, spec(l.attr).heads, q.rows(), l.caps)
+}
+
+/// dq, then dk and dv; `stats` is what `attention_delta` left.
+pub fn backward(l: &Lower, stats: Arg) -> Vec<CudaLaunch> {
+    let a = spec(l.attr);
+    let at = common(&a);
+    let [q, k, v, dout] = [0, 1, 2, at + 3].map(|i| &l.ins[i]);
+    let operands = [0, 1, 2, at + 3].map(Arg::In);
+    let rows = 2 * ROWS + STAGES * 2 * BACKWARD;
+    let with = |outs: &[usize], range: usize| {
+        let outs = outs.iter().map(|&o| Arg::Out(o));
+        outs.chain(operands.clone()).chain([stats.clone(), Arg::In(range)]).collect()
+    };
+    let dq = CudaLaunch {
+        args: with(&[0], 3),
+        maps: vec![map(1, q, ROWS), map(2, k, BACKWARD), map(3, v, BACKWARD), map(4, dout, ROWS)],
+        ..launch(l, "attention_bwd_wgmma", "attention_dq_wgmma", rows, 3)
+    };
+    let dkv = CudaLaunch {
+        args: with(&[1, 2], at),
+        maps: vec![map(2, q, BACKWARD), map(3, k, ROWS), map(4, v, ROWS), map(5, dout, BACKWARD)],
+        ..launch(l, "attention_bwd_wgmma", "attention_dkv_wgmma", rows, 4)
+    };
+    let mut all = tiled(dq, a.heads, q.rows(), l.caps);
+    all.extend(tiled(dkv, a.kv_heads, k.rows(), l.caps));
+    all
 }
