@@ -13,7 +13,20 @@ const CARDS: &[Row] = &[
     (&[("FAKECUDA_CARDS", "2")], &["--device", "cuda:1"], 0, "on Fake card (CUDA, sm_81)"),
     (&[], &["--device", "auto"], 0, "on Fake card (CUDA, sm_81)"),
     (&[("FAKECUDA_ARCH", "76"), ("FAKECUDA_SCHEDULE", "4")], &["--device", "cuda", "--dtype", "bf16"], 0, "sm_76"),
-    (&[("FAKECUDA_ARCH", "91")], &["--device", "cuda", "--dtype", "bf16"], 0, "sm_91"),
+    (&[("FAKECUDA_ARCH", "91")], &["--device", "cuda", "--dtype", "bf16"], 0, "sm_91)"),
+    // What the self-test multiplies does not come: its products are wrong.
+    (
+        &[("FAKECUDA_ARCH", "91"), ("FAKECUDA_SKIP", "cuMemcpyHtoDAsync_v2:1")],
+        &["--device", "cuda", "--dtype", "bf16"],
+        0,
+        "sm_91), its wgmma is not used: it failed",
+    ),
+    (
+        &[("FAKECUDA_ARCH", "91"), ("TRIMTAB_WGMMA", "0")],
+        &["--device", "cuda", "--dtype", "bf16"],
+        0,
+        "sm_91), its wgmma is not used: TRIMTAB_WGMMA=0",
+    ),
     (&[("FAKECUDA_MEMORY", "300000")], &["--device", "cuda"], 1, "has no more that is free"),
     (&[("TRIMTAB_NVRTC", "/no/such/library.so")], &["--device", "cuda"], 1, "TRIMTAB_NVRTC=/no/such/library.so"),
 ];
@@ -34,6 +47,19 @@ fn cards_are_used_or_it_is_said_why_not() {
     for said in ["cuda:0  Fake card (sm_81)", "cuda:1  Fake card (sm_81)", "2.0 GiB of memory", "auto    takes cuda:0"]
     {
         assert!(listed.contains(said), "{listed}");
+    }
+}
+
+/// A Hopper is tried when it is opened, unless that is turned off.
+#[test]
+fn wgmma_is_tried_on_cards_that_have_it() {
+    let Some(training) = Training::new("wgmma") else { return };
+    let own = ["--steps", "1", "--batch-size", "1", "--device", "cuda", "--dtype", "bf16"];
+    // Of three products two matrices of each of three problems, and of attention, for two sizes of heads, three, four and four.
+    for (arch, wgmma, maps) in [("81", "1", 0), ("91", "1", 40), ("91", "0", 0)] {
+        let report = training.ok("run", &own, &[("FAKECUDA_ARCH", arch), ("TRIMTAB_WGMMA", wgmma)]);
+        let calls = report["calls"]["cuTensorMapEncodeTiled"].as_u64().unwrap_or(0);
+        assert_eq!(calls, maps, "sm_{arch}: {report}");
     }
 }
 

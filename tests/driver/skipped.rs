@@ -39,6 +39,9 @@ const FORGOTTEN_STREAMING: &[(&str, &str)] = &[
     ("cuStreamWaitEvent:116", "and nothing orders the two"),
 ];
 
+/// The same on a Hopper, which is tried when it is opened.
+const FORGOTTEN_HOPPER: &[(&str, &str)] = &[("cuTensorMapEncodeTiled:1", "tensor map")];
+
 #[test]
 fn each_forgotten_call_is_found() {
     let Some(training) = Training::new("skipped") else { return };
@@ -51,13 +54,16 @@ fn each_forgotten_call_is_found() {
     // process has its memory, so that one run in three may not see what the next one sees.
     const TRIES: usize = 12;
     let streaming = [&own[..], &["--stream", "on"]].concat();
-    let rows = FORGOTTEN.iter().map(|row| (&own[..], row));
+    let hopper = [&own[..], &["--dtype", "bf16"]].concat();
+    let (usual, newer) = (("FAKECUDA_ARCH", "81"), ("FAKECUDA_ARCH", "91"));
+    let rows = FORGOTTEN.iter().map(|row| (&own[..], usual, row));
     let missed: Vec<String> = rows
-        .chain(FORGOTTEN_STREAMING.iter().map(|row| (&streaming[..], row)))
-        .filter_map(|(own, (call, said))| {
+        .chain(FORGOTTEN_STREAMING.iter().map(|row| (&streaming[..], usual, row)))
+        .chain(FORGOTTEN_HOPPER.iter().map(|row| (&hopper[..], newer, row)))
+        .filter_map(|(own, card, (call, said))| {
             let mut last = String::new();
             let found = (0..if said.contains("pinned memory") { TRIES } else { 1 }).any(|_| {
-                let ran = training.run("broken", own, &[("FAKECUDA_SKIP", call)]);
+                let ran = training.run("broken", own, &[card, ("FAKECUDA_SKIP", call)]);
                 last = format!("{call}: {:?}\n{}", ran.code, ran.err);
                 ran.code == Some(86) && ran.err.contains("fakecuda: ") && ran.err.contains(said)
             });

@@ -11,6 +11,7 @@ mod kernels;
 mod nvrtc;
 mod owned;
 mod record;
+mod self_test;
 mod tensor;
 mod transfer;
 
@@ -145,7 +146,7 @@ impl Cuda {
         let context = Context::open(index)?;
         context.enter()?;
         let (compute, transfer) = (Stream::new()?, Transfer::new()?);
-        Ok(Cuda {
+        let mut cuda = Cuda {
             caps,
             context,
             compute,
@@ -154,7 +155,12 @@ impl Cuda {
             modules: Modules::default(),
             transfer,
             bytes: 0,
-        })
+        };
+        if let Some(why) = self_test::refused(&mut cuda)? {
+            cuda.caps.wgmma = false;
+            cuda.caps.device += &format!(", its wgmma is not used: {why}");
+        }
+        Ok(cuda)
     }
 
     /// The address of `slice`, which must be within an allocation.
