@@ -36,8 +36,10 @@ __device__ __forceinline__ void tensor_load(void* to, const Map* map, u64* bar, 
                  : "memory");
 }
 
-// All threads of the warpgroups that name barrier `ID`, `THREADS` of them; 0 is that of the block.
+// All threads of the warpgroups that name barrier `ID`, `THREADS` of them; 0 is that of the block. Lanes that have gone apart meet
+// first: bar.sync is for whole warps.
 template <int ID, int THREADS> __device__ __forceinline__ void named_sync() {
+    __syncwarp();
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 
