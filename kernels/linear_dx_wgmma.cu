@@ -29,7 +29,7 @@ WGMMA_KERNEL linear_dx_wgmma(THREE(POINTERS), THREE(MAPS), THREE(WORDS), u32 til
     };
     auto low = [](const Problem& p, u32 i, u32 j, float& v, float& w) {
         if (p.rng == nullptr) return;
-        dropout(p.rng, p.site, p.threshold, p.keep_scale).pair((size_t)i * p.n + j, v, w);
+        dropout(p.rng, p.site, p.threshold, p.keep_scale).even_pair((size_t)i * p.n + j, v, w);
     };
     products<true, false>(smem, find, low, [](const Problem& p, u32 i, u32 j, float& v, float& w) {
         float f = p.factor != nullptr ? *p.factor : 1.0f;

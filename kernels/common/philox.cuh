@@ -42,12 +42,15 @@ struct Dropout {
     // Drops out v and w, elements i and i + 1.
     __device__ __forceinline__ void pair(size_t i, float& v, float& w) const {
         if (i % 2 == 0) {
-            // Both are in one group of four.
-            float4 f = factor4(i / 4 * 4);
-            v *= i % 4 == 0 ? f.x : f.z, w *= i % 4 == 0 ? f.y : f.w;
+            even_pair(i, v, w);
         } else {
             v *= factor(i), w *= factor(i + 1);
         }
+    }
+    // The same for an even i: both are in one group of four.
+    __device__ __forceinline__ void even_pair(size_t i, float& v, float& w) const {
+        float4 f = factor4(i / 4 * 4);
+        v *= i % 4 == 0 ? f.x : f.z, w *= i % 4 == 0 ? f.y : f.w;
     }
 };
 __device__ __forceinline__ Dropout dropout(const u32* rng, u32 site, u32 threshold, float keep_scale) {
