@@ -1,8 +1,10 @@
 // attention.cu's algorithm by wgmma, for sm_90a and bf16, after FlashAttention-3 (Shah et al. 2024): heads of 64 or 128, no bias, many
 // queries.
 //
-// While the scores of a tile of keys are made into weights, the values of the tile before are multiplied by theirs; and one warpgroup
-// multiplies while the other takes exponentials. A launch may be a part of the tiles of queries, the first of them number `begin`.
+// While the scores of a tile of keys are made into weights, the values of the tile before are multiplied by theirs; and one
+// warpgroup multiplies while the other takes exponentials. A tile may have keys after the last that is seen: their weights are 0,
+// and their values numbers, since the device's memory is zeros until it is written. A launch may be a part of the tiles of queries,
+// the first of them number `begin`.
 #include "common/attention_wgmma.cuh"
 
 constexpr int COLS = 128, QUERY_BYTES = ROWS * ROW_BYTES, TILE_BYTES = COLS * ROW_BYTES, STAGES = 4;
