@@ -77,7 +77,7 @@ impl Form {
             block: 384,
             shared: (4 * 48) << 10,
             args: Vec::new(),
-            maps: vec![[map(0, M, 128), map(1, N, 256)]; PROBLEMS].concat(),
+            maps: [[map(0, M, 128), map(1, N, 256)]; PROBLEMS].concat(),
             params,
             flops: (2 * M * N * K) as u64,
         }
