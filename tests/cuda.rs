@@ -6,11 +6,12 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::devices::Device;
+use trimtab::backend::Caps;
 use trimtab::backend::cuda::{self, Output, compiled, options};
 use trimtab::bench::operands::in_16_bits;
 use trimtab::bench::shapes;
 use trimtab::dtype::Ty;
-use trimtab::ops::{self, CudaLaunch, Lower, OpDef, Sample, Sizes};
+use trimtab::ops::{self, CudaLaunch, Lower, OpDef, Sample, Sizes, WGMMA};
 
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
@@ -113,12 +114,18 @@ fn launches(op: &'static OpDef, sample: &Sample, arch: u32) -> Result<Vec<CudaLa
     let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let outs = op.types(&sample.attr, &ins)?;
     let pairs = op.in_place.iter().filter(|&&(i, o)| i < ins.len() && o < outs.len());
+    // And those by wgmma of a card of one multiprocessor, which its tiles keep busy whatever the sample.
+    let small = caps.wgmma.then(|| Caps { multiprocessors: Some(1), ..caps.clone() });
+    let wanted = |caps: &Caps, launch: &CudaLaunch| caps.multiprocessors.is_none() || launch.defines.contains(&WGMMA);
     let mut all = Vec::new();
-    for pair in [None].into_iter().chain(pairs.map(Some)) {
-        let shared: Vec<Option<usize>> =
-            (0..outs.len()).map(|o| pair.filter(|&&(_, out)| out == o).map(|&(input, _)| input)).collect();
-        let lower = Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps: &caps };
-        all.extend((op.cuda)(&lower).map_err(|e| e.to_string())?);
+    for caps in [Some(caps), small].into_iter().flatten() {
+        for pair in [None].into_iter().chain(pairs.clone().map(Some)) {
+            let shared: Vec<Option<usize>> =
+                (0..outs.len()).map(|o| pair.filter(|&&(_, out)| out == o).map(|&(input, _)| input)).collect();
+            let lower = Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps: &caps };
+            let launches = (op.cuda)(&lower).map_err(|e| e.to_string())?;
+            all.extend(launches.into_iter().filter(|launch| wanted(&caps, launch)));
+        }
     }
     Ok(all)
 }

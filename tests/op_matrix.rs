@@ -313,7 +313,7 @@ fn unchecked_kernels_give_the_checked_kernels_bits() {
     let unchecked = |op: &OpDef, s: &Sample| {
         let is = dispatches(op, s, &caps).iter().any(|d| !trimtab::backend::wgpu::is_checked(d.shader));
         seen.set(seen.get() + is as usize);
-        is && seen.get() % 3 == 0
+        is && seen.get().is_multiple_of(3)
     };
     assert!(same_bits(&usual, &checked, unchecked) >= 20);
 }

@@ -53,9 +53,9 @@ constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2;
 typedef float Sums[MI][NI][4];
 #endif
 constexpr int RING = STAGES * (A_BYTES + B_BYTES);
-// So that a card's registers hold two blocks of the large tile (one where f32 sums meet NF4's decoding), four of the middle
+// So that a card's registers hold two blocks of the large tile (one where f32 operands meet weights to be decoded), four of the middle
 // one, and as many of a thin one as its ring leaves room for in shared memory.
-constexpr int RESIDENT = TILE == 1 ? 4 : TILE == 0 && ACT == 0 && W >= 3 ? 1 : 2;
+constexpr int RESIDENT = TILE == 1 ? 4 : TILE == 0 && ACT == 0 && W >= 1 ? 1 : 2;
 #define GEMM_KERNEL extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 
 // Where piece `piece` of row `row` lies in a tile of rows of PIECES pieces.

@@ -514,6 +514,7 @@ fn samples(backward: bool) -> Vec<Sample> {
         // CUDA's large tiles, forward and backward.
         ("many tiles", 904, 1000, 40, DType::Nf4Dq, lora(dropout)),
         ("many tiles back", 904, 40, 1000, DType::Nf4, lora(dropout)),
+        ("many tiles, bf16", 904, 1000, 40, DType::BF16, lora(dropout)),
         // CUDA's tiles for wgmma, of which half a card's multiprocessors have one, forward and backward, of weights decoded first.
         ("many wide tiles", 1030, 1544, 72, DType::Nf4Dq, Linear { bias: true, ..lora(dropout) }),
         ("many wide tiles back", 1030, 72, 1544, DType::Nf4, lora(dropout)),
