@@ -467,12 +467,14 @@ fn on_interpreted_cuda_with_little_scratch() {
     }
 }
 
-/// Operands that are larger than a binding may be, without large operands: everything that splits, splits here.
+/// Operands that are larger than a binding may be, without large operands: everything that splits, splits here. Attention does
+/// not, and refuses such.
 #[test]
 fn on_wgpu_under_small_limits() {
     const LIMIT: u64 = 64 << 10;
     if let Some(device) = Device::wgpu_small(LIMIT) {
-        check(&device, |_, sample| sample.ins.iter().any(|i| i.ty.bytes() as u64 > LIMIT));
+        let large = |sample: &Sample| sample.ins.iter().any(|i| i.ty.bytes() as u64 > LIMIT);
+        check(&device, |op, sample| !op.name.starts_with("attention") && large(sample));
     }
 }
 

@@ -392,11 +392,13 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
 
 fn samples() -> Vec<Sample> {
     let mut all = Vec::new();
-    let shapes: [(&str, DType, usize, usize, usize); 10] = [
+    let shapes: [(&str, DType, usize, usize, usize); 11] = [
         ("one token", DType::F32, 1, 1, 2),
         ("odd", DType::F32, 7, 17, 33),
         ("more than one tile", DType::F32, 65, 24, 130),
         ("bf16 weights", DType::BF16, 17, 33, 65),
+        // CUDA's tensor copies read whole pieces of 16 bytes.
+        ("bf16 weights, even rows", DType::BF16, 20, 40, 264),
         ("f16 weights", DType::F16, 5, 20, 67),
         ("nf4 weights", DType::Nf4, 9, 36, 65),
         ("nf4_dq weights", DType::Nf4Dq, 3, 64, 300),
