@@ -8,65 +8,19 @@
 //! not given. The step is QLoRA: NF4 with double quantization, factors on all linear layers, activations in bf16, one
 //! micro-batch. The card is an H100 as its data sheet has it (132 multiprocessors, 80 GB, 3.35 TB/s).
 //!
-//! **The time is an estimate, measured nowhere.** A launch takes the longer of two times, its operations at the rate of its
-//! kind of kernel and its bytes at a share of the bandwidth, and 2 µs of a CUDA graph's own. Rates and shares ([`KINDS`]) come
-//! of counted instructions and of what such kernels reach elsewhere. Each operand counts once a launch, whatever a kernel reads
-//! again through the caches.
+//! **The time is an estimate, measured nowhere**: `examples/costs` has the rates and where they come from.
+
+mod costs;
 
 use std::collections::BTreeMap;
 
-use trimtab::backend::null::Null;
+use trimtab::Result;
 use trimtab::backend::{Kernel, Launch, cuda};
-use trimtab::base::Base;
-use trimtab::dtype::DType;
 use trimtab::error::Error;
-use trimtab::graph::op::CudaLaunch;
-use trimtab::peft::config::{AdapterConfig, Targets};
-use trimtab::peft::lora::Lora;
-use trimtab::session::{Options, Planned};
-use trimtab::{Result, synth};
+use trimtab::memory::Request;
+use trimtab::session::Planned;
 
-/// Bytes a second from the data sheet of the H100 SXM.
-const BANDWIDTH: f64 = 3.35e12;
-/// Seconds of a launch of a CUDA graph beside its work.
-const OVERHEAD: f64 = 2e-6;
-
-/// A kind of kernel: its name, operations a second, and its share of the bandwidth. Estimates.
-struct Kind(&'static str, f64, f64);
-
-const KINDS: &[Kind] = &[
-    Kind("product, NF4 decoded inside", 265e12, 0.7),
-    Kind("product of 16 bits by mma.sync", 400e12, 0.7),
-    // Published kernels of this shape reach 720 to 770 at these sizes, with clusters that share loads and stores by tensor copies,
-    // which these have not.
-    Kind("product of 16 bits by wgmma", 680e12, 0.7),
-    Kind("thin product", 400e12, 0.6),
-    Kind("attention by mma.sync", 285e12, 0.7),
-    Kind("attention by mma.sync, backward", 160e12, 0.7),
-    // Published: 520 to 590 forward, 420 to 474 backward, at 4,096 tokens, causal; that backward pass has five products
-    // where these kernels have seven.
-    Kind("attention by wgmma", 520e12, 0.7),
-    Kind("attention by wgmma, backward", 400e12, 0.7),
-    Kind("row by row, element by element", 30e12, 0.8),
-];
-
-/// Which of [`KINDS`] a launch is of.
-fn kind(launch: &CudaLaunch) -> &'static Kind {
-    let define = |name| launch.defines.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
-    let thin = matches!(define("TILE"), Some(2..=3));
-    let number = match launch.entry {
-        "linear" | "linear_dx" | "matmul" if thin => 3,
-        "linear" | "linear_dx" if define("W").is_some_and(|w| w >= 3) => 0,
-        "linear" | "linear_dx" | "matmul" => 1,
-        "linear_wgmma" | "linear_dx_wgmma" | "matmul_wgmma" => 2,
-        "attention" => 4,
-        "attention_dq" | "attention_dkv" | "attention_dk" | "attention_dv" => 5,
-        "attention_wgmma" => 6,
-        "attention_dq_wgmma" | "attention_dkv_wgmma" => 7,
-        _ => 8,
-    };
-    &KINDS[number]
-}
+use costs::{BANDWIDTH, Kind, bytes, kind, seconds, step};
 
 /// What a group of launches adds up to.
 #[derive(Default)]
@@ -79,14 +33,10 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, kind: &Kind, launch: &Launch) {
-        // Of a table of embeddings only the rows of the tokens at hand are read: as much as is written.
-        let operands = launch.args.iter().map(|arg| arg.bytes);
-        let bytes: u64 = if launch.name.ends_with(":embed/embed") { 2 * launch.args[0].bytes } else { operands.sum() };
-        let (flops, bytes) = (launch.flops as f64, bytes as f64);
         self.launches += 1;
-        self.flops += flops;
-        self.bytes += bytes;
-        self.seconds += (flops / kind.1).max(bytes / (BANDWIDTH * kind.2)) + OVERHEAD;
+        self.flops += launch.flops as f64;
+        self.bytes += bytes(launch) as f64;
+        self.seconds += seconds(kind, launch, BANDWIDTH);
     }
 
     fn print(&self, name: &str) {
@@ -132,22 +82,7 @@ fn run(args: &[String]) -> Result<()> {
 
 /// The step, planned for an H100.
 fn planned(shape: &str, tokens: usize, rank: usize) -> Result<Planned> {
-    let dir = std::env::temp_dir().join(format!("trimtab-launches-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-    let written = std::fs::write(dir.join("config.json"), synth::config(shape)?.to_string());
-    let base = written.map_err(|e| Error::io(&dir, e)).and_then(|()| Base::random(&dir));
-    // What stays is in the system's folder for what may go.
-    let _ = std::fs::remove_dir_all(&dir);
-    let method = Lora { config: AdapterConfig::lora(rank, 2.0 * rank as f64, Targets::AllLinear) };
     let mut caps = cuda::caps("an H100".into(), 90);
     (caps.multiprocessors, caps.memory) = (Some(132), Some(80 << 30));
-    let options = Options {
-        quantize: Some(DType::Nf4Dq),
-        dtype: DType::BF16,
-        max_seq_len: tokens,
-        micro_tokens: tokens,
-        step_tokens: Some(tokens),
-        ..Options::default()
-    };
-    Planned::new(&std::sync::Arc::new(base?), Box::new(method), options, Box::new(Null::like(caps)))
+    step::planned(shape, tokens, rank, caps, Request::default())
 }
