@@ -1,0 +1,177 @@
+//! The simulation of a step's transfers (`examples/streaming`): schedules whose times are worked out by hand, and that no
+//! step is slower for a faster part.
+
+#[path = "common/scratch.rs"]
+mod scratch;
+#[path = "../examples/streaming/simulation.rs"]
+mod simulation;
+#[path = "../examples/costs/step.rs"]
+mod step;
+
+use scratch::Scratch;
+use simulation::{Rates, Simulation, Stores};
+use trimtab::backend::cuda;
+use trimtab::error::Error;
+use trimtab::graph::{Phase, Val};
+use trimtab::memory::Request;
+use trimtab::plan::{Move, Place, Plan, Step};
+use trimtab::session::Planned;
+
+/// For moves of [`BYTES`]: half a second to the card, and the same from it; a quarter within the host's memory, to read and to
+/// write.
+const RATES: Rates = Rates { up: 8.0, down: 8.0, copy: 16.0, read: 16.0, write: 16.0 };
+const BYTES: u64 = 4;
+
+/// A move of [`BYTES`] of a leaf, by way of this part of the staging memory.
+fn moved(leaf: u32, part: u64) -> Move {
+    let place = Place { buffer: 0, offset: 0, bytes: BYTES };
+    Move { leaf: Val(leaf), offset: 0, place, staging: part * BYTES }
+}
+
+/// When all is done, if launch number n takes n + 1 quarters of a second.
+fn end(moves: &[Move], steps: &[Step], rates: Rates, stores: Stores) -> f64 {
+    let mut simulation = Simulation::new(moves, rates, stores);
+    simulation.phase(steps, &|launches| launches.map(|n| 0.25 * (n + 1) as f64).sum());
+    simulation.end()
+}
+
+/// A launch of so many quarters of a second.
+fn run(quarters: usize) -> Step {
+    Step::Run(quarters - 1..quarters)
+}
+
+#[test]
+fn a_fetch_hides_beside_kernels_that_take_longer() {
+    let moves = [moved(0, 0)];
+    let took = |steps: &[Step], rates| end(&moves, steps, rates, Stores::Blocking);
+    let ahead = |quarters| [Step::Start(0), run(quarters), Step::Wait(0), run(1)];
+    // Read until 0.25, copied until 0.75, before the kernel ends.
+    assert_eq!(took(&ahead(4), RATES), 1.25);
+    // The kernel ends before.
+    assert_eq!(took(&ahead(2), RATES), 1.0);
+    // A reader of half the rate, and then a link of half the rate, are waited for.
+    assert_eq!(took(&ahead(4), Rates { read: 4.0, ..RATES }), 1.75);
+    assert_eq!(took(&ahead(4), Rates { up: 4.0, ..RATES }), 1.5);
+    // The place is free only after the first kernel: what is fetched after it is copied after it, and hides nowhere.
+    assert_eq!(took(&[run(4), Step::Start(0), Step::Wait(0), run(1)], RATES), 1.75);
+    // Of two kernels, the copy waits for that before its start.
+    assert_eq!(took(&[run(4), Step::Start(0), run(4), Step::Wait(0), run(1)], RATES), 2.25);
+}
+
+#[test]
+fn staging_memory_is_filled_again_once_it_is_copied() {
+    let steps = [Step::Start(0), Step::Wait(0), run(1), Step::Start(1), Step::Wait(1), run(1)];
+    let took = |parts: [u64; 2]| {
+        let moves = [moved(0, parts[0]), moved(1, parts[1])];
+        end(&moves, &steps, RATES, Stores::Blocking)
+    };
+    // Read 0.25, copied 0.75, kernel 1; the second: read 1, copied after the kernel until 1.5, kernel 1.75.
+    assert_eq!(took([0, 0]), 1.75);
+    // Its own part of the memory is read into from 0.25 to 0.5, but the copy waits for the kernel all the same.
+    assert_eq!(took([0, 1]), 1.75);
+    // Where reading takes as long as copying, the copy waits for it: 0.5, 1, 1.25; until 1.5, 2, 2.25, or read from 0.5 to 1.
+    let slow = Rates { read: 8.0, ..RATES };
+    let took = |parts: [u64; 2]| {
+        let moves = [moved(0, parts[0]), moved(1, parts[1])];
+        end(&moves, &steps, slow, Stores::Blocking)
+    };
+    assert_eq!(took([0, 0]), 2.25);
+    assert_eq!(took([0, 1]), 2.0);
+}
+
+#[test]
+fn a_store_holds_up_kernels_unless_it_is_beside_them() {
+    let moves = [moved(0, 0), moved(0, 1), moved(1, 2)];
+    let steps = [run(4), Step::Store(0), run(4)];
+    // The host: 1 s of the kernel, 0.5 off the card, 0.25 and 0.25 to the file; then the other kernel.
+    assert_eq!(end(&moves, &steps, RATES, Stores::Blocking), 3.0);
+    // The other kernel waits for 0.5 only.
+    assert_eq!(end(&moves, &steps, RATES, Stores::Beside), 2.5);
+    // A step is over when what it stores is in its file.
+    assert_eq!(end(&moves, &steps[..2], RATES, Stores::Beside), 1.75);
+    assert_eq!(end(&moves, &steps[..2], RATES, Stores::Blocking), 2.0);
+    // What is stored is read once it is written: until 1.75, 2, 2.5; another leaf is not waited for: 0.25, 2, 2.25.
+    let back = |m| [run(4), Step::Store(0), Step::Start(m), Step::Wait(m), run(1)];
+    assert_eq!(end(&moves, &back(1), RATES, Stores::Beside), 2.75);
+    assert_eq!(end(&moves, &back(2), RATES, Stores::Beside), 2.25);
+}
+
+/// A small model whose weights are most of what a step of it takes, planned in a budget.
+fn planned(budget: Option<u64>) -> Result<Planned, Error> {
+    let scratch = Scratch::new(&format!("{budget:?}"));
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 512, "rope_theta": 10000.0,
+        "initializer_range": 0.02, "tie_word_embeddings": false}"#;
+    let path = scratch.0.join("config.json");
+    std::fs::write(&path, config).unwrap();
+    let caps = cuda::caps("a card".into(), 80);
+    step::planned(path.to_str().unwrap(), 16, 4, caps, Request { budget, ..Request::default() })
+}
+
+/// A step where every launch takes as long.
+fn seconds(plan: &Plan, rates: Rates, stores: Stores) -> f64 {
+    let mut simulation = Simulation::new(&plan.schedule.moves, rates, stores);
+    for Phase(phase) in STEP {
+        simulation.phase(&plan.schedule.phases[phase], &|launches| LAUNCH * launches.len() as f64);
+    }
+    simulation.end()
+}
+
+const STEP: [Phase; 2] = [Phase::MICRO, Phase::UPDATE];
+const LAUNCH: f64 = 5e-6;
+
+fn fetched(plan: &Plan) -> u64 {
+    let steps = STEP.iter().flat_map(|phase| &plan.schedule.phases[phase.0]);
+    let bytes = steps.filter_map(|step| match step {
+        Step::Start(m) => Some(plan.schedule.moves[*m].place.bytes),
+        Step::Run(_) | Step::Wait(_) | Step::Store(_) => None,
+    });
+    bytes.sum()
+}
+
+/// A change that makes one part twice as fast.
+type Faster = fn(Rates) -> Rates;
+
+const FASTER: [(&str, Faster); 5] = [
+    ("to the card", |r| Rates { up: 2.0 * r.up, ..r }),
+    ("from the card", |r| Rates { down: 2.0 * r.down, ..r }),
+    ("memory", |r| Rates { copy: 2.0 * r.copy, ..r }),
+    ("reading", |r| Rates { read: 2.0 * r.read, ..r }),
+    ("writing", |r| Rates { write: 2.0 * r.write, ..r }),
+];
+
+#[test]
+fn faster_parts_and_larger_budgets_never_cost_time() {
+    let rates = Rates { up: 2e9, down: 2e9, copy: 4e9, read: 1e9, write: 1e9 };
+    // Sums of other terms differ by rounding.
+    let rounding = 1e-12;
+    let whole = planned(None).unwrap().account().total;
+    let Err(Error::Memory { needed: least, .. }) = planned(Some(1)) else { panic!("a step in one byte") };
+    let between = |part: u64| least + (whole - least) * part / 4;
+    let mut before = u64::MAX;
+    for budget in [least, between(1), between(2), between(3), 2 * whole] {
+        let planned = planned(Some(budget)).unwrap();
+        let (_, plan) = planned.plan();
+        assert!(fetched(plan) <= before, "{budget} bytes: {} are fetched, with fewer {before}", fetched(plan));
+        before = fetched(plan);
+        let kernels = LAUNCH * STEP.iter().map(|phase| plan.launches[phase.0].len()).sum::<usize>() as f64;
+        for stores in [Stores::Blocking, Stores::Beside] {
+            let took = seconds(plan, rates, stores);
+            assert!(took >= kernels - rounding, "{budget} bytes: {took} s, of which kernels run {kernels} s");
+            for (part, faster) in FASTER {
+                let faster = seconds(plan, faster(rates), stores);
+                assert!(faster <= took, "{budget} bytes: {faster} s with twice the rate {part}, {took} s without");
+            }
+        }
+        let [blocking, beside] = [Stores::Blocking, Stores::Beside].map(|stores| seconds(plan, rates, stores));
+        assert!(beside <= blocking + rounding, "{budget} bytes: {beside} s, {blocking} s if stores block");
+        // The control: there are transfers that take time, and without any the kernels are all there is.
+        let lost = blocking - kernels;
+        assert!(
+            if budget == least { lost > kernels } else { lost > rounding || before == 0 },
+            "{budget} bytes: {lost} s"
+        );
+    }
+    assert_eq!(before, 0, "with twice the memory, bytes are fetched");
+}
