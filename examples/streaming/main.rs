@@ -82,10 +82,10 @@ const CARDS: &[Card] = &[
 /// Estimates for an RTX 4090, whose published peak is 165 TFLOP/s in bf16.
 const ADA: &[Kind] = &[
     Kind("product, NF4 decoded inside", 138e12, 0.7),
-    Kind("product of 16 bits", 140e12, 0.7),
+    Kind("product of 16 bits by mma.sync", 140e12, 0.7),
     Kind("thin product", 140e12, 0.7),
-    Kind("attention", 140e12, 0.7),
-    Kind("attention, backward", 100e12, 0.7),
+    Kind("attention by mma.sync", 140e12, 0.7),
+    Kind("attention by mma.sync, backward", 100e12, 0.7),
     Kind("row by row, element by element", 30e12, 0.85),
 ];
 
