@@ -63,6 +63,17 @@ fn wgmma_is_tried_on_cards_that_have_it() {
     }
 }
 
+/// What needs no kernel does without a compiler, on a card that would be tried with one too.
+#[test]
+fn a_hopper_is_planned_for_without_a_compiler() {
+    let Some(training) = Training::new("no-compiler") else { return };
+    let plan = ["plan", "--model", &training.model, "--max-seq-len", "8", "--micro-tokens", "8", "--device", "cuda"];
+    for arch in ["81", "91"] {
+        let ran = training.card.run(&plan, &[("FAKECUDA_ARCH", arch), ("TRIMTAB_NVRTC", "/no/such/library.so")]);
+        assert!(ran.code == Some(0) && ran.out.contains("total"), "sm_{arch}: {}{}", ran.out, ran.err);
+    }
+}
+
 /// Older drivers cannot tell the time between two events: then the host's clock does.
 #[test]
 fn lists_are_timed_by_old_and_new_drivers() {

@@ -20,6 +20,9 @@ pub fn refused(card: &mut Cuda) -> Result<Option<String>> {
     if std::env::var_os(SWITCH).is_some_and(|v| v == "0") {
         return Ok(Some(format!("{SWITCH}=0")));
     }
+    if !super::embedded(card.caps.arch) && super::version().is_err() {
+        return Ok(Some("there is no compiler to try it".into()));
+    }
     let agrees = products::agree(card)? && attention::agrees(card)?;
     Ok((!agrees).then(|| "it failed the test at the start".into()))
 }
