@@ -17,37 +17,7 @@
 #include "common/weight.wgsl"
 #end
 
-struct Params {
-    t: u32,
-    // Rows of W here, and the first of them in the whole.
-    n: u32,
-    n_first: u32,
-    // Columns of y.
-    n_all: u32,
-    k: u32,
-    r: u32,
-    scale: f32,
-    w_first: u32,
-    w_nested: u32,
-    w_offset: u32,
-    // Columns of x that a workgroup sums over, a multiple of 64 where there are several along z.
-    step: u32,
-}
-@group(0) @binding(next) var<storage, read_write> y: array<f32>;
-#if VEC
-@group(0) @binding(next) var<storage, read_write> x: array<vec4<f32>>;
-#else
-@group(0) @binding(next) var<storage, read_write> x: array<f32>;
-#end
-#include "common/weight_binding.wgsl"
-#if BIAS
-@group(0) @binding(next) var<storage, read_write> bias: array<f32>;
-#end
-#if LORA
-@group(0) @binding(next) var<storage, read_write> xa: array<f32>;
-@group(0) @binding(next) var<storage, read_write> lb: array<f32>;
-#end
-@group(0) @binding(next) var<uniform> p: Params;
+#include "common/linear_operands.wgsl"
 
 // Where rows first..first+4 begin, in the unit in which x and W are read: four elements with VEC.
 fn rows_at(first: u32, count: u32) -> vec4<u32> {
@@ -122,9 +92,6 @@ fn w4(at: u32, k: u32) -> vec4<f32> {
     return v;
 }
 fn weight_table(lid: u32) {}
-#end
-#if LORA
-#include "common/low_rank.wgsl"
 #end
 
 // Where y begins that this part of the sum goes to.

@@ -11,36 +11,7 @@
 const WG: u32 = 64u;
 #include "common/reduce.wgsl"
 
-struct Params {
-    t: u32,
-    // Rows of W here, and the first of them in the whole.
-    n: u32,
-    n_first: u32,
-    // Columns of y.
-    n_all: u32,
-    k: u32,
-    r: u32,
-    scale: f32,
-    w_first: u32,
-    w_nested: u32,
-    w_offset: u32,
-}
-@group(0) @binding(next) var<storage, read_write> y: array<f32>;
-#if VEC
-@group(0) @binding(next) var<storage, read_write> x: array<vec4<f32>>;
-#else
-@group(0) @binding(next) var<storage, read_write> x: array<f32>;
-#end
-#include "common/weight_binding.wgsl"
-#if BIAS
-@group(0) @binding(next) var<storage, read_write> bias: array<f32>;
-#end
-#if LORA
-@group(0) @binding(next) var<storage, read_write> xa: array<f32>;
-@group(0) @binding(next) var<storage, read_write> lb: array<f32>;
-#include "common/low_rank.wgsl"
-#end
-@group(0) @binding(next) var<uniform> p: Params;
+#include "common/linear_operands.wgsl"
 
 // An invocation's part of x[t,:] · W[n..n+4,:].
 #if !VEC

@@ -262,8 +262,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             let [first, nested, offset] = part.params;
             let ints = [ts.len(), rows, part.rows.start, n, k, rank].map(|x| x as u32);
             let mut params = ints.to_vec();
-            params.extend([scale.to_bits(), first, nested, offset]);
-            params.extend((!few).then_some(split.step as u32));
+            params.extend([scale.to_bits(), first, nested, offset, split.step as u32]);
             let (shader, entry, Tiled { defines, grid }) = if few {
                 let defines =
                     [&stored_as(w, l.caps)?, more.as_slice(), by_fours(w).then_some("VEC").as_slice()].concat();
