@@ -38,14 +38,14 @@ impl Ceiling {
             _ if device.caps().software => 256,
             _ => 4096,
         };
-        let [product, library] = products(device, n, DType::F32, patience)?;
-        let [product_16, library_16] = narrow.map_or(Ok([None; 2]), |dtype| products(device, n, dtype, patience))?;
+        let (product, library) = products(device, n, DType::F32, patience)?;
+        let narrow = narrow.map(|dtype| products(device, n, dtype, patience)).transpose()?;
         Ok(Ceiling {
             bytes: copy(device, patience)?,
             multiply_add: multiply_add(device, patience)?,
-            product: product.unwrap_or(0.0),
-            product_16,
-            library: [library, library_16],
+            product,
+            product_16: narrow.map(|(product, _)| product),
+            library: [library, narrow.and_then(|(_, library)| library)],
         })
     }
 
@@ -127,7 +127,7 @@ fn multiply_add(device: &mut dyn Backend, patience: &Patience) -> Result<f64> {
 
 /// Floating-point operations a second of x·Wᵀ, [n, n] matrices of `dtype`: the engine's, and
 /// those of the library of the device's maker, if there is one.
-pub fn products(device: &mut dyn Backend, n: usize, dtype: DType, patience: &Patience) -> Result<[Option<f64>; 2]> {
+pub fn products(device: &mut dyn Backend, n: usize, dtype: DType, patience: &Patience) -> Result<(f64, Option<f64>)> {
     let case = square(n, dtype);
     let work = Work { op: &linear::LINEAR, case: &case };
     let (flops, placed) = (work.flops()? as f64, work.place(device)?);
@@ -135,7 +135,7 @@ pub fn products(device: &mut dyn Backend, n: usize, dtype: DType, patience: &Pat
     let library = own.and_then(|own| Ok((own, library(device, &placed, (n, dtype), patience)?)));
     placed.free(device);
     let (own, library) = library?;
-    Ok([Some(flops / own.median), library.map(|seconds| flops / seconds)])
+    Ok((flops / own.median, library.map(|seconds| flops / seconds)))
 }
 
 /// Seconds that the library of the device's maker takes for what was just run; None without one. What it gives must be what the

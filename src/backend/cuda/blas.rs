@@ -1,6 +1,7 @@
 //! cuBLASLt, where the loader finds it: its product, beside which `trimtab bench` puts the engine's own. Nothing else uses it.
 
 use std::ffi::c_void;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use cudarc::cublaslt::{result, sys};
@@ -13,10 +14,11 @@ use crate::error::{Error, Result};
 /// Bytes that its kernels may take for themselves: what its documentation recommends for Hopper, the most of all cards.
 pub const WORKSPACE: u64 = 32 << 20;
 
-/// Whether the library is there, and the driver tells the time.
+/// Whether the library is there, which is looked for once, and the driver tells the time.
 pub fn usable() -> bool {
+    static PRESENT: OnceLock<bool> = OnceLock::new();
     // SAFETY: loading it runs its initialisers, which have no preconditions.
-    Event::usable() && unsafe { sys::is_culib_present() }
+    Event::usable() && *PRESENT.get_or_init(|| unsafe { sys::is_culib_present() })
 }
 
 fn fail(what: &str, e: result::CublasError) -> Error {
