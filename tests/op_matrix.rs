@@ -264,7 +264,7 @@ fn on_wgpu_with_large_tiles() {
     let (Some(large), Some(usual)) = (Device::wgpu_of_few_processors(), Device::wgpu()) else { return };
     let caps = [large.open().caps().clone(), usual.open().caps().clone()];
     let taken = |op: &OpDef, s: &Sample, symbol: &str| {
-        let lists = caps.each_ref().map(|caps| dispatches(op, s, caps));
+        let lists = caps.each_ref().map(|caps| dispatches(op, s, caps).unwrap_or_default());
         lists[0] != lists[1] && lists[0].iter().any(|d| d.defines.contains(&symbol))
     };
     let ran = std::cell::RefCell::new(std::collections::BTreeSet::new());
@@ -278,7 +278,7 @@ fn on_wgpu_with_large_tiles() {
         ["linear", "linear_cross_entropy", "linear_dx", "matmul"]
     );
     // Where sums are split depends on how many processors there are.
-    let split = |op: &OpDef, s: &Sample| dispatches(op, s, &caps[1]).iter().any(|d| d.shader == "sum_parts");
+    let split = |op: &OpDef, s: &Sample| dispatches(op, s, &caps[1]).iter().flatten().any(|d| d.shader == "sum_parts");
     let same = |op: &OpDef, s: &Sample| taken(op, s, "LARGE") && !split(op, s);
     assert!(same_bits(&large, &usual, same) >= 20);
 }
@@ -311,7 +311,7 @@ fn unchecked_kernels_give_the_checked_kernels_bits() {
     let caps = usual.open().caps().clone();
     let seen = std::cell::Cell::new(0);
     let unchecked = |op: &OpDef, s: &Sample| {
-        let is = dispatches(op, s, &caps).iter().any(|d| !trimtab::backend::wgpu::is_checked(d.shader));
+        let is = dispatches(op, s, &caps).iter().flatten().any(|d| !trimtab::backend::wgpu::is_checked(d.shader));
         seen.set(seen.get() + is as usize);
         is && seen.get().is_multiple_of(3)
     };
@@ -319,11 +319,12 @@ fn unchecked_kernels_give_the_checked_kernels_bits() {
 }
 
 /// What a sample is lowered to on a device of WGSL with `caps`.
-fn dispatches(op: &OpDef, sample: &Sample, caps: &Caps) -> Vec<ops::WgslDispatch> {
+fn dispatches(op: &OpDef, sample: &Sample, caps: &Caps) -> Result<Vec<ops::WgslDispatch>, String> {
     let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
-    let Ok(outs) = op.types(&sample.attr, &ins) else { return Vec::new() };
+    let outs = op.types(&sample.attr, &ins)?;
     let shared = vec![None; outs.len()];
-    (op.wgsl)(&ops::Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps }).unwrap_or_default()
+    let lower = ops::Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps };
+    (op.wgsl)(&lower).map_err(|e| e.to_string())
 }
 
 /// CUDA's kernels, their PTX interpreted.
@@ -474,7 +475,15 @@ fn on_wgpu_under_small_limits() {
     const LIMIT: u64 = 64 << 10;
     if let Some(device) = Device::wgpu_small(LIMIT) {
         let large = |sample: &Sample| sample.ins.iter().any(|i| i.ty.bytes() as u64 > LIMIT);
-        check(&device, |op, sample| !op.name.starts_with("attention") && large(sample));
+        let refuses = |op: &OpDef| matches!(op.name, "attention" | "attention_bwd");
+        check(&device, |op, sample| !refuses(op) && large(sample));
+        let caps = device.open().caps().clone();
+        for op in ops::table().filter(|op| refuses(op)) {
+            for sample in (op.samples)().iter().filter(|sample| large(sample)) {
+                let found = dispatches(op, sample, &caps).expect_err(&sample.name);
+                assert!(found.contains("use fewer --micro-tokens"), "{}: {found}", sample.name);
+            }
+        }
     }
 }
 

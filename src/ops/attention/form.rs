@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::host::{CHUNK, Lanes};
 use crate::cpu::act::Act;
-use crate::cpu::simd::{LANES, Lane, Pairs, Simd};
+use crate::cpu::simd::{Lane, Pairs, Simd};
 use crate::cpu::tile::{Factor, Pair, Strided};
 
 /// A chunk of rows, held for products.
@@ -209,7 +209,6 @@ impl<S: Pairs> Form<S, bf16> for InPairs {
     /// In place: words go where rows were read before.
     #[inline(always)]
     fn words(s: S, x: &mut [Lane]) -> &[Lane] {
-        debug_assert!(x.len().is_multiple_of(2) && LANES == 16);
         for i in 0..x.len() / 2 {
             let word = s.pair(s.load(&x[2 * i]), s.load(&x[2 * i + 1]));
             s.store(word, &mut x[i]);
