@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use rayon::prelude::*;
 use trimtab::backend::null::Null;
 use trimtab::backend::wgpu::is_checked;
 use trimtab::backend::{Backend, Caps, Target};
@@ -21,8 +22,11 @@ fn devices() -> [Caps; 2] {
     [large, Caps { f16: false, max_binding: 64 << 10, max_groups: 65535, ..able }]
 }
 
+/// A dispatch, and the bytes of each of its operands.
+type Bound = (WgslDispatch, Vec<u64>);
+
 /// What a sample launches, and the bytes of each operand of it.
-fn launches(op: &OpDef, sample: &Sample, caps: &Caps) -> Vec<(WgslDispatch, Vec<u64>)> {
+fn launches(op: &OpDef, sample: &Sample, caps: &Caps) -> Vec<Bound> {
     let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let Ok(outs) = op.types(&sample.attr, &ins) else { return Vec::new() };
     let shared = vec![None; outs.len()];
@@ -65,29 +69,28 @@ fn walk(shader: &Shader, dispatch: &WgslDispatch, buffers: &[u64]) {
 
 /// Walks all that is not checked where it runs; how many variants that are.
 pub fn walk_unchecked(root: &Path) -> usize {
-    let mut shaders: BTreeMap<(&str, Vec<&str>), Shader> = BTreeMap::new();
+    let mut variants: BTreeMap<(&str, Vec<&str>), Vec<Bound>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for caps in devices() {
         for op in ops::table() {
             for sample in (op.samples)() {
-                for (dispatch, buffers) in launches(op, &sample, &caps) {
-                    let (d, b) = (&dispatch, &buffers);
-                    let mut is_new =
-                        || seen.insert(format!("{:?}", (d.shader, &d.defines, &d.constants, &d.params, d.grid, b)));
+                for (d, buffers) in launches(op, &sample, &caps) {
                     // Long sums repeat what short ones do.
-                    if is_checked(d.shader) || d.flops > 700_000 || !is_new() {
+                    if is_checked(d.shader) || d.flops > 700_000 {
                         continue;
                     }
-                    let key = (dispatch.shader, dispatch.defines.clone());
-                    let shader = shaders.entry(key).or_insert_with(|| {
-                        let defines: Vec<String> = dispatch.defines.iter().map(|d| d.to_string()).collect();
-                        let file = format!("{}.wgsl", dispatch.shader);
-                        Shader::new(&preprocess(root, &file, &defines, &mut Vec::new()).unwrap().text)
-                    });
-                    walk(shader, &dispatch, &buffers);
+                    if seen.insert(format!("{:?}", (d.shader, &d.defines, &d.constants, &d.params, d.grid, &buffers))) {
+                        variants.entry((d.shader, d.defines.clone())).or_default().push((d, buffers));
+                    }
                 }
             }
         }
     }
-    shaders.len()
+    variants.par_iter().for_each(|((shader, defines), all)| {
+        let defines: Vec<String> = defines.iter().map(|d| d.to_string()).collect();
+        let text = preprocess(root, &format!("{shader}.wgsl"), &defines, &mut Vec::new()).unwrap().text;
+        let shader = Shader::new(&text);
+        all.par_iter().for_each(|(dispatch, buffers)| walk(&shader, dispatch, buffers));
+    });
+    variants.len()
 }
