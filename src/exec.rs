@@ -5,7 +5,7 @@ mod trace;
 use crate::backend::{Backend, Buffer, HostSlice, Launch, Point, Recording, Slice};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Phase, Val};
-use crate::offload::{Offload, Store};
+use crate::offload::{Offload, Request, Store, Ticket, Way};
 use crate::plan::{Move, Place, Plan, Step};
 use crate::system;
 
@@ -24,8 +24,8 @@ pub struct Exec {
     sizes: Vec<Recorded>,
     /// Host memory that transfers go through, where the device's memory is not the process's own.
     staging: Staging,
-    /// By move: the number of its request under way, and the point of the launches from which on its place is free.
-    requests: Vec<u64>,
+    /// By move: its request under way, and the point of the launches from which on its place is free.
+    requests: Vec<Ticket>,
     points: Vec<Point>,
 }
 
@@ -81,7 +81,7 @@ impl Exec {
         let staging = Staging::new(&mut *backend, plan.schedule.staging)?;
         let moves = plan.schedule.moves.len();
         let offload = Offload::new(system::temp_dir());
-        let (requests, points) = (vec![0; moves], vec![Point::default(); moves]);
+        let (requests, points) = (vec![Ticket::default(); moves], vec![Point::default(); moves]);
         Ok(Exec { offload, backend, graph, plan, buffers, sizes, staging, requests, points })
     }
 
@@ -131,12 +131,13 @@ impl Exec {
         }
         // SAFETY: the plan gives the fetched value's bytes, or its staging, to nothing else from here until the
         // value's first reader, before which there is a `wait`. Both outlive `offload`, which is dropped first.
-        self.requests[index] = unsafe { self.offload.start(store, m.offset, to)? };
+        self.requests[index] =
+            unsafe { self.offload.start(Request { way: Way::Read, store, offset: m.offset, memory: to }) };
         Ok(())
     }
 
     fn wait(&mut self, (index, m): (usize, Move)) -> Result<()> {
-        self.offload.wait(self.requests[index])?;
+        self.offload.wait(&self.requests[index])?;
         match self.host_side(&m)? {
             (_, true) => Ok(()),
             (from, false) => {

@@ -1,19 +1,21 @@
 //! What is off the device: files that are read and written by position, not mapped, so that their bytes are in the
-//! system's cache and not in this process. A thread reads ahead while launches run.
+//! system's cache and not in this process. Threads read ahead and write what left the device while launches run.
+
+mod threads;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::backend::HostSlice;
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::system::{self, Instant, read_at, write_at};
+
+use threads::Threads;
+pub use threads::{Request, Ticket, Way};
 
 /// A stretch of a value.
 #[derive(Clone, Debug)]
@@ -85,13 +87,13 @@ pub struct Moved {
     pub stalled: Duration,
 }
 
-/// All that is off the device, and the thread that reads it.
+/// All that is off the device, and the threads that move it.
 pub struct Offload {
     stores: HashMap<Val, Arc<Store>>,
     /// Where the file for what is in no file yet is made.
     dir: PathBuf,
     spill: Option<Spill>,
-    reader: Option<Reader>,
+    threads: Option<Threads>,
     /// Counts of what was moved.
     pub moved: Moved,
 }
@@ -106,7 +108,7 @@ struct Spill {
 impl Offload {
     /// Nothing is off the device yet; `dir` is for the file of what is in no file yet.
     pub fn new(dir: PathBuf) -> Offload {
-        Offload { stores: HashMap::new(), dir, spill: None, reader: None, moved: Moved::default() }
+        Offload { stores: HashMap::new(), dir, spill: None, threads: None, moved: Moved::default() }
     }
 
     /// Where the file for what is in no file yet is to be made, if it is not made yet.
@@ -149,24 +151,28 @@ impl Offload {
         written.map_err(|e| self.failed(e))
     }
 
-    /// Starts to read into `to` and returns the number of the request. Requests are done in order.
+    /// Starts to read a store, or to write it, beside what follows.
     ///
     /// # Safety
-    /// Until [`Offload::wait`] has returned for that number, or this value is dropped, `to` must be valid and nothing
-    /// else may read or write it.
-    pub unsafe fn start(&mut self, store: Arc<Store>, offset: u64, to: HostSlice) -> Result<u64> {
+    /// As [`Request`] says of its memory, until [`Offload::wait`] has returned for the ticket or this value is dropped.
+    pub unsafe fn start(&mut self, request: Request) -> Ticket {
         let began = Instant::now();
-        let reader = self.reader.get_or_insert_with(Reader::new);
-        self.moved.fetched += to.bytes as u64;
-        let number = reader.start(Request { store, offset, to });
+        let bytes = request.memory.bytes as u64;
+        match request.way {
+            Way::Read => self.moved.fetched += bytes,
+            Way::Write => self.moved.stored += bytes,
+        }
+        let threads = self.threads.get_or_insert_with(Threads::for_this_machine);
+        // SAFETY: the caller keeps the memory as the threads need it.
+        let ticket = unsafe { threads.start(request) };
         self.moved.stalled += began.elapsed();
-        number.map_err(|e| self.failed(e))
+        ticket
     }
 
-    /// Waits until request `number` is done.
-    pub fn wait(&mut self, number: u64) -> Result<()> {
+    /// Waits until a request is done.
+    pub fn wait(&mut self, ticket: &Ticket) -> Result<()> {
         let began = Instant::now();
-        let done = self.reader.as_mut().map_or(Ok(()), |r| r.wait(number));
+        let done = ticket.wait();
         self.moved.stalled += began.elapsed();
         done.map_err(|e| self.failed(e))
     }
@@ -191,106 +197,4 @@ fn spill(dir: &Path) -> Result<Spill> {
     #[cfg(unix)]
     std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
     Ok(Spill { file: Arc::new(file), path, bytes: 0 })
-}
-
-struct Request {
-    store: Arc<Store>,
-    offset: u64,
-    to: HostSlice,
-}
-
-impl Request {
-    fn carry_out(self) -> io::Result<()> {
-        // SAFETY: the caller of `Offload::start` keeps the range valid and to us until we say it is done.
-        let into = unsafe { std::slice::from_raw_parts_mut(self.to.ptr, self.to.bytes) };
-        self.store.read(self.offset, into)
-    }
-}
-
-/// Requests under way at most.
-const DEPTH: usize = 1024;
-
-/// The thread that reads. Where none can be started, a request is carried out when it is made.
-struct Reader {
-    requests: Option<SyncSender<Request>>,
-    done: Receiver<io::Result<()>>,
-    thread: Option<JoinHandle<()>>,
-    started: u64,
-    finished: u64,
-}
-
-impl Reader {
-    fn new() -> Reader {
-        let (requests, todo) = sync_channel::<Request>(DEPTH);
-        let (finish, done) = sync_channel(DEPTH);
-        let read = move || {
-            for request in todo {
-                if finish.send(request.carry_out()).is_err() {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().spawn(read).ok();
-        Reader { requests: Some(requests), done, thread, started: 0, finished: 0 }
-    }
-
-    fn start(&mut self, request: Request) -> io::Result<u64> {
-        if self.thread.is_none() {
-            request.carry_out()?;
-            (self.started, self.finished) = (self.started + 1, self.finished + 1);
-            return Ok(self.started - 1);
-        }
-        // Room for the answer is certain while no more than DEPTH are under way.
-        if self.started - self.finished >= DEPTH as u64 {
-            self.wait(self.finished)?;
-        }
-        let sent = self.requests.as_ref().map(|r| r.send(request));
-        if !matches!(sent, Some(Ok(()))) {
-            return Err(io::Error::other("the reading thread ended"));
-        }
-        self.started += 1;
-        Ok(self.started - 1)
-    }
-
-    fn wait(&mut self, number: u64) -> io::Result<()> {
-        while self.finished <= number {
-            let done = self.done.recv().map_err(|_| io::Error::other("the reading thread ended"))?;
-            self.finished += 1;
-            done?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Reader {
-    /// Nothing is written any more once this returns.
-    fn drop(&mut self) {
-        self.requests = None;
-        while self.done.recv().is_ok() {}
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_thread_a_request_is_carried_out_when_it_is_made() {
-        let store = Arc::new(Store { parts: vec![Part { to: 2, bytes: 3, from: From::Bytes(vec![7, 8, 9]) }] });
-        let alone = Reader { requests: None, done: sync_channel(1).1, thread: None, started: 0, finished: 0 };
-        for mut reader in [Reader::new(), alone] {
-            let mut got = [[0u8; 4]; 2];
-            for (n, (row, offset)) in got.iter_mut().zip([0, 2]).enumerate() {
-                let to = HostSlice { ptr: row.as_mut_ptr(), bytes: 4 };
-                let number = reader.start(Request { store: store.clone(), offset, to }).unwrap();
-                assert_eq!(number, n as u64);
-                reader.wait(number).unwrap();
-            }
-            drop(reader);
-            assert_eq!(got, [[0, 0, 7, 8], [7, 8, 9, 0]]);
-        }
-    }
 }
