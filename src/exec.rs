@@ -68,6 +68,8 @@ enum Stage {
     Start(usize),
     Wait(usize),
     Store(usize),
+    Write(usize),
+    Written(usize),
 }
 
 impl Exec {
@@ -108,6 +110,8 @@ impl Exec {
                 Stage::Start(m) => self.start(moved(m))?,
                 Stage::Wait(m) => self.wait(moved(m))?,
                 Stage::Store(m) => self.store(moved(m).1)?,
+                Stage::Write(m) => self.write(moved(m))?,
+                Stage::Written(m) => self.offload.wait(&self.requests[m])?,
             }
         }
         Ok(())
@@ -138,33 +142,44 @@ impl Exec {
 
     fn wait(&mut self, (index, m): (usize, Move)) -> Result<()> {
         self.offload.wait(&self.requests[index])?;
-        match self.host_side(&m)? {
-            (_, true) => Ok(()),
-            (from, false) => {
-                let slice = self.at(m.place);
-                // The plan gives the place to nothing else since `start`, so that the copy may run beside the launches since.
-                // SAFETY: a range of the staging memory, which is filled; nothing writes it before `settle`.
-                let bytes = unsafe { std::slice::from_raw_parts(from.ptr, from.bytes) };
-                self.backend.upload_after(self.points[index], slice, bytes)
-            }
+        let (from, own) = self.host_side(&m)?;
+        if own {
+            return Ok(());
         }
+        let slice = self.at(m.place);
+        // The plan gives the place to nothing else since `start`, so that the copy may run beside the launches since.
+        // SAFETY: a range of staging memory, which is filled; nothing writes it before `settle`.
+        let bytes = unsafe { std::slice::from_raw_parts(from.ptr, from.bytes) };
+        self.backend.upload_after(self.points[index], slice, bytes)
     }
 
     fn store(&mut self, m: Move) -> Result<()> {
-        let began = system::Instant::now();
         let (side, own) = self.host_side(&m)?;
-        if !own {
+        let began = system::Instant::now();
+        if own {
+            // SAFETY: a range of the arena that belongs to this value alone now.
+            let bytes = unsafe { std::slice::from_raw_parts(side.ptr, side.bytes) };
+            self.offload.write(m.leaf, self.graph.ty(m.leaf).bytes() as u64, m.offset, bytes)?;
+            self.offload.moved.stored += bytes.len() as u64;
+        } else {
             self.backend.settle(side)?;
-        }
-        // SAFETY: a range of the staging memory or of the arena that belongs to this value alone now.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(side.ptr, side.bytes) };
-        if !own {
             let slice = self.at(m.place);
-            self.backend.download(slice, bytes)?;
+            // SAFETY: a range of the staging memory that the plan gives to this value alone until its `written`.
+            unsafe { self.backend.download_into(slice, side)? };
         }
-        self.offload.write(m.leaf, self.graph.ty(m.leaf).bytes() as u64, m.offset, bytes)?;
-        self.offload.moved.stored += bytes.len() as u64;
         self.offload.moved.stalled += began.elapsed();
+        Ok(())
+    }
+
+    fn write(&mut self, (index, m): (usize, Move)) -> Result<()> {
+        let store = self.offload.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
+        let (memory, _) = self.host_side(&m)?;
+        let began = system::Instant::now();
+        self.backend.settle(memory)?;
+        self.offload.moved.stalled += began.elapsed();
+        // SAFETY: as in `store`; it has arrived, and `offload` is dropped before the memory is.
+        self.requests[index] =
+            unsafe { self.offload.start(Request { way: Way::Write, store, offset: m.offset, memory }) };
         Ok(())
     }
 
@@ -257,6 +272,8 @@ fn record(
                 Step::Start(m) => Stage::Start(*m),
                 Step::Wait(m) => Stage::Wait(*m),
                 Step::Store(m) => Stage::Store(*m),
+                Step::Write(m) => Stage::Write(*m),
+                Step::Written(m) => Stage::Written(*m),
             });
         }
         recorded.push(stages);

@@ -2,6 +2,8 @@
 //! is allocated, and a budget that cannot be met is an error before anything is allocated.
 
 mod common;
+#[path = "memory/schedule.rs"]
+mod schedule;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ mod simulation;
 mod step;
 
 use scratch::Scratch;
-use simulation::{Rates, Simulation, Stores};
+use simulation::{Rates, Simulation};
 use trimtab::backend::cuda;
 use trimtab::error::Error;
 use trimtab::graph::{Phase, Val};
@@ -17,9 +17,8 @@ use trimtab::memory::Request;
 use trimtab::plan::{Move, Place, Plan, Step};
 use trimtab::session::Planned;
 
-/// For moves of [`BYTES`]: half a second to the card, and the same from it; a quarter within the host's memory, to read and to
-/// write.
-const RATES: Rates = Rates { up: 8.0, down: 8.0, copy: 16.0, read: 16.0, write: 16.0 };
+/// For moves of [`BYTES`]: half a second to the card, and the same from it; a quarter to read and to write.
+const RATES: Rates = Rates { up: 8.0, down: 8.0, read: 16.0, write: 16.0 };
 const BYTES: u64 = 4;
 
 /// A move of [`BYTES`] of a leaf, by way of this part of the staging memory.
@@ -29,8 +28,8 @@ fn moved(leaf: u32, part: u64) -> Move {
 }
 
 /// When all is done, if launch number n takes n + 1 quarters of a second.
-fn end(moves: &[Move], steps: &[Step], rates: Rates, stores: Stores) -> f64 {
-    let mut simulation = Simulation::new(moves, rates, stores);
+fn end(moves: &[Move], steps: &[Step], rates: Rates) -> f64 {
+    let mut simulation = Simulation::new(moves, rates);
     simulation.phase(steps, &|launches| launches.map(|n| 0.25 * (n + 1) as f64).sum());
     simulation.end()
 }
@@ -43,7 +42,7 @@ fn run(quarters: usize) -> Step {
 #[test]
 fn a_fetch_hides_beside_kernels_that_take_longer() {
     let moves = [moved(0, 0)];
-    let took = |steps: &[Step], rates| end(&moves, steps, rates, Stores::Blocking);
+    let took = |steps: &[Step], rates| end(&moves, steps, rates);
     let ahead = |quarters| [Step::Start(0), run(quarters), Step::Wait(0), run(1)];
     // Read until 0.25, copied until 0.75, before the kernel ends.
     assert_eq!(took(&ahead(4), RATES), 1.25);
@@ -63,7 +62,7 @@ fn staging_memory_is_filled_again_once_it_is_copied() {
     let steps = [Step::Start(0), Step::Wait(0), run(1), Step::Start(1), Step::Wait(1), run(1)];
     let took = |parts: [u64; 2]| {
         let moves = [moved(0, parts[0]), moved(1, parts[1])];
-        end(&moves, &steps, RATES, Stores::Blocking)
+        end(&moves, &steps, RATES)
     };
     // Read 0.25, copied 0.75, kernel 1; the second: read 1, copied after the kernel until 1.5, kernel 1.75.
     assert_eq!(took([0, 0]), 1.75);
@@ -73,27 +72,29 @@ fn staging_memory_is_filled_again_once_it_is_copied() {
     let slow = Rates { read: 8.0, ..RATES };
     let took = |parts: [u64; 2]| {
         let moves = [moved(0, parts[0]), moved(1, parts[1])];
-        end(&moves, &steps, slow, Stores::Blocking)
+        end(&moves, &steps, slow)
     };
     assert_eq!(took([0, 0]), 2.25);
     assert_eq!(took([0, 1]), 2.0);
 }
 
 #[test]
-fn a_store_holds_up_kernels_unless_it_is_beside_them() {
+fn a_store_holds_up_kernels_by_its_copy_alone() {
     let moves = [moved(0, 0), moved(0, 1), moved(1, 2)];
-    let steps = [run(4), Step::Store(0), run(4)];
-    // The host: 1 s of the kernel, 0.5 off the card, 0.25 and 0.25 to the file; then the other kernel.
-    assert_eq!(end(&moves, &steps, RATES, Stores::Blocking), 3.0);
-    // The other kernel waits for 0.5 only.
-    assert_eq!(end(&moves, &steps, RATES, Stores::Beside), 2.5);
-    // A step is over when what it stores is in its file.
-    assert_eq!(end(&moves, &steps[..2], RATES, Stores::Beside), 1.75);
-    assert_eq!(end(&moves, &steps[..2], RATES, Stores::Blocking), 2.0);
-    // What is stored is read once it is written: until 1.75, 2, 2.5; another leaf is not waited for: 0.25, 2, 2.25.
-    let back = |m| [run(4), Step::Store(0), Step::Start(m), Step::Wait(m), run(1)];
-    assert_eq!(end(&moves, &back(1), RATES, Stores::Beside), 2.75);
-    assert_eq!(end(&moves, &back(2), RATES, Stores::Beside), 2.25);
+    let took = |steps: &[Step]| end(&moves, steps, RATES);
+    // 1 s of the kernel, 0.5 off the card, then the other kernel.
+    assert_eq!(took(&[run(4), Step::Store(0), run(4)]), 2.5);
+    // Its writing begins once it has arrived, at 1.5, and ends beside the other kernel; alone, it is what is waited for.
+    let ends = [Step::Write(0), Step::Written(0)];
+    assert_eq!(took(&[&[run(4), Step::Store(0), run(4)], &ends[..]].concat()), 2.5);
+    assert_eq!(took(&[&[run(4), Step::Store(0)], &ends[..]].concat()), 1.75);
+    // The host that waits for it gives no kernels meanwhile: until 1.75, and then 0.25.
+    assert_eq!(took(&[&[run(4), Step::Store(0)], &ends[..], &[run(1)]].concat()), 2.0);
+    // What is stored is read once it is written: until 1.75, 2, 2.5, 2.75.
+    let back = |m| [Step::Wait(m), run(1)];
+    assert_eq!(took(&[&[run(4), Step::Store(0)], &ends[..], &[Step::Start(1)], &back(1)[..]].concat()), 2.75);
+    // Another leaf is read before: the host is on at 1.75, copied until 2.25.
+    assert_eq!(took(&[&[run(4), Step::Store(0), Step::Start(2)], &ends[..], &back(2)[..]].concat()), 2.5);
 }
 
 /// A small model whose weights are most of what a step of it takes, planned in a budget.
@@ -110,8 +111,8 @@ fn planned(budget: Option<u64>) -> Result<Planned, Error> {
 }
 
 /// A step where every launch takes as long.
-fn seconds(plan: &Plan, rates: Rates, stores: Stores) -> f64 {
-    let mut simulation = Simulation::new(&plan.schedule.moves, rates, stores);
+fn seconds(plan: &Plan, rates: Rates) -> f64 {
+    let mut simulation = Simulation::new(&plan.schedule.moves, rates);
     for Phase(phase) in STEP {
         simulation.phase(&plan.schedule.phases[phase], &|launches| LAUNCH * launches.len() as f64);
     }
@@ -125,7 +126,7 @@ fn fetched(plan: &Plan) -> u64 {
     let steps = STEP.iter().flat_map(|phase| &plan.schedule.phases[phase.0]);
     let bytes = steps.filter_map(|step| match step {
         Step::Start(m) => Some(plan.schedule.moves[*m].place.bytes),
-        Step::Run(_) | Step::Wait(_) | Step::Store(_) => None,
+        Step::Run(_) | Step::Wait(_) | Step::Store(_) | Step::Write(_) | Step::Written(_) => None,
     });
     bytes.sum()
 }
@@ -133,17 +134,16 @@ fn fetched(plan: &Plan) -> u64 {
 /// A change that makes one part twice as fast.
 type Faster = fn(Rates) -> Rates;
 
-const FASTER: [(&str, Faster); 5] = [
+const FASTER: [(&str, Faster); 4] = [
     ("to the card", |r| Rates { up: 2.0 * r.up, ..r }),
     ("from the card", |r| Rates { down: 2.0 * r.down, ..r }),
-    ("memory", |r| Rates { copy: 2.0 * r.copy, ..r }),
     ("reading", |r| Rates { read: 2.0 * r.read, ..r }),
     ("writing", |r| Rates { write: 2.0 * r.write, ..r }),
 ];
 
 #[test]
 fn faster_parts_and_larger_budgets_never_cost_time() {
-    let rates = Rates { up: 2e9, down: 2e9, copy: 4e9, read: 1e9, write: 1e9 };
+    let rates = Rates { up: 2e9, down: 2e9, read: 1e9, write: 1e9 };
     // Sums of other terms differ by rounding.
     let rounding = 1e-12;
     let whole = planned(None).unwrap().account().total;
@@ -156,18 +156,14 @@ fn faster_parts_and_larger_budgets_never_cost_time() {
         assert!(fetched(plan) <= before, "{budget} bytes: {} are fetched, with fewer {before}", fetched(plan));
         before = fetched(plan);
         let kernels = LAUNCH * STEP.iter().map(|phase| plan.launches[phase.0].len()).sum::<usize>() as f64;
-        for stores in [Stores::Blocking, Stores::Beside] {
-            let took = seconds(plan, rates, stores);
-            assert!(took >= kernels - rounding, "{budget} bytes: {took} s, of which kernels run {kernels} s");
-            for (part, faster) in FASTER {
-                let faster = seconds(plan, faster(rates), stores);
-                assert!(faster <= took, "{budget} bytes: {faster} s with twice the rate {part}, {took} s without");
-            }
+        let took = seconds(plan, rates);
+        assert!(took >= kernels - rounding, "{budget} bytes: {took} s, of which kernels run {kernels} s");
+        for (part, faster) in FASTER {
+            let faster = seconds(plan, faster(rates));
+            assert!(faster <= took, "{budget} bytes: {faster} s with twice the rate {part}, {took} s without");
         }
-        let [blocking, beside] = [Stores::Blocking, Stores::Beside].map(|stores| seconds(plan, rates, stores));
-        assert!(beside <= blocking + rounding, "{budget} bytes: {beside} s, {blocking} s if stores block");
         // The control: there are transfers that take time, and without any the kernels are all there is.
-        let lost = blocking - kernels;
+        let lost = took - kernels;
         assert!(
             if budget == least { lost > kernels } else { lost > rounding || before == 0 },
             "{budget} bytes: {lost} s"

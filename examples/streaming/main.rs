@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --example streaming -- [card=h100|rtx-4090] [shape=SHAPE] [memory=GiB] [tokens=N] [rank=N]
-//!                                  [link=GB/s] [read=GB/s] [write=GB/s]
+//!                                  [link=GB/s] [read=GB/s] [threads=N] [write=GB/s]
 //! ```
 //!
 //! SHAPE is a name that `trimtab bench --like` takes, or a config.json. Without it and without a budget there is a row for
@@ -15,12 +15,13 @@
 //!
 //! * `link`, each way: 55 on an H100, as pinned copies reach on an H200 by PCIe 5, and 25 on an RTX 4090, assumed
 //!   (docs/memory.md).
-//! * `read`, from the system's file cache: 17, since that is a copy by one thread of memory that is in no other cache
-//!   (docs/benchmarks.md, 256 MiB "to the device" on a CPU: 17.1). A disk is slower.
-//! * `write`: 5, a file that is written and synced (docs/benchmarks.md: 5.09).
+//! * `read`, from the system's file cache, by each thread: 17, since that is a copy by one thread of memory that is in no other
+//!   cache (docs/benchmarks.md, 256 MiB "to the device" on a CPU: 17.1). A disk is slower.
+//! * `threads` that read: 4, as on a machine of 16 processors (`src/offload/threads.rs`).
+//! * `write`: 5, a file that is written and synced (docs/benchmarks.md: 5.09), by all of them.
 //!
-//! Time is lost to stores, to files and to the link, counted in this order: what a step takes less if stores run beside the
-//! kernels; what less than that if besides nothing waits for files; and what is then left above the kernels' own time.
+//! Time is lost to stores, to files and to the link, counted in this order: what a step takes less if stores take no time; what
+//! less than that if besides nothing waits for files; and what is then left above the kernels' own time.
 
 #[path = "../costs/mod.rs"]
 mod costs;
@@ -35,12 +36,12 @@ use trimtab::plan::{Plan, Step};
 use trimtab::run::progress::human;
 
 use costs::{BANDWIDTH, Kind, kind, seconds, step};
-use simulation::{Rates, Simulation, Stores};
+use simulation::{Rates, Simulation};
 
 const SHAPES: [&str; 3] = ["llama-8b", "llama-70b", "llama-405b"];
 const BUDGETS: [u64; 4] = [8, 24, 48, 80];
 
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 8] = [
     "model",
     "budget, GiB",
     "fetched and stored a step, GB",
@@ -48,8 +49,7 @@ const COLUMNS: [&str; 9] = [
     "a step, s (kernels' share)",
     "lost to stores, files, link, s",
     "tokens a second",
-    "stores beside kernels",
-    "and files at the link's rate",
+    "if one thread reads",
 ];
 
 /// A card, as its data sheet has it, and what its kernels and its link are taken to reach.
@@ -118,13 +118,14 @@ struct Wanted {
     rank: usize,
     link: f64,
     read: f64,
+    threads: f64,
     write: f64,
 }
 
 impl Wanted {
     fn of(args: &[String]) -> Result<Wanted> {
         let pairs: Vec<(&str, &str)> = args.iter().map(|arg| arg.split_once('=').unwrap_or((arg, ""))).collect();
-        const NAMES: [&str; 8] = ["card", "shape", "memory", "tokens", "rank", "link", "read", "write"];
+        const NAMES: [&str; 9] = ["card", "shape", "memory", "tokens", "rank", "link", "read", "threads", "write"];
         if let Some((name, _)) = pairs.iter().find(|(name, _)| !NAMES.contains(name)) {
             return Err(Error::config("arguments", *name, NAMES.join("=, ") + "="));
         }
@@ -146,13 +147,14 @@ impl Wanted {
             rank: number("rank")?.map_or(16, |n| n as usize),
             link: number("link")?.unwrap_or(card.link),
             read: number("read")?.unwrap_or(17.0),
+            threads: number("threads")?.unwrap_or(4.0),
             write: number("write")?.unwrap_or(5.0),
         })
     }
 
-    fn rates(&self) -> Rates {
+    fn rates(&self, threads: f64) -> Rates {
         let link = self.link * 1e9;
-        Rates { up: link, down: link, copy: 17e9, read: self.read * 1e9, write: self.write * 1e9 }
+        Rates { up: link, down: link, read: threads * self.read * 1e9, write: self.write * 1e9 }
     }
 }
 
@@ -167,8 +169,8 @@ fn main() {
 fn run(args: &[String]) -> Result<()> {
     let wanted = Wanted::of(args)?;
     println!(
-        "predicted for {}, link {}, read {}, write {} GB/s",
-        wanted.card.name, wanted.link, wanted.read, wanted.write
+        "predicted for {}, link {}, read {} by each of {} threads, write {} GB/s",
+        wanted.card.name, wanted.link, wanted.read, wanted.threads, wanted.write
     );
     println!("\n| {} |\n|{}", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len()));
     let shapes = wanted.shape.as_deref().map_or(SHAPES.to_vec(), |shape| vec![shape]);
@@ -195,13 +197,12 @@ fn row(wanted: &Wanted, shape: &str, gib: u64) -> Result<()> {
     let (_, plan) = planned.plan();
     let launches = launches(card, plan)?;
     let kernels: f64 = launches.iter().flatten().sum();
-    let took = |rates, stores| simulated(plan, &launches, rates, stores);
-    let (rates, never) = (wanted.rates(), f64::INFINITY);
-    let now = took(rates, Stores::Blocking);
-    let beside = took(rates, Stores::Beside);
-    let cached = took(Rates { read: rates.up, ..rates }, Stores::Beside);
-    let unread = took(Rates { read: never, write: never, ..rates }, Stores::Beside);
-    let lost = [now - beside, beside - unread, unread - kernels];
+    let took = |rates| simulated(plan, &launches, rates);
+    let (rates, never) = (wanted.rates(wanted.threads), f64::INFINITY);
+    let now = took(rates);
+    let unstored = took(Rates { down: never, write: never, ..rates });
+    let unread = took(Rates { down: never, write: never, read: never, ..rates });
+    let lost = [now - unstored, unstored - unread, unread - kernels];
     let (fetched, stored) = moved(plan);
     let rate = |seconds: f64| format!("{:.0}", tokens as f64 / seconds);
     let cells = [
@@ -210,8 +211,7 @@ fn row(wanted: &Wanted, shape: &str, gib: u64) -> Result<()> {
         format!("{now:.2} ({:.0} %)", 100.0 * kernels / now),
         lost.map(|seconds| format!("{:.2}", seconds.max(0.0))).join(", "),
         rate(now),
-        rate(beside),
-        rate(cached),
+        rate(took(wanted.rates(1.0))),
     ];
     println!("| {shape} | {gib} | {} |", cells.join(" | "));
     Ok(())
@@ -224,7 +224,7 @@ fn moved(plan: &Plan) -> (f64, f64) {
     steps.fold((0.0, 0.0), |(fetched, stored), step| match step {
         Step::Start(m) => (fetched + gb(*m), stored),
         Step::Store(m) => (fetched, stored + gb(*m)),
-        Step::Run(_) | Step::Wait(_) => (fetched, stored),
+        Step::Run(_) | Step::Wait(_) | Step::Write(_) | Step::Written(_) => (fetched, stored),
     })
 }
 
@@ -234,8 +234,8 @@ fn launches(card: &Card, plan: &Plan) -> Result<Vec<Vec<f64>>> {
 }
 
 /// Seconds of a step of one micro-batch.
-fn simulated(plan: &Plan, launches: &[Vec<f64>], rates: Rates, stores: Stores) -> f64 {
-    let mut simulation = Simulation::new(&plan.schedule.moves, rates, stores);
+fn simulated(plan: &Plan, launches: &[Vec<f64>], rates: Rates) -> f64 {
+    let mut simulation = Simulation::new(&plan.schedule.moves, rates);
     for Phase(phase) in [Phase::MICRO, Phase::UPDATE] {
         simulation.phase(&plan.schedule.phases[phase], &|r| launches[phase][r].iter().sum());
     }

@@ -118,7 +118,18 @@ pub trait Backend: Send {
         let _ = bytes;
         Ok(None)
     }
-    /// Waits until no [`upload_after`](Self::upload_after) reads `memory` any more, so that it may be written.
+    /// Starts to read `src` into as many bytes at `dst`: what was submitted before is seen, and what is submitted later may
+    /// write `src` anew. [`settle`](Self::settle) waits for the end. Where a device cannot copy beside this process, or not to
+    /// there, it is over when this returns.
+    ///
+    /// # Safety
+    /// Until it has been waited for, `dst` must be valid and nothing else may read or write it.
+    unsafe fn download_into(&mut self, src: Slice, dst: HostSlice) -> Result<()> {
+        // SAFETY: the caller gives the range.
+        self.download(src, unsafe { std::slice::from_raw_parts_mut(dst.ptr, dst.bytes) })
+    }
+    /// Waits until no [`upload_after`](Self::upload_after) reads `memory` any more and no
+    /// [`download_into`](Self::download_into) writes it, so that it may be touched.
     fn settle(&mut self, memory: HostSlice) -> Result<()> {
         let _ = memory;
         Ok(())

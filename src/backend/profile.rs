@@ -128,6 +128,11 @@ impl Backend for Profiled {
         self.inner.download(src, dst)
     }
 
+    unsafe fn download_into(&mut self, src: Slice, dst: HostSlice) -> Result<()> {
+        // SAFETY: the caller gives the range.
+        unsafe { self.inner.download_into(src, dst) }
+    }
+
     fn copy(&mut self, dst: Slice, src: Slice) -> Result<()> {
         self.inner.copy(dst, src)
     }

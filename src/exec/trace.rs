@@ -1,6 +1,7 @@
 //! A phase node by node, with a look at what each computes: how the op is found that first left the finite numbers.
 
 use super::{Exec, bind};
+use crate::backend::Target;
 use crate::dtype::{DType, Nf4Layout};
 use crate::error::Result;
 use crate::graph::op::OpRole;
@@ -31,7 +32,14 @@ impl Exec {
                     self.start(moved)?;
                     self.wait(moved)?;
                 }
-                (_, Some(m)) => self.store(self.plan.schedule.moves[m])?,
+                (_, Some(m)) => {
+                    let moved = (m, self.plan.schedule.moves[m]);
+                    self.store(moved.1)?;
+                    if self.plan.caps.target != Target::Host {
+                        self.write(moved)?;
+                        self.offload.wait(&self.requests[m])?;
+                    }
+                }
                 (_, None) => {
                     self.run_node(index)?;
                     let (op, outs) = (self.graph.nodes[index].op, self.graph.nodes[index].outs.clone());

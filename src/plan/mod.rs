@@ -8,6 +8,7 @@
 mod account;
 mod arena;
 mod batch;
+mod departures;
 mod liveness;
 mod lower;
 mod schedule;

@@ -1,11 +1,13 @@
 //! When transfers start and when they are waited for, among the launches of each phase.
 //!
-//! A fetch starts at its node and is waited for before its first reader. A store is done at its node. Where the
-//! device's memory is not the process's own, bytes go through staging memory, whose places are found like the arena's.
+//! A fetch starts at its node and is waited for before its first reader. Where the device's memory is the process's own, a
+//! store is done at its node. Elsewhere bytes go through staging memory, whose places are found like the arena's, and a store
+//! only starts at its node (`departures`).
 
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::departures::Departures;
 use super::liveness::{Interval, Storage};
 use super::{Place, Plan, arena};
 use crate::backend::{Caps, Target};
@@ -30,6 +32,14 @@ pub struct Move {
     pub staging: u64,
 }
 
+impl Move {
+    /// Whether bytes of the leaf are moved by both.
+    fn meets(&self, other: &Move) -> bool {
+        let ends = |m: &Move| m.offset + m.place.bytes;
+        self.leaf == other.leaf && self.offset < ends(other) && other.offset < ends(self)
+    }
+}
+
 /// A piece of a phase. Numbers are indices into [`Schedule::moves`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -39,8 +49,12 @@ pub enum Step {
     Start(usize),
     /// Waits until a fetch has ended.
     Wait(usize),
-    /// Moves off the device, after the launches before.
+    /// Moves off the device, after the launches before. Where there is staging memory, only starts to.
     Store(usize),
+    /// Waits until a store is in the staging memory, and starts to write it to its file.
+    Write(usize),
+    /// Waits until that is written.
+    Written(usize),
 }
 
 /// The transfers of a plan and their order among its launches.
@@ -62,9 +76,12 @@ impl Schedule {
         let mut used: Vec<Storage> = Vec::new();
         // By fetched value: its move, while it is under way.
         let mut pending: HashMap<Val, usize> = HashMap::new();
-        let (mut open, mut next) = (vec![0; phases], vec![0; phases]);
+        let staged = caps.target != Target::Host;
+        let mut departures: Vec<Departures> = std::iter::repeat_with(Departures::default).take(phases).collect();
+        let (mut open, mut next, mut last) = (vec![0; phases], vec![0; phases], vec![0; phases]);
         for (index, node) in g.nodes.iter().enumerate() {
             let phase = node.phase.0;
+            last[phase] = index;
             let mut steps = Vec::new();
             for &v in &node.ins {
                 if let Some(m) = pending.remove(&g.root(v).0) {
@@ -79,14 +96,22 @@ impl Schedule {
                 let place = plan.place(g, on)?;
                 let (leaf, offset) =
                     g.offloaded(off).ok_or_else(|| g.refuse(node.op.name, "nothing off the device".into()))?;
-                schedule.moves.push(Move { leaf, offset, place, staging: 0 });
+                let own = Move { leaf, offset, place, staging: 0 };
+                schedule.moves.push(own);
                 let live = Interval { first: index, last: index };
                 let bytes = place.bytes.next_multiple_of(PAGE);
                 used.push(Storage { bytes, live, values: Vec::new(), work_of: None, fixed: None });
-                if fetch {
+                let leaving = &mut departures[phase];
+                let over = if fetch {
                     pending.insert(on, m);
-                }
-                steps.push(if fetch { Step::Start(m) } else { Step::Store(m) });
+                    let over = leaving.end(|store, _| schedule.moves[store].meets(&own), &mut steps);
+                    steps.push(Step::Start(m));
+                    over
+                } else {
+                    steps.push(Step::Store(m));
+                    if staged { leaving.store(m, next[phase], &mut steps) } else { Vec::new() }
+                };
+                over.into_iter().for_each(|m| used[m].live.last = index);
             }
             if !steps.is_empty() {
                 if open[phase] < next[phase] {
@@ -101,8 +126,10 @@ impl Schedule {
             if open[phase] < next[phase] {
                 steps.push(Step::Run(open[phase]..next[phase]));
             }
+            let over = departures[phase].end(|_, _| true, steps);
+            over.into_iter().for_each(|m| used[m].live.last = last[phase]);
         }
-        if caps.target != Target::Host && !used.is_empty() {
+        if staged && !used.is_empty() {
             let offsets = arena::assign(&used, u64::MAX, caps)?;
             schedule.staging = used.iter().zip(&offsets).map(|(s, o)| o + s.bytes).max().unwrap_or(0);
             for (m, offset) in schedule.moves.iter_mut().zip(offsets) {

@@ -260,6 +260,12 @@ impl Backend for Cuda {
         self.read(Slice { bytes: dst.len() as u64, ..src }, dst)
     }
 
+    unsafe fn download_into(&mut self, src: Slice, dst: HostSlice) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the caller gives the range.
+        unsafe { self.read_into(Slice { bytes: dst.bytes as u64, ..src }, dst) }
+    }
+
     fn copy(&mut self, dst: Slice, src: Slice) -> Result<()> {
         self.context.enter()?;
         let bytes = dst.bytes.min(src.bytes);

@@ -1,7 +1,9 @@
-//! Copies between host and card: through pinned memory, on a stream of their own, ordered with the kernels by events.
+//! Copies between host and card: through pinned memory, on streams of their own, ordered with the kernels by events.
 //!
 //! A copy that may wait for an earlier point of the kernels than the last runs beside those after that point. What is copied
-//! from staging memory, which is pinned as a whole, passes through no other.
+//! from staging memory, or into it, which is pinned as a whole, passes through no other. What goes there from the card has a
+//! stream for itself: it is after kernels that copies to the card need not wait for. The host waits for it in `settle` only,
+//! and kernels that are submitted later wait for it on the card, since its place is theirs then.
 
 use std::ops::Range;
 
@@ -23,14 +25,14 @@ struct Room {
     free: Event,
 }
 
-/// A copy from staging memory that may be under way.
-struct Reading {
-    /// Addresses.
-    from: Range<usize>,
+/// A copy from staging memory or into it that may be under way.
+struct Flight {
+    /// Addresses of the staging memory.
+    range: Range<usize>,
     over: Event,
 }
 
-/// The stream of copies and its memory.
+/// The streams of copies and their memory.
 pub struct Transfer {
     rooms: [Room; 2],
     next: usize,
@@ -40,10 +42,12 @@ pub struct Transfer {
     points: Vec<Event>,
     free: Vec<u32>,
     staging: Vec<Pinned>,
-    reading: Vec<Reading>,
+    flights: Vec<Flight>,
     /// Events of copies that are over.
     spare: Vec<Event>,
     stream: Stream,
+    /// For what goes from the card into staging memory.
+    leaving: Stream,
 }
 
 impl Transfer {
@@ -56,9 +60,10 @@ impl Transfer {
             points: Vec::new(),
             free: Vec::new(),
             staging: Vec::new(),
-            reading: Vec::new(),
+            flights: Vec::new(),
             spare: Vec::new(),
             stream: Stream::new()?,
+            leaving: Stream::new()?,
         })
     }
 
@@ -85,28 +90,36 @@ impl Transfer {
         Ok(Some(memory))
     }
 
-    /// Waits until no copy reads `memory`.
+    /// Waits until no copy reads `memory` or writes it.
     pub fn settle(&mut self, memory: HostSlice) -> Result<()> {
         let memory = addresses(memory.ptr, memory.bytes);
-        let overlaps = |r: &Reading| r.from.start < memory.end && memory.start < r.from.end;
-        while let Some(at) = self.reading.iter().position(overlaps) {
-            wait(&self.reading[at].over)?;
-            let done = self.reading.swap_remove(at);
+        let overlaps = |f: &Flight| f.range.start < memory.end && memory.start < f.range.end;
+        while let Some(at) = self.flights.iter().position(overlaps) {
+            wait(&self.flights[at].over)?;
+            let done = self.flights.swap_remove(at);
             self.spare.push(done.over);
         }
         Ok(())
     }
 
-    fn is_staging(&self, bytes: &[u8]) -> bool {
-        let range = addresses(bytes.as_ptr(), bytes.len());
+    /// Notes a copy from staging memory or into it that was just put on a stream; kernels submitted later come after it.
+    fn flies(&mut self, range: Range<usize>, stream: sys::CUstream, compute: sys::CUstream) -> Result<()> {
+        let over = self.spare.pop().map_or_else(Event::untimed, Ok)?;
+        over.record(stream)?;
+        order(compute, &over)?;
+        self.flights.push(Flight { range, over });
+        Ok(())
+    }
+
+    fn is_staging(&self, range: &Range<usize>) -> bool {
         let whole = |p: &Pinned| addresses(p.get().ptr, p.get().bytes);
         self.staging.iter().map(whole).any(|all| all.start <= range.start && range.end <= all.end)
     }
 
-    /// What is copied from here on comes after all kernels submitted so far.
-    fn after_kernels(&self, compute: sys::CUstream) -> Result<()> {
+    /// What is put on a stream of copies from here on comes after all kernels submitted so far.
+    fn after_kernels(&self, stream: sys::CUstream, compute: sys::CUstream) -> Result<()> {
         self.kernels.record(compute)?;
-        order(self.stream.get(), &self.kernels)
+        order(stream, &self.kernels)
     }
 
     /// What is copied from here on comes after a point, which is used up.
@@ -129,7 +142,7 @@ impl Transfer {
         if bytes.is_empty() {
             return Ok(());
         }
-        if self.is_staging(bytes) {
+        if self.is_staging(&addresses(bytes.as_ptr(), bytes.len())) {
             return self.upload_staged(to, bytes, compute);
         }
         let stream = self.stream.get();
@@ -151,20 +164,30 @@ impl Transfer {
 
     /// The same from staging memory, which is read where it is until [`settle`](Self::settle) has waited.
     fn upload_staged(&mut self, to: u64, bytes: &[u8], compute: sys::CUstream) -> Result<()> {
-        let over = self.spare.pop().map_or_else(Event::untimed, Ok)?;
+        let stream = self.stream.get();
         // SAFETY: pinned memory of this size, which stays until the stream has ended (`drop`), and which its user writes only
         // after `settle`; the destination is within an allocation (the caller's check).
-        unsafe { result::memcpy_htod_async(to, bytes, self.stream.get()) }
-            .map_err(|e| fail("copying to the card", e))?;
-        over.record(self.stream.get())?;
-        order(compute, &over)?;
-        self.reading.push(Reading { from: addresses(bytes.as_ptr(), bytes.len()), over });
-        Ok(())
+        unsafe { result::memcpy_htod_async(to, bytes, stream) }.map_err(|e| fail("copying to the card", e))?;
+        self.flies(addresses(bytes.as_ptr(), bytes.len()), stream, compute)
+    }
+
+    /// Starts to copy into staging memory.
+    ///
+    /// # Safety
+    /// Until [`settle`](Self::settle) has waited, nothing else may touch `to`.
+    unsafe fn download_staged(&mut self, from: u64, to: HostSlice, compute: sys::CUstream) -> Result<()> {
+        let stream = self.leaving.get();
+        self.after_kernels(stream, compute)?;
+        // SAFETY: pinned memory of this size, which stays until the stream has ended (`drop`), and which is the caller's to
+        // give; the source is within an allocation (the caller's check).
+        unsafe { result::memcpy_dtoh_async(std::slice::from_raw_parts_mut(to.ptr, to.bytes), from, stream) }
+            .map_err(|e| fail("copying from the card", e))?;
+        self.flies(addresses(to.ptr, to.bytes), stream, compute)
     }
 
     fn download(&mut self, from: u64, bytes: &mut [u8], compute: sys::CUstream) -> Result<()> {
-        self.after_kernels(compute)?;
         let stream = self.stream.get();
+        self.after_kernels(stream, compute)?;
         let mut at = from;
         for piece in bytes.chunks_mut(PIECE) {
             let room = self.room()?;
@@ -201,15 +224,17 @@ fn order(stream: sys::CUstream, event: &Event) -> Result<()> {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        // SAFETY: the stream lives. Its memory goes after this, when nothing is in flight any more.
-        let _ = unsafe { result::stream::synchronize(self.stream.get()) };
+        for stream in [&self.stream, &self.leaving] {
+            // SAFETY: the stream lives. The memory goes after this, when nothing is in flight any more.
+            let _ = unsafe { result::stream::synchronize(stream.get()) };
+        }
     }
 }
 
 impl Cuda {
     pub(super) fn write(&mut self, to: Slice, bytes: &[u8]) -> Result<()> {
         let to = self.address(to)?;
-        self.transfer.after_kernels(self.compute.get())?;
+        self.transfer.after_kernels(self.transfer.stream.get(), self.compute.get())?;
         self.transfer.upload(to, bytes, self.compute.get())
     }
 
@@ -222,5 +247,17 @@ impl Cuda {
     pub(super) fn read(&mut self, from: Slice, bytes: &mut [u8]) -> Result<()> {
         let from = self.address(from)?;
         self.transfer.download(from, bytes, self.compute.get())
+    }
+
+    /// # Safety
+    /// As [`Backend::download_into`](crate::backend::Backend::download_into).
+    pub(super) unsafe fn read_into(&mut self, from: Slice, to: HostSlice) -> Result<()> {
+        let address = self.address(from)?;
+        if to.bytes > 0 && self.transfer.is_staging(&addresses(to.ptr, to.bytes)) {
+            // SAFETY: the caller gives the range.
+            return unsafe { self.transfer.download_staged(address, to, self.compute.get()) };
+        }
+        // SAFETY: the caller gives the range.
+        self.transfer.download(address, unsafe { std::slice::from_raw_parts_mut(to.ptr, to.bytes) }, self.compute.get())
     }
 }
