@@ -343,6 +343,8 @@ settings! {
         page_optimizer: Toggle = "WHEN", { Toggle::Auto };
         #[doc = "What enters a layer waits in a file for the backward pass; results do not change"]
         offload: Toggle = "WHEN", { Toggle::Auto };
+        #[doc = "CUDA: bytes of host memory that hold weights which stream, as many as fit; the rest is read from files"]
+        host_memory: Option<Bytes> = "BYTES", { None };
     }
     "Run" {
         #[doc = "Seed of everything random; the same seed gives the same bits"]

@@ -1,6 +1,9 @@
 //! A plan on a device: allocated, compiled, and then run step after step without allocating anything.
 
+mod held;
 mod trace;
+
+use std::collections::HashMap;
 
 use crate::backend::{Backend, Buffer, HostSlice, Launch, Point, Recording, Slice};
 use crate::error::{Error, Result};
@@ -24,6 +27,8 @@ pub struct Exec {
     sizes: Vec<Recorded>,
     /// Host memory that transfers go through, where the device's memory is not the process's own.
     staging: Staging,
+    /// Weights in staging memory of their own.
+    held: HashMap<Val, HostSlice>,
     /// By move: its request under way, and the point of the launches from which on its place is free.
     requests: Vec<Ticket>,
     points: Vec<Point>,
@@ -84,7 +89,8 @@ impl Exec {
         let moves = plan.schedule.moves.len();
         let offload = Offload::new(system::temp_dir());
         let (requests, points) = (vec![Ticket::default(); moves], vec![Point::default(); moves]);
-        Ok(Exec { offload, backend, graph, plan, buffers, sizes, staging, requests, points })
+        let held = HashMap::new();
+        Ok(Exec { offload, backend, graph, plan, buffers, sizes, staging, held, requests, points })
     }
 
     /// Records `phases` of a plan for smaller micro-batches in the memory of this one ([`Plan::narrowed`]). They are size 1,
@@ -127,6 +133,13 @@ impl Exec {
     }
 
     fn start(&mut self, (index, m): (usize, Move)) -> Result<()> {
+        if let Some(from) = self.held(&m) {
+            // Copies of it are a pass over the weights apart, so that there is nothing to wait for; it is forgotten here.
+            self.backend.settle(from)?;
+            self.points[index] = self.backend.point()?;
+            self.offload.moved.fetched += m.place.bytes;
+            return Ok(());
+        }
         let store = self.offload.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
         let (to, own) = self.host_side(&m)?;
         if !own {
@@ -141,11 +154,17 @@ impl Exec {
     }
 
     fn wait(&mut self, (index, m): (usize, Move)) -> Result<()> {
-        self.offload.wait(&self.requests[index])?;
-        let (from, own) = self.host_side(&m)?;
-        if own {
-            return Ok(());
-        }
+        let from = match self.held(&m) {
+            Some(held) => held,
+            None => {
+                self.offload.wait(&self.requests[index])?;
+                let (from, own) = self.host_side(&m)?;
+                if own {
+                    return Ok(());
+                }
+                from
+            }
+        };
         let slice = self.at(m.place);
         // The plan gives the place to nothing else since `start`, so that the copy may run beside the launches since.
         // SAFETY: a range of staging memory, which is filled; nothing writes it before `settle`.

@@ -29,7 +29,7 @@ fn moved(leaf: u32, part: u64) -> Move {
 
 /// When all is done, if launch number n takes n + 1 quarters of a second.
 fn end(moves: &[Move], steps: &[Step], rates: Rates) -> f64 {
-    let mut simulation = Simulation::new(moves, rates);
+    let mut simulation = Simulation::new(moves, &[], rates);
     simulation.phase(steps, &|launches| launches.map(|n| 0.25 * (n + 1) as f64).sum());
     simulation.end()
 }
@@ -79,6 +79,23 @@ fn staging_memory_is_filled_again_once_it_is_copied() {
 }
 
 #[test]
+fn what_host_memory_holds_is_not_read() {
+    let moves = [moved(0, 0), moved(1, 0)];
+    let steps = [Step::Start(0), run(1), Step::Wait(0), run(1), Step::Start(1), Step::Wait(1), run(1)];
+    let took = |held: &[Val]| {
+        let mut simulation = Simulation::new(&moves, held, Rates { read: 4.0, ..RATES });
+        simulation.phase(&steps, &|launches| 0.25 * launches.len() as f64);
+        simulation.end()
+    };
+    // Read 1, copied 1.5, kernel 1.75; the second: read from 1.5, when the staging is free, to 2.5, copied 3, kernel 3.25.
+    assert_eq!(took(&[]), 3.25);
+    // Copied 0.5, kernel 0.75; the second: read from 0 to 1, copied 1.5, kernel 1.75.
+    assert_eq!(took(&[Val(0)]), 1.75);
+    // Copied 0.5, kernel 0.75, copied 1.25, kernel 1.5.
+    assert_eq!(took(&[Val(0), Val(1)]), 1.5);
+}
+
+#[test]
 fn a_store_holds_up_kernels_by_its_copy_alone() {
     let moves = [moved(0, 0), moved(0, 1), moved(1, 2)];
     let took = |steps: &[Step]| end(&moves, steps, RATES);
@@ -112,7 +129,7 @@ fn planned(budget: Option<u64>) -> Result<Planned, Error> {
 
 /// A step where every launch takes as long.
 fn seconds(plan: &Plan, rates: Rates) -> f64 {
-    let mut simulation = Simulation::new(&plan.schedule.moves, rates);
+    let mut simulation = Simulation::new(&plan.schedule.moves, &[], rates);
     for Phase(phase) in STEP {
         simulation.phase(&plan.schedule.phases[phase], &|launches| LAUNCH * launches.len() as f64);
     }

@@ -30,9 +30,9 @@ mod simulation;
 use trimtab::Result;
 use trimtab::backend::{Caps, Kernel, Launch, cuda};
 use trimtab::error::Error;
-use trimtab::graph::Phase;
+use trimtab::graph::{Phase, Val};
 use trimtab::memory::Request;
-use trimtab::plan::{Plan, Step};
+use trimtab::plan::{Plan, Step, held};
 use trimtab::run::progress::human;
 
 use costs::{BANDWIDTH, Kind, kind, seconds, step};
@@ -41,7 +41,7 @@ use simulation::{Rates, Simulation};
 const SHAPES: [&str; 3] = ["llama-8b", "llama-70b", "llama-405b"];
 const BUDGETS: [u64; 4] = [8, 24, 48, 80];
 
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "model",
     "budget, GiB",
     "fetched and stored a step, GB",
@@ -50,6 +50,7 @@ const COLUMNS: [&str; 8] = [
     "lost to stores, files, link, s",
     "tokens a second",
     "if one thread reads",
+    "weights in host memory",
 ];
 
 /// A card, as its data sheet has it, and what its kernels and its link are taken to reach.
@@ -194,10 +195,10 @@ fn row(wanted: &Wanted, shape: &str, gib: u64) -> Result<()> {
         }
         planned => planned?,
     };
-    let (_, plan) = planned.plan();
+    let (graph, plan) = planned.plan();
     let launches = launches(card, plan)?;
     let kernels: f64 = launches.iter().flatten().sum();
-    let took = |rates| simulated(plan, &launches, rates);
+    let took = |rates| simulated(plan, &launches, &[], rates);
     let (rates, never) = (wanted.rates(wanted.threads), f64::INFINITY);
     let now = took(rates);
     let unstored = took(Rates { down: never, write: never, ..rates });
@@ -212,6 +213,7 @@ fn row(wanted: &Wanted, shape: &str, gib: u64) -> Result<()> {
         lost.map(|seconds| format!("{:.2}", seconds.max(0.0))).join(", "),
         rate(now),
         rate(took(wanted.rates(1.0))),
+        rate(simulated(plan, &launches, &held(graph, &plan.schedule.moves, u64::MAX), rates)),
     ];
     println!("| {shape} | {gib} | {} |", cells.join(" | "));
     Ok(())
@@ -233,9 +235,9 @@ fn launches(card: &Card, plan: &Plan) -> Result<Vec<Vec<f64>>> {
     plan.launches.iter().map(|phase| phase.iter().map(|launch| card.seconds(launch)).collect()).collect()
 }
 
-/// Seconds of a step of one micro-batch.
-fn simulated(plan: &Plan, launches: &[Vec<f64>], rates: Rates) -> f64 {
-    let mut simulation = Simulation::new(&plan.schedule.moves, rates);
+/// Seconds of a step of one micro-batch, if host memory holds these weights.
+fn simulated(plan: &Plan, launches: &[Vec<f64>], held: &[Val], rates: Rates) -> f64 {
+    let mut simulation = Simulation::new(&plan.schedule.moves, held, rates);
     for Phase(phase) in [Phase::MICRO, Phase::UPDATE] {
         simulation.phase(&plan.schedule.phases[phase], &|r| launches[phase][r].iter().sum());
     }

@@ -7,7 +7,7 @@
 //! ```text
 //! run      kernels = max(kernels, host) + its seconds                          the host goes on at once
 //! start    host    = max(host, end of the copies from or to the same staging)  point = kernels
-//!          files   = max(files, host) + bytes / read
+//!          files   = max(files, host) + bytes / read                           nothing if host memory holds them
 //! wait     host    = max(host, its end of reading)
 //!          up      = max(up, host, point) + bytes / up                         kernels = max(kernels, up)
 //! store    host    = max(host, end of the copies from or to the same staging)
@@ -25,6 +25,7 @@
 
 use std::ops::Range;
 
+use trimtab::graph::Val;
 use trimtab::plan::{Move, Step};
 
 /// Bytes a second.
@@ -41,6 +42,8 @@ pub struct Rates {
 /// Seconds at which each part is free, and what it has done for transfers.
 pub struct Simulation<'a> {
     moves: &'a [Move],
+    /// Leaves that host memory holds.
+    held: &'a [Val],
     rates: Rates,
     host: f64,
     kernels: f64,
@@ -56,10 +59,11 @@ pub struct Simulation<'a> {
 }
 
 impl<'a> Simulation<'a> {
-    pub fn new(moves: &'a [Move], rates: Rates) -> Simulation<'a> {
+    pub fn new(moves: &'a [Move], held: &'a [Val], rates: Rates) -> Simulation<'a> {
         let none = vec![0.0; moves.len()];
         Simulation {
             moves,
+            held,
             rates,
             host: 0.0,
             kernels: 0.0,
@@ -99,8 +103,11 @@ impl<'a> Simulation<'a> {
     }
 
     fn start(&mut self, m: usize) {
-        self.settle(m);
         self.points[m] = self.kernels;
+        if self.held.contains(&self.moves[m].leaf) {
+            return;
+        }
+        self.settle(m);
         self.file(m, self.rates.read);
     }
 
@@ -108,7 +115,9 @@ impl<'a> Simulation<'a> {
         self.host = self.host.max(self.ends[m]);
         self.up = self.up.max(self.host).max(self.points[m]) + self.bytes(m) / self.rates.up;
         self.kernels = self.kernels.max(self.up);
-        self.copied.push((m, self.up));
+        if !self.held.contains(&self.moves[m].leaf) {
+            self.copied.push((m, self.up));
+        }
     }
 
     fn store(&mut self, m: usize) {

@@ -200,6 +200,7 @@ setting_flags!(
         "device",
         "memory",
         "stream",
+        "host_memory",
         "offload",
         "page_optimizer",
         "recompute",
@@ -213,7 +214,7 @@ setting_flags!(
 );
 setting_flags!(
     TextFlags,
-    &["model", "adapter", "quantize", "double_quant", "dtype", "device", "memory", "stream", "seed"]
+    &["model", "adapter", "quantize", "double_quant", "dtype", "device", "memory", "stream", "host_memory", "seed"]
 );
 
 fn dtype(text: &str) -> Result<DType, String> {

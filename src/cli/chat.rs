@@ -12,8 +12,19 @@ use super::talk::say;
 use super::{Outcome, Stop, message, print, talk};
 
 /// The settings of a run that a conversation depends on too.
-const SETTINGS: [&str; 10] =
-    ["model", "adapter", "chat_template", "quantize", "double_quant", "seed", "dtype", "device", "memory", "stream"];
+const SETTINGS: [&str; 11] = [
+    "model",
+    "adapter",
+    "chat_template",
+    "quantize",
+    "double_quant",
+    "seed",
+    "dtype",
+    "device",
+    "memory",
+    "stream",
+    "host_memory",
+];
 
 const COMMANDS: &str = "/reset forgets the conversation, /system TEXT sets the system's words (none: without), \
     /adapter DIR takes an adapter, /base none, /quit ends";

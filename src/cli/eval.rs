@@ -11,7 +11,7 @@ use super::talk::say;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too; adapters are several.
-const SETTINGS: [&str; 22] = [
+const SETTINGS: [&str; 23] = [
     "model",
     "task",
     "data",
@@ -34,6 +34,7 @@ const SETTINGS: [&str; 22] = [
     "device",
     "memory",
     "stream",
+    "host_memory",
 ];
 
 /// Loss, perplexity and the task's metrics on data; several adapters side by side

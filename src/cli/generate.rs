@@ -8,8 +8,8 @@ use super::talk::say;
 use super::{Outcome, print, talk};
 
 /// The settings of a run that a text depends on too.
-const SETTINGS: [&str; 9] =
-    ["model", "adapter", "quantize", "double_quant", "seed", "dtype", "device", "memory", "stream"];
+const SETTINGS: [&str; 10] =
+    ["model", "adapter", "quantize", "double_quant", "seed", "dtype", "device", "memory", "stream", "host_memory"];
 
 /// Continue a text, or answer it with an encoder-decoder
 #[derive(clap::Args)]

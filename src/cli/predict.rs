@@ -9,7 +9,7 @@ use super::talk::say;
 use super::{Outcome, Stop, print, talk};
 
 /// The settings of a run that predictions depend on too.
-const SETTINGS: [&str; 19] = [
+const SETTINGS: [&str; 20] = [
     "model",
     "adapter",
     "task",
@@ -29,6 +29,7 @@ const SETTINGS: [&str; 19] = [
     "device",
     "memory",
     "stream",
+    "host_memory",
 ];
 
 /// Classify texts, tag words or find answers: one JSON object a row

@@ -180,6 +180,7 @@ fn the_saved_file_repeats_the_run() {
         ("stream", "on"),
         ("page_optimizer", "off"),
         ("offload", "on"),
+        ("host_memory", "24GiB"),
         ("seed", "9223372036854775807"),
         ("shuffle", "false"),
         ("dtype", "bf16"),

@@ -64,6 +64,8 @@ pub struct Request {
     pub page_optimizer: Toggle,
     /// Inputs of blocks wait off the device for the backward pass.
     pub offload: Toggle,
+    /// Bytes of host memory for weights that stream, on a device that copies from there.
+    pub host: Option<u64>,
 }
 
 impl Request {

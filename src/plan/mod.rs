@@ -9,12 +9,14 @@ mod account;
 mod arena;
 mod batch;
 mod departures;
+mod held;
 mod liveness;
 mod lower;
 mod schedule;
 pub mod timeline;
 
 pub use account::{Account, Kind, class_name, kind_of};
+pub use held::held;
 pub use liveness::{Interval, Storage};
 pub use lower::{Operands, lower};
 pub use schedule::{Move, Schedule, Step};
@@ -61,6 +63,8 @@ pub struct Plan {
     pub launches: Vec<Vec<Launch>>,
     /// Transfers between the device and what is off it, and where among the launches they are.
     pub schedule: Schedule,
+    /// Weights among the transfers that are in host memory from the start ([`Plan::hold`]).
+    pub held: Vec<Val>,
     /// What the buffers hold, by class.
     pub account: Account,
     /// The device that it is for.
@@ -111,7 +115,8 @@ impl Plan {
         place_targets(g, &mut places)?;
         let account = Account::new(g, &buffers, &storages, end);
         let (launches, schedule) = (vec![Vec::new(); g.phases()], Schedule::default());
-        let mut plan = Plan { buffers, places, work, storages, launches, schedule, account, caps: caps.clone() };
+        let (held, caps_of) = (Vec::new(), caps.clone());
+        let mut plan = Plan { buffers, places, work, storages, launches, schedule, held, account, caps: caps_of };
         plan.launch(g, caps)?;
         let all: Vec<Phase> = (0..g.phases()).map(Phase).collect();
         plan.account.add("launch parameters", plan.parameter_bytes(&all, caps));
@@ -146,6 +151,7 @@ impl Plan {
             storages: Vec::new(),
             launches: vec![Vec::new(); small.phases()],
             schedule: Schedule::default(),
+            held: Vec::new(),
             account: Account::default(),
             caps: caps.clone(),
         };

@@ -16,7 +16,7 @@ use crate::train::schedule;
 
 /// Settings that do not change what is trained. Files are compared by what is in them, not by their paths, and the number
 /// of steps by the learning rates that it gives.
-const FREE: [&str; 29] = [
+const FREE: [&str; 30] = [
     "report_examples",
     "samples",
     "model",
@@ -37,6 +37,7 @@ const FREE: [&str; 29] = [
     "stream",
     "page_optimizer",
     "offload",
+    "host_memory",
     "device",
     "max_skips",
     "save_every",

@@ -34,5 +34,6 @@ fn request(config: &RunConfig) -> Request {
         stream: config.stream,
         page_optimizer: config.page_optimizer,
         offload: config.offload,
+        host: config.host_memory.map(|b| b.0),
     }
 }

@@ -125,6 +125,12 @@ impl Planned {
             smaller.push(Smaller { tokens, layout: small.layout()?.clone(), plan: narrowed });
             phases.add(small);
         }
+        if let Some(bytes) = options.memory.host {
+            match caps.target {
+                Target::Cuda => plan.hold(&program.graph, bytes),
+                _ => notes.push("--host-memory is for CUDA: elsewhere the system's file cache is that memory".into()),
+            }
+        }
         if options.micro_tokens < wanted {
             let what = format!(
                 "micro-batches of {} tokens, not {wanted}: gradients are summed in another order, so results differ \
@@ -329,6 +335,7 @@ impl Planned {
         let weights = trainer.weights().to_vec();
         let from = load::Sources { base: base.checkpoint.as_ref(), std: facts.init_std, adapter, seed: options.seed };
         load::load(&mut trainer.exec, &weights, &from, progress)?;
+        trainer.exec.hold(progress)?;
         Ok(Session { base, methods, facts, ties, layouts, trainer, evaluation, generation })
     }
 }

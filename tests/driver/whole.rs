@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::Training;
 
 /// (what a group's runs have in common, how they differ otherwise; they come to the same bits).
@@ -13,6 +15,9 @@ const GROUPS: &[(&[&str], &[&[&str]])] = &[
             &[],
             &["--recompute", "all"],
             &["--stream", "on"],
+            &["--stream", "on", "--host-memory", "1MiB"],
+            // Some of the weights.
+            &["--stream", "on", "--host-memory", "30KiB", "--offload", "on"],
             &["--offload", "on"],
             &["--page-optimizer", "on"],
             &["--memory", "400000"],
@@ -58,6 +63,7 @@ fn what_saves_memory_changes_no_bit_and_the_account_is_what_the_driver_gave() {
             let fetches = ["--stream", "--offload", "--memory"].iter().any(|flag| choice.contains(flag));
             let travels = fetches && !common.contains(&"full");
             assert_eq!(ran.report["beside"].as_u64() > Some(0), travels, "{own:?}: {}", ran.report);
+            assert_eq!(ran.err.contains("held weights"), choice.contains(&"--host-memory"), "{own:?}: {}", ran.err);
             let result = (weights(&training.card.path("run")), training.card.steps("run"));
             match &first {
                 None => first = Some(result),
@@ -68,6 +74,21 @@ fn what_saves_memory_changes_no_bit_and_the_account_is_what_the_driver_gave() {
     }
     // The control: what is not such a choice does change bits.
     assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2]);
+}
+
+/// Host memory that the system does not give is an error, not a slower run than was planned.
+#[test]
+fn weights_are_held_or_it_is_said() {
+    let Some(training) = Training::new("held") else { return };
+    let own = ["--steps", "1", "--batch-size", "1", "--device", "cuda", "--stream", "on", "--host-memory", "1MiB"];
+    let whole = training.ok("whole", &own, &[]);
+    // The control: without it, there is less to allocate.
+    let call = "cuMemHostAlloc";
+    let few = training.ok("few", &own[..8], &[]);
+    let pinned = |report: &Value| report["calls"][call].as_u64().unwrap();
+    assert!(pinned(&whole) > pinned(&few), "{whole} {few}");
+    let ran = training.run("broken", &own, &[("FAKECUDA_FAIL", &format!("{call}:{}:2", pinned(&whole)))]);
+    assert!(ran.code == Some(1) && ran.err.contains("--host-memory asks for"), "{:?} {}", ran.code, ran.err);
 }
 
 #[test]
