@@ -77,7 +77,7 @@ fn steps_and_texts_equal_the_cpus() {
         assert!(near(there.0, here.0) && near(there.1, here.1), "step {step}: {there:?}, on the cpu {here:?}");
     }
     let base = format!("{}/assets/base", env!("CARGO_MANIFEST_DIR"));
-    for choice in [&[][..], &["--quantize", "nf4", "--stream", "on"]] {
+    for choice in [&[][..], &["--quantize", "nf4", "--stream", "on"], &["--stream", "on", "--host-memory", "1MiB"]] {
         let say = |device: &str| {
             let args = ["generate", "--model", &base, "--prompt", "ROMEO:", "--max-tokens", "3", "--temperature", "0"];
             card.ok(&[&args[..], choice, &["--dtype", "f32", "--device", device]].concat(), &[]).0
