@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dtype::DType;
 
 /// `auto`, or which device.
@@ -46,6 +48,24 @@ pub enum Target {
     Null,
 }
 
+/// Which tile a dense product takes where it may take several, all of which give the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tiling {
+    /// The one that is estimated to take less time.
+    #[default]
+    Estimated,
+    /// The largest.
+    Large,
+    /// A quarter of it.
+    Middle,
+}
+
+impl Tiling {
+    /// Every one, the estimate first.
+    pub const ALL: [Tiling; 3] = [Tiling::Estimated, Tiling::Large, Tiling::Middle];
+}
+
 /// What the planner and the lowerings may count on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caps {
@@ -86,6 +106,8 @@ pub struct Caps {
     pub coop: bool,
     /// A CPU that pretends to be a GPU.
     pub software: bool,
+    /// Which tiles products are lowered to. Scratch memory and the order of sums do not depend on it.
+    pub tiling: Tiling,
 }
 
 /// What a device that does not tell is taken to have, in multiprocessors: those of an A100.
@@ -105,6 +127,11 @@ impl Caps {
     /// The same device where no more than `budget` of its memory is to be used.
     pub fn within(&self, budget: Option<u64>) -> Caps {
         Caps { memory: self.memory.map(|memory| memory.min(budget.unwrap_or(memory))), ..self.clone() }
+    }
+
+    /// The same device, with products lowered to other tiles.
+    pub fn tiled(&self, tiling: Tiling) -> Caps {
+        Caps { tiling, ..self.clone() }
     }
 
     /// Bytes of scratch memory that a launch may take where more of it makes the launch faster: a 64th of the memory.

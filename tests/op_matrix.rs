@@ -7,6 +7,8 @@ mod common;
 use common::devices::Device;
 use trimtab::backend::Caps;
 #[cfg(feature = "cuda")]
+use trimtab::backend::Tiling;
+#[cfg(feature = "cuda")]
 use trimtab::backend::cuda::caps;
 use trimtab::backend::{Backend, Target};
 use trimtab::bench::operands::{Random, encode, in_16_bits, operands, stored};
@@ -257,11 +259,11 @@ fn on_wgpu_without_optional_features() {
     }
 }
 
-/// Large tiles, which a device with many processors has for large products only; each is the sum of the tile that is taken
-/// otherwise, in its order.
+/// Large tiles wherever a product can have them; each element is the sum of the tile that is taken otherwise, in its order,
+/// and sums are split alike.
 #[test]
 fn on_wgpu_with_large_tiles() {
-    let (Some(large), Some(usual)) = (Device::wgpu_of_few_processors(), Device::wgpu()) else { return };
+    let (Some(large), Some(usual)) = (Device::wgpu_with_large_tiles(), Device::wgpu()) else { return };
     let caps = [large.open().caps().clone(), usual.open().caps().clone()];
     let taken = |op: &OpDef, s: &Sample, symbol: &str| {
         let lists = caps.each_ref().map(|caps| dispatches(op, s, caps).unwrap_or_default());
@@ -277,29 +279,50 @@ fn on_wgpu_with_large_tiles() {
         ran.into_inner().into_iter().collect::<Vec<_>>(),
         ["linear", "linear_cross_entropy", "linear_dx", "matmul"]
     );
-    // Where sums are split depends on how many processors there are.
-    let split = |op: &OpDef, s: &Sample| dispatches(op, s, &caps[1]).iter().flatten().any(|d| d.shader == "sum_parts");
-    let same = |op: &OpDef, s: &Sample| taken(op, s, "LARGE") && !split(op, s);
-    assert!(same_bits(&large, &usual, same) >= 20);
+    let split = |op: &OpDef, s: &Sample| dispatches(op, s, &caps[0]).iter().flatten().any(|d| d.shader == "sum_parts");
+    let splits = std::cell::Cell::new(0);
+    let same = |op: &OpDef, s: &Sample| {
+        let takes = taken(op, s, "LARGE");
+        splits.set(splits.get() + usize::from(takes && split(op, s)));
+        takes
+    };
+    assert!(same_bits(&large, &usual, same) >= 20 && splits.get() > 0, "{} splits", splits.get());
 }
 
 /// Runs the samples that `wanted` picks on both devices, which must give the same bits; how many.
 fn same_bits(one: &Device, other: &Device, wanted: impl Fn(&OpDef, &Sample) -> bool) -> usize {
+    let (ran, wrong) = compared(one, other, wanted);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    ran.len()
+}
+
+/// Runs the samples that `wanted` picks on both devices, with activations in f32 and in the 16 bits that they have: their ops, and
+/// where the devices differ.
+fn compared(
+    one: &Device,
+    other: &Device,
+    wanted: impl Fn(&OpDef, &Sample) -> bool,
+) -> (Vec<&'static str>, Vec<String>) {
     let (mut one, mut other) = (one.open(), other.open());
-    let mut ran = 0;
+    let (mut ran, mut wrong) = (Vec::new(), Vec::new());
     for op in ops::table() {
         for sample in (op.samples)().iter().filter(|s| wanted(op, s)) {
-            let (stored, _) = operands(op.name, sample).unwrap();
-            let run = |device: &mut dyn Backend| {
-                let ins = sample.ins.iter().map(|i| i.ty.clone()).zip(stored.iter().map(Vec::as_slice)).collect();
-                Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
-            };
-            let (a, b) = (run(&mut *one), run(&mut *other));
-            assert!(a.is_ok() && a == b, "{} ({}): {:?}", op.name, sample.name, (a.err(), b.err()));
-            ran += 1;
+            let narrow = one.caps().compute_dtype.and_then(|dtype| in_16_bits(op, sample, dtype));
+            for sample in [Some(sample), narrow.as_ref()].into_iter().flatten() {
+                let (stored, _) = operands(op.name, sample).unwrap();
+                let run = |device: &mut dyn Backend| {
+                    let ins = sample.ins.iter().map(|i| i.ty.clone()).zip(stored.iter().map(Vec::as_slice)).collect();
+                    Run { op, attr: &sample.attr, ins, shared: &[] }.on(device)
+                };
+                let (a, b) = (run(&mut *one), run(&mut *other));
+                if a.is_err() || a != b {
+                    wrong.push(format!("{} ({}): {:?}", op.name, sample.name, (a.err(), b.err())));
+                }
+                ran.push(op.name);
+            }
         }
     }
-    ran
+    (ran, wrong)
 }
 
 /// Shaders that run without bounds checks give the bits that they give with them, read and write nothing else. A third of the
@@ -398,6 +421,50 @@ fn on_interpreted_cuda_of_other_sizes() {
             ["matmul", "linear", "linear_dx", "linear_cross_entropy", "attention", "attention_bwd", "attention_dbias"];
         assert!(most == usize::MAX || cut.iter().all(|name| ops.contains(name)), "{name}: only {ops:?} are cut");
     }
+}
+
+/// The large tile gives the bits of the middle one, which is estimated to be faster for all but a few samples; those are large.
+#[cfg(feature = "cuda")]
+#[test]
+fn tiles_of_interpreted_cuda_change_no_bit() {
+    let usual = caps("".into(), 80);
+    let large = usual.tiled(Tiling::Large);
+    let of = |caps: &Caps| Device::ptx_of("tiles", caps.clone());
+    let (Some(one), Some(other)) = (of(&large), of(&usual)) else { return };
+    // Half of them: neighbours are alike.
+    let seen = std::cell::Cell::new(0);
+    let (ran, wrong) = compared(&one, &other, |op, s| {
+        let is = launches(op, s, &large) != launches(op, s, &usual);
+        seen.set(seen.get() + usize::from(is));
+        is && seen.get().is_multiple_of(2)
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (name, least) in [("linear", 8), ("linear_cross_entropy", 4), ("linear_dx", 8), ("matmul", 4)] {
+        let found = ran.iter().filter(|&&op| op == name).count();
+        assert!(found >= least, "{name}: {found} samples have a choice");
+    }
+}
+
+/// The control: where sums are split elsewhere, bits differ, and that is seen.
+#[cfg(feature = "cuda")]
+#[test]
+fn control_sums_that_are_split_elsewhere_are_seen() {
+    let usual = caps("".into(), 80);
+    let few = Caps { multiprocessors: Some(2), ..usual.clone() };
+    let of = |caps: &Caps| Device::ptx_of("parts", caps.clone());
+    let (Some(one), Some(other)) = (of(&usual), of(&few)) else { return };
+    let parts = |op: &OpDef, s: &Sample, caps: &Caps| {
+        let [wide, _] = launches(op, s, caps);
+        wide.map(|all| all.iter().map(|launch| launch.grid[2]).collect::<Vec<_>>())
+    };
+    let seen = std::cell::Cell::new(0);
+    let split = |op: &OpDef, s: &Sample| {
+        let differs = parts(op, s, &few) != parts(op, s, &usual);
+        seen.set(seen.get() + usize::from(differs));
+        differs && seen.get() <= 3
+    };
+    let (ran, wrong) = compared(&one, &other, split);
+    assert!(!wrong.is_empty(), "{ran:?} have the same bits");
 }
 
 /// A Hopper of one multiprocessor, which a tile fills: what goes by wgmma there.

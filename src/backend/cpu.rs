@@ -2,7 +2,7 @@
 
 mod pages;
 
-use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target};
+use super::{Backend, Buffer, Caps, HostFn, HostSlice, Kernel, Launch, Recording, Slice, Target, Tiling};
 use crate::cpu::isa::Isa;
 use crate::cpu::par;
 use crate::dtype::DType;
@@ -50,6 +50,7 @@ impl Cpu {
             subgroup: None,
             coop: false,
             software: false,
+            tiling: Tiling::default(),
         };
         Cpu { caps, blocks: Vec::new(), recordings: Vec::new(), bytes: 0 }
     }

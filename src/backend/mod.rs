@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::graph::op::{CudaLaunch, WgslDispatch};
 use crate::system::Instant;
 
-pub use crate::device::{Caps, Device, HostSlice, Target};
+pub use crate::device::{Caps, Device, HostSlice, Target, Tiling};
 
 /// An allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

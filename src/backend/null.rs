@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
+use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target, Tiling};
 use crate::error::Result;
 
 /// A device that keeps count of allocations and launches, and nothing else.
@@ -39,6 +39,7 @@ impl Null {
             subgroup: None,
             coop: false,
             software: false,
+            tiling: Tiling::default(),
         })
     }
 

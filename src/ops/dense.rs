@@ -7,7 +7,7 @@ mod tile;
 use std::ops::Range;
 
 use crate::cpu::philox;
-use crate::device::Caps;
+use crate::device::{Caps, Tiling};
 use crate::dtype::{DType, Nf4Layout, Ty};
 use crate::error::{Error, Result};
 use crate::ops::quant::{row_step, weight_defines, weight_parts};
@@ -90,6 +90,11 @@ fn cuts(spec: Matmul, (m, n, k): (usize, usize, usize), caps: &Caps) -> Cuts {
     [(m_most, m_step), (n_most, n_step), (k_most, k_step)]
 }
 
+/// Where sums are split follows from the estimated tile, whichever is taken: results do not depend on that.
+fn by_estimate(caps: &Caps) -> Caps {
+    caps.tiled(Tiling::Estimated)
+}
+
 /// How the sum of a [`Product`] is split that may use scratch memory; `dropping`: it drops out.
 pub(super) fn split(spec: Matmul, dims: (usize, usize, usize), dropping: bool, caps: &Caps) -> Split {
     let (m, n, k) = dims;
@@ -97,6 +102,7 @@ pub(super) fn split(spec: Matmul, dims: (usize, usize, usize), dropping: bool, c
         std::iter::zip(cuts(spec, dims, caps), [m, n, k]).all(|((most, step), of)| cut(of, most, step).count() == 1);
     let rows = [if spec.ta { m } else { k }, if spec.tb { k } else { n }, n];
     let vec = rows.iter().all(|x| x.is_multiple_of(4));
+    let caps = &by_estimate(caps);
     let tile = if dropping { Tile::dropping(n) } else { Tile::of(m, n, vec, caps) };
     if whole { Split::of(&tile, dims, caps) } else { Split::none(k) }
 }
@@ -306,6 +312,7 @@ fn in_one(t: usize, w: &Ty, rank: usize, caps: &Caps) -> bool {
 }
 
 fn forward_split(t: usize, w: &Ty, rank: usize, caps: &Caps) -> Split {
+    let caps = &by_estimate(caps);
     let (n, k) = (w.rows(), w.cols());
     match t > FEW_TOKENS && in_one(t, w, rank, caps) {
         true => Split::of(&Tile::wide(t, n, by_fours(w), caps), (t, n, k), caps),
@@ -314,6 +321,7 @@ fn forward_split(t: usize, w: &Ty, rank: usize, caps: &Caps) -> Split {
 }
 
 fn backward_split(t: usize, w: &Ty, rank: usize, caps: &Caps) -> Split {
+    let caps = &by_estimate(caps);
     let (n, k) = (w.rows(), w.cols());
     match in_one(t, w, rank, caps) {
         true => Split::of(&Tile::wide(t, k, by_fours(w) && n.is_multiple_of(4), caps), (t, k, n), caps),

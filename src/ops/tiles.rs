@@ -2,7 +2,7 @@
 //! sum is split.
 
 use crate::cpu::philox;
-use crate::device::Caps;
+use crate::device::{Caps, Tiling};
 use crate::dtype::Ty;
 use crate::ops::{Arg, CudaLaunch, Dropout, Matmul, launch, wgmma};
 
@@ -20,15 +20,28 @@ const TALL: Tile = Tile { code: 2, m: 64, n: 16 };
 const FLAT: Tile = Tile { code: 3, m: 16, n: 64 };
 
 impl Tile {
-    /// For an m × n product: what takes less time, tiles going over the card's multiprocessors in waves. The middle tile, a
-    /// quarter of the large one, reads twice as much for each product, and is taken to have three eighths of its time. Before
-    /// sm_80 registers do not hold the large tile and what is fetched beside it.
+    /// For an m × n product: the one that [`Caps::tiling`] names, where there is a choice. An element of the large and of the
+    /// middle one is one sum in one order; thin ones share it out. Before sm_80 registers do not hold the large tile and
+    /// what is fetched beside it.
     pub fn of(m: usize, n: usize, caps: &Caps) -> Tile {
         match (m, n) {
             (_, ..=16) => TALL,
             (..=16, _) => FLAT,
-            _ if 8 * LARGE.waves(m, n, caps) <= 3 * MIDDLE.waves(m, n, caps) && caps.arch >= 80 => LARGE,
-            _ => MIDDLE,
+            _ if caps.arch < 80 => MIDDLE,
+            _ => match caps.tiling {
+                Tiling::Estimated => Tile::estimated(m, n, caps),
+                Tiling::Large => LARGE,
+                Tiling::Middle => MIDDLE,
+            },
+        }
+    }
+
+    /// What takes less time, tiles going over the card's multiprocessors in waves. The middle tile, a quarter of the large one,
+    /// reads twice as much for each product, and is taken to have three eighths of its time.
+    fn estimated(m: usize, n: usize, caps: &Caps) -> Tile {
+        match 8 * LARGE.waves(m, n, caps) <= 3 * MIDDLE.waves(m, n, caps) {
+            true => LARGE,
+            false => MIDDLE,
         }
     }
 
@@ -92,9 +105,10 @@ impl Tile {
 /// Into how many parts the sum over k is split, and the length of one: so many that two blocks a multiprocessor run, each
 /// with at least 256 terms. Thin tiles are not split: their warps already have a part of the sum each, and the launch that would
 /// add up more parts takes as long as they save. Depends on the shape and on what [`Caps::rounding`] tells of the card only,
-/// and so do the results.
+/// and so do the results: not on the tile.
 fn split((m, n, k): (usize, usize, usize), caps: &Caps) -> (usize, usize) {
-    let tile = Tile::of(m, n, caps);
+    // Whichever tile is taken.
+    let tile = Tile::of(m, n, &caps.tiled(Tiling::Estimated));
     let most = if tile.is_thin() { 1 } else { k / 256 };
     let parts = (caps.workgroups(2) / tile.count(m, n).max(1)).min(most).max(1);
     // A part ends with a tile.
@@ -226,6 +240,15 @@ mod tests {
                 Caps { multiprocessors: Some(multiprocessors), ..crate::backend::cuda::caps("a card".into(), 90) };
             let found = (Tile::of(m, n, &caps).m, split((m, n, k), &caps).0);
             assert_eq!(found, (rows, parts), "{m}×{n}×{k} on {multiprocessors} multiprocessors");
+        }
+        // Nor do the splits, and with them results and scratch memory, follow from the tile that is taken.
+        let card = Caps { multiprocessors: Some(132), ..crate::backend::cuda::caps("a card".into(), 90) };
+        for (_, [m, n, k], _, _) in table {
+            let [estimated, large, middle] = Tiling::ALL.map(|tiling| card.tiled(tiling));
+            let parts = [&estimated, &large, &middle].map(|caps| split((m, n, k), caps));
+            assert!(parts[0] == parts[1] && parts[1] == parts[2], "{m}×{n}×{k}: {parts:?}");
+            let rows = [&large, &middle].map(|caps| Tile::of(m, n, caps).m);
+            assert!(m.min(n) <= 16 || rows == [128, 64], "the control: {m}×{n}×{k} has no choice");
         }
         // What a card decides has a name, by which a run that goes on elsewhere can tell.
         let [a, b] = [Some(132), Some(114)].map(|multiprocessors| {

@@ -4,6 +4,8 @@
 #[cfg(feature = "cuda")]
 use super::ptx::Ptx;
 use trimtab::backend::Backend;
+#[cfg(feature = "wgpu")]
+use trimtab::backend::Tiling;
 use trimtab::backend::cpu::Cpu;
 #[cfg(feature = "wgpu")]
 use trimtab::backend::wgpu::{Ask, Wgpu, adapters};
@@ -88,9 +90,9 @@ impl Device {
         Device::wgpu_like("wgpu without subgroups", Ask::Adapter, u64::MAX, false)
     }
 
-    /// The adapter with all it offers, saying that it has one processor.
-    pub fn wgpu_of_few_processors() -> Option<Device> {
-        Device::wgpu_with("wgpu of one processor", |gpu| gpu.with_processors(1))
+    /// The adapter with all it offers, with large tiles wherever a product can have them.
+    pub fn wgpu_with_large_tiles() -> Option<Device> {
+        Device::wgpu_with("wgpu with large tiles", |gpu| gpu.with_tiling(Tiling::Large))
     }
 
     /// The adapter with all it offers, every access of every shader checked.

@@ -25,7 +25,7 @@ pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, source, versio
 pub use driver::{CardInfo, cards, start, usable};
 pub use kernels::{KERNELS, embedded, kernel, macros};
 
-use super::{Backend, Buffer, Caps, HostSlice, Launch, Point, Recording, Slice, Target};
+use super::{Backend, Buffer, Caps, HostSlice, Launch, Point, Recording, Slice, Target, Tiling};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use clock::Event;
@@ -67,6 +67,7 @@ pub fn caps(device: String, arch: u32) -> Caps {
         subgroup: Some((32, 32)),
         coop: false,
         software: false,
+        tiling: Tiling::default(),
     }
 }
 

@@ -21,7 +21,7 @@ use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 pub use adapters::{AdapterInfo, adapters, choose};
 pub use shaders::{SHADERS, is_checked, richest, shader};
 
-use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target};
+use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target, Tiling};
 use crate::dtype::ALIGN;
 use crate::error::{Error, Result};
 use clock::Clock;
@@ -199,6 +199,7 @@ impl Wgpu {
             subgroup: features.contains(Features::SUBGROUP).then_some(info.subgroup),
             coop: false,
             software: info.software,
+            tiling: Tiling::default(),
         };
         let gpu = Gpu { name: caps.device.clone(), device, queue, fault };
         let mut gpu = Wgpu {
@@ -243,9 +244,9 @@ impl Wgpu {
         self
     }
 
-    /// The same device, but saying that it has so many processors: products take the tiles of another size of card.
-    pub fn with_processors(mut self, count: u32) -> Wgpu {
-        self.caps.multiprocessors = Some(count);
+    /// The same device, but with products lowered to other tiles.
+    pub fn with_tiling(mut self, tiling: Tiling) -> Wgpu {
+        self.caps.tiling = tiling;
         self
     }
 

@@ -1,7 +1,7 @@
 //! The shapes of `shaders/common/tile.wgsl`, and which of them a product takes. No result depends on the choice: an element
 //! is the same sum in the same order in each.
 
-use crate::device::Caps;
+use crate::device::{Caps, Tiling};
 
 /// What a workgroup computes of a product.
 pub(super) struct Tile {
@@ -38,11 +38,16 @@ impl Tile {
         if n <= 32 { NARROW } else { MIDDLE }
     }
 
-    /// The same of a linear layer: large where that leaves the device's processors with a tile each.
+    /// The same of a linear layer: the one that [`Caps::tiling`] names, where there is a choice. It is estimated that the large
+    /// one takes less time where it leaves the device's processors with a tile each.
     pub fn wide(m: usize, n: usize, vec: bool, caps: &Caps) -> Tile {
         let able = caps.workgroup_memory >= LARGE_MEMORY && caps.max_invocations >= LARGE_THREADS && !caps.coop;
-        let many = LARGE.count(m, n) >= caps.workgroups(1);
-        if vec && able && many { LARGE } else { MIDDLE }
+        let large = match caps.tiling {
+            Tiling::Estimated => LARGE.count(m, n) >= caps.workgroups(1),
+            Tiling::Large => true,
+            Tiling::Middle => false,
+        };
+        if vec && able && large { LARGE } else { MIDDLE }
     }
 
     /// Tiles that keep a device busy; thin ones have half the threads, which do half as much.
