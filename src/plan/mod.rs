@@ -13,6 +13,7 @@ mod held;
 mod liveness;
 mod lower;
 mod schedule;
+mod tiling;
 pub mod timeline;
 
 pub use account::{Account, Kind, class_name, kind_of};
@@ -20,6 +21,9 @@ pub use held::held;
 pub use liveness::{Interval, Storage};
 pub use lower::{Operands, lower};
 pub use schedule::{Move, Schedule, Step};
+pub use tiling::{Tilings, Variants};
+
+use std::ops::Range;
 
 use batch::Batches;
 
@@ -117,7 +121,7 @@ impl Plan {
         let (launches, schedule) = (vec![Vec::new(); g.phases()], Schedule::default());
         let (held, caps_of) = (Vec::new(), caps.clone());
         let mut plan = Plan { buffers, places, work, storages, launches, schedule, held, account, caps: caps_of };
-        plan.launch(g, caps)?;
+        plan.launch(g, caps, &Tilings::new())?;
         let all: Vec<Phase> = (0..g.phases()).map(Phase).collect();
         plan.account.add("launch parameters", plan.parameter_bytes(&all, caps));
         plan.account.add_host("staging", plan.schedule.staging);
@@ -155,7 +159,7 @@ impl Plan {
             account: Account::default(),
             caps: caps.clone(),
         };
-        plan.launch(small, caps)?;
+        plan.launch(small, caps, &Tilings::new())?;
         if plan.schedule.staging > self.schedule.staging {
             let found = format!("{} B of staging, of {} B planned", plan.schedule.staging, self.schedule.staging);
             return Err(small.refuse("plan", found));
@@ -163,19 +167,15 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Lowers every node, and puts transfers among the launches.
-    fn launch(&mut self, g: &Graph, caps: &Caps) -> Result<()> {
+    /// Lowers every node, by the tiles that are chosen, and puts transfers among the launches.
+    fn launch(&mut self, g: &Graph, caps: &Caps, chosen: &Tilings) -> Result<()> {
         let batches = Batches::new(g, caps);
         let mut counts = vec![0; g.nodes.len()];
         let mut index = 0;
         while index < g.nodes.len() {
             let batch = batches.of(index);
             let nodes = batch.first..batch.last + 1;
-            let lowered = nodes.clone().map(|node| match g.nodes[node].op.role {
-                OpRole::Fetch | OpRole::Store => Ok(Vec::new()),
-                OpRole::Compute | OpRole::Clear => self.lower_alone(g, node, caps),
-            });
-            let launches = batch::merge(lowered.collect::<Result<_>>()?, caps);
+            let launches = self.tiled(g, nodes.clone(), caps, chosen)?;
             // Those of a batch are its first node's.
             counts[index] = launches.len();
             self.launches[g.nodes[index].phase.0].extend(launches);
@@ -183,6 +183,15 @@ impl Plan {
         }
         self.schedule = Schedule::new(g, self, &counts, caps)?;
         Ok(())
+    }
+
+    /// The launches of a batch.
+    fn launches_of(&self, g: &Graph, nodes: Range<usize>, caps: &Caps) -> Result<Vec<Launch>> {
+        let lowered = nodes.map(|node| match g.nodes[node].op.role {
+            OpRole::Fetch | OpRole::Store => Ok(Vec::new()),
+            OpRole::Compute | OpRole::Clear => self.lower_alone(g, node, caps),
+        });
+        Ok(batch::merge(lowered.collect::<Result<_>>()?, caps))
     }
 
     /// Bytes that the device needs besides the buffers to run the launches of `phases`.
