@@ -45,6 +45,15 @@ pub fn temp_dir() -> PathBuf {
     if cfg!(target_family = "wasm") { PathBuf::new() } else { std::env::temp_dir() }
 }
 
+/// The folder for what can be made anew (compiled kernels, tiles that were timed), if the system has a place for caches.
+pub fn cache_dir() -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("TRIMTAB_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|p| p.join("trimtab")))
+        .or_else(|| var("LOCALAPPDATA").map(|p| p.join("trimtab").join("cache")))
+        .or_else(|| var("HOME").map(|p| p.join(".cache").join("trimtab")))
+}
+
 /// Bytes of memory that programs can still take, if that can be known. In a container it is what the container has left.
 #[cfg(not(target_family = "wasm"))]
 pub fn free_memory() -> Option<u64> {

@@ -156,6 +156,10 @@ pub trait Backend: Send {
         self.sync()?;
         Ok(began.elapsed())
     }
+    /// What the times of launches depend on beside [`Caps`]: versions of the driver and the compiler, a digest of the kernels.
+    fn provenance(&self) -> String {
+        String::new()
+    }
     /// How long the library of the device's maker takes for y = x·wᵀ of [n, n] matrices of `dtype`, given [y, x, w], by the
     /// device's own clock: what kernels are judged beside. None where there is no such library, or it cannot.
     fn library_product(&mut self, n: usize, dtype: DType, at: [Slice; 3]) -> Result<Option<Duration>> {
@@ -174,6 +178,17 @@ pub fn recording_bytes(launches: &[Launch], caps: &Caps) -> u64 {
         Target::Wgsl => params::bytes(launches),
         Target::Host | Target::Null | Target::Cuda => 0,
     }
+}
+
+/// A digest of the sources of kernels.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn digest<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for text in texts {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    }
+    hasher.finalize().to_hex()[..16].to_owned()
 }
 
 /// Opens the device that the setting names.

@@ -66,9 +66,9 @@ struct Step {
     bytes: u64,
 }
 
-/// A backend that keeps a [`Profile`]. Results are the other's, to the bit. On a GPU the waiting makes a step longer
-/// than without, since launches no longer overlap and each pays for its submission; parameter blocks are no longer
-/// shared between launches there, so a little more memory is taken than the account says.
+/// A backend that keeps a [`Profile`], but for what is timed as a whole. Results are the other's, to the bit. On a GPU the
+/// waiting makes a step longer than without, since launches no longer overlap and each pays for its submission; parameter
+/// blocks are no longer shared between launches there, so a little more memory is taken than the account says.
 pub struct Profiled {
     inner: Box<dyn Backend>,
     lists: Vec<Vec<Step>>,
@@ -166,6 +166,15 @@ impl Backend for Profiled {
             op.bytes += step.bytes;
         }
         Ok(())
+    }
+
+    fn replay_timed(&mut self, recording: Recording) -> Result<Duration> {
+        let Profiled { inner, lists, .. } = self;
+        lists[recording.0 as usize].iter().map(|step| inner.replay_timed(step.recording)).sum()
+    }
+
+    fn provenance(&self) -> String {
+        self.inner.provenance()
     }
 
     fn forget(&mut self, recording: Recording) {

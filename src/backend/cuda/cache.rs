@@ -11,18 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::compile::{Compiled, Output, compile, options, version};
 use super::kernels::KERNELS;
 use crate::error::Result;
-
-/// Names the folder in which compiled kernels are kept.
-pub const CACHE_PATH: &str = "TRIMTAB_CACHE";
+use crate::system;
 
 /// The folder, if the system has a place for caches.
 pub fn folder() -> Option<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let place = var(CACHE_PATH)
-        .or_else(|| var("XDG_CACHE_HOME").map(|p| p.join("trimtab")))
-        .or_else(|| var("LOCALAPPDATA").map(|p| p.join("trimtab").join("cache")))
-        .or_else(|| var("HOME").map(|p| p.join(".cache").join("trimtab")))?;
-    Some(place.join("cuda"))
+    Some(system::cache_dir()?.join("cuda"))
 }
 
 /// `kernels/<file>.cu` compiled, from the folder if it is there; the log is kept with the code.

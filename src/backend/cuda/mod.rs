@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::{result, sys};
 
-pub use cache::{CACHE_PATH, compiled, folder};
+pub use cache::{compiled, folder};
 pub use compile::{Compiled, NVRTC_PATH, Output, compile, options, source, version};
 pub use driver::{CardInfo, cards, start, usable};
 pub use kernels::{KERNELS, embedded, kernel, macros};
 
-use super::{Backend, Buffer, Caps, HostSlice, Launch, Point, Recording, Slice, Target, Tiling};
+use super::{Backend, Buffer, Caps, HostSlice, Launch, Point, Recording, Slice, Target, Tiling, digest};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use clock::Event;
@@ -289,6 +289,13 @@ impl Backend for Cuda {
             Some(Some(recorded)) => recorded.run(self.compute.get()),
             _ => Err(Error::device("cuda", format!("{recording:?} is not there"), "this is a bug in the executor")),
         }
+    }
+
+    fn provenance(&self) -> String {
+        let driver = start().unwrap_or(0);
+        let compiler = version().map_or("no NVRTC".into(), |(major, minor)| format!("NVRTC {major}.{minor}"));
+        let sources = digest(KERNELS.iter().flat_map(|&(name, text)| [name, text]));
+        format!("CUDA {}.{}, {compiler}, kernels {sources}", driver / 1000, driver % 1000 / 10)
     }
 
     fn replay_timed(&mut self, recording: Recording) -> Result<Duration> {

@@ -21,7 +21,7 @@ use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 pub use adapters::{AdapterInfo, adapters, choose};
 pub use shaders::{SHADERS, is_checked, richest, shader};
 
-use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target, Tiling};
+use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target, Tiling, digest};
 use crate::dtype::ALIGN;
 use crate::error::{Error, Result};
 use clock::Clock;
@@ -38,6 +38,8 @@ type Fault = Arc<Mutex<Option<String>>>;
 /// A GPU through WebGPU's interface: Vulkan, Metal or Direct3D 12.
 pub struct Wgpu {
     caps: Caps,
+    /// Name and version of the driver.
+    driver: String,
     gpu: Gpu,
     /// Each with the bytes that were asked for.
     buffers: Vec<Option<(wgpu::Buffer, u64)>>,
@@ -205,6 +207,7 @@ impl Wgpu {
         let mut gpu = Wgpu {
             pace: Pace::new(caps.software),
             caps,
+            driver: info.driver.clone(),
             gpu,
             buffers: Vec::new(),
             recordings: Vec::new(),
@@ -324,6 +327,11 @@ impl Backend for Wgpu {
             Some(Some(recorded)) => recorded.run(&self.gpu, &mut self.pace),
             _ => Err(self.gpu.error(format!("{recording:?} is not there"), "this is a bug in the executor")),
         }
+    }
+
+    fn provenance(&self) -> String {
+        let sources = digest(SHADERS.iter().flat_map(|&(stem, symbols, text)| [stem, symbols, text]));
+        format!("{}, shaders {sources}", self.driver)
     }
 
     fn replay_timed(&mut self, recording: Recording) -> Result<Duration> {
