@@ -20,7 +20,7 @@ use crate::paths;
 use crate::peft;
 use crate::peft::bottleneck::LEAST_REDUCTION;
 use crate::peft::{AdapterConfig, Bias, Bottleneck, Selection, Targets, Tokens, files, tokens::distinct};
-pub use crate::session::MOST_TOKENS;
+pub use crate::session::{MOST_TOKENS, Tune};
 use crate::train::loraplus::LoraPlus;
 use crate::train::optimizer::{Bits, Rule};
 
@@ -355,6 +355,8 @@ settings! {
         dtype: Dtype = "DTYPE", { Dtype::Auto } as "auto: bf16 on CUDA, else f32";
         #[doc = "auto, cpu, cuda, cuda:N, wgpu, wgpu:N (the N-th of `trimtab devices`), or null (plans, computes nothing)"]
         device: Device = "DEVICE", { Device::Auto };
+        #[doc = "Time GPU kernels that give the same bits, once, and take the fastest: off, auto (kept in the cache), or a file"]
+        tune: Tune = "off|auto|FILE", { Tune::Off };
         #[doc = "Stop after so many steps in a row whose loss or gradient is not finite; such a step changes nothing"]
         max_skips: u64 = "N", { 10 }, if |v| (1..=MOST).contains(v) => COUNT;
         #[doc = "Full training: how the trained weights are written"]

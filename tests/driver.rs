@@ -9,6 +9,8 @@ mod common;
 mod direct;
 #[path = "driver/skipped.rs"]
 mod skipped;
+#[path = "driver/tuned.rs"]
+mod tuned;
 #[path = "driver/whole.rs"]
 mod whole;
 

@@ -157,8 +157,9 @@ fn ready(config: &RunConfig, backend: Box<dyn Backend>) -> Result<Ready> {
     let method = method(config, &job)?;
     let micro = learnt.micro(config, &job, &*method);
     let act = activations(config.dtype.into(), backend.caps());
-    let planned = Planned::of(&job.base, vec![method], &*job.task, options(config, &micro), backend)?;
+    let mut planned = Planned::of(&job.base, vec![method], &*job.task, options(config, &micro), backend)?;
     let (account, parameters, chosen) = (planned.account().total, planned.parameters(), planned.chosen().len());
+    planned.tune(&config.tune, &mut |_| Ok(()))?;
     let took = began.elapsed();
     let session = planned.start(None, &mut |_, _| Ok(()))?;
     let batch = learnt.sampler.next_batch(config.batch_size);

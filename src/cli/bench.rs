@@ -198,6 +198,7 @@ setting_flags!(
         "double_quant",
         "dtype",
         "device",
+        "tune",
         "memory",
         "stream",
         "host_memory",

@@ -80,6 +80,7 @@ fn what_makes_no_sense_is_an_error_that_names_the_key() {
         ("", &[("warmup", "1.5")], "warmup"),
         ("", &[("device", "gpu")], "--device"),
         ("", &[("device", "wgpu:x")], "--device"),
+        ("tune = true", &[], "off, auto or the path"),
         ("", &[("method", "qlora")], "lora or full"),
         ("", &[("targets", "(")], "--targets"),
         ("", &[("micro_tokens", "100")], "micro-tokens"),
@@ -185,6 +186,7 @@ fn the_saved_file_repeats_the_run() {
         ("shuffle", "false"),
         ("dtype", "bf16"),
         ("device", "wgpu:2"),
+        ("tune", "tiles.json"),
         ("profile", "true"),
         ("log_tensorboard", "true"),
     ];

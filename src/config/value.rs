@@ -12,6 +12,7 @@ use crate::dtype::DType;
 use crate::memory::Toggle;
 use crate::peft::bottleneck::Kind;
 use crate::peft::{Bias, Selection, Targets};
+use crate::session::Tune;
 use crate::tasks::{self, TaskDef};
 pub use crate::train::schedule::Schedule;
 use crate::units;
@@ -222,6 +223,30 @@ impl Setting for Device {
     }
     fn to_toml(&self) -> Option<Value> {
         Some(Value::String(self.to_string()))
+    }
+}
+
+impl Setting for Tune {
+    fn blank() -> Self {
+        Tune::Off
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("off, auto or the path of a file".into()),
+            "off" => Ok(Tune::Off),
+            "auto" => Ok(Tune::Auto),
+            path => Ok(Tune::File(path.into())),
+        }
+    }
+    fn from_toml(value: &Value) -> Result<Self, String> {
+        Self::from_text(value.as_str().unwrap_or_default())
+    }
+    fn to_toml(&self) -> Option<Value> {
+        Some(match self {
+            Tune::Off => "off".into(),
+            Tune::Auto => "auto".into(),
+            Tune::File(path) => Value::String(path.to_string_lossy().into_owned()),
+        })
     }
 }
 

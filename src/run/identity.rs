@@ -16,7 +16,7 @@ use crate::train::schedule;
 
 /// Settings that do not change what is trained. Files are compared by what is in them, not by their paths, and the number
 /// of steps by the learning rates that it gives.
-const FREE: [&str; 30] = [
+const FREE: [&str; 31] = [
     "report_examples",
     "samples",
     "model",
@@ -39,6 +39,7 @@ const FREE: [&str; 30] = [
     "offload",
     "host_memory",
     "device",
+    "tune",
     "max_skips",
     "save_every",
     "keep",

@@ -258,7 +258,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     let mut folder = Folder::claim(config, start)?;
     let board = config.log_tensorboard.then(|| TensorBoard::new(folder.path()));
     let mut tell = Tell { metrics: Metrics::new(folder.path()), board, on };
-    let Ready { given, settled, job, learnt, examined, template, planned, profile } = Ready::of(config, &mut tell)?;
+    let Ready { given, settled, job, learnt, examined, template, mut planned, profile } = Ready::of(config, &mut tell)?;
     let config = &settled;
     folder::has_room(folder.path(), written(config, &planned))?;
     let steps = learnt.steps(config);
@@ -280,6 +280,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
     };
     let tensors = adapter.as_ref().map(|a| &a.tensors);
     let layouts = planned.layouts()?;
+    planned.tune(&config.tune, &mut |text| tell.note(text))?;
     let mut session = planned.start(tensors, &mut |done, total| tell.event(Event::Loading { done, total }))?;
     let (mut done, mut skips, mut best) = (0, Skips::default(), Best::default());
     if let Some(Checkpoint { path, about }) = &resumed {

@@ -8,6 +8,7 @@ mod phases;
 mod planned;
 mod save;
 mod state;
+mod tune;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub use merged::Merged;
 pub use options::{MOST_TOKENS, Options, activations};
 use phases::lacks;
 pub use planned::Planned;
+pub use tune::Tune;
 
 /// A session under way. It may go from thread to thread.
 pub struct Session {

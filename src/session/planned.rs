@@ -28,11 +28,11 @@ const SIZED: [Phase; 2] = [Phase::MICRO, Phase::EVAL];
 pub struct Planned {
     base: Arc<Base>,
     methods: Vec<Box<dyn Method>>,
-    backend: Box<dyn Backend>,
-    program: Program,
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) program: Program,
     phases: Phases,
-    plan: Plan,
-    smaller: Vec<Smaller>,
+    pub(super) plan: Plan,
+    pub(super) smaller: Vec<Smaller>,
     options: Options,
     facts: Facts,
     chosen: Vec<Chosen>,
@@ -40,11 +40,12 @@ pub struct Planned {
 }
 
 /// A smaller size of micro-batches.
-struct Smaller {
+pub(super) struct Smaller {
     tokens: usize,
     layout: Layout,
+    pub graph: Graph,
     /// Its launches, in the memory of the plan of the largest.
-    plan: Plan,
+    pub plan: Plan,
 }
 
 impl Planned {
@@ -122,7 +123,8 @@ impl Planned {
                 continue;
             }
             plan.account.add("launch parameters", bytes);
-            smaller.push(Smaller { tokens, layout: small.layout()?.clone(), plan: narrowed });
+            let layout = small.layout()?.clone();
+            smaller.push(Smaller { tokens, layout, graph: step.graph, plan: narrowed });
             phases.add(small);
         }
         if let Some(bytes) = options.memory.host {

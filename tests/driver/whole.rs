@@ -31,14 +31,14 @@ const GROUPS: &[(&[&str], &[&[&str]])] = &[
 ];
 
 /// The weights that a run leaves.
-fn weights(run: &Path) -> Vec<u8> {
+pub fn weights(run: &Path) -> Vec<u8> {
     let files = ["adapter_model.safetensors", "model.safetensors"].map(|name| run.join(name));
     let file = files.iter().find(|path| path.exists()).unwrap_or_else(|| panic!("no weights in {}", run.display()));
     std::fs::read(file).unwrap()
 }
 
 /// The bytes of the account, as a run says them before it begins.
-fn account(err: &str) -> u64 {
+pub fn account(err: &str) -> u64 {
     let line = err.lines().find(|l| l.trim_start().starts_with("total ")).unwrap_or_else(|| panic!("{err}"));
     line.split_whitespace().last().unwrap().replace(',', "").parse().unwrap()
 }
