@@ -2,10 +2,11 @@
 // memory; the low-rank part is R more columns of the same loop. A dispatch computes the columns of some rows of W.
 //
 // Half of a workgroup's threads load x, the other half W, each always the same four rows; those beyond the last are the
-// last, whose products nobody stores. With VEC rows are multiples of four elements long (of 64 in NF4) and read by fours.
+// last, whose products nobody stores. With VEC rows are multiples of four elements long and read by fours;
+// RAGGED, those of NF4 are none of 64.
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [BIAS] [LORA] [COOP]
-// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4DQ [BIAS] [LORA] VEC [LARGE]
-// variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [BIAS] [LORA] VEC COOP
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC [LARGE]
+// variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC COOP
 #if COOP
 #include "common/tile_coop.wgsl"
 #else
@@ -38,7 +39,7 @@ fn load_x(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
         tile_put_a(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
     }
 }
-#if !W_F32 && !W_BF16 && !W_F16
+#if !W_F32 && !W_BF16 && !W_F16 && !RAGGED
 // The scales of this thread's rows, from the last column that is a multiple of 64 on.
 var<private> scales: vec4<f32>;
 
@@ -57,14 +58,38 @@ fn load_w(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
         tile_put_b(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
     }
 }
-#else
+#end
+#if RAGGED
+// The scales of the blocks that this thread's rows are in, and where its columns end that it meets first.
+var<private> scales: vec4<f32>;
+var<private> begun: u32;
+
 fn load_w(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
     if q < fours {
-        tile_put_b(g, h, weight4(at.x + q), weight4(at.y + q), weight4(at.z + q), weight4(at.w + q));
+        let i = at + q;
+        scales.x = scale_at(i.x, q, scales.x);
+        scales.y = scale_at(i.y, q, scales.y);
+        scales.z = scale_at(i.z, q, scales.z);
+        scales.w = scale_at(i.w, q, scales.w);
+        tile_put_b(g, h, scales.x * codes4(i.x), scales.y * codes4(i.y), scales.z * codes4(i.z), scales.w * codes4(i.w));
     } else {
         tile_put_b(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
     }
 }
+// The scale of group i, `now` being that of the one before: a thread meets every fourth.
+fn scale_at(i: u32, q: u32, now: f32) -> f32 {
+    if ((i & 15u) < BK / 4u) | (q < begun) { return weight_scale(i); }
+    return now;
+}
+#end
+#if W_F32
+#include "common/load_w.wgsl"
+#end
+#if W_BF16
+#include "common/load_w.wgsl"
+#end
+#if W_F16
+#include "common/load_w.wgsl"
 #end
 #else
 fn load_x(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
@@ -113,6 +138,9 @@ fn block(wg: vec3<u32>, lid: u32) {
     let fours = (p.k + 3u) / 4u;
     let end = min(fours, (wg.z + 1u) * (p.step / 4u));
     part = wg.z * p.t * p.n_all;
+#if RAGGED
+    begun = wg.z * (p.step / 4u) + BK / 4u;
+#end
     for (var q = wg.z * (p.step / 4u); q < end; q += BK / 4u) {
         if loads_x {
             load_x(g, h, at, q + h, fours);

@@ -1,11 +1,13 @@
 // The gradient of a linear layer's input: dx[T,K] = dy[T,N] W[N,K] + mask (dyb[T,R] A[R,K]), mask being the forward
 // pass's dropout factors. A dispatch sums over some rows of W; with ADD it adds to what dx holds.
 //
-// Half of a workgroup's threads load dy, the other half W. With VEC rows of W are multiples of four elements long (of 64 in
-// NF4) and read by fours; those of dy too, unless they are ODD, and there are a multiple of four rows of W here.
+// Half of a workgroup's threads load dy, the other half W. With VEC rows of W are multiples of four elements long and
+// read by fours (RAGGED: those of NF4 are none of 64); those of dy too, unless they are ODD, and there are a multiple of four
+// rows of W here.
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [LORA|LORA+DROPOUT]
-// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4DQ [LORA|LORA+DROPOUT] VEC [ODD|LARGE]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA|LORA+DROPOUT] VEC [ODD|LARGE]
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [LORA] [VEC|VEC+ODD] COOP
+// variant: W_NF4+RAGGED|W_NF4DQ+RAGGED [LORA] VEC [ODD] COOP
 #if COOP
 #include "common/tile_coop.wgsl"
 #else
@@ -101,10 +103,21 @@ fn dy4(at: u32, n: u32) -> vec4<f32> {
 // nobody stores.
 #if VEC && !W_F32 && !W_BF16 && !W_F16
 fn load_w(unit: u32, n0: u32, c0: u32) {
-    // Sixteen columns of a row: two words under one scale.
+    // Sixteen columns of a row: two words under one scale, or RAGGED under two, from any half of a word on.
     let k = unit / (BN / 16u);
     let g = 4u * (unit % (BN / 16u));
     if n0 + k < p.n {
+#if RAGGED
+        let row = (n0 + k) * (p.k / 4u);
+        let q = row + min(c0 / 4u + g + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.k / 4u - 1u));
+        let scale = weight_scale(q.x);
+        var next = scale;
+        if (q.w >> 4u) != (q.x >> 4u) { next = weight_scale(q.w); }
+        tile_put_b_k(g, k, scale * codes4(q.x));
+        tile_put_b_k(g + 1u, k, select(next, scale, (q.y >> 4u) == (q.x >> 4u)) * codes4(q.y));
+        tile_put_b_k(g + 2u, k, select(next, scale, (q.z >> 4u) == (q.x >> 4u)) * codes4(q.z));
+        tile_put_b_k(g + 3u, k, next * codes4(q.w));
+#else
         let q = (n0 + k) * (p.k / 4u) + min(c0 / 4u + g, p.k / 4u - 4u);
         let scale = weight_scale(q);
         let first = w[q / 2u];
@@ -113,6 +126,7 @@ fn load_w(unit: u32, n0: u32, c0: u32) {
         tile_put_b_k(g + 1u, k, scale * weight_codes(first >> 16u));
         tile_put_b_k(g + 2u, k, scale * weight_codes(second));
         tile_put_b_k(g + 3u, k, scale * weight_codes(second >> 16u));
+#end
     } else {
         tile_put_b_k(g, k, vec4<f32>());
         tile_put_b_k(g + 1u, k, vec4<f32>());

@@ -1,7 +1,8 @@
 // A linear layer of few tokens (shaders/linear.wgsl has the equation): a workgroup computes 4 elements of y, so that every
-// row of W is read once, in order. With VEC rows are multiples of four elements long (of 64 in NF4) and read by fours.
+// row of W is read once, in order. With VEC rows are multiples of four elements long and read by fours;
+// RAGGED, those of NF4 are none of 64.
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [BIAS] [LORA] [SUBGROUP]
-// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4DQ [BIAS] [LORA] VEC [SUBGROUP]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC [SUBGROUP]
 #if VEC
 #include "common/weight_vec.wgsl"
 #else
@@ -26,7 +27,7 @@ fn row_sums(t: u32, n: u32, lid: u32) -> vec4<f32> {
 }
 fn weight_table(lid: u32) {}
 #end
-#if VEC && !W_F32 && !W_BF16 && !W_F16
+#if VEC && !W_F32 && !W_BF16 && !W_F16 && !RAGGED
 // Eight columns at a time, a word of each row, under one scale.
 fn row_sums(t: u32, n: u32, lid: u32) -> vec4<f32> {
     var sums = vec4<f32>(0.0);
@@ -51,6 +52,9 @@ fn eight(word: u32, left: vec4<f32>, right: vec4<f32>) -> f32 {
 }
 #end
 #if VEC && W_F32
+#include "common/row_sums.wgsl"
+#end
+#if RAGGED
 #include "common/row_sums.wgsl"
 #end
 #if VEC && W_BF16

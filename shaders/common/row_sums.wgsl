@@ -1,4 +1,4 @@
-// An invocation's part of x[t,:] · W[n..n+4,:], four columns of plain types at a time.
+// An invocation's part of x[t,:] · W[n..n+4,:], four columns at a time.
 fn row_sums(t: u32, n: u32, lid: u32) -> vec4<f32> {
     var sums = vec4<f32>(0.0);
     let fours = p.k / 4u;

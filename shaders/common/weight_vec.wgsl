@@ -1,6 +1,7 @@
 // A weight as stored, read by fours (VEC): the counterpart of common/weight.wgsl for products whose rows are multiples of
-// four elements long (NF4: of 64, so that no block of 64 spans two rows). The kernel declares the bindings
-// (common/weight_binding.wgsl) and the parameters that common/weight.wgsl names. `q` counts groups of four elements.
+// four elements long; RAGGED, those of NF4 are none of 64, and a block of 64 may span two rows. No block ends within a group
+// of four. The kernel declares the bindings (common/weight_binding.wgsl) and the parameters that common/weight.wgsl names.
+// `q` counts groups of four elements.
 //
 // NF4's values come from a table in workgroup memory, because WGSL spills a constant array that is indexed by a variable
 // and a tree of selects takes some twenty operations a value. A kernel calls weight_table(lid) first and has a barrier
@@ -74,5 +75,14 @@ fn weight_codes(half: u32) -> vec4<f32> {
         nf4_table[(half >> 12u) & 15u],
         nf4_table[(half >> 8u) & 15u],
     );
+}
+#end
+#if RAGGED
+// The values of group q, not scaled, and scaled.
+fn codes4(q: u32) -> vec4<f32> {
+    return weight_codes(w[q / 2u] >> (16u * (q & 1u)));
+}
+fn weight4(q: u32) -> vec4<f32> {
+    return weight_scale(q) * codes4(q);
 }
 #end

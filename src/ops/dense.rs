@@ -425,12 +425,16 @@ fn symbols(vec: bool, odd: bool, tile: &Tile) -> Vec<&'static str> {
     [vec.then_some("VEC"), (vec && odd).then_some("ODD"), tile.symbol].into_iter().flatten().collect()
 }
 
-/// Whether a weight's rows are read by fours (`shaders/common/weight_vec.wgsl`): in NF4 where no block spans two of them.
+/// Whether a weight's rows are read by fours (`shaders/common/weight_vec.wgsl`).
 fn by_fours(w: &Ty) -> bool {
-    w.cols().is_multiple_of(if w.dtype.is_quantized() { Nf4Layout::BLOCK } else { 4 })
+    w.cols().is_multiple_of(4)
 }
 
-/// The symbols of the weight.
+/// The symbols of the weight. Rows of NF4 that are read by fours are ragged where a block of 64 may span two of them.
 fn stored_as(w: &Ty, caps: &Caps) -> Result<Vec<&'static str>> {
-    weight_defines(w, caps).ok_or_else(|| Error::unsupported(format!("a weight {w}"), "weights are floats or nf4"))
+    let ragged = w.dtype.is_quantized() && by_fours(w) && !w.cols().is_multiple_of(Nf4Layout::BLOCK);
+    let refuse = || Error::unsupported(format!("a weight {w}"), "weights are floats or nf4");
+    let mut defines = weight_defines(w, caps).ok_or_else(refuse)?;
+    defines.extend(ragged.then_some("RAGGED"));
+    Ok(defines)
 }

@@ -498,6 +498,9 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("nf4", 9, 40, 64, DType::Nf4, lora(None)),
         ("nf4, blocks across rows", 3, 35, 30, DType::Nf4, plain),
         ("nf4 double", 6, 64, 96, DType::Nf4Dq, lora(dropout)),
+        ("nf4, rows from within words", 9, 40, 68, DType::Nf4, lora(None)),
+        ("nf4, rows from within words, one token", 1, 33, 76, DType::Nf4, lora(None)),
+        ("nf4 double, long rows from within blocks", 20, 24, 604, DType::Nf4Dq, lora(dropout)),
         ("nf4 double, odd", 5, 7, 9, DType::Nf4Dq, Linear { bias: true, ..plain }),
         ("nf4 one token", 1, 96, 128, DType::Nf4, lora(None)),
         // More than 64 KiB of weights, and of activations: tests set a device's largest binding to that.

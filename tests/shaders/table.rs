@@ -12,29 +12,41 @@ struct Row {
     shader: &'static str,
     tiles: [&'static str; 2],
     overrides: &'static [(&'static str, u32)],
+    /// Columns of the weight beyond a multiple of 64.
+    ragged: u32,
     name: &'static str,
     before: [f64; 3],
 }
 
 const fn weighted(shader: &'static str, tiles: [&'static str; 2], name: &'static str, before: [f64; 3]) -> Row {
-    Row { shader, tiles, overrides: &[], name, before }
+    Row { shader, tiles, overrides: &[], ragged: 0, name, before }
 }
 
-const ROWS: [Row; 12] = [
+/// Rows of NF4 that begin within words, and within blocks of 64.
+const fn ragged(shader: &'static str, tiles: [&'static str; 2], name: &'static str, before: [f64; 3]) -> Row {
+    Row { shader, tiles, overrides: &[], ragged: 4, name, before }
+}
+
+const ROWS: [Row; 16] = [
     weighted("linear", ["W_F32 VEC", "W_F32 VEC LARGE"], "f32", [29.25, 2.0, 6.0]),
     weighted("linear", ["W_BF16 VEC", "W_BF16 VEC LARGE"], "bf16", [30.25, 1.5, 6.0]),
     weighted("linear", ["W_F16 F16 VEC", "W_F16 F16 VEC LARGE"], "f16", [36.75, 1.25, 6.0]),
     weighted("linear", ["W_NF4 VEC", "W_NF4 VEC LARGE"], "nf4", [56.0, 1.5, 6.0]),
     weighted("linear", ["W_NF4DQ VEC", "W_NF4DQ VEC LARGE"], "nf4_dq", [64.5, 2.0, 6.0]),
+    ragged("linear", ["W_NF4 RAGGED VEC", "W_NF4 RAGGED VEC LARGE"], "nf4, ragged", [54.9, 3.0, 6.0]),
+    ragged("linear", ["W_NF4DQ RAGGED VEC", "W_NF4DQ RAGGED VEC LARGE"], "nf4_dq, ragged", [88.9, 5.0, 6.0]),
     weighted("linear_dx", ["W_F32 VEC", "W_F32 VEC LARGE"], "f32", [31.375, 2.0, 6.0]),
     weighted("linear_dx", ["W_BF16 VEC", "W_BF16 VEC LARGE"], "bf16", [32.375, 1.5, 6.0]),
     weighted("linear_dx", ["W_F16 F16 VEC", "W_F16 F16 VEC LARGE"], "f16", [38.875, 1.25, 6.0]),
     weighted("linear_dx", ["W_NF4 VEC", "W_NF4 VEC LARGE"], "nf4", [58.125, 1.5, 6.0]),
     weighted("linear_dx", ["W_NF4DQ VEC", "W_NF4DQ VEC LARGE"], "nf4_dq", [66.625, 2.0, 6.0]),
+    ragged("linear_dx", ["W_NF4 RAGGED VEC", "W_NF4 RAGGED VEC LARGE"], "nf4, ragged", [56.6, 3.0, 6.0]),
+    ragged("linear_dx", ["W_NF4DQ RAGGED VEC", "W_NF4DQ RAGGED VEC LARGE"], "nf4_dq, ragged", [90.6, 5.0, 6.0]),
     Row {
         shader: "matmul",
         tiles: ["VEC", "LARGE VEC"],
         overrides: &[("TA", 1)],
+        ragged: 0,
         name: "aᵀ b",
         before: [34.5, 2.0, 6.0],
     },
@@ -42,6 +54,7 @@ const ROWS: [Row; 12] = [
         shader: "matmul",
         tiles: ["VEC", "LARGE VEC"],
         overrides: &[("TB", 1)],
+        ragged: 0,
         name: "a bᵀ",
         before: [30.625, 2.0, 6.0],
     },
@@ -56,7 +69,8 @@ fn in_the_loop(root: &Path, row: &Row, tile: &str) -> [f64; 3] {
     let shader = Shader::new(&text);
     let along = if row.shader == "linear_dx" { "n" } else { "k" };
     let run = |length: u32| {
-        let size = |name| (name, if name == along { length } else { 4096 });
+        let more = |name| if name == "k" { row.ragged } else { 0 };
+        let size = |name| (name, more(name) + if name == along { length } else { 4096 });
         let params = &["t", "m", "n", "n_all", "k", "lda", "ldb", "ldc", "step"].map(size);
         let overrides = row.overrides;
         shader.count(&Launch { entry: "tile", overrides, params, workgroup: [0; 3], grid: [1; 3], buffers: None })
