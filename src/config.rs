@@ -654,14 +654,14 @@ impl RunConfig {
         Ok(RunConfig { lr: Some(self.lr.map_or_else(rate, Ok)?), ..self.clone() })
     }
 
-    /// The same settings with those settled that depend on the device, which has `caps`. Of `dtype auto` there is bf16 where the
-    /// device keeps activations in 16 bits in kernels made for them, which are those of GPUs; those that compute in f16 alone
-    /// keep activations so. The CPU's gain depends on the processor, and stays a choice.
+    /// The same settings with those settled that depend on the device, which has `caps`. Of `dtype auto` there is bf16 on CUDA,
+    /// whose tensor cores multiply 16 bits; cards that compute in f16 alone keep activations so. The CPU's gain depends on the
+    /// processor, and wgpu's, which multiplies in f32, is one of memory: there it stays a choice.
     pub fn on(&self, caps: &Caps) -> RunConfig {
         let mut config = self.clone();
         if self.dtype == Dtype::Auto {
-            let gpu = matches!(caps.target, Target::Cuda | Target::Wgsl);
-            config.dtype = if gpu && caps.compute_dtype.is_some() { Dtype::Bf16 } else { Dtype::F32 };
+            let faster = caps.target == Target::Cuda && caps.compute_dtype.is_some();
+            config.dtype = if faster { Dtype::Bf16 } else { Dtype::F32 };
             config.origins[Self::index("dtype")] = Origin::Device(caps.device.clone());
         }
         config

@@ -177,9 +177,10 @@ fn looking_leaves_no_trace() {
     }
 }
 
-/// Activations in f16, on a card that has no bf16.
-fn narrow() -> Option<(Device, Options)> {
-    Some((Device::ptx(75)?, Options { dtype: DType::F16, ..Options::default() }))
+/// Devices that keep activations in f16: a card that has no bf16, and wgpu.
+fn narrow() -> impl Iterator<Item = (Device, Options)> {
+    let devices = [Device::ptx(75), Device::wgpu()].into_iter().flatten();
+    devices.map(|device| (device, Options { dtype: DType::F16, ..Options::default() }))
 }
 
 /// Gradients that reach 100,000 or so: f16 ends at 65504.
@@ -194,7 +195,10 @@ fn factor(session: &Session) -> f32 {
 /// The scale falls until gradients fit, and is part of the state: a session that goes on from it comes to the same bits.
 #[test]
 fn steps_that_overflow_f16_lower_the_loss_scale() {
-    let Some((device, options)) = narrow() else { return };
+    narrow().for_each(|(device, options)| overflows(device, options));
+}
+
+fn overflows(device: Device, options: Options) {
     let mut whole = start(&device, 8.0, options.clone());
     let micro = step(&whole);
     steep(&mut whole);
@@ -225,15 +229,16 @@ fn steps_that_overflow_f16_lower_the_loss_scale() {
     assert!(factor(&other) == 1024.0 && !other.step(&micro, 1e-3).unwrap().is_finite());
 }
 
-/// Where activations are f32 there is no scale, whatever dtype was asked for, and nothing of it in the state.
+/// Where activations are not f16 there is no scale, whatever dtype was asked for, and nothing of it in the state.
 #[test]
-fn there_is_no_loss_scale_without_f16() {
+fn there_is_a_loss_scale_with_f16_only() {
     for device in devices() {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let f16 = dtype != DType::F32 && device.open().caps().compute_dtype == Some(DType::F16);
             let mut session = start(&device, 8.0, Options { dtype, ..Options::default() });
             let (state, key) = (session.state().unwrap(), b"loss_scale");
             let has = state.windows(key.len()).any(|w| w == key);
-            assert_eq!((session.trainer.loss_scale(), has), (None, false), "{} {dtype}", device.name);
+            assert_eq!((session.trainer.loss_scale().is_some(), has), (f16, f16), "{} {dtype}", device.name);
         }
     }
 }
@@ -241,12 +246,13 @@ fn there_is_no_loss_scale_without_f16() {
 /// Of numbers that f16 cannot hold on the way forward, the hint says so.
 #[test]
 fn an_overflow_of_f16_on_the_way_forward_is_named() {
-    let Some((device, options)) = narrow() else { return };
-    let mut session = start(&device, 8.0, options);
-    let micro = step(&session);
-    change(&mut session, "model.norm.weight", |_| 60000.0).unwrap();
-    session.step(&micro, 1e-3).unwrap();
-    let found = session.first_not_finite(&micro).unwrap().unwrap();
-    assert_eq!((found.op, found.site.as_str(), found.pass), ("rms_norm", "model.norm", Pass::Forward), "{found:?}");
-    assert!(found.value.is_infinite() && found.hint().contains("65504"), "{found:?}");
+    for (device, options) in narrow() {
+        let mut session = start(&device, 8.0, options);
+        let micro = step(&session);
+        change(&mut session, "model.norm.weight", |_| 60000.0).unwrap();
+        session.step(&micro, 1e-3).unwrap();
+        let found = session.first_not_finite(&micro).unwrap().unwrap();
+        assert_eq!((found.op, found.site.as_str(), found.pass), ("rms_norm", "model.norm", Pass::Forward), "{found:?}");
+        assert!(found.value.is_infinite() && found.hint().contains("65504"), "{found:?}");
+    }
 }

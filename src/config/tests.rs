@@ -387,14 +387,14 @@ fn the_learning_rate_is_the_methods_and_falls_with_the_width() {
 }
 
 #[test]
-fn sixteen_bits_are_the_default_where_a_gpu_computes_in_them() {
+fn sixteen_bits_are_the_default_where_tensor_cores_multiply_them() {
     let caps = |target, compute_dtype| Caps { target, compute_dtype, ..Null::new().caps().clone() };
     // (kind of device, what its activations can be kept in), and what is taken without a word.
     let table = [
         (Target::Cuda, Some(DType::BF16), Dtype::Bf16),
         (Target::Cuda, Some(DType::F16), Dtype::Bf16),
         (Target::Wgsl, None, Dtype::F32),
-        (Target::Wgsl, Some(DType::F16), Dtype::Bf16),
+        (Target::Wgsl, Some(DType::F16), Dtype::F32),
         (Target::Host, Some(DType::BF16), Dtype::F32),
         (Target::Null, None, Dtype::F32),
     ];

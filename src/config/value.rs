@@ -513,9 +513,9 @@ words! {
         /// Adafactor.
         Adafactor = "adafactor"
     }
-    #[doc = "Storage of frozen weights that are not quantized, and of activations on the CPU and on CUDA."]
+    #[doc = "Storage of frozen weights that are not quantized, and of activations, which are f16 where a device has no bf16."]
     Dtype {
-        /// 16 bits where a device's kernels compute in them, else f32.
+        /// 16 bits on CUDA, else f32.
         Auto = "auto",
         /// 4 bytes a value.
         F32 = "f32",

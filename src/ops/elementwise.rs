@@ -19,7 +19,7 @@ use crate::ops::{
 };
 
 pub use activation::{ACTIVATION, ACTIVATION_BWD, GATED_ACT, GATED_ACT_BWD};
-pub use cast::CAST;
+pub use cast::{CAST, conversions};
 
 /// The family's rows of the op table.
 pub static OPS: &[&OpDef] =

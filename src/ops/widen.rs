@@ -1,5 +1,8 @@
-//! Activations in bf16 on the CPU: what runs the rows whose kernel knows f32 only. Their operands are widened into scratch
-//! memory, and the results rounded. A row's [`OpDef::narrow`] says that its kernel needs none of this.
+//! Activations in 16 bits: what runs the rows whose kernel knows f32 only, on the CPU (bf16) and by WGSL (f16). Their operands
+//! are widened into scratch memory, and the results rounded. A row's [`OpDef::narrow`] says that its CPU kernel needs none of
+//! this.
+
+mod wgsl;
 
 use std::ops::Range;
 
@@ -21,6 +24,7 @@ macro_rules! by_act {
     };
 }
 pub(super) use by_act;
+pub use wgsl::wgsl;
 
 /// Whether activations are in bf16, in a row whose first input is one.
 pub fn in_bf16(call: &HostCall) -> bool {
@@ -39,8 +43,13 @@ struct Wide {
 
 impl Wide {
     /// None: the kernel takes the operands as they are.
-    fn new(op: &OpDef, attr: &Attr, ins: &[Ty]) -> Option<Wide> {
-        let dtype = op.compute_dtype(attr, ins).filter(|_| !op.narrow)?;
+    fn new(op: &OpDef, attr: &Attr, ins: &[Ty], target: Target) -> Option<Wide> {
+        let takes = match target {
+            Target::Host => op.narrow,
+            Target::Wgsl => false,
+            Target::Cuda | Target::Null => true,
+        };
+        let dtype = op.compute_dtype(attr, ins).filter(|_| !takes)?;
         let (acts, mut end) = ((op.acts)(attr), 0);
         let mut part = |ty: &mut Ty, is: bool| {
             (is && ty.dtype == dtype).then(|| {
@@ -59,7 +68,7 @@ impl Wide {
 
 /// Scratch bytes that a launch of `op` needs.
 pub fn scratch(op: &OpDef, attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
-    match Wide::new(op, attr, ins).filter(|_| caps.target == Target::Host) {
+    match Wide::new(op, attr, ins, caps.target) {
         Some(wide) => wide.work as u64 + (op.workspace)(attr, &wide.ins, caps),
         None => (op.workspace)(attr, ins, caps),
     }
@@ -67,7 +76,7 @@ pub fn scratch(op: &OpDef, attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
 
 /// Runs the CPU kernel of `op`.
 pub fn host(op: &OpDef, call: &HostCall) {
-    let Some(wide) = Wide::new(op, call.attr, call.ins) else { return (op.host)(call) };
+    let Some(wide) = Wide::new(op, call.attr, call.ins, Target::Host) else { return (op.host)(call) };
     let operands = wide.parts.len();
     let Some(scratch) = call.args.get(operands) else { return };
     let place = |(i, at): (usize, &HostSlice)| match &wide.parts[i] {

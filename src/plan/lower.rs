@@ -67,7 +67,7 @@ pub(super) fn lower_alone(
         }
         Target::Wgsl => {
             let shared = at.shared();
-            let dispatches = (op.wgsl)(&Lower { attr, ins, outs, shared: &shared, caps })?;
+            let dispatches = widen::wgsl(op, &Lower { attr, ins, outs, shared: &shared, caps })?;
             let launch = |mut dispatch: WgslDispatch| {
                 let args = places(std::mem::take(&mut dispatch.args), at, &name)?;
                 let (name, flops) = (format!("{name}/{}", dispatch.entry), dispatch.flops);

@@ -22,7 +22,7 @@ pub use adapters::{AdapterInfo, adapters, choose};
 pub use shaders::{SHADERS, is_checked, richest, shader};
 
 use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target, Tiling, digest};
-use crate::dtype::ALIGN;
+use crate::dtype::{ALIGN, DType};
 use crate::error::{Error, Result};
 use clock::Clock;
 use pace::Pace;
@@ -191,7 +191,8 @@ impl Wgpu {
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_bindings: limits.max_storage_buffers_per_shader_stage,
-            compute_dtype: None,
+            // By kernels that compute in f32 and know of f16 how it is stored, which takes no feature of the adapter.
+            compute_dtype: Some(DType::F16),
             arch: 0,
             wgmma: false,
             multiprocessors: None,

@@ -1,9 +1,12 @@
 //! The same numbers in another float type: how a graph whose activations take 16 bits begins.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use half::{bf16, f16};
 
 use crate::cpu::par;
+use crate::device::Caps;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
@@ -74,36 +77,47 @@ fn host(call: &HostCall) {
 }
 
 fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
+    let (x, y) = (|range| Arg::InPart(0, range), |range| Arg::OutPart(0, range));
+    Ok(conversions([l.ins[0].dtype, l.outs[0].dtype], l.outs[0].len(), &y, &x, l.caps))
+}
+
+/// WGSL dispatches that write `n` elements of x to y in another float type, each by what binds a range of its bytes.
+pub fn conversions(
+    [from, to]: [DType; 2],
+    n: usize,
+    y: &dyn Fn(Range<u64>) -> Arg,
+    x: &dyn Fn(Range<u64>) -> Arg,
+    caps: &Caps,
+) -> Vec<WgslDispatch> {
     const WG: usize = 64;
-    let (x, y) = (&l.ins[0], &l.outs[0]);
-    let from = match x.dtype {
+    let reads = match from {
         DType::BF16 => "FROM_BF16",
         DType::F16 => "FROM_F16",
         _ => "FROM_F32",
     };
-    let to = match y.dtype {
+    let writes = match to {
         DType::BF16 => "TO_BF16",
         DType::F16 => "TO_F16",
         _ => "TO_F32",
     };
     // Ranges of elements that fit as f32 start on a boundary, of both operands, if they are 128 elements long.
-    let limit = (l.caps.max_binding.min(1 << 31) as usize / 4 / 128).max(1) * 128;
+    let limit = (caps.max_binding.min(1 << 31) as usize / 4 / 128).max(1) * 128;
     let dispatch = |start: usize| {
-        let n = limit.min(x.len() - start);
-        let part = |ty: &Ty| ty.dtype.bytes(start) as u64..(ty.dtype.bytes(start) + ty.dtype.bytes(n)) as u64;
+        let len = limit.min(n - start);
+        let part = |dtype: DType| dtype.bytes(start) as u64..(dtype.bytes(start) + dtype.bytes(len)) as u64;
         WgslDispatch {
             shader: "elementwise_cast",
-            defines: vec![from, to],
+            defines: vec![reads, writes],
             entry: "to_other",
             constants: Vec::new(),
             // An invocation takes two elements: a word of 16-bit ones.
-            grid: launch::grid(n.div_ceil(2 * WG), l.caps),
-            args: vec![Arg::OutPart(0, part(y)), Arg::InPart(0, part(x))],
-            params: vec![n as u32],
-            flops: n as u64,
+            grid: launch::grid(len.div_ceil(2 * WG), caps),
+            args: vec![y(part(to)), x(part(from))],
+            params: vec![len as u32],
+            flops: len as u64,
         }
     };
-    Ok((0..x.len()).step_by(limit).map(dispatch).collect())
+    (0..n).step_by(limit).map(dispatch).collect()
 }
 
 fn cuda(l: &Lower) -> Result<Vec<CudaLaunch>> {
