@@ -1,30 +1,24 @@
 // Activations, alone and as gates: act(x), dy act'(x), act(gate) up and its gradients. Which activation is a constant,
 // KIND: 0 SiLU, 1 GELU by its tanh approximation, 2 GELU by erf, 3 ReLU, 4 tanh, 5 x sigmoid(1.702 x).
-// variant: PLAIN
-// variant: PLAIN INPLACE
-// variant: PLAIN_BWD
-// variant: PLAIN_BWD INPLACE_DY
-// variant: PLAIN_BWD INPLACE_X
-// variant: GATED
-// variant: GATED INPLACE_GATE
-// variant: GATED INPLACE_UP
-// variant: GATED_BWD
-// variant: GATED_BWD INPLACE_GATE
-// variant: GATED_BWD INPLACE_UP
-// variant: GATED_BWD INPLACE_GATE INPLACE_UP
+// With HALF activations are f16, and lengths are counted in fours (common/act.wgsl).
+// variant: PLAIN [INPLACE] [HALF]
+// variant: PLAIN_BWD [INPLACE_DY|INPLACE_X] [HALF]
+// variant: GATED [INPLACE_GATE|INPLACE_UP] [HALF]
+// variant: GATED_BWD [INPLACE_GATE] [INPLACE_UP] [HALF]
+#include "common/act.wgsl"
 
 override WG: u32 = 64u;
 override KIND: u32 = 0u;
-// Elements of an invocation.
-const EACH: u32 = 4u;
+// Units of an invocation.
+const EACH: u32 = 4u / UNIT;
 
 struct Params {
-    // Elements of this dispatch, and the index of the first in the whole.
+    // Units of this dispatch, and the index of the first element in the whole.
     n: u32,
     first: u32,
 }
 
-// Element k of an invocation: neighbours work on neighbours.
+// Unit k of an invocation: neighbours work on neighbours.
 fn element(wg: vec3<u32>, groups: vec3<u32>, lid: u32, k: u32) -> u32 {
     return ((wg.y * groups.x + wg.x) * EACH + k) * WG + lid;
 }
@@ -40,6 +34,24 @@ fn act(x: f32) -> vec2<f32> {
     }
     return swish(x, select(1.0, 1.702, KIND == 5u));
 }
+
+// The same of a unit.
+#if HALF
+fn both(x: vec4<f32>) -> array<vec4<f32>, 2> {
+    let a = act(x.x);
+    let b = act(x.y);
+    let c = act(x.z);
+    let d = act(x.w);
+    return array<vec4<f32>, 2>(vec4<f32>(a.x, b.x, c.x, d.x), vec4<f32>(a.y, b.y, c.y, d.y));
+}
+#else
+fn both(x: f32) -> array<f32, 2> {
+    let a = act(x);
+    return array<f32, 2>(a.x, a.y);
+}
+#end
+fn value(x: Unit) -> Unit { return both(x)[0]; }
+fn slope(x: Unit) -> Unit { return both(x)[1]; }
 
 // x sigmoid(b x). Arguments of exp stay where it neither overflows nor underflows: WGSL promises no infinities.
 fn swish(x: f32, b: f32) -> vec2<f32> {
@@ -90,9 +102,9 @@ fn erf(x: f32) -> f32 {
 }
 
 #if PLAIN
-@group(0) @binding(next) var<storage, read_write> y: array<f32>;
+@group(0) @binding(next) var<storage, read_write> y: array<Act>;
 #if !INPLACE
-@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> x: array<Act>;
 #end
 @group(0) @binding(next) var<uniform> p: Params;
 
@@ -102,9 +114,9 @@ fn activation(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) gro
         let i = element(wg, groups, lid, k);
         if i < p.n {
 #if INPLACE
-            y[i] = act(y[i]).x;
+            y[i] = kept(value(wide(y[i])));
 #else
-            y[i] = act(x[i]).x;
+            y[i] = kept(value(wide(x[i])));
 #end
         }
     }
@@ -113,12 +125,12 @@ fn activation(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) gro
 
 #if PLAIN_BWD
 // In place, dx comes in as dy or as x.
-@group(0) @binding(next) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(next) var<storage, read_write> dx: array<Act>;
 #if !INPLACE_DY
-@group(0) @binding(next) var<storage, read_write> dy: array<f32>;
+@group(0) @binding(next) var<storage, read_write> dy: array<Act>;
 #end
 #if !INPLACE_X
-@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> x: array<Act>;
 #end
 @group(0) @binding(next) var<uniform> p: Params;
 
@@ -128,13 +140,13 @@ fn activation_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
         let i = element(wg, groups, lid, k);
         if i < p.n {
 #if INPLACE_DY
-            dx[i] *= act(x[i]).y;
+            dx[i] = kept(wide(dx[i]) * slope(wide(x[i])));
 #end
 #if INPLACE_X
-            dx[i] = dy[i] * act(dx[i]).y;
+            dx[i] = kept(wide(dy[i]) * slope(wide(dx[i])));
 #end
 #if !INPLACE_DY && !INPLACE_X
-            dx[i] = dy[i] * act(x[i]).y;
+            dx[i] = kept(wide(dy[i]) * slope(wide(x[i])));
 #end
         }
     }
@@ -142,12 +154,12 @@ fn activation_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
 #end
 
 #if GATED
-@group(0) @binding(next) var<storage, read_write> h: array<f32>;
+@group(0) @binding(next) var<storage, read_write> h: array<Act>;
 #if !INPLACE_GATE
-@group(0) @binding(next) var<storage, read_write> gate: array<f32>;
+@group(0) @binding(next) var<storage, read_write> gate: array<Act>;
 #end
 #if !INPLACE_UP
-@group(0) @binding(next) var<storage, read_write> up: array<f32>;
+@group(0) @binding(next) var<storage, read_write> up: array<Act>;
 #end
 @group(0) @binding(next) var<uniform> p: Params;
 
@@ -157,13 +169,13 @@ fn gated_act(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grou
         let i = element(wg, groups, lid, k);
         if i < p.n {
 #if INPLACE_GATE
-            h[i] = act(h[i]).x * up[i];
+            h[i] = kept(value(wide(h[i])) * wide(up[i]));
 #end
 #if INPLACE_UP
-            h[i] = act(gate[i]).x * h[i];
+            h[i] = kept(value(wide(gate[i])) * wide(h[i]));
 #end
 #if !INPLACE_GATE && !INPLACE_UP
-            h[i] = act(gate[i]).x * up[i];
+            h[i] = kept(value(wide(gate[i])) * wide(up[i]));
 #end
         }
     }
@@ -172,14 +184,14 @@ fn gated_act(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grou
 
 #if GATED_BWD
 // In place, dgate comes in as gate and dup as up.
-@group(0) @binding(next) var<storage, read_write> dgate: array<f32>;
-@group(0) @binding(next) var<storage, read_write> dup: array<f32>;
-@group(0) @binding(next) var<storage, read_write> dh: array<f32>;
+@group(0) @binding(next) var<storage, read_write> dgate: array<Act>;
+@group(0) @binding(next) var<storage, read_write> dup: array<Act>;
+@group(0) @binding(next) var<storage, read_write> dh: array<Act>;
 #if !INPLACE_GATE
-@group(0) @binding(next) var<storage, read_write> gate: array<f32>;
+@group(0) @binding(next) var<storage, read_write> gate: array<Act>;
 #end
 #if !INPLACE_UP
-@group(0) @binding(next) var<storage, read_write> up: array<f32>;
+@group(0) @binding(next) var<storage, read_write> up: array<Act>;
 #end
 @group(0) @binding(next) var<uniform> p: Params;
 
@@ -189,18 +201,18 @@ fn gated_act_bwd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
         let i = element(wg, groups, lid, k);
         if i < p.n {
 #if INPLACE_GATE
-            let a = act(dgate[i]);
+            let a = both(wide(dgate[i]));
 #else
-            let a = act(gate[i]);
+            let a = both(wide(gate[i]));
 #end
 #if INPLACE_UP
-            let u = dup[i];
+            let u = wide(dup[i]);
 #else
-            let u = up[i];
+            let u = wide(up[i]);
 #end
-            let d = dh[i];
-            dgate[i] = d * u * a.y;
-            dup[i] = d * a.x;
+            let d = wide(dh[i]);
+            dgate[i] = kept(d * u * a[1]);
+            dup[i] = kept(d * a[0]);
         }
     }
 }

@@ -4,7 +4,7 @@
 // variant: EMBED W_F16
 // variant: EMBED W_F16 F16
 // variant: EMBED_DW
-// variant: CACHE_WRITE
+// variant: CACHE_WRITE [HALF]
 // variant: COPY
 // variant: FILL
 
@@ -77,6 +77,8 @@ fn embed_dw(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) group
 #end
 
 #if CACHE_WRITE
+// With HALF rows are of f16, and columns are counted in fours.
+#include "common/act.wgsl"
 struct Params {
     // Tokens of this dispatch, and the first of them.
     n: u32,
@@ -86,8 +88,8 @@ struct Params {
     start: u32,
     end: u32,
 }
-@group(0) @binding(next) var<storage, read_write> cache: array<f32>;
-@group(0) @binding(next) var<storage, read_write> x: array<f32>;
+@group(0) @binding(next) var<storage, read_write> cache: array<Act>;
+@group(0) @binding(next) var<storage, read_write> x: array<Act>;
 @group(0) @binding(next) var<storage, read_write> positions: array<i32>;
 @group(0) @binding(next) var<uniform> p: Params;
 

@@ -56,6 +56,9 @@ pub struct OpDef {
     pub host: Host,
     /// The CPU kernel takes activations in bf16 as well. Else they are widened into scratch memory, and results rounded.
     pub narrow: bool,
+    /// Whether the WGSL kernels take these operands, of which activations are f16. Else those are widened into scratch memory, and
+    /// results rounded.
+    pub wgsl_half: fn(&Attr, &[Ty], &Caps) -> bool,
     /// The WGSL launches.
     pub wgsl: fn(&Lower) -> Result<Vec<WgslDispatch>>,
     /// The CUDA launches.
@@ -140,6 +143,7 @@ impl OpDef {
         workspace: |_, _, _| 0,
         host: |_| {},
         narrow: false,
+        wgsl_half: |_, _, _| false,
         wgsl: |_| Ok(Vec::new()),
         cuda: |_| Ok(Vec::new()),
         acts: |_| Acts::default(),

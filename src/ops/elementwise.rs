@@ -7,11 +7,11 @@ mod cuda;
 use crate::cpu::act::Act;
 use crate::cpu::philox::{Mask, keep};
 use crate::cpu::{math, par};
-use crate::device::Target;
+use crate::device::{Caps, Target};
 use crate::dtype::Ty;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Val};
-use crate::ops::launch::{self, bytes, flat, grid, rows};
+use crate::ops::launch::{self, bytes_of, grid, rows_of};
 use crate::ops::widen::by_act;
 use crate::ops::{
     Acts, Arg, Attr, Case, Cost, Dropout, Factor, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Sizes, Tensor,
@@ -42,6 +42,7 @@ pub static ADD: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
     host: |call| call.map(0, [0, 1], |[a, b]| a + b),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(i) => elements(l, &ADD, vec!["ADD", "INPLACE"], &[Slot::Out(0), Slot::In(1 - i)], &[]),
@@ -75,6 +76,7 @@ pub static SCALE: OpDef = OpDef {
         call.map(0, [0], |[x]| x * s);
     },
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(_) => elements(l, &SCALE, vec!["SCALE", "INPLACE"], &[Slot::Out(0), Slot::Whole(1)], &[]),
@@ -120,6 +122,7 @@ pub static DROPOUT: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: 20 * outs[0].len() as u64, terms: 1 },
     host: by_act!(host_dropout),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| {
         let (threshold, scale) = keep(drop(l.attr));
         let more = [drop(l.attr).site, threshold, scale.to_bits()];
@@ -173,6 +176,7 @@ pub static ADD_ROW: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: 2 * outs[0].len() as u64, terms: 1 },
     host: by_act!(host_add_row),
     narrow: true,
+    wgsl_half: |_, ins, _| ins[0].cols().is_multiple_of(4),
     wgsl: wgsl_add_row,
     cuda: cuda::add_row,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -223,6 +227,7 @@ pub static ADD_ROW_DV: OpDef = OpDef {
     },
     host: by_act!(host_add_row_dv),
     narrow: true,
+    wgsl_half: |_, ins, _| ins[0].cols().is_multiple_of(4),
     wgsl: wgsl_add_row_dv,
     cuda: cuda::add_row_dv,
     acts: |_| Acts { ins: &[0], outs: &[] },
@@ -356,6 +361,11 @@ fn host_add_row_dv<A: Act>(call: &HostCall) {
     });
 }
 
+/// Whether there are so many elements that WGSL's kernels take them by fours.
+fn by_fours(_: &Attr, ins: &[Ty], _: &Caps) -> bool {
+    ins[0].len().is_multiple_of(4)
+}
+
 /// How a WGSL kernel over elements binds an operand: in step with the elements, or whole.
 enum Slot {
     Out(usize),
@@ -367,24 +377,24 @@ enum Slot {
 const EACH: usize = 4;
 const WG: usize = 64;
 
-/// Dispatches over the elements of output 0. Parameters: their number, the index of the first, `more`.
+/// Dispatches over the elements of output 0. Parameters: the number of units, the index of the first element, `more`.
 fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], more: &[u32]) -> Vec<WgslDispatch> {
     let total = (op.cost)(l.attr, l.ins, l.outs).flops;
-    let len = l.outs[0].len();
+    let (len, dtype) = (l.outs[0].len(), l.outs[0].dtype);
     let dispatch = |range: std::ops::Range<usize>| {
         let bind = |slot: &Slot| match slot {
-            Slot::Out(i) => Arg::OutPart(*i, bytes(&range, 1)),
-            Slot::In(i) => Arg::InPart(*i, bytes(&range, 1)),
+            Slot::Out(i) => Arg::OutPart(*i, bytes_of(dtype, &range, 1)),
+            Slot::In(i) => Arg::InPart(*i, bytes_of(dtype, &range, 1)),
             Slot::Whole(i) => Arg::In(*i),
         };
         WgslDispatch {
             shader: "elementwise",
-            defines: defines.clone(),
+            defines: defines.iter().copied().chain(launch::half(dtype)).collect(),
             entry: op.name,
             constants: Vec::new(),
             grid: grid(range.len().div_ceil(WG * EACH), l.caps),
             args: slots.iter().map(bind).collect(),
-            params: [range.len() as u32]
+            params: [(range.len() / launch::unit(dtype)) as u32]
                 .into_iter()
                 .chain(launch::words(range.start))
                 .chain(more.iter().copied())
@@ -392,7 +402,7 @@ fn elements(l: &Lower, op: &OpDef, defines: Vec<&'static str>, slots: &[Slot], m
             flops: total / len.max(1) as u64 * range.len() as u64,
         }
     };
-    flat(len, l.caps).into_iter().map(dispatch).collect()
+    rows_of(dtype, len, 1, l.caps).into_iter().map(dispatch).collect()
 }
 
 /// Dispatches that add input `i` to output 0, which is of its type.
@@ -401,13 +411,16 @@ pub fn add_to(l: &Lower, i: usize) -> Vec<WgslDispatch> {
 }
 
 fn wgsl_add_row(l: &Lower) -> Result<Vec<WgslDispatch>> {
-    let (n, f) = (l.ins[1].len(), factor(l.attr).factor);
+    let (n, f, dtype) = (l.ins[1].len(), factor(l.attr).factor, l.ins[0].dtype);
+    let unit = launch::unit(dtype);
     let dispatch = |range: std::ops::Range<usize>| {
-        let out = Arg::OutPart(0, bytes(&range, n));
-        let (defines, args) = match l.shared[0] {
+        let part = bytes_of(dtype, &range, n);
+        let out = Arg::OutPart(0, part.clone());
+        let (mut defines, args) = match l.shared[0] {
             Some(_) => (vec!["ADD_ROW", "INPLACE"], vec![out, Arg::In(1)]),
-            None => (vec!["ADD_ROW"], vec![out, Arg::InPart(0, bytes(&range, n)), Arg::In(1)]),
+            None => (vec!["ADD_ROW"], vec![out, Arg::InPart(0, part), Arg::In(1)]),
         };
+        defines.extend(launch::half(dtype));
         WgslDispatch {
             shader: "elementwise",
             defines,
@@ -415,17 +428,19 @@ fn wgsl_add_row(l: &Lower) -> Result<Vec<WgslDispatch>> {
             constants: Vec::new(),
             grid: grid((range.len() * n).div_ceil(WG * EACH), l.caps),
             args,
-            params: vec![(range.len() * n) as u32, 0, 0, n as u32, f.to_bits()],
+            params: vec![(range.len() * n / unit) as u32, 0, 0, (n / unit) as u32, f.to_bits()],
             flops: 2 * (range.len() * n) as u64,
         }
     };
-    Ok(rows(l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect())
+    Ok(rows_of(dtype, l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect())
 }
 
 fn wgsl_add_row_dv(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (n, Factor { factor: f, acc }) = (l.outs[0].len(), factor(l.attr));
+    let (dtype, unit) = (l.ins[0].dtype, launch::unit(l.ins[0].dtype));
     let dispatch = |range: std::ops::Range<usize>| {
-        let (mut defines, mut args) = (vec!["ADD_ROW_DV"], vec![Arg::Out(0), Arg::InPart(0, bytes(&range, n))]);
+        let part = bytes_of(dtype, &range, n);
+        let (mut defines, mut args) = (vec!["ADD_ROW_DV"], vec![Arg::Out(0), Arg::InPart(0, part)]);
         // Later ranges of rows add to what the earlier ones wrote.
         if range.start > 0 || (acc && l.shared[0].is_some()) {
             defines.push("INPLACE");
@@ -433,25 +448,27 @@ fn wgsl_add_row_dv(l: &Lower) -> Result<Vec<WgslDispatch>> {
             defines.push("ACC");
             args.push(Arg::In(1));
         }
+        defines.extend(launch::half(dtype));
         WgslDispatch {
             shader: "elementwise",
             defines,
             entry: "add_row_dv",
             constants: Vec::new(),
-            // A workgroup sums 16 columns.
-            grid: grid(n.div_ceil(16), l.caps),
+            // A workgroup sums 16 columns of units.
+            grid: grid((n / unit).div_ceil(16), l.caps),
             args,
-            params: vec![range.len() as u32, 0, 0, n as u32, f.to_bits()],
+            params: vec![range.len() as u32, 0, 0, (n / unit) as u32, f.to_bits()],
             flops: 2 * (range.len() * n) as u64,
         }
     };
-    Ok(rows(l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect())
+    Ok(rows_of(dtype, l.ins[0].rows(), n, l.caps).into_iter().map(dispatch).collect())
 }
 
 const SIZES: &[(&str, &[usize])] = &[
     ("one element", &[1, 1]),
     ("odd", &[3, 7]),
     ("a ragged tail", &[17, 33]),
+    ("by fours", &[9, 36]),
     ("beyond one block of threads", &[65, 257]),
 ];
 const MATRICES: &[(&str, &[usize])] = &[
@@ -460,6 +477,7 @@ const MATRICES: &[(&str, &[usize])] = &[
     ("one column", &[65, 1]),
     ("odd", &[7, 17]),
     ("wide", &[33, 129]),
+    ("by fours", &[9, 36]),
     ("long", &[520, 35]),
 ];
 

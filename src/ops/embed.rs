@@ -12,7 +12,7 @@ use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
 use crate::graph::{Graph, Val};
-use crate::ops::launch::{bytes, grid, rows};
+use crate::ops::launch::{self, bytes, bytes_of, grid, rows, rows_of};
 use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::widen::by_act;
 use crate::ops::{
@@ -170,6 +170,7 @@ pub static CACHE_WRITE: OpDef = OpDef {
     traffic: |ins, _| 2 * ins[1].bytes() as u64 + ins[2].bytes() as u64,
     host: by_act!(host_cache_write),
     narrow: true,
+    wgsl_half: |_, ins, _| ins[0].cols().is_multiple_of(4),
     wgsl: wgsl_cache_write,
     cuda: cuda::cache_write,
     acts: |_| Acts { ins: &[0, 1], outs: &[0] },
@@ -353,7 +354,8 @@ pub(super) fn start(l: &Lower, out: usize, from: Option<usize>) -> Vec<WgslDispa
             flops: range.len() as u64,
         }
     };
-    super::launch::flat(l.outs[out].len(), l.caps).into_iter().map(dispatch).collect()
+    // Words, whatever they hold.
+    launch::flat(l.outs[out].bytes() / 4, l.caps).into_iter().map(dispatch).collect()
 }
 
 /// Dispatches that make output 0 what a table's gradient is added to: input 2, unless it is there already, or zeros.
@@ -399,17 +401,19 @@ fn wgsl_cache_write(l: &Lower) -> Result<Vec<WgslDispatch>> {
 /// Dispatches that write the rows of input `x` into output 0 at the rows that input `positions` says.
 fn write_rows(l: &Lower, x: usize, positions: usize) -> Vec<WgslDispatch> {
     let (n, c, d) = (l.ins[positions].len(), l.outs[0].rows(), l.outs[0].cols());
+    let (dtype, units) = (l.outs[0].dtype, d / launch::unit(l.outs[0].dtype));
     let mut all = Vec::new();
-    for tokens in rows(n, d, l.caps) {
-        for part in rows(c, d, l.caps) {
+    for tokens in rows_of(dtype, n, d, l.caps) {
+        for part in rows_of(dtype, c, d, l.caps) {
+            let to = Arg::OutPart(0, bytes_of(dtype, &part, d));
             all.push(WgslDispatch {
                 shader: "embed",
-                defines: vec!["CACHE_WRITE"],
+                defines: ["CACHE_WRITE"].into_iter().chain(launch::half(dtype)).collect(),
                 entry: "cache_write",
                 constants: Vec::new(),
-                grid: grid((tokens.len() * d).div_ceil(WG), l.caps),
-                args: vec![Arg::OutPart(0, bytes(&part, d)), Arg::InPart(x, bytes(&tokens, d)), Arg::In(positions)],
-                params: [tokens.len(), tokens.start, d, part.start, part.end].map(|w| w as u32).to_vec(),
+                grid: grid((tokens.len() * units).div_ceil(WG), l.caps),
+                args: vec![to, Arg::InPart(x, bytes_of(dtype, &tokens, d)), Arg::In(positions)],
+                params: [tokens.len(), tokens.start, units, part.start, part.end].map(|w| w as u32).to_vec(),
                 flops: (tokens.len() * d) as u64,
             });
         }

@@ -37,7 +37,12 @@ pub fn flat(len: usize, caps: &Caps) -> Vec<Range<usize>> {
 
 /// Cuts `rows` rows of `cols` elements of four bytes into ranges that can be bound and start on a boundary.
 pub fn rows(rows: usize, cols: usize, caps: &Caps) -> Vec<Range<usize>> {
-    let step = super::quant::row_step(crate::dtype::DType::F32, cols);
+    rows_of(DType::F32, rows, cols, caps)
+}
+
+/// The same of activations in `dtype`; ranges can be bound in f32 too.
+pub fn rows_of(dtype: DType, rows: usize, cols: usize, caps: &Caps) -> Vec<Range<usize>> {
+    let step = super::quant::row_step(dtype, cols);
     let limit = caps.max_binding.min(1 << 31) as usize / ALIGN * ALIGN;
     let len = (limit / (4 * cols * step).max(1)).max(1) * step;
     (0..rows).step_by(len).map(|start| start..(start + len).min(rows)).collect()
@@ -46,6 +51,19 @@ pub fn rows(rows: usize, cols: usize, caps: &Caps) -> Vec<Range<usize>> {
 /// The bytes of a range of rows of `cols` elements of four bytes.
 pub fn bytes(rows: &Range<usize>, cols: usize) -> Range<u64> {
     (4 * rows.start * cols) as u64..(4 * rows.end * cols) as u64
+}
+
+/// The bytes of a range of rows of `cols` activations in `dtype`.
+pub fn bytes_of(dtype: DType, rows: &Range<usize>, cols: usize) -> Range<u64> {
+    dtype.bytes(rows.start * cols) as u64..dtype.bytes(rows.end * cols) as u64
+}
+
+/// Activations that WGSL kernels take at a time (`shaders/common/act.wgsl`), and the symbol that says so.
+pub fn unit(dtype: DType) -> usize {
+    if dtype == DType::F16 { 4 } else { 1 }
+}
+pub fn half(dtype: DType) -> Option<&'static str> {
+    (dtype == DType::F16).then_some("HALF")
 }
 
 /// The macro that tells a CUDA kernel what activations are kept in (`common/types.cuh`).

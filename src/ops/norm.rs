@@ -32,6 +32,7 @@ pub static RMS_NORM: OpDef = OpDef {
     cost: |_, ins, _| Cost { flops: 4 * ins[0].len() as u64, terms: ins[0].cols() },
     host: by_act!(host_norm),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: wgsl_norm,
     cuda: cuda::rms_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -54,6 +55,7 @@ pub static RMS_NORM_DX: OpDef = OpDef {
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
     host: by_act!(host_dx),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: wgsl_dx,
     cuda: cuda::rms_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 4], outs: &[0] },
@@ -78,6 +80,7 @@ pub static RMS_NORM_DW: OpDef = OpDef {
     workspace: dw_workspace,
     host: by_act!(host_dw),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| wgsl_dw(l, vec!["DW"]),
     cuda: cuda::rms_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
@@ -295,6 +298,11 @@ fn host_dw<A: Act>(call: &HostCall) {
     });
 }
 
+/// Whether rows are so long that WGSL's kernels take them by fours.
+fn by_fours(_: &Attr, ins: &[Ty], _: &Caps) -> bool {
+    ins[0].cols().is_multiple_of(4)
+}
+
 /// Rows whose products a workgroup of the first pass over dw sums.
 const DW_ROWS: usize = 256;
 
@@ -303,14 +311,16 @@ fn over_rows(
     l: &Lower,
     shader: &'static str,
     entry: &'static str,
-    defines: Vec<&'static str>,
+    mut defines: Vec<&'static str>,
     args: Vec<Arg>,
     range: &std::ops::Range<usize>,
 ) -> WgslDispatch {
     let Norm { eps, offset, .. } = norm(l.attr);
-    let cols = l.outs[0].cols();
+    let (dtype, cols) = (l.outs[0].dtype, l.outs[0].cols());
+    defines.extend(launch::half(dtype));
+    let units = cols / launch::unit(dtype);
     // A power of two that leaves few invocations idle.
-    let width = cols.next_power_of_two().clamp(32, 256).min(l.caps.max_invocations.max(32) as usize);
+    let width = units.next_power_of_two().clamp(32, 256).min(l.caps.max_invocations.max(32) as usize);
     WgslDispatch {
         shader,
         defines,
@@ -318,7 +328,7 @@ fn over_rows(
         constants: vec![("WG", width as f64)],
         grid: launch::grid(range.len(), l.caps),
         args,
-        params: vec![range.len() as u32, range.start as u32, cols as u32, eps.to_bits(), offset.to_bits()],
+        params: vec![range.len() as u32, range.start as u32, units as u32, eps.to_bits(), offset.to_bits()],
         flops: 8 * (range.len() * cols) as u64,
     }
 }
@@ -326,18 +336,19 @@ fn over_rows(
 fn wgsl_norm(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let cols = l.ins[0].cols();
     let dispatch = |range: std::ops::Range<usize>| {
-        let part = launch::bytes(&range, cols);
+        let part = launch::bytes_of(l.ins[0].dtype, &range, cols);
         let args = vec![Arg::OutPart(0, part.clone()), Arg::Out(1), Arg::InPart(0, part), Arg::In(1)];
         over_rows(l, "norm", "rms_norm", vec!["FORWARD"], args, &range)
     };
-    Ok(launch::rows(l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
+    Ok(launch::rows_of(l.ins[0].dtype, l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
 
 fn wgsl_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (acc, cols) = (norm(l.attr).acc, l.ins[1].cols());
     let dispatch = |range: std::ops::Range<usize>| {
-        let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
-        let (mut defines, mut args) = (vec!["DX"], vec![Arg::OutPart(0, launch::bytes(&range, cols))]);
+        let bytes = launch::bytes_of(l.ins[1].dtype, &range, cols);
+        let part = |i| Arg::InPart(i, bytes.clone());
+        let (mut defines, mut args) = (vec!["DX"], vec![Arg::OutPart(0, bytes.clone())]);
         match l.shared[0] {
             Some(0) => defines.push("IN_DY"),
             _ => args.push(part(0)),
@@ -352,7 +363,7 @@ fn wgsl_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
         }
         over_rows(l, "norm", "rms_norm_dx", defines, args, &range)
     };
-    Ok(launch::rows(l.ins[1].rows(), cols, l.caps).into_iter().map(dispatch).collect())
+    Ok(launch::rows_of(l.ins[1].dtype, l.ins[1].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
 
 /// Sums over blocks of rows, f32[blocks, D].
@@ -369,25 +380,25 @@ fn dw_workspace(_: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
 fn wgsl_dw(l: &Lower, first: Vec<&'static str>) -> Result<Vec<WgslDispatch>> {
     let acc = *l.attr == Attr::Acc(true);
     let kept = l.ins.len() - acc as usize;
-    let (rows, cols) = (l.ins[1].rows(), l.ins[1].cols());
+    let (rows, cols, dtype) = (l.ins[1].rows(), l.ins[1].cols(), l.ins[1].dtype);
+    let units = cols / launch::unit(dtype);
     let work = Arg::Work(0..dw_workspace(l.attr, l.ins, l.caps));
     // Ranges of whole blocks, so that a block's sum is the same however the rows are split.
-    let step = launch::rows(rows, cols, l.caps).first().map_or(rows, |r| r.len());
+    let step = launch::rows_of(dtype, rows, cols, l.caps).first().map_or(rows, |r| r.len());
     let step = if step < rows { (step / DW_ROWS).max(1) * DW_ROWS } else { rows };
-    let wide = cols.div_ceil(16) as u32;
     let mut dispatches: Vec<WgslDispatch> = (0..rows)
         .step_by(step)
         .map(|start| {
             let range = start..(start + step).min(rows);
-            let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
+            let part = |i| Arg::InPart(i, launch::bytes_of(dtype, &range, cols));
             WgslDispatch {
                 shader: "norm",
-                defines: first.clone(),
+                defines: first.iter().copied().chain(launch::half(dtype)).collect(),
                 entry: "norm_dw",
                 constants: vec![("ROWS", DW_ROWS as f64)],
-                grid: [wide, range.len().div_ceil(DW_ROWS) as u32, 1],
+                grid: [units.div_ceil(16) as u32, range.len().div_ceil(DW_ROWS) as u32, 1],
                 args: [part(0), part(1)].into_iter().chain((2..kept).map(Arg::In)).chain([work.clone()]).collect(),
-                params: vec![range.len() as u32, range.start as u32, cols as u32, 0, 0],
+                params: vec![range.len() as u32, range.start as u32, units as u32, 0, 0],
                 flops: 3 * (range.len() * cols) as u64,
             }
         })
@@ -404,7 +415,7 @@ fn wgsl_dw(l: &Lower, first: Vec<&'static str>) -> Result<Vec<WgslDispatch>> {
         defines,
         entry: "norm_dw_sum",
         constants: vec![("ADD", (acc && !apart) as u8 as f64)],
-        grid: [wide, 1, 1],
+        grid: [cols.div_ceil(16) as u32, 1, 1],
         args,
         params: vec![rows.div_ceil(DW_ROWS) as u32, 0, cols as u32, 0, 0],
         flops: (rows.div_ceil(DW_ROWS) * cols) as u64,

@@ -37,6 +37,7 @@ pub static ROPE: OpDef = OpDef {
     cost: |_, ins, _| Cost { flops: 3 * ins[0].len() as u64, terms: 2 },
     host: by_act!(host),
     narrow: true,
+    wgsl_half: |attr, ins, _| rope(attr).head_dim.is_multiple_of(4) && ins[1].cols().is_multiple_of(8),
     wgsl,
     cuda: cuda::launches,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -171,29 +172,31 @@ fn turn<A: Act>(first: &mut [A], second: &mut [A], cos: &[f32], sin: &[f32], sig
 fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
     const WG: usize = 64;
     let Rope { heads, head_dim, inverse } = rope(l.attr);
-    let (cols, half) = (l.ins[0].cols(), l.ins[1].cols() / 2);
+    let (cols, half, dtype) = (l.ins[0].cols(), l.ins[1].cols() / 2, l.ins[0].dtype);
+    let unit = launch::unit(dtype);
     let dispatch = |range: std::ops::Range<usize>| {
-        let part = launch::bytes(&range, cols);
+        let part = launch::bytes_of(dtype, &range, cols);
         let (mut defines, mut args) = (vec![], vec![Arg::OutPart(0, part.clone())]);
         match l.shared[0] {
             Some(_) => defines.push("INPLACE"),
             None => args.push(Arg::InPart(0, part)),
         }
+        defines.extend(launch::half(dtype));
         args.extend([Arg::In(1), Arg::In(2)]);
         let sign = if inverse { -1.0f32 } else { 1.0 };
-        let words = [range.len(), range.start, heads, head_dim, half, l.ins[1].rows()];
+        let words = [range.len(), range.start, heads, head_dim / unit, half / unit, l.ins[1].rows()];
         WgslDispatch {
             shader: "rope",
             defines,
             entry: "rope",
             constants: vec![("WG", WG as f64)],
-            grid: launch::grid((range.len() * heads * (head_dim - half)).div_ceil(WG), l.caps),
+            grid: launch::grid((range.len() * heads * (head_dim - half) / unit).div_ceil(WG), l.caps),
             args,
             params: words.into_iter().map(|w| w as u32).chain([sign.to_bits()]).collect(),
             flops: 3 * (range.len() * cols) as u64,
         }
     };
-    Ok(launch::rows(l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
+    Ok(launch::rows_of(dtype, l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
 
 fn samples() -> Vec<Sample> {

@@ -1,6 +1,6 @@
 //! Activations in 16 bits: what runs the rows whose kernel knows f32 only, on the CPU (bf16) and by WGSL (f16). Their operands
 //! are widened into scratch memory, and the results rounded. A row's [`OpDef::narrow`] says that its CPU kernel needs none of
-//! this.
+//! this, and [`OpDef::wgsl_half`] for which operands those of WGSL need none.
 
 mod wgsl;
 
@@ -42,13 +42,18 @@ struct Wide {
 }
 
 impl Wide {
-    /// None: the kernel takes the operands as they are.
-    fn new(op: &OpDef, attr: &Attr, ins: &[Ty], target: Target) -> Option<Wide> {
-        let takes = match target {
+    /// None: the kernel takes the operands as they are on a device with `caps`.
+    fn on(op: &OpDef, attr: &Attr, ins: &[Ty], caps: &Caps) -> Option<Wide> {
+        let takes = match caps.target {
             Target::Host => op.narrow,
-            Target::Wgsl => false,
+            Target::Wgsl => (op.wgsl_half)(attr, ins, caps),
             Target::Cuda | Target::Null => true,
         };
+        Wide::new(op, attr, ins, takes)
+    }
+
+    /// None if the kernel takes the operands as they are, or they are all wide.
+    fn new(op: &OpDef, attr: &Attr, ins: &[Ty], takes: bool) -> Option<Wide> {
         let dtype = op.compute_dtype(attr, ins).filter(|_| !takes)?;
         let (acts, mut end) = ((op.acts)(attr), 0);
         let mut part = |ty: &mut Ty, is: bool| {
@@ -68,7 +73,7 @@ impl Wide {
 
 /// Scratch bytes that a launch of `op` needs.
 pub fn scratch(op: &OpDef, attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
-    match Wide::new(op, attr, ins, caps.target) {
+    match Wide::on(op, attr, ins, caps) {
         Some(wide) => wide.work as u64 + (op.workspace)(attr, &wide.ins, caps),
         None => (op.workspace)(attr, ins, caps),
     }
@@ -76,7 +81,7 @@ pub fn scratch(op: &OpDef, attr: &Attr, ins: &[Ty], caps: &Caps) -> u64 {
 
 /// Runs the CPU kernel of `op`.
 pub fn host(op: &OpDef, call: &HostCall) {
-    let Some(wide) = Wide::new(op, call.attr, call.ins, Target::Host) else { return (op.host)(call) };
+    let Some(wide) = Wide::new(op, call.attr, call.ins, op.narrow) else { return (op.host)(call) };
     let operands = wide.parts.len();
     let Some(scratch) = call.args.get(operands) else { return };
     let place = |(i, at): (usize, &HostSlice)| match &wide.parts[i] {

@@ -1,6 +1,6 @@
 //! Activations, alone and as gates: `act(x)`, `act(gate)·up` and their gradients.
 
-use super::{SIZES, Slot, elements, map, samples, zip};
+use super::{SIZES, Slot, by_fours, elements, map, samples, zip};
 use crate::cpu::math;
 use crate::dtype::Ty;
 use crate::error::Result;
@@ -42,6 +42,7 @@ pub static ACTIVATION: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
     host: |call| by_kind!(act(call.attr), host_activation, call),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(_) => dispatches(l, &ACTIVATION, vec!["PLAIN", "INPLACE"], &[Slot::Out(0)]),
@@ -72,6 +73,7 @@ pub static ACTIVATION_BWD: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: 16 * outs[0].len() as u64, terms: 6 },
     host: |call| by_kind!(act(call.attr), host_activation_bwd, call),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| {
         let (mut defines, mut slots) = (vec!["PLAIN_BWD"], vec![Slot::Out(0)]);
         match l.shared[0] {
@@ -112,6 +114,7 @@ pub static GATED_ACT: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: 12 * outs[0].len() as u64, terms: 4 },
     host: |call| by_kind!(act(call.attr), host_gated, call),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| {
         Ok(match l.shared[0] {
             Some(0) => dispatches(l, &GATED_ACT, vec!["GATED", "INPLACE_GATE"], &[Slot::Out(0), Slot::In(1)]),
@@ -147,6 +150,7 @@ pub static GATED_ACT_BWD: OpDef = OpDef {
     cost: |_, _, outs| Cost { flops: 24 * outs[0].len() as u64, terms: 6 },
     host: |call| by_kind!(act(call.attr), host_gated_bwd, call),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| {
         let mut defines = vec!["GATED_BWD"];
         let mut slots = vec![Slot::Out(0), Slot::Out(1), Slot::In(0)];

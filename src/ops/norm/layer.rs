@@ -6,7 +6,7 @@
 //!
 //! The gradient of `b` is the sum of `dy` over the rows: `sum_rows`.
 
-use super::{SHAPES, case_attr, case_rstd, cuda, dw_workspace, grain, matrix, norm, over_rows, wgsl_dw};
+use super::{SHAPES, by_fours, case_attr, case_rstd, cuda, dw_workspace, grain, matrix, norm, over_rows, wgsl_dw};
 use crate::cpu::act::Act;
 use crate::cpu::{math, par};
 use crate::dtype::Ty;
@@ -27,6 +27,7 @@ pub static LAYER_NORM: OpDef = OpDef {
     cost: |_, ins, _| Cost { flops: 8 * ins[0].len() as u64, terms: ins[0].cols() },
     host: by_act!(host_norm),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: wgsl_norm,
     cuda: cuda::layer_norm,
     acts: |_| Acts { ins: &[0], outs: &[0] },
@@ -50,6 +51,7 @@ pub static LAYER_NORM_DX: OpDef = OpDef {
     cost: |_, ins, _| Cost { flops: 12 * ins[0].len() as u64, terms: ins[0].cols() },
     host: by_act!(host_dx),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: wgsl_dx,
     cuda: cuda::layer_norm_dx,
     acts: |_| Acts { ins: &[0, 1, 5], outs: &[0] },
@@ -74,6 +76,7 @@ pub static LAYER_NORM_DW: OpDef = OpDef {
     workspace: dw_workspace,
     host: by_act!(host_dw),
     narrow: true,
+    wgsl_half: by_fours,
     wgsl: |l| wgsl_dw(l, vec!["DW", "MEAN"]),
     cuda: cuda::layer_norm_dw,
     acts: |_| Acts { ins: &[0, 1], outs: &[] },
@@ -304,19 +307,20 @@ fn host_dw<A: Act>(call: &HostCall) {
 fn wgsl_norm(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let cols = l.ins[0].cols();
     let dispatch = |range: std::ops::Range<usize>| {
-        let part = launch::bytes(&range, cols);
+        let part = launch::bytes_of(l.ins[0].dtype, &range, cols);
         let outs = [Arg::OutPart(0, part.clone()), Arg::Out(1), Arg::Out(2)];
         let args = outs.into_iter().chain([Arg::InPart(0, part), Arg::In(1), Arg::In(2)]).collect();
         over_rows(l, "norm_layer", "layer_norm", vec!["FORWARD"], args, &range)
     };
-    Ok(launch::rows(l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
+    Ok(launch::rows_of(l.ins[0].dtype, l.ins[0].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
 
 fn wgsl_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let (acc, cols) = (norm(l.attr).acc, l.ins[1].cols());
     let dispatch = |range: std::ops::Range<usize>| {
-        let part = |i| Arg::InPart(i, launch::bytes(&range, cols));
-        let (mut defines, mut args) = (vec!["DX"], vec![Arg::OutPart(0, launch::bytes(&range, cols))]);
+        let bytes = launch::bytes_of(l.ins[1].dtype, &range, cols);
+        let part = |i| Arg::InPart(i, bytes.clone());
+        let (mut defines, mut args) = (vec!["DX"], vec![Arg::OutPart(0, bytes.clone())]);
         match l.shared[0] {
             Some(0) => defines.push("IN_DY"),
             _ => args.push(part(0)),
@@ -331,7 +335,7 @@ fn wgsl_dx(l: &Lower) -> Result<Vec<WgslDispatch>> {
         }
         over_rows(l, "norm_layer", "layer_norm_dx", defines, args, &range)
     };
-    Ok(launch::rows(l.ins[1].rows(), cols, l.caps).into_iter().map(dispatch).collect())
+    Ok(launch::rows_of(l.ins[1].dtype, l.ins[1].rows(), cols, l.caps).into_iter().map(dispatch).collect())
 }
 
 /// What the samples have in common: a name, eps, and `x`.

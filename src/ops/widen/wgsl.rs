@@ -32,7 +32,7 @@ impl Wide {
 
 /// The launches of `op`.
 pub fn wgsl(op: &OpDef, l: &Lower) -> Result<Vec<WgslDispatch>> {
-    let Some(wide) = Wide::new(op, l.attr, l.ins, l.caps.target) else { return (op.wgsl)(l) };
+    let Some(wide) = Wide::on(op, l.attr, l.ins, l.caps) else { return (op.wgsl)(l) };
     let outs = l.outs.len();
     // What is widened is no longer where it was, and shares no place.
     let stays = |o: usize, i: usize| wide.parts[o].is_none() && wide.parts[outs + i].is_none();
@@ -64,10 +64,10 @@ mod tests {
     use crate::bench::operands::in_16_bits;
     use crate::device::{Caps, Target};
     use crate::dtype::{ALIGN, Ty};
-    use crate::ops::{self, widen};
+    use crate::ops::{self, Sizes, widen};
 
     /// Over all samples of the op table: what is bound of the scratch memory is within it and begins on a boundary, and no
-    /// kernel but the conversions binds an operand in f16.
+    /// kernel but the conversions binds an operand in f16, unless its row says that it does.
     #[test]
     fn kernels_bind_what_was_widened() {
         let caps = Caps { target: Target::Wgsl, max_binding: 1 << 27, ..Null::new().caps().clone() };
@@ -91,7 +91,8 @@ mod tests {
                             assert!(range.end <= scratch, "{} ({}): {range:?} of {scratch}", op.name, sample.name);
                             assert!(range.start.is_multiple_of(ALIGN as u64), "{} {range:?}", op.name);
                         }
-                        let converts = dispatch.shader == "elementwise_cast";
+                        let converts =
+                            dispatch.shader == "elementwise_cast" || (op.wgsl_half)(&sample.attr, &ins, &caps);
                         assert!(converts || !narrow(arg), "{} ({}): {dispatch:?}", op.name, sample.name);
                     }
                 }
@@ -102,5 +103,21 @@ mod tests {
             }
         }
         assert!(seen.len() > 20, "{seen:?}");
+    }
+
+    /// The ops whose activations are widened at the sizes of a model: none of those that a layer of a decoder runs.
+    #[test]
+    fn what_a_layer_runs_takes_f16() {
+        let caps = Caps { target: Target::Wgsl, max_binding: 1 << 30, max_groups: 65535, ..Null::new().caps().clone() };
+        let mut widened = BTreeSet::new();
+        for op in ops::table() {
+            let cases = (op.cases)(&Sizes::default()).into_iter();
+            for sample in cases.filter_map(|case| in_16_bits(op, &case.sample, DType::F16)) {
+                let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
+                widened.extend((!(op.wgsl_half)(&sample.attr, &ins, &caps)).then_some(op.name));
+            }
+        }
+        let rare = ["concat", "linear_cross_entropy", "mul_row", "slice_cols", "sum_rows"];
+        assert_eq!(widened.into_iter().collect::<Vec<_>>(), rare);
     }
 }
