@@ -3,9 +3,10 @@
 //
 // Half of a workgroup's threads load x, the other half W, each always the same four rows; those beyond the last are the
 // last, whose products nobody stores. With VEC rows are multiples of four elements long and read by fours;
-// RAGGED, those of NF4 are none of 64.
+// RAGGED, those of NF4 are none of 64. HALF and PARTS: common/linear_operands.wgsl.
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [BIAS] [LORA] [COOP]
-// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC [LARGE]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC [LARGE] [HALF]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA] VEC [LARGE] HALF PARTS
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC COOP
 #if COOP
 #include "common/tile_coop.wgsl"
@@ -34,7 +35,7 @@ fn rows_at(first: u32, count: u32) -> vec4<u32> {
 // Columns 4q..4q+4, there being `fours` groups of them.
 fn load_x(g: u32, h: u32, at: vec4<u32>, q: u32, fours: u32) {
     if q < fours {
-        tile_put_a(g, h, x[at.x + q], x[at.y + q], x[at.z + q], x[at.w + q]);
+        tile_put_a(g, h, wide4(x[at.x + q]), wide4(x[at.y + q]), wide4(x[at.z + q]), wide4(x[at.w + q]));
     } else {
         tile_put_a(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
     }

@@ -3,9 +3,10 @@
 //
 // Half of a workgroup's threads load dy, the other half W. With VEC rows of W are multiples of four elements long and
 // read by fours (RAGGED: those of NF4 are none of 64); those of dy too, unless they are ODD, and there are a multiple of four
-// rows of W here.
+// rows of W here. With HALF activations are f16; PARTS: dx is not, its parts are summed by sum_parts.wgsl.
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [LORA|LORA+DROPOUT]
 // variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA|LORA+DROPOUT] VEC [ODD|LARGE]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA|LORA+DROPOUT] VEC [LARGE] HALF [PARTS]
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [LORA] [VEC|VEC+ODD] COOP
 // variant: W_NF4+RAGGED|W_NF4DQ+RAGGED [LORA] VEC [ODD] COOP
 #if COOP
@@ -21,6 +22,8 @@
 #if DROPOUT
 #include "common/philox.wgsl"
 #end
+
+#include "common/act.wgsl"
 
 override ADD: bool = false;
 
@@ -44,19 +47,28 @@ struct Params {
     // Rows of W that a workgroup sums over, a multiple of BK where there are several along z.
     step: u32,
 }
-#if VEC
+#if PARTS
 @group(0) @binding(next) var<storage, read_write> dx: array<vec4<f32>>;
-#else
+#end
+#if VEC && !PARTS
+@group(0) @binding(next) var<storage, read_write> dx: array<Act4>;
+#end
+#if !VEC
 @group(0) @binding(next) var<storage, read_write> dx: array<f32>;
 #end
 #if VEC && !ODD
-@group(0) @binding(next) var<storage, read_write> dy: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> dy: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> dy: array<f32>;
 #end
 #include "common/weight_binding.wgsl"
-#if LORA
+#if LORA && HALF
+@group(0) @binding(next) var<storage, read_write> dyb: array<Act4>;
+#end
+#if LORA && !HALF
 @group(0) @binding(next) var<storage, read_write> dyb: array<f32>;
+#end
+#if LORA
 @group(0) @binding(next) var<storage, read_write> la: array<f32>;
 #end
 #if DROPOUT
@@ -80,7 +92,7 @@ fn rows_at(t: u32) -> vec4<u32> {
 fn load_dy(g: u32, h: u32, at: vec4<u32>, n: u32) {
     if n < p.n {
         let q = n / 4u;
-        tile_put_a(g, h, dy[at.x + q], dy[at.y + q], dy[at.z + q], dy[at.w + q]);
+        tile_put_a(g, h, wide4(dy[at.x + q]), wide4(dy[at.y + q]), wide4(dy[at.z + q]), wide4(dy[at.w + q]));
     } else {
         tile_put_a(g, h, vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
     }
@@ -162,7 +174,13 @@ fn w4(n: u32, k: u32) -> vec4<f32> {
 fn weight_table(lid: u32) {}
 #end
 #end
-#if LORA
+#if LORA && HALF
+fn dyb4(t: u32, r: u32) -> vec4<f32> {
+    if t >= p.t || r >= p.r { return vec4<f32>(); }
+    return wide4(dyb[(t * p.r + r) / 4u]);
+}
+#end
+#if LORA && !HALF
 fn dyb4(t: u32, r: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
     if t >= p.t { return v; }
@@ -173,6 +191,8 @@ fn dyb4(t: u32, r: u32) -> vec4<f32> {
     if r + 3u < p.r { v.w = dyb[i + 3u]; }
     return v;
 }
+#end
+#if LORA
 fn la4(r: u32, k: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
     if r >= p.r { return v; }
@@ -267,11 +287,15 @@ fn block(wg: vec3<u32>, lid: u32) {
 fn store4(t: u32, c: u32, v: vec4<f32>) {
     if t >= p.t || c >= p.k { return; }
     let i = (part + t * p.k + c) / 4u;
+#if PARTS
+    dx[i] = v;
+#else
     if ADD {
-        dx[i] += v;
+        dx[i] = kept4(wide4(dx[i]) + v);
     } else {
-        dx[i] = v;
+        dx[i] = kept4(v);
     }
+#end
 }
 #else
 fn store4(t: u32, c: u32, v: vec4<f32>) {

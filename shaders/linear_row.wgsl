@@ -1,8 +1,8 @@
 // A linear layer of few tokens (shaders/linear.wgsl has the equation): a workgroup computes 4 elements of y, so that every
 // row of W is read once, in order. With VEC rows are multiples of four elements long and read by fours;
-// RAGGED, those of NF4 are none of 64.
+// RAGGED, those of NF4 are none of 64. HALF and PARTS: common/linear_operands.wgsl.
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [BIAS] [LORA] [SUBGROUP]
-// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC [SUBGROUP]
+// variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC [HALF] [SUBGROUP]
 #if VEC
 #include "common/weight_vec.wgsl"
 #else
@@ -35,8 +35,8 @@ fn row_sums(t: u32, n: u32, lid: u32) -> vec4<f32> {
     let rows = min(n + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.n - 1u)) * words;
     for (var i = lid; i < words; i += WG) {
         let at = 2u * (t * words + i);
-        let left = x[at];
-        let right = x[at + 1u];
+        let left = wide4(x[at]);
+        let right = wide4(x[at + 1u]);
         sums += vec4<f32>(
             eight(rows.x + i, left, right),
             eight(rows.y + i, left, right),

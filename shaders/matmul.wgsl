@@ -1,9 +1,13 @@
-// Dense f32 products: c[m,n] = alpha * op(a)[m,k] * op(b)[k,n] (+ acc[m,n]), op a transpose where TA, TB say so.
+// Dense products: c[m,n] = alpha * op(a)[m,k] * op(b)[k,n] (+ acc[m,n]), op a transpose where TA, TB say so.
 // With DROPOUT a is dropped out first (mask by Philox, element index counted in the whole of a).
 // With VEC the rows of a, b and c are multiples of four elements, in memory and in what is computed, and read by fours.
+// A16, B16, C16: a, b, c and acc are activations in f16.
 // variant: [NARROW|FLAT] [ACC] [VEC]
 // variant: [NARROW] DROPOUT [VEC]
 // variant: LARGE [ACC] VEC
+// variant: [NARROW|FLAT|LARGE] [ACC] VEC A16+B16|A16+C16
+// variant: [NARROW|FLAT|LARGE] VEC A16
+// variant: [NARROW] DROPOUT VEC A16 [C16]
 // variant: [ACC] [VEC] COOP
 #if COOP
 #include "common/tile_coop.wgsl"
@@ -13,6 +17,8 @@
 #if DROPOUT
 #include "common/philox.wgsl"
 #end
+
+#include "common/half.wgsl"
 
 override TA: bool = false;
 override TB: bool = false;
@@ -40,17 +46,40 @@ struct Params {
     // Terms of a part of the sum, a multiple of BK where there are several: workgroups along z.
     step: u32,
 }
+#if A16
+alias A4 = vec2<u32>;
+fn wide_a(v: vec2<u32>) -> vec4<f32> { return half_wide4(v); }
+#else
+alias A4 = vec4<f32>;
+fn wide_a(v: vec4<f32>) -> vec4<f32> { return v; }
+#end
+#if B16
+alias B4 = vec2<u32>;
+fn wide_b(v: vec2<u32>) -> vec4<f32> { return half_wide4(v); }
+#else
+alias B4 = vec4<f32>;
+fn wide_b(v: vec4<f32>) -> vec4<f32> { return v; }
+#end
+#if C16
+alias C4 = vec2<u32>;
+fn wide_c(v: vec2<u32>) -> vec4<f32> { return half_wide4(v); }
+fn kept_c(v: vec4<f32>) -> vec2<u32> { return half_kept4(v); }
+#else
+alias C4 = vec4<f32>;
+fn wide_c(v: vec4<f32>) -> vec4<f32> { return v; }
+fn kept_c(v: vec4<f32>) -> vec4<f32> { return v; }
+#end
 #if VEC
-@group(0) @binding(next) var<storage, read_write> c: array<vec4<f32>>;
-@group(0) @binding(next) var<storage, read_write> a: array<vec4<f32>>;
-@group(0) @binding(next) var<storage, read_write> b: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> c: array<C4>;
+@group(0) @binding(next) var<storage, read_write> a: array<A4>;
+@group(0) @binding(next) var<storage, read_write> b: array<B4>;
 #else
 @group(0) @binding(next) var<storage, read_write> c: array<f32>;
 @group(0) @binding(next) var<storage, read_write> a: array<f32>;
 @group(0) @binding(next) var<storage, read_write> b: array<f32>;
 #end
 #if ACC && VEC
-@group(0) @binding(next) var<storage, read_write> add: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> add: array<C4>;
 #end
 #if ACC && !VEC
 @group(0) @binding(next) var<storage, read_write> add: array<f32>;
@@ -64,7 +93,7 @@ struct Params {
 fn a4(i: u32, valid: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
 #if VEC
-    if valid > 0u { v = a[i / 4u]; }
+    if valid > 0u { v = wide_a(a[i / 4u]); }
 #else
     if valid > 0u { v.x = a[i]; }
     if valid > 1u { v.y = a[i + 1u]; }
@@ -80,7 +109,7 @@ fn a4(i: u32, valid: u32) -> vec4<f32> {
 fn b4(i: u32, valid: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
 #if VEC
-    if valid > 0u { v = b[i / 4u]; }
+    if valid > 0u { v = wide_b(b[i / 4u]); }
 #else
     if valid > 0u { v.x = b[i]; }
     if valid > 1u { v.y = b[i + 1u]; }
@@ -163,10 +192,10 @@ fn store4(m: u32, n: u32, v: vec4<f32>) {
     let i = (part + p.c0 + m * p.ldc + n) / 4u;
     var sum = v * p.alpha;
 #if ACC
-    sum += add[i];
+    sum += wide_c(add[i]);
 #end
-    if ADD { sum += c[i]; }
-    c[i] = sum;
+    if ADD { sum += wide_c(c[i]); }
+    c[i] = kept_c(sum);
 }
 #else
 fn store4(m: u32, n: u32, v: vec4<f32>) {

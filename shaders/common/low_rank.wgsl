@@ -1,4 +1,10 @@
 // The operands of a linear layer's low-rank part: four columns of a row of xa, scaled, and of B, zeros beyond the ends.
+#if HALF
+fn xa4(t: u32, r: u32) -> vec4<f32> {
+    if t >= p.t || r >= p.r { return vec4<f32>(); }
+    return wide4(xa[(t * p.r + r) / 4u]) * p.scale;
+}
+#else
 fn xa4(t: u32, r: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
     if t >= p.t { return v; }
@@ -9,6 +15,7 @@ fn xa4(t: u32, r: u32) -> vec4<f32> {
     if r + 3u < p.r { v.w = xa[i + 3u]; }
     return v * p.scale;
 }
+#end
 fn lb4(n: u32, r: u32) -> vec4<f32> {
     var v = vec4<f32>(0.0);
     if n >= p.n { return v; }

@@ -4,7 +4,7 @@ fn row_sums(t: u32, n: u32, lid: u32) -> vec4<f32> {
     let fours = p.k / 4u;
     let rows = min(n + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.n - 1u)) * fours;
     for (var q = lid; q < fours; q += WG) {
-        let v = x[t * fours + q];
+        let v = wide4(x[t * fours + q]);
         sums += vec4<f32>(
             dot(v, weight4(rows.x + q)),
             dot(v, weight4(rows.y + q)),

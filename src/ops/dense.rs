@@ -10,8 +10,9 @@ use crate::cpu::philox;
 use crate::device::{Caps, Tiling};
 use crate::dtype::{DType, Nf4Layout, Ty};
 use crate::error::{Error, Result};
+use crate::ops::launch::{self, bytes_of};
 use crate::ops::quant::{row_step, weight_defines, weight_parts};
-use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch, launch};
+use crate::ops::{Arg, Dropout, Lower, Matmul, WgslDispatch};
 pub(super) use split::Split;
 use split::Sum;
 use tile::Tile;
@@ -31,10 +32,10 @@ fn cut(count: usize, most: usize, step: usize) -> impl Iterator<Item = Range<usi
     (0..count).step_by(len).map(move |start| start..(start + len).min(count))
 }
 
-/// Over matrices of f32 that are cut along their rows together: the step that keeps each on a 256-byte boundary
-/// (powers of two: the largest is a multiple of all), and the most rows that fit a binding of each.
-fn rows_of(caps: &Caps, widths: &[usize]) -> (usize, usize) {
-    let step = widths.iter().map(|&w| row_step(DType::F32, w)).max().unwrap_or(1);
+/// Over matrices of a type that are cut along their rows together: the step that keeps each on a 256-byte boundary (powers of two:
+/// the largest is a multiple of all), and the most rows that fit a binding of each, in f32 too.
+fn rows_of(dtype: DType, caps: &Caps, widths: &[usize]) -> (usize, usize) {
+    let step = widths.iter().map(|&w| row_step(dtype, w)).max().unwrap_or(1);
     let most = widths.iter().map(|&w| (caps.max_binding.min(1 << 32) / 4) as usize / w.max(1)).min().unwrap_or(1);
     (step, most)
 }
@@ -69,6 +70,8 @@ pub(super) struct Product<'a> {
     pub acc_in_c: bool,
     /// Dropout of a (not transposed, b transposed), and the random-number operand.
     pub dropout: Option<(Dropout, Arg)>,
+    /// What activations among its operands are kept in ([`types`]).
+    pub act: DType,
     /// How its sum is split, by [`split`].
     pub split: Split,
 }
@@ -76,15 +79,21 @@ pub(super) struct Product<'a> {
 /// The ranges of m, n and k that dispatches take: how many in each, and the step.
 type Cuts = [(usize, usize); 3];
 
-fn cuts(spec: Matmul, (m, n, k): (usize, usize, usize), caps: &Caps) -> Cuts {
+fn cuts(spec: Matmul, (m, n, k): (usize, usize, usize), act: DType, caps: &Caps) -> Cuts {
     let Matmul { ta, tb, .. } = spec;
-    let (m_step, m_most) = if ta { rows_of(caps, &[n]) } else { rows_of(caps, &[n, k]) };
-    let (n_step, n_most) = if tb { rows_of(caps, &[k]) } else { (1, n) };
+    let [c, a, b] = types(spec, act);
+    // Those that are read by fours are cut by fours, along rows or across them.
+    let rows = |dtype: DType, widths: &[usize]| {
+        let (step, most) = rows_of(dtype, caps, widths);
+        (step.max(launch::unit(act)), most)
+    };
+    let (m_step, m_most) = if ta { rows(c, &[n]) } else { rows(a, &[n, k]) };
+    let (n_step, n_most) = if tb { rows(b, &[k]) } else { (1, n) };
     let (k_step, k_most) = match (ta, tb) {
         (false, true) => (1, k),
-        (true, true) => rows_of(caps, &[m]),
-        (false, false) => rows_of(caps, &[n]),
-        (true, false) => rows_of(caps, &[m, n]),
+        (true, true) => rows(a, &[m]),
+        (false, false) => rows(b, &[n]),
+        (true, false) => rows(a, &[m, n]),
     };
     let m_most = m_most.min(short(2 * n * k)).min(caps.max_groups as usize * Tile::LEAST);
     [(m_most, m_step), (n_most, n_step), (k_most, k_step)]
@@ -95,11 +104,16 @@ fn by_estimate(caps: &Caps) -> Caps {
     caps.tiled(Tiling::Estimated)
 }
 
-/// How the sum of a [`Product`] is split that may use scratch memory; `dropping`: it drops out.
-pub(super) fn split(spec: Matmul, dims: (usize, usize, usize), dropping: bool, caps: &Caps) -> Split {
+/// Types of c, a and b: sums over tokens are gradients of weights and f32, other products are activations, and their b a weight.
+fn types(spec: Matmul, act: DType) -> [DType; 3] {
+    if spec.ta { [DType::F32, act, act] } else { [act, act, DType::F32] }
+}
+
+/// How the sum of a [`Product`] of activations in `act` is split that may use scratch memory; `dropping`: it drops out.
+pub(super) fn split(spec: Matmul, dims: (usize, usize, usize), dropping: bool, act: DType, caps: &Caps) -> Split {
     let (m, n, k) = dims;
-    let whole =
-        std::iter::zip(cuts(spec, dims, caps), [m, n, k]).all(|((most, step), of)| cut(of, most, step).count() == 1);
+    let whole = std::iter::zip(cuts(spec, dims, act, caps), [m, n, k])
+        .all(|((most, step), of)| cut(of, most, step).count() == 1);
     let rows = [if spec.ta { m } else { k }, if spec.tb { k } else { n }, n];
     let vec = rows.iter().all(|x| x.is_multiple_of(4));
     let caps = &by_estimate(caps);
@@ -110,7 +124,7 @@ pub(super) fn split(spec: Matmul, dims: (usize, usize, usize), dropping: bool, c
 impl Product<'_> {
     pub fn dispatches(&self, caps: &Caps) -> Vec<WgslDispatch> {
         let (m, n, k) = self.dims;
-        let [(m_most, m_step), (n_most, n_step), (k_most, k_step)] = cuts(self.spec, self.dims, caps);
+        let [(m_most, m_step), (n_most, n_step), (k_most, k_step)] = cuts(self.spec, self.dims, self.act, caps);
         let mut list = Vec::new();
         for m_range in cut(m, m_most, m_step) {
             for n_range in cut(n, n_most, n_step) {
@@ -121,13 +135,14 @@ impl Product<'_> {
             }
         }
         if self.split.parts > 1 {
-            let c = || bytes(0..m, n);
+            let [dtype, ..] = types(self.spec, self.act);
+            let c = || bytes_of(dtype, &(0..m), n);
             let more = match self.acc {
                 Some(acc) => Sum::Operand(acc(c())),
                 None if self.acc_in_c => Sum::Itself,
                 None => Sum::Nothing,
             };
-            list.push(self.split.sum((self.c)(c()), more, self.spec.alpha, caps));
+            list.push(self.split.sum((self.c)(c()), dtype, more, self.spec.alpha, caps));
         }
         list
     }
@@ -135,13 +150,14 @@ impl Product<'_> {
     fn dispatch(&self, ms: Range<usize>, ns: Range<usize>, ks: Range<usize>, first: bool, caps: &Caps) -> WgslDispatch {
         let (m_all, n_all, k_all) = self.dims;
         let Matmul { ta, tb, alpha, .. } = self.spec;
+        let [c_ty, a_ty, b_ty] = types(self.spec, self.act);
         let (a, lda, a0) = match ta {
-            false => (bytes(ms.clone(), k_all), k_all, ks.start),
-            true => (bytes(ks.clone(), m_all), m_all, ms.start),
+            false => (bytes_of(a_ty, &ms, k_all), k_all, ks.start),
+            true => (bytes_of(a_ty, &ks, m_all), m_all, ms.start),
         };
         let (b, ldb, b0) = match tb {
-            true => (bytes(ns.clone(), k_all), k_all, ks.start),
-            false => (bytes(ks.clone(), n_all), n_all, ns.start),
+            true => (bytes_of(b_ty, &ns, k_all), k_all, ks.start),
+            false => (bytes_of(b_ty, &ks, n_all), n_all, ns.start),
         };
         let (m, n, k) = (ms.len(), ns.len(), ks.len());
         // Whole rows, and the parts of rows that are bound here, are read by fours.
@@ -161,7 +177,9 @@ impl Product<'_> {
         defines.extend(acc.map(|_| "ACC"));
         defines.extend(self.dropout.as_ref().map(|_| "DROPOUT"));
         defines.extend(vec.then_some("VEC"));
-        let c = bytes(ms.clone(), n_all);
+        let halves = [(a_ty, "A16"), (b_ty, "B16"), (if scratch.is_some() { DType::F32 } else { c_ty }, "C16")];
+        defines.extend(halves.iter().filter(|half| half.0 == DType::F16).map(|half| half.1));
+        let c = bytes_of(c_ty, &ms, n_all);
         let to = scratch.clone().unwrap_or_else(|| (self.c)(c.clone()));
         let mut args = vec![to, (self.a)(a), (self.b)(b)];
         args.extend(acc.map(|bind| bind(c)));
@@ -195,7 +213,7 @@ impl Product<'_> {
 /// `y[n] = Σ_t x[t,n] (+ acc[n])`.
 pub(super) fn sum_rows(l: &Lower, acc: bool) -> Vec<WgslDispatch> {
     let (rows, cols) = (l.ins[0].rows(), l.ins[0].cols());
-    let (step, most) = rows_of(l.caps, &[cols]);
+    let (step, most) = rows_of(DType::F32, l.caps, &[cols]);
     let in_y = l.shared[0] == Some(1);
     let pieces = cut(rows, most, step).map(|piece| {
         let first = piece.start == 0;
@@ -229,32 +247,32 @@ pub(super) struct LowRank {
 /// `y = x Wᵀ (+ bias) (+ scale·x̃Aᵀ·Bᵀ)`, output 1 being x̃Aᵀ.
 pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
-    let w = &l.ins[1];
+    let (w, act) = (&l.ins[1], l.ins[0].dtype);
     let rank = low.as_ref().map_or(0, |l| l.rank);
-    let split = forward_split(t, w, rank, l.caps);
+    let split = forward_split(t, w, rank, act, l.caps);
     let mut list = Vec::new();
     if let Some(low) = &low {
         let down = Product {
             spec: DOWN,
             dims: (t, low.rank, k),
-            split: self::split(DOWN, (t, low.rank, k), low.dropout.is_some(), l.caps),
+            split: self::split(DOWN, (t, low.rank, k), low.dropout.is_some(), act, l.caps),
             c: &|r| Arg::OutPart(1, r),
             a: &|r| Arg::InPart(0, r),
             b: &|r| Arg::InPart(low.first, r),
             acc: None,
             acc_in_c: false,
             dropout: low.dropout.map(|(d, rng)| (d, Arg::In(rng))),
+            act,
         };
         list.extend(down.dispatches(l.caps));
     }
     let few = t <= FEW_TOKENS;
-    let (step, most) = tokens_at_once(w, rank, l.caps);
-    let widest = l.caps.max_groups as usize * FEW_TOKENS;
+    let (step, most) = tokens_at_once(w, rank, act, l.caps);
     for ts in cut(t, most, step) {
-        for part in weight_parts(1, &l.ins[1], l.caps.max_binding, if few { widest } else { usize::MAX }) {
+        for part in weight_parts(1, &l.ins[1], l.caps.max_binding, if few { widest(l.caps) } else { usize::MAX }) {
             let rows = part.rows.len();
-            let to = split.scratch().unwrap_or_else(|| Arg::OutPart(0, bytes(ts.clone(), n)));
-            let mut args = vec![to, Arg::InPart(0, bytes(ts.clone(), k))];
+            let to = split.scratch().unwrap_or_else(|| Arg::OutPart(0, bytes_of(act, &ts, n)));
+            let mut args = vec![to, Arg::InPart(0, bytes_of(act, &ts, k))];
             args.extend(part.args);
             // Parts are without it, their sum has it.
             let bias = bias.filter(|_| split.parts == 1);
@@ -262,7 +280,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             let mut more: Vec<&'static str> = bias.map(|_| "BIAS").into_iter().collect();
             if let Some(low) = &low {
                 more.push("LORA");
-                args.extend([Arg::OutPart(1, bytes(ts.clone(), rank)), Arg::In(low.second)]);
+                args.extend([Arg::OutPart(1, bytes_of(act, &ts, rank)), Arg::In(low.second)]);
             }
             let scale = low.as_ref().map_or(0.0, |l| l.scale);
             let [first, nested, offset] = part.params;
@@ -270,11 +288,12 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
             let mut params = ints.to_vec();
             params.extend([scale.to_bits(), first, nested, offset, split.step as u32]);
             let (shader, entry, Tiled { defines, grid }) = if few {
-                let defines =
-                    [&stored_as(w, l.caps)?, more.as_slice(), by_fours(w).then_some("VEC").as_slice()].concat();
+                let vec = by_fours(w).then_some("VEC");
+                let mut defines = [&stored_as(w, l.caps)?, more.as_slice(), vec.as_slice()].concat();
+                defines.extend(launch::half(act));
                 ("linear_row", "row", Tiled { defines, grid: [rows.div_ceil(4) as u32, ts.len() as u32, 1] })
             } else {
-                ("linear", "tile", Tiled::forward(w, &more, ts.len(), rows, l.caps)?.split(&split))
+                ("linear", "tile", Tiled::forward(w, &more, ts.len(), rows, l.caps)?.split(&split, act))
             };
             list.push(WgslDispatch {
                 shader,
@@ -290,7 +309,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
     }
     if split.parts > 1 {
         let more = bias.map_or(Sum::Nothing, |bias| Sum::Bias(Arg::In(bias), n));
-        list.push(split.sum(Arg::Out(0), more, 1.0, l.caps));
+        list.push(split.sum(Arg::Out(0), act, more, 1.0, l.caps));
     }
     Ok(list)
 }
@@ -299,59 +318,75 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
 const DOWN: Matmul = Matmul { ta: false, tb: true, alpha: 1.0, acc: false };
 
 /// Tokens are cut in multiples of the first, and to at most the second.
-fn tokens_at_once(w: &Ty, rank: usize, caps: &Caps) -> (usize, usize) {
+fn tokens_at_once(w: &Ty, rank: usize, act: DType, caps: &Caps) -> (usize, usize) {
     let (n, k) = (w.rows(), w.cols());
-    let (step, most) = if rank > 0 { rows_of(caps, &[n, k, rank]) } else { rows_of(caps, &[n, k]) };
+    let (step, most) = if rank > 0 { rows_of(act, caps, &[n, k, rank]) } else { rows_of(act, caps, &[n, k]) };
     (step, most.min(short(2 * n * (k + rank))))
 }
 
 /// Whether one dispatch takes `t` tokens and the whole weight.
-fn in_one(t: usize, w: &Ty, rank: usize, caps: &Caps) -> bool {
-    let (step, most) = tokens_at_once(w, rank, caps);
+fn in_one(t: usize, w: &Ty, rank: usize, act: DType, caps: &Caps) -> bool {
+    let (step, most) = tokens_at_once(w, rank, act, caps);
     cut(t, most, step).count() == 1 && weight_parts(1, w, caps.max_binding, usize::MAX).len() == 1
 }
 
-fn forward_split(t: usize, w: &Ty, rank: usize, caps: &Caps) -> Split {
+fn forward_split(t: usize, w: &Ty, rank: usize, act: DType, caps: &Caps) -> Split {
     let caps = &by_estimate(caps);
     let (n, k) = (w.rows(), w.cols());
-    match t > FEW_TOKENS && in_one(t, w, rank, caps) {
+    match t > FEW_TOKENS && in_one(t, w, rank, act, caps) {
         true => Split::of(&Tile::wide(t, n, by_fours(w), caps), (t, n, k), caps),
         false => Split::none(k),
     }
 }
 
-fn backward_split(t: usize, w: &Ty, rank: usize, caps: &Caps) -> Split {
+fn backward_split(t: usize, w: &Ty, rank: usize, act: DType, caps: &Caps) -> Split {
     let caps = &by_estimate(caps);
     let (n, k) = (w.rows(), w.cols());
-    match in_one(t, w, rank, caps) {
-        true => Split::of(&Tile::wide(t, k, by_fours(w) && n.is_multiple_of(4), caps), (t, k, n), caps),
+    match in_one(t, w, rank, act, caps) {
+        true => {
+            let vec = by_fours(w) && n.is_multiple_of(4);
+            Split::of(&Tile::wide(t, k, vec, caps), (t, k, n), caps)
+        }
         false => Split::none(n),
     }
 }
 
-/// Scratch bytes of [`linear`] over `t` tokens; `low`: the rank, and whether it drops out.
-pub(super) fn linear_scratch(t: usize, w: &Ty, low: Option<(usize, bool)>, caps: &Caps) -> u64 {
-    let down = low.map_or(0, |(rank, dropping)| split(DOWN, (t, rank, w.cols()), dropping, caps).bytes());
-    down.max(forward_split(t, w, low.map_or(0, |low| low.0), caps).bytes())
+/// Scratch bytes of [`linear`] of x; `low`: the rank, and whether it drops out.
+pub(super) fn linear_scratch(x: &Ty, w: &Ty, low: Option<(usize, bool)>, caps: &Caps) -> u64 {
+    let (t, act) = (x.rows(), x.dtype);
+    let down = |(rank, dropping)| split(DOWN, (t, rank, w.cols()), dropping, act, caps).bytes();
+    low.map_or(0, down).max(forward_split(t, w, low.map_or(0, |low| low.0), act, caps).bytes())
 }
 
 /// The same of [`linear_dx`].
-pub(super) fn linear_dx_scratch(t: usize, w: &Ty, rank: usize, caps: &Caps) -> u64 {
-    backward_split(t, w, rank, caps).bytes()
+pub(super) fn linear_dx_scratch(dy: &Ty, w: &Ty, rank: usize, caps: &Caps) -> u64 {
+    backward_split(dy.rows(), w, rank, dy.dtype, caps).bytes()
+}
+
+/// Whether products with the weight take activations in f16, which are read and written by fours, in whole rows.
+pub(super) fn takes_half(w: &Ty, rank: usize, caps: &Caps) -> bool {
+    let fours = by_fours(w) && w.rows().is_multiple_of(4) && rank.is_multiple_of(4);
+    fours && weight_parts(1, w, caps.max_binding, widest(caps)).len() == 1
+}
+
+/// Rows of a weight that a dispatch for few tokens takes at most.
+fn widest(caps: &Caps) -> usize {
+    caps.max_groups as usize * FEW_TOKENS
 }
 
 /// `dx = dy·W (+ mask∘(dyb·A))`.
 pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispatch>> {
     let (t, n, k) = (l.ins[0].shape[0], l.ins[1].shape[0], l.ins[1].shape[1]);
     let rank = low.as_ref().map_or(0, |l| l.rank);
-    let split = backward_split(t, &l.ins[1], rank, l.caps);
-    let (step, most) = tokens_at_once(&l.ins[1], rank, l.caps);
+    let act = l.ins[0].dtype;
+    let split = backward_split(t, &l.ins[1], rank, act, l.caps);
+    let (step, most) = tokens_at_once(&l.ins[1], rank, act, l.caps);
     let mut list = Vec::new();
     for ts in cut(t, most, step) {
         for part in weight_parts(1, &l.ins[1], l.caps.max_binding, usize::MAX) {
             let first = part.rows.start == 0;
-            let to = split.scratch().unwrap_or_else(|| Arg::OutPart(0, bytes(ts.clone(), k)));
-            let mut args = vec![to, Arg::InPart(0, bytes(ts.clone(), n))];
+            let to = split.scratch().unwrap_or_else(|| Arg::OutPart(0, bytes_of(act, &ts, k)));
+            let mut args = vec![to, Arg::InPart(0, bytes_of(act, &ts, n))];
             args.extend(part.args);
             let mut more = Vec::new();
             let [w_first, nested, offset] = part.params;
@@ -361,7 +396,7 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
             let mut mask = [0; 3];
             if let Some(low) = low.as_ref().filter(|_| first) {
                 more.push("LORA");
-                args.extend([Arg::InPart(low.first, bytes(ts.clone(), rank)), Arg::In(low.second)]);
+                args.extend([Arg::InPart(low.first, bytes_of(act, &ts, rank)), Arg::In(low.second)]);
                 if let Some((drop, rng)) = low.dropout {
                     more.push("DROPOUT");
                     args.push(Arg::In(rng));
@@ -372,7 +407,7 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
             params.extend(mask);
             params.push(split.step as u32);
             let tiled = Tiled::backward(&l.ins[1], &more, ts.len(), &part.rows, l.caps)?;
-            let Tiled { defines, grid } = tiled.split(&split);
+            let Tiled { defines, grid } = tiled.split(&split, act);
             list.push(WgslDispatch {
                 shader: "linear_dx",
                 defines,
@@ -386,7 +421,7 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
         }
     }
     if split.parts > 1 {
-        list.push(split.sum(Arg::Out(0), Sum::Nothing, 1.0, l.caps));
+        list.push(split.sum(Arg::Out(0), act, Sum::Nothing, 1.0, l.caps));
     }
     Ok(list)
 }
@@ -415,8 +450,11 @@ impl Tiled {
         Ok(Tiled { defines, grid: tile.grid(t, w.cols()) })
     }
 
-    fn split(mut self, split: &Split) -> Tiled {
+    /// Of a sum that is split so, of activations in `act`.
+    fn split(mut self, split: &Split, act: DType) -> Tiled {
         self.grid[2] = split.parts as u32;
+        self.defines.extend(launch::half(act));
+        self.defines.extend(launch::half(act).filter(|_| split.parts > 1).map(|_| "PARTS"));
         self
     }
 }

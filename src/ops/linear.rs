@@ -64,6 +64,7 @@ pub static LINEAR: OpDef = OpDef {
     },
     host: host_linear,
     narrow: true,
+    wgsl_half: |attr, ins, caps| dense::takes_half(&ins[1], rank(attr, ins, false), caps),
     wgsl: wgsl_linear,
     cuda: cuda::linear,
     acts: |attr| {
@@ -105,6 +106,7 @@ pub static LINEAR_DX: OpDef = OpDef {
     },
     host: host_linear_dx,
     narrow: true,
+    wgsl_half: |attr, ins, caps| dense::takes_half(&ins[1], rank(attr, ins, true), caps),
     wgsl: wgsl_linear_dx,
     cuda: cuda::linear_dx,
     acts: |_| Acts { ins: &[0, 2], outs: &[0] },
@@ -199,11 +201,11 @@ fn cost(attr: &Attr, ins: &[Ty], t: usize) -> Cost {
 /// In WGSL, the parts of a sum that is split.
 fn scratch(attr: &Attr, ins: &[Ty], backward: bool, caps: &Caps) -> u64 {
     if caps.target == Target::Wgsl {
-        let (t, w, o) = (ins[0].rows(), &ins[1], Operands::of(spec(attr), backward));
-        let rank = o.low_rank.map(|(first, _)| ins[first].shape[backward as usize]);
+        let (x, w, o) = (&ins[0], &ins[1], Operands::of(spec(attr), backward));
+        let rank = rank(attr, ins, backward);
         return match backward {
-            false => dense::linear_scratch(t, w, rank.map(|rank| (rank, o.dropout.is_some())), caps),
-            true => dense::linear_dx_scratch(t, w, rank.unwrap_or(0), caps),
+            false => dense::linear_scratch(x, w, o.low_rank.map(|_| (rank, o.dropout.is_some())), caps),
+            true => dense::linear_dx_scratch(x, w, rank, caps),
         };
     }
     let sums = if ins[0].dtype == DType::BF16 { 4 * sums(attr, ins, backward) } else { 0 };
@@ -214,6 +216,12 @@ fn scratch(attr: &Attr, ins: &[Ty], backward: bool, caps: &Caps) -> u64 {
         None => 0,
     };
     (sums + dropped) as u64
+}
+
+/// The rank of the low-rank part; 0 if there is none.
+fn rank(attr: &Attr, ins: &[Ty], backward: bool) -> usize {
+    let low_rank = Operands::of(spec(attr), backward).low_rank;
+    low_rank.map_or(0, |(first, _)| ins[first].shape[backward as usize])
 }
 
 /// Elements of the largest product.
@@ -490,6 +498,8 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("one token", 1, 65, 64, DType::F32, plain),
         ("tiles", 65, 128, 96, DType::F32, plain),
         ("low rank", 19, 48, 40, DType::F32, lora(None)),
+        ("low rank by fours", 19, 48, 40, DType::F32, added(Linear { bias: true, ..lora(dropout) })),
+        ("low rank by fours, one token", 1, 48, 40, DType::F32, lora(None)),
         ("low rank, bias, dropout", 9, 24, 40, DType::F32, Linear { bias: true, ..lora(dropout) }),
         ("bf16", 5, 33, 31, DType::BF16, plain),
         ("f16", 5, 33, 31, DType::F16, lora(None)),
@@ -498,8 +508,8 @@ fn samples(backward: bool) -> Vec<Sample> {
         ("nf4", 9, 40, 64, DType::Nf4, lora(None)),
         ("nf4, blocks across rows", 3, 35, 30, DType::Nf4, plain),
         ("nf4 double", 6, 64, 96, DType::Nf4Dq, lora(dropout)),
-        ("nf4, rows from within words", 9, 40, 68, DType::Nf4, lora(None)),
-        ("nf4, rows from within words, one token", 1, 33, 76, DType::Nf4, lora(None)),
+        ("nf4 by fours, rows from within words", 9, 40, 68, DType::Nf4, lora(None)),
+        ("nf4 by fours, rows from within words, one token", 1, 36, 76, DType::Nf4, lora(None)),
         ("nf4 double, long rows from within blocks", 20, 24, 604, DType::Nf4Dq, lora(dropout)),
         ("nf4 double, odd", 5, 7, 9, DType::Nf4Dq, Linear { bias: true, ..plain }),
         ("nf4 one token", 1, 96, 128, DType::Nf4, lora(None)),
@@ -525,7 +535,7 @@ fn samples(backward: bool) -> Vec<Sample> {
     for (name, t, n, k, dtype, mut s) in shapes {
         let normal = |shape: &[usize]| SampleIn::normal(Ty::f32(shape));
         // The long ones in whole boundaries after few rows, for devices that bind small ranges.
-        let r = if n.max(k) >= 600 { 8 } else { 5 };
+        let r = if n.max(k) >= 600 || name.contains("by fours") { 8 } else { 5 };
         let mut ins = vec![normal(&[t, if backward { n } else { k }]), SampleIn::normal(Ty::new(dtype, &[n, k]))];
         s.bias &= !backward;
         s.acc &= !backward;

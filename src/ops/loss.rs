@@ -379,6 +379,7 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
                 acc: None,
                 acc_in_c: start > 0,
                 dropout: None,
+                act: DType::F32,
                 // The scratch memory holds the logits.
                 split: Split::none(m),
             };

@@ -36,7 +36,9 @@ pub static MATMUL: OpDef = OpDef {
     },
     workspace: |attr, ins, caps| match caps.target {
         Target::Cuda => tiles::workspace(dims(matmul_attr(attr), ins), caps),
-        Target::Wgsl => dense::split(matmul_attr(attr), dims(matmul_attr(attr), ins), false, caps).bytes(),
+        Target::Wgsl => {
+            dense::split(matmul_attr(attr), dims(matmul_attr(attr), ins), false, ins[0].dtype, caps).bytes()
+        }
         // The sums of a product that is rounded.
         Target::Host if ins[0].dtype == DType::BF16 && !matmul_attr(attr).ta => {
             let (m, n, _) = dims(matmul_attr(attr), ins);
@@ -46,6 +48,11 @@ pub static MATMUL: OpDef = OpDef {
     },
     host: host_matmul,
     narrow: true,
+    // All is read by fours.
+    wgsl_half: |attr, ins, _| {
+        let ((m, n, k), Matmul { ta, tb, .. }) = (dims(matmul_attr(attr), ins), matmul_attr(attr));
+        [if ta { m } else { k }, if tb { k } else { n }, n].iter().all(|x| x.is_multiple_of(4))
+    },
     wgsl: wgsl_matmul,
     cuda: cuda::matmul,
     // A sum over tokens is the gradient of a weight, and f32; else b is a weight and the product an activation.
@@ -268,6 +275,7 @@ fn host_sum_rows<A: Act>(call: &HostCall) {
 
 fn wgsl_matmul(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let spec = matmul_attr(l.attr);
+    let act = l.ins[0].dtype;
     let in_c = spec.acc && l.shared[0] == Some(2);
     let product = Product {
         spec,
@@ -278,7 +286,8 @@ fn wgsl_matmul(l: &Lower) -> Result<Vec<WgslDispatch>> {
         acc: (spec.acc && !in_c).then_some(&|r| Arg::InPart(2, r)),
         acc_in_c: in_c,
         dropout: None,
-        split: dense::split(spec, dims(spec, l.ins), false, l.caps),
+        act,
+        split: dense::split(spec, dims(spec, l.ins), false, act, l.caps),
     };
     Ok(product.dispatches(l.caps))
 }
@@ -306,6 +315,7 @@ fn samples_matmul() -> Vec<Sample> {
         Sample::new("large tn", attr(true, false, 0.5, true), vec![m(100, 200), m(100, 180), m(200, 180)]),
         Sample::new("large tt", attr(true, true, 1.0, false), vec![m(100, 200), m(180, 100)]),
         Sample::new("thin m", attr(true, false, 1.0, false), vec![m(90, 5), m(90, 130)]),
+        Sample::new("thin m by fours", attr(true, false, 1.0, false), vec![m(90, 8), m(90, 132)]),
         // Sums so long that CUDA splits them where tiles are not thin, and so many tiles that it takes the large ones.
         Sample::new("long, few tiles", attr(false, true, 2.0, true), vec![m(70, 600), m(40, 600), m(70, 40)]),
         Sample::new("long, few tiles tn", attr(true, false, 0.5, true), vec![m(600, 40), m(600, 72), m(40, 72)]),

@@ -8,8 +8,9 @@ use rayon::prelude::*;
 use trimtab::backend::null::Null;
 use trimtab::backend::wgpu::is_checked;
 use trimtab::backend::{Backend, Caps, Target};
-use trimtab::dtype::Ty;
-use trimtab::ops::{self, Arg, Lower, OpDef, Sample, WgslDispatch};
+use trimtab::bench::operands::in_16_bits;
+use trimtab::dtype::{DType, Ty};
+use trimtab::ops::{self, Arg, Lower, OpDef, Sample, WgslDispatch, widen};
 
 use super::count::{Launch, Shader};
 use super::preprocess::preprocess;
@@ -30,7 +31,7 @@ fn launches(op: &OpDef, sample: &Sample, caps: &Caps) -> Vec<Bound> {
     let ins: Vec<Ty> = sample.ins.iter().map(|i| i.ty.clone()).collect();
     let Ok(outs) = op.types(&sample.attr, &ins) else { return Vec::new() };
     let shared = vec![None; outs.len()];
-    let all = (op.wgsl)(&Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps });
+    let all = widen::wgsl(op, &Lower { attr: &sample.attr, ins: &ins, outs: &outs, shared: &shared, caps });
     let bytes = |arg: &Arg| match arg {
         Arg::In(i) => ins[*i].bytes() as u64,
         Arg::Out(o) => outs[*o].bytes() as u64,
@@ -73,8 +74,10 @@ pub fn walk_unchecked(root: &Path) -> usize {
     let mut seen = BTreeSet::new();
     for caps in devices() {
         for op in ops::table() {
-            for sample in (op.samples)() {
-                for (d, buffers) in launches(op, &sample, &caps) {
+            let wide = (op.samples)();
+            let narrow: Vec<Sample> = wide.iter().filter_map(|s| in_16_bits(op, s, DType::F16)).collect();
+            for sample in wide.iter().chain(&narrow) {
+                for (d, buffers) in launches(op, sample, &caps) {
                     // Long sums repeat what short ones do.
                     if is_checked(d.shader) || d.flops > 700_000 {
                         continue;

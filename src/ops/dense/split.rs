@@ -4,6 +4,7 @@
 use super::tile::Tile;
 use super::yes;
 use crate::device::Caps;
+use crate::dtype::DType;
 use crate::ops::{Arg, WgslDispatch, launch};
 
 /// Fewest terms of a part: fewer take less time than adding up does.
@@ -49,22 +50,26 @@ impl Split {
         (self.parts > 1).then(|| Arg::Work(0..self.bytes()))
     }
 
-    /// The sum `c = alpha·Σ parts`, and what else is added: a bias of n elements, another operand, c itself.
-    pub(super) fn sum(&self, c: Arg, more: Sum, alpha: f32, caps: &Caps) -> WgslDispatch {
-        let (defines, last, n, in_c) = match more {
+    /// The sum `c = alpha·Σ parts`, c being of type `dtype`, and what else is added: a bias of n elements, another operand, c
+    /// itself.
+    pub(super) fn sum(&self, c: Arg, dtype: DType, more: Sum, alpha: f32, caps: &Caps) -> WgslDispatch {
+        let unit = launch::unit(dtype);
+        let (mut defines, last, n, in_c) = match more {
             Sum::Nothing => (vec![], None, 1, false),
             Sum::Bias(bias, n) => (vec!["BIAS"], Some(bias), n, false),
             Sum::Operand(add) => (vec!["ACC"], Some(add), 1, false),
             Sum::Itself => (vec![], None, 1, true),
         };
+        defines.extend(launch::half(dtype));
+        let units = self.elements / unit;
         WgslDispatch {
             shader: "sum_parts",
             defines,
             entry: "sum_parts",
             constants: yes("ADD", in_c).into_iter().collect(),
-            grid: launch::grid(self.elements.div_ceil(64), caps),
+            grid: launch::grid(units.div_ceil(64), caps),
             args: [c, Arg::Work(0..self.bytes())].into_iter().chain(last).collect(),
-            params: vec![self.elements as u32, self.parts as u32, n as u32, alpha.to_bits()],
+            params: vec![units as u32, self.parts as u32, n.div_ceil(unit) as u32, alpha.to_bits()],
             flops: (self.parts * self.elements) as u64,
         }
     }
