@@ -2,30 +2,21 @@
 // lse_t = ln Σ_s exp(scale q_t·k_s); flash style (Dao et al. 2022), the softmax running over tiles of keys.
 // D64, D128, D256: the most features that a head may have. VEC: they are a multiple of four. BIAS: one by the distance of
 // key and query is added to the scores.
-// variant: D64
-// variant: D64 VEC
-// variant: D128
-// variant: D128 VEC
-// variant: D256
-// variant: D256 VEC
-// variant: D64 BIAS
-// variant: D64 VEC BIAS
-// variant: D128 BIAS
-// variant: D128 VEC BIAS
-// variant: D256 BIAS
-// variant: D256 VEC BIAS
+// HALF: activations are f16.
+// variant: D64|D128|D256 [VEC|VEC+HALF] [BIAS]
 #include "common/attention.wgsl"
+#include "common/act.wgsl"
 
 #if VEC
-@group(0) @binding(next) var<storage, read_write> out: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> out: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> out: array<f32>;
 #end
 @group(0) @binding(next) var<storage, read_write> lse: array<f32>;
 #if VEC
-@group(0) @binding(next) var<storage, read_write> q: array<vec4<f32>>;
-@group(0) @binding(next) var<storage, read_write> k: array<vec4<f32>>;
-@group(0) @binding(next) var<storage, read_write> v: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> q: array<Act4>;
+@group(0) @binding(next) var<storage, read_write> k: array<Act4>;
+@group(0) @binding(next) var<storage, read_write> v: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> q: array<f32>;
 @group(0) @binding(next) var<storage, read_write> k: array<f32>;
@@ -47,7 +38,7 @@ fn put_out(row: u32, rows: u32, head: u32, f: u32, v: vec4<f32>) {
     if row >= rows || f >= p.d { return; }
     let i = (row * p.heads + head) * p.d + f;
 #if VEC
-    out[i / 4u] = v;
+    out[i / 4u] = kept4(v);
 #else
     out[i] = v.x;
     if f + 1u < p.d { out[i + 1u] = v.y; }

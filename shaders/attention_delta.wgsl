@@ -1,8 +1,10 @@
 // Attention, backward, before the rest: for each head and query, lse and δ_t = Σ over features of dout out, side by side.
 // BIAS: after these, for each query the key at distance 0, as two numbers (WGSL may flush what is no float), and the
 // table of biases, so that the kernels that follow bind no more than eight operands.
-// variant:
-// variant: BIAS
+// With HALF activations are f16, which are taken by fours (common/act.wgsl).
+// variant: [BIAS] [HALF]
+#include "common/act.wgsl"
+
 override WG: u32 = 64u;
 
 struct Params {
@@ -17,9 +19,9 @@ struct Params {
 }
 
 @group(0) @binding(next) var<storage, read_write> stats: array<vec2<f32>>;
-@group(0) @binding(next) var<storage, read_write> out: array<f32>;
+@group(0) @binding(next) var<storage, read_write> out: array<Act>;
 @group(0) @binding(next) var<storage, read_write> lse: array<f32>;
-@group(0) @binding(next) var<storage, read_write> dout: array<f32>;
+@group(0) @binding(next) var<storage, read_write> dout: array<Act>;
 #if BIAS
 @group(0) @binding(next) var<storage, read_write> key_range: array<i32>;
 @group(0) @binding(next) var<storage, read_write> bias: array<f32>;
@@ -46,7 +48,8 @@ fn attention_delta(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups
 #end
     if n >= p.t * p.heads { return; }
     let at = n / p.heads + n % p.heads * p.t;
+    let d = p.d / UNIT;
     var delta = 0.0;
-    for (var i = 0u; i < p.d; i++) { delta += dout[n * p.d + i] * out[n * p.d + i]; }
+    for (var i = 0u; i < d; i++) { delta += sum_of(wide(dout[n * d + i]) * wide(out[n * d + i])); }
     stats[at] = vec2<f32>(lse[at], delta);
 }

@@ -3,57 +3,45 @@
 // lse and δ for each head and query. D64, D128, D256: the most features that a head may have. VEC: they are a multiple of
 // four. ONLY_DK, ONLY_DV: large heads take a launch for each, for want of registers. BIAS: p has one by the distance of
 // key and query.
-// variant: D64
-// variant: D64 VEC
-// variant: D128
-// variant: D128 VEC
-// variant: D256 ONLY_DK
-// variant: D256 VEC ONLY_DK
-// variant: D256 ONLY_DV
-// variant: D256 VEC ONLY_DV
-// variant: D64 BIAS
-// variant: D64 VEC BIAS
-// variant: D128 BIAS
-// variant: D128 VEC BIAS
-// variant: D256 ONLY_DK BIAS
-// variant: D256 VEC ONLY_DK BIAS
-// variant: D256 ONLY_DV BIAS
-// variant: D256 VEC ONLY_DV BIAS
+// HALF: activations are f16.
+// variant: D64|D128 [VEC|VEC+HALF] [BIAS]
+// variant: D256 [VEC|VEC+HALF] ONLY_DK|ONLY_DV [BIAS]
 #include "common/attention.wgsl"
+#include "common/act.wgsl"
 
 #if !ONLY_DV
 #if VEC
-@group(0) @binding(next) var<storage, read_write> dk: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> dk: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> dk: array<f32>;
 #end
 #end
 #if !ONLY_DK
 #if VEC
-@group(0) @binding(next) var<storage, read_write> dv: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> dv: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> dv: array<f32>;
 #end
 #end
 #if VEC
-@group(0) @binding(next) var<storage, read_write> q: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> q: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> q: array<f32>;
 #end
 #if VEC
-@group(0) @binding(next) var<storage, read_write> k: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> k: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> k: array<f32>;
 #end
 #if !ONLY_DV
 #if VEC
-@group(0) @binding(next) var<storage, read_write> v: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> v: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> v: array<f32>;
 #end
 #end
 #if VEC
-@group(0) @binding(next) var<storage, read_write> dout: array<vec4<f32>>;
+@group(0) @binding(next) var<storage, read_write> dout: array<Act4>;
 #else
 @group(0) @binding(next) var<storage, read_write> dout: array<f32>;
 #end
@@ -69,7 +57,7 @@ fn put_dk(row: u32, rows: u32, head: u32, f: u32, v: vec4<f32>) {
     if row >= rows || f >= p.d { return; }
     let i = (row * p.kv_heads + head) * p.d + f;
 #if VEC
-    dk[i / 4u] = v;
+    dk[i / 4u] = kept4(v);
 #else
     dk[i] = v.x;
     if f + 1u < p.d { dk[i + 1u] = v.y; }
@@ -83,7 +71,7 @@ fn put_dv(row: u32, rows: u32, head: u32, f: u32, v: vec4<f32>) {
     if row >= rows || f >= p.d { return; }
     let i = (row * p.kv_heads + head) * p.d + f;
 #if VEC
-    dv[i / 4u] = v;
+    dv[i / 4u] = kept4(v);
 #else
     dv[i] = v.x;
     if f + 1u < p.d { dv[i + 1u] = v.y; }

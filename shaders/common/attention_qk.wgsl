@@ -4,7 +4,7 @@ fn q4(row: u32, rows: u32, head: u32, f: u32) -> vec4<f32> {
     if row >= rows || f >= p.d { return vec4<f32>(0.0); }
     let i = (row * p.heads + head) * p.d + f;
 #if VEC
-    return q[i / 4u];
+    return wide4(q[i / 4u]);
 #else
     var some = vec4<f32>(q[i], 0.0, 0.0, 0.0);
     if f + 1u < p.d { some.y = q[i + 1u]; }
@@ -17,7 +17,7 @@ fn k4(row: u32, rows: u32, head: u32, f: u32) -> vec4<f32> {
     if row >= rows || f >= p.d { return vec4<f32>(0.0); }
     let i = (row * p.kv_heads + head) * p.d + f;
 #if VEC
-    return k[i / 4u];
+    return wide4(k[i / 4u]);
 #else
     var some = vec4<f32>(k[i], 0.0, 0.0, 0.0);
     if f + 1u < p.d { some.y = k[i + 1u]; }

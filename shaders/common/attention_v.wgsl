@@ -4,7 +4,7 @@ fn v4(row: u32, rows: u32, head: u32, f: u32) -> vec4<f32> {
     if row >= rows || f >= p.d { return vec4<f32>(0.0); }
     let i = (row * p.kv_heads + head) * p.d + f;
 #if VEC
-    return v[i / 4u];
+    return wide4(v[i / 4u]);
 #else
     var some = vec4<f32>(v[i], 0.0, 0.0, 0.0);
     if f + 1u < p.d { some.y = v[i + 1u]; }

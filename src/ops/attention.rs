@@ -50,6 +50,7 @@ pub static ATTENTION: OpDef = OpDef {
     workspace: cuda::forward_workspace,
     host: host::forward,
     narrow: true,
+    wgsl_half: wgsl::takes_half,
     wgsl: wgsl::forward,
     cuda: cuda::forward,
     acts: |_| Acts { ins: &[0, 1, 2], outs: &[0] },
@@ -72,6 +73,7 @@ pub static ATTENTION_BWD: OpDef = OpDef {
     workspace: backward_workspace,
     host: host::backward,
     narrow: true,
+    wgsl_half: wgsl::takes_half,
     wgsl: wgsl::backward,
     cuda: cuda::backward,
     acts: |attr| match spec(attr).bias {
@@ -94,6 +96,7 @@ pub static ATTENTION_DBIAS: OpDef = OpDef {
     cost: |attr, ins, _| Cost { terms: ins[0].rows() * ins[1].rows(), ..cost(attr, ins, 2) },
     workspace: dbias_workspace,
     host: host::dbias,
+    wgsl_half: wgsl::takes_half,
     wgsl: wgsl::dbias,
     cuda: cuda::dbias,
     acts: |_| Acts { ins: &[0, 1, 2, 6, 8], outs: &[] },

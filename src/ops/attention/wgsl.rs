@@ -1,7 +1,8 @@
 //! Launches of the attention kernels.
 
 use super::{common, farthest, spec, words};
-use crate::dtype::Ty;
+use crate::device::Caps;
+use crate::dtype::{DType, Ty};
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Attention, Attr, Lower, WgslDispatch, launch};
 
@@ -27,8 +28,13 @@ fn check(l: &Lower, a: &Attention) -> Result<()> {
     Ok(())
 }
 
+/// Whether heads are such that the kernels take activations in f16.
+pub fn takes_half(attr: &Attr, _: &[Ty], _: &Caps) -> bool {
+    spec(attr).head_dim.is_multiple_of(4)
+}
+
 /// The variant for the head size, and of one that computes only a part.
-fn defines(a: &Attention, only: Option<&'static str>) -> Vec<&'static str> {
+fn defines(a: &Attention, act: DType, only: Option<&'static str>) -> Vec<&'static str> {
     let size = match a.head_dim {
         ..=64 => "D64",
         65..=128 => "D128",
@@ -36,9 +42,15 @@ fn defines(a: &Attention, only: Option<&'static str>) -> Vec<&'static str> {
     };
     let mut defines = vec![size];
     defines.extend(a.head_dim.is_multiple_of(4).then_some("VEC"));
+    defines.extend(launch::half(act));
     defines.extend(only);
     defines.extend(a.bias.then_some("BIAS"));
     defines
+}
+
+/// The variant of the kernels that have one for all head sizes.
+fn biased(l: &Lower, a: &Attention) -> Vec<&'static str> {
+    a.bias.then_some("BIAS").into_iter().chain(launch::half(l.ins[0].dtype)).collect()
 }
 
 /// The parameter block of `shaders/common/attention.wgsl`.
@@ -82,11 +94,11 @@ pub fn forward(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let args = [Arg::Out(0), Arg::Out(1)].into_iter().chain((0..common(&a)).map(Arg::In)).collect();
     let flops = super::cost(l.attr, l.ins, 2).flops;
     if t > FEW {
-        return Ok(tiles(l, ("attention", defines(&a, None)), args, t.div_ceil(ROWS), a.heads, flops));
+        return Ok(tiles(l, ("attention", defines(&a, l.ins[0].dtype, None)), args, t.div_ceil(ROWS), a.heads, flops));
     }
     Ok(vec![WgslDispatch {
         shader: "attention_row",
-        defines: a.bias.then_some("BIAS").into_iter().collect(),
+        defines: biased(l, &a),
         entry: "attention_row",
         constants: Vec::new(),
         grid: [t as u32, a.heads as u32, 1],
@@ -118,7 +130,7 @@ fn delta(l: &Lower, a: &Attention, results: usize) -> WgslDispatch {
     }
     WgslDispatch {
         shader: "attention_delta",
-        defines: a.bias.then_some("BIAS").into_iter().collect(),
+        defines: biased(l, a),
         entry: "attention_delta",
         constants: vec![("WG", WG as f64)],
         grid: launch::grid((bytes as usize / 8).div_ceil(WG), l.caps),
@@ -138,9 +150,16 @@ pub fn backward(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let stats = Arg::Work(0..stats(l.attr, l.ins));
     let [q, k, v, key_range, query_range, dout] = [0, 1, 2, 3, at, at + 3].map(Arg::In);
     let args = vec![Arg::Out(0), q.clone(), k.clone(), v.clone(), dout.clone(), stats.clone(), key_range];
-    dispatches.extend(tiles(l, ("attention_dq", defines(&a, None)), args, of_queries, a.heads, flops(3)));
+    dispatches.extend(tiles(
+        l,
+        ("attention_dq", defines(&a, l.ins[0].dtype, None)),
+        args,
+        of_queries,
+        a.heads,
+        flops(3),
+    ));
     let mut dkv = |only, args, products| {
-        let kernel = ("attention_dkv", defines(&a, only));
+        let kernel = ("attention_dkv", defines(&a, l.ins[0].dtype, only));
         dispatches.extend(tiles(l, kernel, args, of_keys, a.kv_heads, flops(products)));
     };
     if a.head_dim <= 128 {
@@ -160,7 +179,7 @@ pub fn dbias(l: &Lower) -> Result<Vec<WgslDispatch>> {
     let [q, k, v, key_range, dout] = [0, 1, 2, 3, 8].map(Arg::In);
     let args = vec![Arg::Out(0), q, k, v, dout, stats, key_range];
     let flops = super::cost(l.attr, l.ins, 2).flops;
-    let kernel = ("attention_dbias", vec!["BIAS"]);
+    let kernel = ("attention_dbias", biased(l, &a));
     let mut dispatches = vec![delta(l, &a, 6)];
     // A tile is a row of the table.
     dispatches.extend(tiles(l, kernel, args, l.ins[4].rows(), a.heads, flops));
