@@ -11,9 +11,10 @@ use trimtab::backend::{Backend, Caps, Launch, Slice, Target};
 use trimtab::bench::operands::{Random, in_16_bits, operands};
 use trimtab::bench::watched::Run;
 use trimtab::dtype::{DType, Nf4Layout, Ty};
+use trimtab::ops::elementwise::{CAST, SCALE};
 use trimtab::ops::linear::{LINEAR, LINEAR_DX};
 use trimtab::ops::logit_loss::{BCE_WITH_LOGITS, CROSS_ENTROPY, MSE, RANGE_CROSS_ENTROPY};
-use trimtab::ops::{Attr, Loss, Lower, OpDef, elementwise::CAST, quant::NF4_DEQUANTIZE, quant::NF4_QUANTIZE};
+use trimtab::ops::{Attr, Loss, Lower, OpDef, quant::NF4_DEQUANTIZE, quant::NF4_QUANTIZE};
 use trimtab::plan::{Operands, lower};
 use trimtab::quant::nf4;
 
@@ -114,6 +115,39 @@ fn casts_round_to_the_nearest_even() {
     // The control: cutting bits off instead of rounding is another result for many of these values.
     let cut = values.iter().filter(|v| bf16::from_f32(**v).to_bits() != (v.to_bits() >> 16) as u16).count();
     assert!(cut > 100, "{cut}");
+}
+
+/// What kernels write in f16 is the nearest to the product in f32, to the bit: ties, what is below the normal numbers, and what is
+/// beyond all.
+#[test]
+fn results_in_f16_are_the_nearest() {
+    let all = (0..=u16::MAX).map(f16::from_bits).filter(|x| x.is_normal()).map(f16::to_f32).collect::<Vec<f32>>();
+    assert_eq!(all.len() % 4, 0, "kernels take them by fours");
+    let x = bytes(DType::F16, &all);
+    for device in everywhere() {
+        let mut backend = device.open();
+        if backend.caps().compute_dtype != Some(DType::F16) {
+            continue;
+        }
+        let mut small = 0;
+        for factor in [1.0f32, 1.0 / 3.0, 3.0, 1e-3, 0.75, 1.0 + 1.0 / 2048.0] {
+            let ins = vec![
+                (Ty::new(DType::F16, &[1, all.len()]), x.as_slice()),
+                (Ty::f32(&[1]), bytemuck::bytes_of(&factor)),
+            ];
+            let found = Run { op: &SCALE, attr: &Attr::None, ins, shared: &[] }.on(&mut *backend).unwrap().remove(0);
+            let wide: Vec<f32> = all.iter().map(|x| x * factor).collect();
+            let wrong =
+                found.as_chunks::<2>().0.iter().zip(&wide).find(|(b, w)| **b != f16::from_f32(**w).to_le_bytes());
+            assert_eq!(wrong, None, "times {factor} on {}", device.name);
+            small += wide.iter().filter(|w| (1e-7..6e-5).contains(&w.abs())).count();
+        }
+        assert!(small > 1000, "only {small} results are below the normal numbers");
+    }
+    // The control: toward zero it is another number for many of them.
+    let toward_zero =
+        |x: &&f32| f16::from_f32(f32::from_bits((**x * 0.75).to_bits() & !0x1fff)) != f16::from_f32(**x * 0.75);
+    assert!(all.iter().filter(toward_zero).count() > 1000);
 }
 
 /// Rows that a loss does not count: whatever is in them, the loss is the same, and their gradient is 0.
