@@ -1,12 +1,8 @@
 // One tile of a product, c[64,64] = a[64,32] b[64,32]^T: what a device that has cooperative matrices is tried with, before
 // products use them, against the tile without.
 // variant:
-// variant: COOP
-#if COOP
-#include "common/tile_coop.wgsl"
-#else
-#include "common/tile.wgsl"
-#end
+// variant: [HALF] COOP
+#include "common/tile_any.wgsl"
 
 @group(0) @binding(next) var<storage, read_write> c: array<f32>;
 @group(0) @binding(next) var<storage, read_write> a: array<vec4<f32>>;

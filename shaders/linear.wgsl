@@ -8,11 +8,9 @@
 // variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC [LARGE] [HALF]
 // variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA] VEC [LARGE] HALF PARTS
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC COOP
-#if COOP
-#include "common/tile_coop.wgsl"
-#else
-#include "common/tile.wgsl"
-#end
+// variant: W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [BIAS] [LORA] VEC HALF COOP
+// variant: W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA] VEC HALF PARTS COOP
+#include "common/tile_any.wgsl"
 #if VEC
 #include "common/weight_vec.wgsl"
 #else

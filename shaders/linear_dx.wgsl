@@ -9,11 +9,8 @@
 // variant: W_F32|W_BF16|W_F16|W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA|LORA+DROPOUT] VEC [LARGE] HALF [PARTS]
 // variant: W_F32|W_BF16|W_F16|W_NF4|W_NF4DQ [LORA] [VEC|VEC+ODD] COOP
 // variant: W_NF4+RAGGED|W_NF4DQ+RAGGED [LORA] VEC [ODD] COOP
-#if COOP
-#include "common/tile_coop.wgsl"
-#else
-#include "common/tile.wgsl"
-#end
+// variant: W_F16+F16|W_NF4|W_NF4+RAGGED|W_NF4DQ|W_NF4DQ+RAGGED [LORA] VEC HALF [PARTS] COOP
+#include "common/tile_any.wgsl"
 #if VEC
 #include "common/weight_vec.wgsl"
 #else

@@ -9,11 +9,7 @@
 // variant: [NARROW|FLAT|LARGE] VEC A16
 // variant: [NARROW] DROPOUT VEC A16 [C16]
 // variant: [ACC] [VEC] COOP
-#if COOP
-#include "common/tile_coop.wgsl"
-#else
-#include "common/tile.wgsl"
-#end
+#include "common/tile_any.wgsl"
 #if DROPOUT
 #include "common/philox.wgsl"
 #end

@@ -85,7 +85,7 @@ pub struct Caps {
     pub max_invocations: u32,
     /// Storage buffers one kernel may bind.
     pub max_bindings: u32,
-    /// Shaders may use 16-bit floats (WGSL's `f16`).
+    /// Shaders may use 16-bit floats (WGSL's `f16`) where they are of use.
     pub f16: bool,
     /// The type of 16 bits in which activations can be kept, if any.
     pub compute_dtype: Option<DType>,
@@ -102,7 +102,8 @@ pub struct Caps {
     pub max_flops: u64,
     /// Smallest and largest subgroup, if subgroup operations are there at all.
     pub subgroup: Option<(u32, u32)>,
-    /// WGSL's cooperative matrices of 8×8 f32 are there, and right.
+    /// WGSL's cooperative matrices are there, and right: with `f16` those of 16×16 whose operands are f16 and whose sums are f32, else
+    /// those of 8×8 f32.
     pub coop: bool,
     /// A CPU that pretends to be a GPU.
     pub software: bool,
@@ -138,6 +139,13 @@ impl Caps {
     pub fn scratch(&self) -> u64 {
         let part = self.memory.unwrap_or(0) / 64 / LEAST_SCRATCH * LEAST_SCRATCH;
         part.clamp(LEAST_SCRATCH, MOST_SCRATCH).min(self.max_binding)
+    }
+
+    /// Whether products of activations in `act` with a weight stored as `w` are by WGSL's cooperative matrices: those of f32, or
+    /// those of f16 where they cut no bits off, or no more than quantizing did. (Numbers in bf16 may be beyond f16.)
+    pub fn by_matrices(&self, act: DType, w: DType) -> bool {
+        let narrow = w == DType::F16 || w.is_quantized();
+        self.coop && self.f16 == (act == DType::F16) && (narrow || !self.f16)
     }
 
     /// The device as results depend on it: beside its name, what decides where long sums are cut.

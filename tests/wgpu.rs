@@ -9,7 +9,9 @@ use trimtab::backend::params;
 use trimtab::backend::wgpu::{Ask, SHADERS, Wgpu, adapters, richest, shader};
 use trimtab::backend::{Backend, Buffer, Caps, Kernel, Launch, Slice};
 use trimtab::bench::operands::Random;
+use trimtab::dtype::DType;
 use trimtab::ops::WgslDispatch;
+use trimtab::ops::quant::weight_define;
 
 fn open() -> Option<Wgpu> {
     common::devices::Device::wgpu()?;
@@ -248,4 +250,22 @@ fn a_device_takes_the_richest_variant_that_it_can_run() {
     assert_eq!(richest("linear", &["W_F32"], "tile", &able), ["W_F32", "COOP"]);
     assert_eq!(richest("linear", &["W_F32", "VEC"], "tile", &able), ["W_F32", "VEC", "COOP"]);
     assert_eq!(richest("linear_row", &["W_F32"], "row", &able), ["W_F32", "SUBGROUP"]);
+    // Matrices of f16 are for activations and weights of no more than 16 bits, those of f32 for all others.
+    let half = Caps { f16: true, ..able.clone() };
+    for (stored, by_matrices) in
+        [(&["W_NF4"][..], true), (&["W_F16", "F16"], true), (&["W_BF16"], false), (&["W_F32"], false)]
+    {
+        let wide = [stored, &["VEC"]].concat();
+        let narrow = [stored, &["VEC", "HALF"]].concat();
+        let best = if by_matrices { [narrow.as_slice(), &["COOP"]].concat() } else { narrow.clone() };
+        assert_eq!(richest("linear", &narrow, "tile", &half), best);
+        assert_eq!(richest("linear", &wide, "tile", &half), wide);
+        assert_eq!(richest("linear", &narrow, "tile", &able), narrow);
+        let dtype = [DType::Nf4, DType::F16, DType::BF16, DType::F32]
+            .into_iter()
+            .find(|&d| weight_define(d) == Some(stored[0]));
+        assert_eq!(half.by_matrices(DType::F16, dtype.unwrap()), by_matrices);
+        assert!(!half.by_matrices(DType::F32, dtype.unwrap()) && able.by_matrices(DType::F32, dtype.unwrap()));
+        assert!(!able.by_matrices(DType::F16, dtype.unwrap()));
+    }
 }

@@ -293,7 +293,7 @@ pub(super) fn linear(l: &Lower, bias: Option<usize>, low: Option<LowRank>) -> Re
                 defines.extend(launch::half(act));
                 ("linear_row", "row", Tiled { defines, grid: [rows.div_ceil(4) as u32, ts.len() as u32, 1] })
             } else {
-                ("linear", "tile", Tiled::forward(w, &more, ts.len(), rows, l.caps)?.split(&split, act))
+                ("linear", "tile", Tiled::forward(w, &more, (ts.len(), act), rows, l.caps)?.split(&split, act))
             };
             list.push(WgslDispatch {
                 shader,
@@ -334,7 +334,7 @@ fn forward_split(t: usize, w: &Ty, rank: usize, act: DType, caps: &Caps) -> Spli
     let caps = &by_estimate(caps);
     let (n, k) = (w.rows(), w.cols());
     match t > FEW_TOKENS && in_one(t, w, rank, act, caps) {
-        true => Split::of(&Tile::wide(t, n, by_fours(w), caps), (t, n, k), caps),
+        true => Split::of(&Tile::wide(t, n, by_fours(w), caps.by_matrices(act, w.dtype), caps), (t, n, k), caps),
         false => Split::none(k),
     }
 }
@@ -345,7 +345,7 @@ fn backward_split(t: usize, w: &Ty, rank: usize, act: DType, caps: &Caps) -> Spl
     match in_one(t, w, rank, act, caps) {
         true => {
             let vec = by_fours(w) && n.is_multiple_of(4);
-            Split::of(&Tile::wide(t, k, vec, caps), (t, k, n), caps)
+            Split::of(&Tile::wide(t, k, vec, caps.by_matrices(act, w.dtype), caps), (t, k, n), caps)
         }
         false => Split::none(n),
     }
@@ -406,7 +406,7 @@ pub(super) fn linear_dx(l: &Lower, low: Option<LowRank>) -> Result<Vec<WgslDispa
             }
             params.extend(mask);
             params.push(split.step as u32);
-            let tiled = Tiled::backward(&l.ins[1], &more, ts.len(), &part.rows, l.caps)?;
+            let tiled = Tiled::backward(&l.ins[1], &more, (ts.len(), act), &part.rows, l.caps)?;
             let Tiled { defines, grid } = tiled.split(&split, act);
             list.push(WgslDispatch {
                 shader: "linear_dx",
@@ -433,19 +433,25 @@ pub(super) struct Tiled {
 }
 
 impl Tiled {
-    /// `t` rows of x with `rows` rows of the weight; `more`: symbols of further operands.
-    pub fn forward(w: &Ty, more: &[&'static str], t: usize, rows: usize, caps: &Caps) -> Result<Tiled> {
+    /// `t` rows of x, activations in `act`, with `rows` rows of the weight; `more`: symbols of further operands.
+    pub fn forward(w: &Ty, more: &[&'static str], (t, act): (usize, DType), rows: usize, caps: &Caps) -> Result<Tiled> {
         let vec = by_fours(w);
-        let tile = Tile::wide(t, rows, vec, caps);
+        let tile = Tile::wide(t, rows, vec, caps.by_matrices(act, w.dtype), caps);
         let defines = [&stored_as(w, caps)?, more, symbols(vec, false, &tile).as_slice()].concat();
         Ok(Tiled { defines, grid: tile.grid(t, rows) })
     }
 
     /// `t` rows of dy with `rows` of the weight's rows.
-    pub fn backward(w: &Ty, more: &[&'static str], t: usize, rows: &Range<usize>, caps: &Caps) -> Result<Tiled> {
+    pub fn backward(
+        w: &Ty,
+        more: &[&'static str],
+        (t, act): (usize, DType),
+        rows: &Range<usize>,
+        caps: &Caps,
+    ) -> Result<Tiled> {
         let vec = by_fours(w);
         let odd = ![w.rows(), rows.start, rows.len()].iter().all(|x| x.is_multiple_of(4));
-        let tile = Tile::wide(t, w.cols(), vec && !odd, caps);
+        let tile = Tile::wide(t, w.cols(), vec && !odd, caps.by_matrices(act, w.dtype), caps);
         let defines = [&stored_as(w, caps)?, more, symbols(vec, odd, &tile).as_slice()].concat();
         Ok(Tiled { defines, grid: tile.grid(t, w.cols()) })
     }

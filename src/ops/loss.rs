@@ -353,7 +353,7 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
             let args = [logits(), Arg::InPart(0, bytes.clone())].into_iter().chain(part.args.clone()).collect();
             let ends = [Split::none(d).step];
             let params = common(part).into_iter().chain([0]).chain(scales(part)).chain(ends).collect();
-            let Tiled { defines, grid } = Tiled::forward(w, &[], m, n, l.caps)?;
+            let Tiled { defines, grid } = Tiled::forward(w, &[], (m, DType::F32), n, l.caps)?;
             all.push(dispatch("linear", "tile", defines, vec![], grid, args, params, 2 * m * n * d));
         }
         let args = vec![logits(), losses(), Arg::In(2), Arg::In(3)];
@@ -365,7 +365,7 @@ fn wgsl(l: &Lower) -> Result<Vec<WgslDispatch>> {
             let ends = [0, 0, 0, 0, Split::none(n).step];
             let params = common(part).into_iter().chain(scales(part)).chain(ends).collect();
             let add = (part.rows.start > 0).then_some(("ADD", 1.0));
-            let Tiled { defines, grid } = Tiled::backward(w, &[], m, &part.rows, l.caps)?;
+            let Tiled { defines, grid } = Tiled::backward(w, &[], (m, DType::F32), &part.rows, l.caps)?;
             let constants = add.into_iter().collect();
             all.push(dispatch("linear_dx", "tile", defines, constants, grid, args, params, 2 * m * n * d));
         }

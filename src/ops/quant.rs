@@ -236,10 +236,9 @@ pub fn weight_define(dtype: DType) -> Option<&'static str> {
     }
 }
 
-/// The same with what the device can do: where it has the type f16, the weight is bound as that, four at a time. (The
-/// products by cooperative matrices are f32 throughout.)
+/// The same with what the device can do: where it has the type f16, the weight is bound as that, four at a time.
 pub fn weight_defines(ty: &Ty, caps: &Caps) -> Option<Vec<&'static str>> {
-    let half = ty.dtype == DType::F16 && caps.f16 && !caps.coop && ty.cols().is_multiple_of(4);
+    let half = ty.dtype == DType::F16 && caps.f16 && ty.cols().is_multiple_of(4);
     weight_define(ty.dtype).map(|define| std::iter::once(define).chain(half.then_some("F16")).collect())
 }
 

@@ -20,7 +20,7 @@ pub fn validate(text: &Text, defines: &[String]) -> Result<(), String> {
         .map_err(|e| format!("{}: {}", at(e.location(&text.text)), e.emit_to_string(&text.text)))?;
     let has = |name: &str| defines.iter().any(|d| d == name);
     let mut capabilities = Capabilities::empty();
-    if has("F16") {
+    if has("F16") || (has("COOP") && has("HALF")) {
         capabilities |= Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     } else {
         // unpack2x16float is core WGSL.

@@ -30,6 +30,8 @@ pub struct AdapterInfo {
     pub matrix: Vec<String>,
     /// Among them the shape and types of `shaders/common/tile_coop.wgsl`.
     pub has_coop: bool,
+    /// Among them those of `shaders/common/tile_coop16.wgsl`.
+    pub has_coop16: bool,
 }
 
 impl AdapterInfo {
@@ -44,6 +46,7 @@ impl AdapterInfo {
             Vec::new()
         };
         let has_subgroups = features.contains(Features::SUBGROUP);
+        let has = |wanted: &str| has_subgroups && matrix.iter().any(|m| m == wanted);
         AdapterInfo {
             backend: info.backend.to_str().to_string(),
             software: info.device_type == DeviceType::Cpu,
@@ -55,7 +58,8 @@ impl AdapterInfo {
             subgroup: (info.subgroup_min_size, info.subgroup_max_size),
             has_f16: features.contains(Features::SHADER_F16),
             has_subgroups,
-            has_coop: has_subgroups && matrix.iter().any(|m| m == "8x8x8 f32 to f32"),
+            has_coop: has("8x8x8 f32 to f32"),
+            has_coop16: has("16x16x16 f16 to f32") && features.contains(Features::SHADER_F16),
             matrix,
         }
     }
@@ -109,6 +113,7 @@ mod tests {
             has_subgroups: false,
             matrix: Vec::new(),
             has_coop: false,
+            has_coop16: false,
         }
     }
 

@@ -138,7 +138,7 @@ impl Wgpu {
     }
 
     fn open(adapter: &wgpu::Adapter, info: &AdapterInfo, ask: Ask) -> Result<Wgpu> {
-        let coop = info.has_coop
+        let coop = (info.has_coop || info.has_coop16)
             && matches!(ask, Ask::Adapter)
             && std::env::var_os("TRIMTAB_WGPU_COOP").is_none_or(|v| v != "0");
         let useful = Features::SHADER_F16 | Features::SUBGROUP | Features::TIMESTAMP_QUERY;
@@ -218,12 +218,7 @@ impl Wgpu {
             bytes: 0,
         };
         if features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
-            match trial::wrong(&mut gpu, &["COOP"]) {
-                None => gpu.caps.coop = true,
-                Some(what) => {
-                    eprintln!("{}: its cooperative matrices are wrong and are not used: {what}", gpu.caps.device);
-                }
-            }
+            trial::matrices(&mut gpu, info);
         }
         Ok(gpu)
     }

@@ -15,8 +15,9 @@ pub fn shader(stem: &str, defines: &[&str]) -> Option<&'static str> {
 /// Of the variants that compute the same as this one, the one that makes the most of the device: a lowering names the
 /// plain one and need not know (`// also:` in a shader's header).
 pub fn richest(stem: &str, defines: &[&'static str], entry: &str, caps: &Caps) -> Vec<&'static str> {
-    // Cooperative matrices are for the tiled products.
-    let symbols = [("COOP", caps.coop && entry == "tile"), ("SUBGROUP", caps.subgroup.is_some())];
+    // Cooperative matrices are for the tiled products, those of 16 bits for operands of 16 bits.
+    let coop = caps.coop && entry == "tile" && caps.f16 == defines.contains(&"HALF");
+    let symbols = [("COOP", coop), ("SUBGROUP", caps.subgroup.is_some())];
     for (symbol, there) in symbols {
         let richer = [defines, &[symbol]].concat();
         if there && shader(stem, &richer).is_some() {

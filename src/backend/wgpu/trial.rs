@@ -1,7 +1,7 @@
 //! Cooperative matrices are experimental in wgpu, so a device that lists them is tried before products use them: one tile of
 //! whole numbers, whose sums are exact in whatever order they are added.
 
-use super::Wgpu;
+use super::{AdapterInfo, Wgpu};
 use crate::backend::{Backend, Kernel, Launch, Slice};
 use crate::error::Result;
 use crate::graph::op::WgslDispatch;
@@ -20,8 +20,26 @@ fn product(a: &[f32], b: &[f32]) -> Vec<f32> {
     (0..ROWS * ROWS).map(|i| dot(i / ROWS, i % ROWS)).collect()
 }
 
+/// Has the device use cooperative matrices that its adapter lists and that pass, first those of f32, which serve more products.
+/// Weights are not bound as f16 beside these.
+pub fn matrices(gpu: &mut Wgpu, info: &AdapterInfo) {
+    let kinds: [(bool, &[&'static str], bool); 2] =
+        [(info.has_coop, &["COOP"], false), (info.has_coop16, &["HALF", "COOP"], gpu.caps.f16)];
+    for (_, symbols, f16) in kinds.into_iter().filter(|kind| kind.0) {
+        match wrong(gpu, symbols) {
+            None => {
+                (gpu.caps.coop, gpu.caps.f16) = (true, f16);
+                return;
+            }
+            Some(what) => {
+                eprintln!("{}: its cooperative matrices are wrong and are not used: {what}", gpu.caps.device);
+            }
+        }
+    }
+}
+
 /// What is wrong with the tile's variant of these symbols on this device, if anything.
-pub fn wrong(gpu: &mut Wgpu, symbols: &[&'static str]) -> Option<String> {
+fn wrong(gpu: &mut Wgpu, symbols: &[&'static str]) -> Option<String> {
     let (a, b) = (operand(0), operand(5));
     match run(gpu, symbols, &a, &b) {
         Ok(found) => differs(&found, &product(&a, &b)),
@@ -98,6 +116,7 @@ mod tests {
         assert_eq!(gpu.memory(), 0);
         // One that the device cannot compile is wrong, and does no harm.
         assert!(wrong(&mut gpu, &["COOP"]).is_some());
+        assert!(wrong(&mut gpu, &["HALF", "COOP"]).is_some());
         assert_eq!(wrong(&mut gpu, &[]), None);
     }
 }

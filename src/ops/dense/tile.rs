@@ -2,6 +2,7 @@
 //! is the same sum in the same order in each.
 
 use crate::device::{Caps, Tiling};
+use crate::dtype::DType;
 
 /// What a workgroup computes of a product.
 pub(super) struct Tile {
@@ -29,7 +30,7 @@ impl Tile {
         match (m, n) {
             (_, ..=32) => NARROW,
             (..=32, _) => FLAT,
-            _ => Tile::wide(m, n, vec, caps),
+            _ => Tile::wide(m, n, vec, caps.by_matrices(DType::F32, DType::F32), caps),
         }
     }
 
@@ -39,9 +40,10 @@ impl Tile {
     }
 
     /// The same of a linear layer: the one that [`Caps::tiling`] names, where there is a choice. It is estimated that the large
-    /// one takes less time where it leaves the device's processors with a tile each.
-    pub fn wide(m: usize, n: usize, vec: bool, caps: &Caps) -> Tile {
-        let able = caps.workgroup_memory >= LARGE_MEMORY && caps.max_invocations >= LARGE_THREADS && !caps.coop;
+    /// one takes less time where it leaves the device's processors with a tile each. `matrices`: it is by cooperative matrices,
+    /// whose tile is of the middle size.
+    pub fn wide(m: usize, n: usize, vec: bool, matrices: bool, caps: &Caps) -> Tile {
+        let able = caps.workgroup_memory >= LARGE_MEMORY && caps.max_invocations >= LARGE_THREADS && !matrices;
         let large = match caps.tiling {
             Tiling::Estimated => LARGE.count(m, n) >= caps.workgroups(1),
             Tiling::Large => true,
