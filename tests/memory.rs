@@ -199,7 +199,9 @@ fn devices_with_memory_of_their_own_fetch_through_staging() {
             let plan = Plan::new(&step.program.graph, backend.caps()).unwrap();
             let own = backend.caps().target == Target::Host;
             assert_eq!(plan.account.host_total > 0, all && !own, "{}", device.name);
-            assert_eq!(plan.account.host_total, plan.schedule.staging);
+            // WebGPU's queue copies what it is given.
+            let copies = if backend.caps().target == Target::Wgsl { 2 } else { 1 };
+            assert_eq!(plan.account.host_total, copies * plan.schedule.staging);
             let total = plan.account.total;
             let mut trainer = Trainer::new(backend, step, plan, 7).unwrap();
             assert_eq!(trainer.exec.backend.memory(), total, "{}", device.name);

@@ -113,7 +113,8 @@ pub trait Backend: Send {
         self.upload(dst, src)
     }
     /// `bytes` of this process's memory that the device copies from without passing through other memory, freed with the
-    /// backend. None where any memory is as good, or no more of this kind is to be had.
+    /// backend. None where any memory is as good, or no more of this kind is to be had; that there will be transfers of so many
+    /// bytes is then known all the same.
     fn staging(&mut self, bytes: u64) -> Result<Option<HostSlice>> {
         let _ = bytes;
         Ok(None)

@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use batch::Batches;
 
-use crate::backend::{Buffer, Caps, Launch, Slice, recording_bytes};
+use crate::backend::{Buffer, Caps, Launch, Slice, Target, recording_bytes};
 use crate::dtype::align;
 use crate::error::{Error, Result};
 use crate::graph::op::OpRole;
@@ -125,6 +125,9 @@ impl Plan {
         let all: Vec<Phase> = (0..g.phases()).map(Phase).collect();
         plan.account.add("launch parameters", plan.parameter_bytes(&all, caps));
         plan.account.add_host("staging", plan.schedule.staging);
+        // What is uploaded waits there for the kernels before it.
+        plan.account
+            .add_host("the queue's copies", if caps.target == Target::Wgsl { plan.schedule.staging } else { 0 });
         Ok(plan)
     }
 

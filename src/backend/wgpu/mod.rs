@@ -21,7 +21,7 @@ use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 pub use adapters::{AdapterInfo, adapters, choose};
 pub use shaders::{SHADERS, is_checked, richest, shader};
 
-use super::{Backend, Buffer, Caps, Launch, Recording, Slice, Target, Tiling, digest};
+use super::{Backend, Buffer, Caps, HostSlice, Launch, Recording, Slice, Target, Tiling, digest};
 use crate::dtype::{ALIGN, DType};
 use crate::error::{Error, Result};
 use clock::Clock;
@@ -213,7 +213,7 @@ impl Wgpu {
             buffers: Vec::new(),
             recordings: Vec::new(),
             pipelines: Pipelines::default(),
-            transfer: Transfer::default(),
+            transfer: Transfer::new(),
             clock: None,
             bytes: 0,
         };
@@ -301,6 +301,11 @@ impl Backend for Wgpu {
 
     fn upload(&mut self, dst: Slice, src: &[u8]) -> Result<()> {
         self.write(Slice { bytes: src.len() as u64, ..dst }, src)
+    }
+
+    fn staging(&mut self, bytes: u64) -> Result<Option<HostSlice>> {
+        self.transfer.make_room(bytes);
+        Ok(None)
     }
 
     fn download(&mut self, src: Slice, dst: &mut [u8]) -> Result<()> {

@@ -13,10 +13,9 @@ use crate::error::Result;
 /// Bytes moved at a time.
 const CHUNK: u64 = 4 << 20;
 
-/// Bytes that may wait in the queue's own staging memory before they are sent off.
+/// Bytes that may wait in the queue's own staging memory before they are sent off, at least; as many again may be on their way.
 const IN_FLIGHT: u64 = 8 * CHUNK;
 
-#[derive(Default)]
 pub struct Transfer {
     /// For reading back: the host maps it. [`CHUNK`] bytes, made when first needed.
     down: Option<wgpu::Buffer>,
@@ -25,6 +24,21 @@ pub struct Transfer {
     /// Bytes written since the last submit of writes, and that submit.
     queued: u64,
     sent: Option<SubmissionIndex>,
+    /// How many may be written before the next.
+    limit: u64,
+}
+
+impl Transfer {
+    pub fn new() -> Transfer {
+        Transfer { down: None, across: None, queued: 0, sent: None, limit: IN_FLIGHT }
+    }
+
+    /// Makes room in the queue for `bytes` of transfers. What is written while kernels run is copied into the queue's mapped
+    /// memory at once, and to the device when they are done; with less room the host would wait for them first, and copy the
+    /// rest while the device has nothing to do.
+    pub fn make_room(&mut self, bytes: u64) {
+        self.limit = self.limit.max(bytes / 2);
+    }
 }
 
 /// The words that cover `start..start + n`: aligned start, and their bytes.
@@ -69,7 +83,7 @@ impl Wgpu {
             self.gpu.queue.write_buffer(&buffer, offset, chunk);
             offset += chunk.len() as u64;
             self.transfer.queued += chunk.len() as u64;
-            if self.transfer.queued >= IN_FLIGHT {
+            if self.transfer.queued >= self.transfer.limit {
                 self.transfer.queued = 0;
                 let index = self.gpu.queue.submit([]);
                 if let Some(earlier) = self.transfer.sent.replace(index) {
@@ -148,5 +162,32 @@ impl Wgpu {
         }
         self.gpu.queue.submit([encoder.finish()]);
         self.gpu.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    /// Nothing is waited for until the room is full; without it, the second part of a block is.
+    #[test]
+    fn what_there_is_room_for_is_not_waited_for() {
+        if crate::backend::wgpu::adapters().is_empty() {
+            eprintln!("SKIPPED: no adapter");
+            return;
+        }
+        let bytes = vec![7u8; 2 * IN_FLIGHT as usize];
+        for (room, waits) in [(0, true), (IN_FLIGHT, true), (5 * IN_FLIGHT, false)] {
+            let mut gpu = Wgpu::new(None).unwrap();
+            assert!(gpu.staging(room).unwrap().is_none());
+            let buffer = gpu.alloc(bytes.len() as u64).unwrap();
+            let whole = Slice { buffer, offset: 0, bytes: bytes.len() as u64 };
+            gpu.upload(whole, &bytes).unwrap();
+            assert_eq!(gpu.transfer.sent.is_some(), waits, "room for {room} bytes");
+            let mut read = vec![0; 8];
+            gpu.download(Slice { offset: whole.bytes - 8, bytes: 8, ..whole }, &mut read).unwrap();
+            assert_eq!(read, [7; 8]);
+        }
     }
 }
