@@ -28,7 +28,8 @@ struct Problem {
     Problem { dx##i, dy##i, {w##i, absmax##i, nested##i, offset##i}, dyb##i, la##i, rng##i, factor##i, t##i, n##i, \
               k##i, r##i, ldy##i, site##i, threshold##i, keep_scale##i, begin##i }
 
-GEMM_KERNEL linear_dx(THREE(POINTERS), THREE(WORDS), u32 blocks0, u32 blocks1) {
+// The large tile of f32 has no registers to spare for what the mask needs.
+GEMM_KERNEL_OF(TILE == 0 && ACT == 0 ? 1 : RESIDENT) linear_dx(THREE(POINTERS), THREE(WORDS), u32 blocks0, u32 blocks1) {
     extern __shared__ __align__(16) u8 smem[];
     Turn mine = turn(block_number(), blocks0, blocks1);
     const Problem p = mine.pick(THREE(PROBLEM));

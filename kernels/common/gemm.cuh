@@ -56,7 +56,8 @@ constexpr int RING = STAGES * (A_BYTES + B_BYTES);
 // So that a card's registers hold two blocks of the large tile (one where f32 operands meet weights to be decoded), four of the middle
 // one, and as many of a thin one as its ring leaves room for in shared memory.
 constexpr int RESIDENT = TILE == 1 ? 4 : TILE == 0 && ACT == 0 && W >= 1 ? 1 : 2;
-#define GEMM_KERNEL extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+#define GEMM_KERNEL_OF(RESIDENT) extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+#define GEMM_KERNEL GEMM_KERNEL_OF(RESIDENT)
 
 // Where piece `piece` of row `row` lies in a tile of rows of PIECES pieces.
 template <int PIECES> __device__ __forceinline__ u32 slot(u32 row, u32 piece) {
