@@ -15,10 +15,11 @@ use crate::memory::{self, Chosen, Fitted, budget};
 use crate::models::Facts;
 use crate::nn::{Build, Hooks, Layout, Role, Site, Source, StreamId, Weight, WeightRef};
 use crate::peft::Method;
-use crate::plan::{Account, Plan};
+use crate::plan::{self, Account, Plan};
 use crate::tasks::Task;
 use crate::tasks::causal_lm::CausalLm;
 use crate::train::trainer::Trainer;
+use crate::units::human;
 use crate::weights::{HostTensor, load};
 
 /// The phases whose micro-batches have several sizes.
@@ -37,6 +38,22 @@ pub struct Planned {
     facts: Facts,
     chosen: Vec<Chosen>,
     notes: Vec<String>,
+}
+
+/// Gives weights that stream up to `bytes` of host memory; what there is to say if that is none.
+fn hold(plan: &mut Plan, g: &Graph, bytes: u64) -> Option<String> {
+    plan.hold(g, bytes);
+    if !plan.held.is_empty() {
+        return None;
+    }
+    let streaming = plan::held(g, &plan.schedule.moves, u64::MAX);
+    let least = streaming.iter().map(|&leaf| g.ty(leaf).bytes() as u64).min();
+    Some(match least {
+        None => {
+            "--host-memory holds nothing: all weights are on the device (--stream on, or a smaller --memory)".into()
+        }
+        Some(least) => format!("--host-memory holds nothing: the smallest weight that streams has {}", human(least)),
+    })
 }
 
 /// A smaller size of micro-batches.
@@ -128,10 +145,10 @@ impl Planned {
             phases.add(small);
         }
         if let Some(bytes) = options.memory.host {
-            match caps.target {
-                Target::Cuda => plan.hold(&program.graph, bytes),
-                _ => notes.push("--host-memory is for CUDA: elsewhere the system's file cache is that memory".into()),
-            }
+            notes.extend(match caps.target {
+                Target::Cuda => hold(&mut plan, &program.graph, bytes),
+                _ => Some("--host-memory is for CUDA: elsewhere the system's file cache is that memory".into()),
+            });
         }
         if options.micro_tokens < wanted {
             let what = format!(

@@ -76,12 +76,27 @@ fn what_saves_memory_changes_no_bit_and_the_account_is_what_the_driver_gave() {
     assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2]);
 }
 
-/// Host memory that the system does not give is an error, not a slower run than was planned.
+/// Host memory that no weight has a use for, and such as the system does not give: the latter is an error, not a slower run than
+/// was planned.
 #[test]
 fn weights_are_held_or_it_is_said() {
     let Some(training) = Training::new("held") else { return };
     let own = ["--steps", "1", "--batch-size", "1", "--device", "cuda", "--stream", "on", "--host-memory", "1MiB"];
     let whole = training.ok("whole", &own, &[]);
+    for (stream, memory, said) in [
+        ("off", "1MiB", Some("all weights are on the device")),
+        ("on", "1KiB", Some("the smallest weight that streams has")),
+        ("on", "1MiB", None),
+    ] {
+        let own = [&own[..6], &["--stream", stream, "--host-memory", memory, "--dry-run"]].concat();
+        let ran = training.run("planned", &own, &[]);
+        let found = ran.err.split("--host-memory holds nothing: ").nth(1);
+        let right = match said {
+            Some(said) => found.is_some_and(|found| found.starts_with(said)),
+            None => found.is_none(),
+        };
+        assert!(ran.code == Some(0) && right, "{stream} {memory}: {}", ran.err);
+    }
     // The control: without it, there is less to allocate.
     let call = "cuMemHostAlloc";
     let few = training.ok("few", &own[..8], &[]);
