@@ -1,6 +1,8 @@
 //! The simulation of a step's transfers (`examples/streaming`): schedules whose times are worked out by hand, and that no
 //! step is slower for a faster part.
 
+#[path = "../examples/streaming/files.rs"]
+mod files;
 #[path = "common/scratch.rs"]
 mod scratch;
 #[path = "../examples/streaming/simulation.rs"]
@@ -18,7 +20,7 @@ use trimtab::plan::{Move, Place, Plan, Step};
 use trimtab::session::Planned;
 
 /// For moves of [`BYTES`]: half a second to the card, and the same from it; a quarter to read and to write.
-const RATES: Rates = Rates { up: 8.0, down: 8.0, read: 16.0, write: 16.0 };
+const RATES: Rates = Rates { up: 8.0, down: 8.0, read: 16.0, threads: 1.0, write: 16.0 };
 const BYTES: u64 = 4;
 
 /// A move of [`BYTES`] of a leaf, by way of this part of the staging memory.
@@ -114,6 +116,23 @@ fn a_store_holds_up_kernels_by_its_copy_alone() {
     assert_eq!(took(&[&[run(4), Step::Store(0), Step::Start(2)], &ends[..], &back(2)[..]].concat()), 2.5);
 }
 
+/// A store has arrived and is written at 1, in a quarter of a second; another at 1.5, when a leaf comes that is read for half a second.
+#[test]
+fn reads_have_the_threads_that_do_not_write() {
+    let moves = [moved(0, 0), moved(1, 1), moved(2, 2)];
+    let stores = [run(2), Step::Store(0), Step::Store(1), Step::Write(0), Step::Write(1)];
+    let took =
+        |threads: f64, rest: &[Step]| end(&moves, &[&stores[..], rest].concat(), Rates { read: 8.0, threads, ..RATES });
+    let read = [Step::Start(2), Step::Wait(2)];
+    // One thread reads until 2, and copies end at 2.5; three of four read a quarter of a second less 1/16 until 1.75, the rest after.
+    assert_eq!(took(1.0, &read), 2.5);
+    assert_eq!(took(4.0, &read), 2.5 + 1.0 / 16.0);
+    // Its writing waits until the one thread has read.
+    let written = [Step::Start(2), Step::Written(1)];
+    assert_eq!(took(1.0, &written), 2.25);
+    assert_eq!(took(4.0, &written), 1.75);
+}
+
 /// A small model whose weights are most of what a step of it takes, planned in a budget.
 fn planned(budget: Option<u64>) -> Result<Planned, Error> {
     let scratch = Scratch::new(&format!("{budget:?}"));
@@ -160,7 +179,7 @@ const FASTER: [(&str, Faster); 4] = [
 
 #[test]
 fn faster_parts_and_larger_budgets_never_cost_time() {
-    let rates = Rates { up: 2e9, down: 2e9, read: 1e9, write: 1e9 };
+    let rates = Rates { up: 2e9, down: 2e9, read: 1e9, threads: 4.0, write: 1e9 };
     // Sums of other terms differ by rounding.
     let rounding = 1e-12;
     let whole = planned(None).unwrap().account().total;

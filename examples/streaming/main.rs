@@ -18,13 +18,14 @@
 //! * `read`, from the system's file cache, by each thread: 17, since that is a copy by one thread of memory that is in no other
 //!   cache (docs/benchmarks.md, 256 MiB "to the device" on a CPU: 17.1). A disk is slower.
 //! * `threads` that read: 4, as on a machine of 16 processors (`src/offload/threads.rs`).
-//! * `write`: 5, a file that is written and synced (docs/benchmarks.md: 5.09), by all of them.
+//! * `write`: 5, a file that is written and synced (docs/benchmarks.md: 5.09), by one of them.
 //!
 //! Time is lost to stores, to files and to the link, counted in this order: what a step takes less if stores take no time; what
 //! less than that if besides nothing waits for files; and what is then left above the kernels' own time.
 
 #[path = "../costs/mod.rs"]
 mod costs;
+mod files;
 mod simulation;
 
 use trimtab::Result;
@@ -155,7 +156,7 @@ impl Wanted {
 
     fn rates(&self, threads: f64) -> Rates {
         let link = self.link * 1e9;
-        Rates { up: link, down: link, read: threads * self.read * 1e9, write: self.write * 1e9 }
+        Rates { up: link, down: link, read: threads * self.read * 1e9, threads, write: self.write * 1e9 }
     }
 }
 

@@ -1,29 +1,30 @@
 //! A step's transfers beside its kernels, simulated: the plan's schedule, walked as the executor does on a CUDA card.
 //!
 //! There are a host thread, the stream of kernels, one of copies to the card and one of copies from it, and threads that read
-//! and write files, all of them for each request. Each does its work in order and is known by the time at which it is free, so
-//! an action takes place at the latest of the times that it waits for:
+//! and write files ([`Files`]). Of these others, each does its work in order and is known by the time at which it is free, so an
+//! action takes place at the latest of the times that it waits for:
 //!
 //! ```text
 //! run      kernels = max(kernels, host) + its seconds                          the host goes on at once
 //! start    host    = max(host, end of the copies from or to the same staging)  point = kernels
-//!          files   = max(files, host) + bytes / read                           nothing if host memory holds them
+//!          bytes / read of seconds more to read                                none if host memory holds them
 //! wait     host    = max(host, its end of reading)
 //!          up      = max(up, host, point) + bytes / up                         kernels = max(kernels, up)
 //! store    host    = max(host, end of the copies from or to the same staging)
 //!          down    = max(down, host, kernels) + bytes / down                   kernels = max(kernels, down)
 //! write    host    = max(host, its end of copying)
-//!          files   = max(files, host) + bytes / write
+//!          bytes / write of seconds more to write
 //! written  host    = max(host, its end of writing)
 //! ```
 //!
-//! Every one of these is a maximum of sums in an order that the plan fixes, so that no step is slower for a faster part.
 //! Kernels wait for a copy from the card since the plan gives the place to others after it.
 //!
-//! Not modelled: that copies and kernels share the bandwidth of a memory; the host's own time to submit, and that at most 1,024
-//! pieces of requests wait; tokens and scalars that go to and from the card once a step.
+//! Not modelled: that copies and kernels share the bandwidth of a memory; the host's own time to submit; the pieces that files
+//! are read and written in; tokens and scalars that go to and from the card once a step.
 
 use std::ops::Range;
+
+use crate::files::{Files, Way};
 
 use trimtab::graph::Val;
 use trimtab::plan::{Move, Step};
@@ -34,8 +35,9 @@ pub struct Rates {
     /// To the card, and from it.
     pub up: f64,
     pub down: f64,
-    /// From files, and into them, by all threads.
+    /// From files, by so many threads together; into them, by one.
     pub read: f64,
+    pub threads: f64,
     pub write: f64,
 }
 
@@ -49,10 +51,10 @@ pub struct Simulation<'a> {
     kernels: f64,
     up: f64,
     down: f64,
-    files: f64,
+    files: Files,
     /// By move: the point of the kernels at its start.
     points: Vec<f64>,
-    /// By move: the end of what the host waits for next: a fetch's reading, a store's copying, then its writing.
+    /// By move: the end of a store's copying.
     ends: Vec<f64>,
     /// Moves whose bytes are copied from staging memory or into it, each with the end of that.
     copied: Vec<(usize, f64)>,
@@ -69,7 +71,7 @@ impl<'a> Simulation<'a> {
             kernels: 0.0,
             up: 0.0,
             down: 0.0,
-            files: 0.0,
+            files: Files::new(rates.threads),
             points: none.clone(),
             ends: none,
             copied: Vec::new(),
@@ -86,16 +88,16 @@ impl<'a> Simulation<'a> {
                 Step::Store(m) => self.store(*m),
                 Step::Write(m) => {
                     self.host = self.host.max(self.ends[*m]);
-                    self.file(*m, self.rates.write);
+                    self.files.add(Way::Write, *m, self.bytes(*m) / self.rates.write, self.host);
                 }
-                Step::Written(m) => self.host = self.host.max(self.ends[*m]),
+                Step::Written(m) => self.host = self.files.wait(*m, self.host),
             }
         }
     }
 
     /// When all is done.
     pub fn end(&self) -> f64 {
-        [self.kernels, self.up, self.down, self.files].into_iter().fold(self.host, f64::max)
+        [self.kernels, self.up, self.down].into_iter().fold(self.host, f64::max)
     }
 
     fn bytes(&self, m: usize) -> f64 {
@@ -108,11 +110,11 @@ impl<'a> Simulation<'a> {
             return;
         }
         self.settle(m);
-        self.file(m, self.rates.read);
+        self.files.add(Way::Read, m, self.bytes(m) / self.rates.read, self.host);
     }
 
     fn wait(&mut self, m: usize) {
-        self.host = self.host.max(self.ends[m]);
+        self.host = self.files.wait(m, self.host);
         self.up = self.up.max(self.host).max(self.points[m]) + self.bytes(m) / self.rates.up;
         self.kernels = self.kernels.max(self.up);
         if !self.held.contains(&self.moves[m].leaf) {
@@ -126,12 +128,6 @@ impl<'a> Simulation<'a> {
         self.kernels = self.kernels.max(self.down);
         self.ends[m] = self.down;
         self.copied.push((m, self.down));
-    }
-
-    /// Puts a move on the threads for files.
-    fn file(&mut self, m: usize, rate: f64) {
-        self.files = self.files.max(self.host) + self.bytes(m) / rate;
-        self.ends[m] = self.files;
     }
 
     /// The host waits until nothing is copied from the staging memory of a move, or into it.

@@ -1,15 +1,13 @@
 //! Threads that read files and write them. A request is cut into pieces, so that one request is done by all of them.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::Store;
 use crate::backend::HostSlice;
-
-/// Pieces that wait at most; who makes a request then waits for room.
-const DEPTH: usize = 1024;
 
 /// Bytes of a piece at least: a copy of fewer is no longer than the waking of a thread.
 const LEAST: usize = 1 << 20;
@@ -48,10 +46,14 @@ impl Request {
         }
     }
 
-    /// The same in pieces, about as many as there are threads.
+    /// The same in pieces: of what is read about as many as there are threads. What is written is in small ones, since a read may
+    /// have to wait for one.
     fn pieces(&self, threads: usize) -> Vec<Request> {
         let all = self.memory.bytes;
-        let bytes = all.div_ceil(threads).next_multiple_of(4096).max(LEAST);
+        let bytes = match self.way {
+            Way::Read => all.div_ceil(threads).next_multiple_of(4096).max(LEAST),
+            Way::Write => LEAST,
+        };
         let piece = |from: usize| {
             let memory = HostSlice { ptr: self.memory.at(from), bytes: bytes.min(all - from) };
             Request { offset: self.offset + from as u64, memory, ..self.clone() }
@@ -86,22 +88,17 @@ impl Ticket {
     }
 }
 
-/// A piece that waits for a thread. Dropped, it is done: where nobody came to it, with an error.
+/// A part of a request.
 struct Piece {
     request: Request,
-    done: Option<io::Result<()>>,
     progress: Arc<Progress>,
 }
 
 impl Piece {
-    fn carry_out(mut self) {
-        self.done = Some(self.request.carry_out());
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        let done = self.done.take().unwrap_or_else(|| Err(io::Error::other("a thread for files ended")));
+    fn carry_out(self) {
+        // After a panic, whoever waits would wait for ever.
+        let done = catch_unwind(AssertUnwindSafe(|| self.request.carry_out()));
+        let done = done.unwrap_or_else(|_| Err(io::Error::other("a thread for files failed")));
         let mut state = self.progress.state();
         state.0 -= 1;
         if let Err(e) = done {
@@ -111,9 +108,81 @@ impl Drop for Piece {
     }
 }
 
+/// Pieces that wait for a thread.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+/// One thread at a time writes: systems let one write a file, and others would wait for it instead of reading. A thread that is
+/// alone reads before it writes: kernels wait for what is read, and nobody for what is written until its memory is used again.
+#[derive(Default)]
+struct Waiting {
+    reads: VecDeque<Piece>,
+    writes: VecDeque<Piece>,
+    /// A thread is writing.
+    writing: bool,
+    /// There is one thread only.
+    alone: bool,
+    /// No request comes any more.
+    over: bool,
+}
+
+impl Waiting {
+    fn next(&mut self) -> Option<Piece> {
+        let writes = !self.writing && (!self.alone || self.reads.is_empty());
+        let write = if writes { self.writes.pop_front() } else { None };
+        self.writing |= write.is_some();
+        write.or_else(|| self.reads.pop_front())
+    }
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, piece: Piece) {
+        let mut waiting = self.waiting();
+        match piece.request.way {
+            Way::Read => waiting.reads.push_back(piece),
+            Way::Write => waiting.writes.push_back(piece),
+        }
+        self.changed.notify_one();
+    }
+
+    /// The next piece to carry out; `None` when all is done and no more comes.
+    fn next(&self) -> Option<Piece> {
+        let mut waiting = self.waiting();
+        loop {
+            if let Some(piece) = waiting.next() {
+                return Some(piece);
+            }
+            if waiting.over && waiting.writes.is_empty() {
+                return None;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What a thread does until no request can come any more.
+    fn work(&self) {
+        while let Some(piece) = self.next() {
+            let writes = piece.request.way == Way::Write;
+            piece.carry_out();
+            if writes {
+                self.waiting().writing = false;
+                // Whoever waits may write now, or end.
+                self.changed.notify_all();
+            }
+        }
+    }
+}
+
 /// The threads. Where none can be started, a request is carried out when it is made.
 pub struct Threads {
-    queue: Option<SyncSender<Piece>>,
+    queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -126,13 +195,14 @@ impl Threads {
     }
 
     fn new(count: usize) -> Threads {
-        let (queue, todo) = sync_channel::<Piece>(DEPTH);
-        let todo = Arc::new(Mutex::new(todo));
+        let queue = Arc::new(Queue::default());
         let start = |_| {
-            let todo = todo.clone();
-            std::thread::Builder::new().spawn(move || work(&todo)).ok()
+            let queue = queue.clone();
+            std::thread::Builder::new().spawn(move || queue.work()).ok()
         };
-        Threads { queue: Some(queue), threads: (0..count).filter_map(start).collect() }
+        let threads: Vec<JoinHandle<()>> = (0..count).filter_map(start).collect();
+        queue.waiting().alone = threads.len() == 1;
+        Threads { queue, threads }
     }
 
     /// Starts a request.
@@ -144,32 +214,22 @@ impl Threads {
         let ticket = Ticket::default();
         ticket.0.state().0 = pieces.len();
         for request in pieces {
-            let piece = Piece { request, done: None, progress: ticket.0.clone() };
-            match &self.queue {
-                // A piece that cannot be sent comes back in the error, and is done with one.
-                Some(queue) if !self.threads.is_empty() => drop(queue.send(piece)),
-                _ => piece.carry_out(),
+            let piece = Piece { request, progress: ticket.0.clone() };
+            if self.threads.is_empty() {
+                piece.carry_out();
+            } else {
+                self.queue.add(piece);
             }
         }
         ticket
     }
 }
 
-/// What a thread does until no request can come any more.
-fn work(todo: &Mutex<Receiver<Piece>>) {
-    loop {
-        let next = todo.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        match next {
-            Ok(piece) => piece.carry_out(),
-            Err(_) => return,
-        }
-    }
-}
-
 impl Drop for Threads {
     /// Nothing is read or written any more once this returns.
     fn drop(&mut self) {
-        self.queue = None;
+        self.queue.waiting().over = true;
+        self.queue.changed.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -218,15 +278,48 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_the_whole_and_no_more_than_the_threads() {
+    fn one_thread_writes_and_one_that_is_alone_reads_first() {
+        let (store, _) = store();
+        let mut memory = vec![0; 2 << 20];
+        let mut order = |alone: bool| -> Vec<u64> {
+            let (queue, ticket) = (Queue::default(), Ticket::default());
+            queue.waiting().alone = alone;
+            for (offset, way) in [Way::Write, Way::Read, Way::Write, Way::Read].into_iter().enumerate() {
+                let request = ask(&store, way, offset as u64, &mut memory);
+                queue.add(Piece { request, progress: ticket.0.clone() });
+            }
+            queue.waiting().over = true;
+            // The one that writes is at it until nobody else has anything to do.
+            let mut found = Vec::new();
+            loop {
+                let next = queue.waiting().next();
+                match next {
+                    Some(piece) => found.push(piece.request.offset),
+                    None if queue.waiting().writing => queue.waiting().writing = false,
+                    None => break found,
+                }
+            }
+        };
+        assert_eq!(order(false), [0, 1, 3, 2]);
+        assert_eq!(order(true), [1, 3, 0, 2]);
+    }
+
+    #[test]
+    fn pieces_are_the_whole_and_of_reads_no_more_than_the_threads() {
         let (store, _) = store();
         let mut memory = vec![0; (7 << 20) + 5];
-        for (bytes, threads, count) in
-            [(0, 4, 0), (1, 4, 1), (1 << 20, 4, 1), ((1 << 20) + 1, 4, 2), (7 << 20, 4, 4), ((7 << 20) + 5, 3, 3)]
-        {
-            let request = ask(&store, Way::Read, 9, &mut memory[..bytes]);
+        for (way, bytes, threads, count) in [
+            (Way::Read, 0, 4, 0),
+            (Way::Read, 1, 4, 1),
+            (Way::Read, 1 << 20, 4, 1),
+            (Way::Read, (1 << 20) + 1, 4, 2),
+            (Way::Read, 7 << 20, 4, 4),
+            (Way::Read, (7 << 20) + 5, 3, 3),
+            (Way::Write, (7 << 20) + 5, 3, 8),
+        ] {
+            let request = ask(&store, way, 9, &mut memory[..bytes]);
             let pieces = request.pieces(threads);
-            assert_eq!(pieces.len(), count, "{bytes} bytes, {threads} threads");
+            assert_eq!(pieces.len(), count, "{way:?} {bytes} bytes, {threads} threads");
             let mut at = 0;
             for piece in pieces {
                 assert_eq!((piece.offset, piece.memory.ptr), (9 + at as u64, request.memory.at(at)));
