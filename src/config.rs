@@ -343,7 +343,7 @@ settings! {
         page_optimizer: Toggle = "WHEN", { Toggle::Auto };
         #[doc = "What enters a layer waits in a file for the backward pass; results do not change"]
         offload: Toggle = "WHEN", { Toggle::Auto };
-        #[doc = "CUDA: bytes of host memory that hold weights which stream, as many as fit; the rest is read from files"]
+        #[doc = "CUDA: bytes of host memory for what is off the device, instead of files: activations, optimizer state, weights"]
         host_memory: Option<Bytes> = "BYTES", { None };
     }
     "Run" {

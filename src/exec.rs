@@ -27,7 +27,7 @@ pub struct Exec {
     sizes: Vec<Recorded>,
     /// Host memory that transfers go through, where the device's memory is not the process's own.
     staging: Staging,
-    /// Weights in staging memory of their own.
+    /// Values off the device that have staging memory of their own.
     held: HashMap<Val, HostSlice>,
     /// By move: its request under way, and the point of the launches from which on its place is free.
     requests: Vec<Ticket>,
@@ -134,7 +134,7 @@ impl Exec {
 
     fn start(&mut self, (index, m): (usize, Move)) -> Result<()> {
         if let Some(from) = self.held(&m) {
-            // Copies of it are a pass over the weights apart, so that there is nothing to wait for; it is forgotten here.
+            // Copies to there and from there are most of a pass apart: the last one is over, and forgotten here.
             self.backend.settle(from)?;
             self.points[index] = self.backend.point()?;
             self.offload.moved.fetched += m.place.bytes;
@@ -173,7 +173,8 @@ impl Exec {
     }
 
     fn store(&mut self, m: Move) -> Result<()> {
-        let (side, own) = self.host_side(&m)?;
+        let held = self.held(&m).map(|held| (held, false));
+        let (side, own) = held.map_or_else(|| self.host_side(&m), Ok)?;
         let began = system::Instant::now();
         if own {
             // SAFETY: a range of the arena that belongs to this value alone now.
@@ -183,7 +184,7 @@ impl Exec {
         } else {
             self.backend.settle(side)?;
             let slice = self.at(m.place);
-            // SAFETY: a range of the staging memory that the plan gives to this value alone until its `written`.
+            // SAFETY: a range of the staging memory that the plan gives to this value alone until its `written`, or its own.
             unsafe { self.backend.download_into(slice, side)? };
         }
         self.offload.moved.stalled += began.elapsed();
@@ -191,6 +192,10 @@ impl Exec {
     }
 
     fn write(&mut self, (index, m): (usize, Move)) -> Result<()> {
+        if self.held(&m).is_some() {
+            self.offload.moved.stored += m.place.bytes;
+            return Ok(());
+        }
         let store = self.offload.store(m.leaf, self.graph.ty(m.leaf).bytes() as u64)?;
         let (memory, _) = self.host_side(&m)?;
         let began = system::Instant::now();
@@ -229,6 +234,11 @@ impl Exec {
     /// Writes `v` from byte `offset` on.
     pub fn upload_at(&mut self, v: Val, offset: u64, bytes: &[u8]) -> Result<()> {
         if let Some((leaf, start)) = self.graph.offloaded(v) {
+            if let Some(held) = self.settled(leaf, start + offset, bytes.len())? {
+                // SAFETY: as many bytes of staging memory that no copy uses.
+                unsafe { held.ptr.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+                return Ok(());
+            }
             let all = self.graph.ty(leaf).bytes() as u64;
             return self.offload.write(leaf, all, start + offset, bytes);
         }
@@ -249,6 +259,11 @@ impl Exec {
     /// Reads `into.len()` bytes of `v` from byte `offset` on.
     pub fn read_at(&mut self, v: Val, offset: u64, into: &mut [u8]) -> Result<()> {
         if let Some((leaf, start)) = self.graph.offloaded(v) {
+            if let Some(held) = self.settled(leaf, start + offset, into.len())? {
+                // SAFETY: as above.
+                unsafe { held.ptr.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+                return Ok(());
+            }
             let all = self.graph.ty(leaf).bytes() as u64;
             return self.offload.read(leaf, all, start + offset, into);
         }

@@ -121,6 +121,11 @@ impl Offload {
         self.stores.insert(leaf, Arc::new(store));
     }
 
+    /// Whether it was said where the value of a leaf is, or some of it was written.
+    pub fn has(&self, leaf: Val) -> bool {
+        self.stores.contains_key(&leaf)
+    }
+
     /// The store of a leaf of `bytes` bytes; zeros in the spill file if it has none yet.
     pub fn store(&mut self, leaf: Val, bytes: u64) -> Result<Arc<Store>> {
         if let Some(store) = self.stores.get(&leaf) {

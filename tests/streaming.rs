@@ -98,6 +98,22 @@ fn what_host_memory_holds_is_not_read() {
 }
 
 #[test]
+fn what_host_memory_holds_is_not_written() {
+    let moves = [moved(0, 0), moved(0, 1)];
+    let ends = [Step::Write(0), Step::Written(0)];
+    let steps = [&[run(2), Step::Store(0)], &ends[..], &[Step::Start(1), Step::Wait(1), run(1)]].concat();
+    let took = |held: &[Val]| {
+        let mut simulation = Simulation::new(&moves, held, RATES);
+        simulation.phase(&steps, &|launches| launches.map(|n| 0.25 * (n + 1) as f64).sum());
+        simulation.end()
+    };
+    // Kernel 0.5, copied 1, written 1.25, read 1.5, copied 2, kernel 2.25.
+    assert_eq!(took(&[]), 2.25);
+    // Kernel 0.5, copied 1 and back until 1.5, kernel 1.75.
+    assert_eq!(took(&[Val(0)]), 1.75);
+}
+
+#[test]
 fn a_store_holds_up_kernels_by_its_copy_alone() {
     let moves = [moved(0, 0), moved(0, 1), moved(1, 2)];
     let took = |steps: &[Step]| end(&moves, steps, RATES);

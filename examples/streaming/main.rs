@@ -51,7 +51,7 @@ const COLUMNS: [&str; 9] = [
     "lost to stores, files, link, s",
     "tokens a second",
     "if one thread reads",
-    "weights in host memory",
+    "all in host memory",
 ];
 
 /// A card, as its data sheet has it, and what its kernels and its link are taken to reach.

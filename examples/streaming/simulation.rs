@@ -6,13 +6,13 @@
 //!
 //! ```text
 //! run      kernels = max(kernels, host) + its seconds                          the host goes on at once
-//! start    host    = max(host, end of the copies from or to the same staging)  point = kernels
+//! start    host    = max(host, end of the copies from or to the same memory)   point = kernels
 //!          bytes / read of seconds more to read                                none if host memory holds them
 //! wait     host    = max(host, its end of reading)
 //!          up      = max(up, host, point) + bytes / up                         kernels = max(kernels, up)
-//! store    host    = max(host, end of the copies from or to the same staging)
+//! store    host    = max(host, end of the copies from or to the same memory)
 //!          down    = max(down, host, kernels) + bytes / down                   kernels = max(kernels, down)
-//! write    host    = max(host, its end of copying)
+//! write    host    = max(host, its end of copying)                             nothing if host memory holds them
 //!          bytes / write of seconds more to write
 //! written  host    = max(host, its end of writing)
 //! ```
@@ -44,7 +44,7 @@ pub struct Rates {
 /// Seconds at which each part is free, and what it has done for transfers.
 pub struct Simulation<'a> {
     moves: &'a [Move],
-    /// Leaves that host memory holds.
+    /// Values that host memory holds.
     held: &'a [Val],
     rates: Rates,
     host: f64,
@@ -56,7 +56,7 @@ pub struct Simulation<'a> {
     points: Vec<f64>,
     /// By move: the end of a store's copying.
     ends: Vec<f64>,
-    /// Moves whose bytes are copied from staging memory or into it, each with the end of that.
+    /// Moves whose bytes are copied from host memory or into it, each with the end of that.
     copied: Vec<(usize, f64)>,
 }
 
@@ -86,6 +86,7 @@ impl<'a> Simulation<'a> {
                 Step::Start(m) => self.start(*m),
                 Step::Wait(m) => self.wait(*m),
                 Step::Store(m) => self.store(*m),
+                Step::Write(m) if self.is_held(*m) => {}
                 Step::Write(m) => {
                     self.host = self.host.max(self.ends[*m]);
                     self.files.add(Way::Write, *m, self.bytes(*m) / self.rates.write, self.host);
@@ -106,10 +107,10 @@ impl<'a> Simulation<'a> {
 
     fn start(&mut self, m: usize) {
         self.points[m] = self.kernels;
-        if self.held.contains(&self.moves[m].leaf) {
+        self.settle(m);
+        if self.is_held(m) {
             return;
         }
-        self.settle(m);
         self.files.add(Way::Read, m, self.bytes(m) / self.rates.read, self.host);
     }
 
@@ -117,9 +118,7 @@ impl<'a> Simulation<'a> {
         self.host = self.files.wait(m, self.host);
         self.up = self.up.max(self.host).max(self.points[m]) + self.bytes(m) / self.rates.up;
         self.kernels = self.kernels.max(self.up);
-        if !self.held.contains(&self.moves[m].leaf) {
-            self.copied.push((m, self.up));
-        }
+        self.copied.push((m, self.up));
     }
 
     fn store(&mut self, m: usize) {
@@ -130,16 +129,24 @@ impl<'a> Simulation<'a> {
         self.copied.push((m, self.down));
     }
 
-    /// The host waits until nothing is copied from the staging memory of a move, or into it.
+    fn is_held(&self, m: usize) -> bool {
+        self.held.contains(&self.moves[m].leaf)
+    }
+
+    /// The host waits until nothing is copied from the memory that a move goes through, or into it.
     fn settle(&mut self, m: usize) {
-        let own = &self.moves[m];
-        let same = self.copied.iter().filter(|(c, _)| share(&self.moves[*c], own));
+        let same = self.copied.iter().filter(|(other, _)| self.share(*other, m));
         self.host = same.fold(self.host, |host, (_, end)| host.max(*end));
         self.copied.retain(|(_, end)| *end > self.host);
     }
-}
 
-/// Whether two moves have bytes of the staging memory in common.
-fn share(one: &Move, other: &Move) -> bool {
-    one.staging < other.staging + other.place.bytes && other.staging < one.staging + one.place.bytes
+    /// Whether two moves have bytes of memory in common: what is held has its own, others have staging memory.
+    fn share(&self, one: usize, other: usize) -> bool {
+        let [a, b] = [&self.moves[one], &self.moves[other]];
+        match (self.is_held(one), self.is_held(other)) {
+            (true, true) => a.leaf == b.leaf,
+            (false, false) => a.staging < b.staging + b.place.bytes && b.staging < a.staging + a.place.bytes,
+            _ => false,
+        }
+    }
 }

@@ -40,20 +40,18 @@ pub struct Planned {
     notes: Vec<String>,
 }
 
-/// Gives weights that stream up to `bytes` of host memory; what there is to say if that is none.
+/// Gives values off the device up to `bytes` of host memory; what there is to say if that is none.
 fn hold(plan: &mut Plan, g: &Graph, bytes: u64) -> Option<String> {
     plan.hold(g, bytes);
     if !plan.held.is_empty() {
         return None;
     }
-    let streaming = plan::held(g, &plan.schedule.moves, u64::MAX);
-    let least = streaming.iter().map(|&leaf| g.ty(leaf).bytes() as u64).min();
-    Some(match least {
-        None => {
-            "--host-memory holds nothing: all weights are on the device (--stream on, or a smaller --memory)".into()
-        }
-        Some(least) => format!("--host-memory holds nothing: the smallest weight that streams has {}", human(least)),
-    })
+    let all = plan::held(g, &plan.schedule.moves, u64::MAX);
+    let why = match all.iter().map(|&leaf| g.ty(leaf).bytes() as u64).min() {
+        None => "all is on the device (--stream, --offload or --page-optimizer on, or a smaller --memory)".into(),
+        Some(least) => format!("the least of what is off the device has {}", human(least)),
+    };
+    Some(format!("--host-memory holds nothing: {why}"))
 }
 
 /// A smaller size of micro-batches.

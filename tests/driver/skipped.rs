@@ -50,6 +50,15 @@ const FORGOTTEN_OFFLOADING: &[(&str, &str)] = &[
 ];
 const REFUSED: &str = "Bad address";
 
+/// The same where they wait in host memory.
+const FORGOTTEN_HOLDING: &[(&str, &str)] = &[
+    ("cuEventRecord:119", "a copy to the host"),
+    ("cuEventRecord:120", "and nothing orders the two"),
+    ("cuEventRecord:122", "a copy from the host"),
+    ("cuEventRecord:123", "and nothing orders the two"),
+    ("cuStreamWaitEvent:121", "a copy from the host"),
+];
+
 /// The same on a Hopper, which is tried when it is opened.
 const FORGOTTEN_HOPPER: &[(&str, &str)] = &[("cuTensorMapEncodeTiled:1", "tensor map")];
 
@@ -66,12 +75,14 @@ fn each_forgotten_call_is_found() {
     const TRIES: usize = 12;
     let streaming = [&own[..], &["--stream", "on"]].concat();
     let offloading = [&own[..], &["--offload", "on"]].concat();
+    let holding = [&offloading[..], &["--host-memory", "1MiB"]].concat();
     let hopper = [&own[..], &["--dtype", "bf16"]].concat();
     let (usual, newer) = (("FAKECUDA_ARCH", "81"), ("FAKECUDA_ARCH", "91"));
     let rows = FORGOTTEN.iter().map(|row| (&own[..], usual, row));
     let missed: Vec<String> = rows
         .chain(FORGOTTEN_STREAMING.iter().map(|row| (&streaming[..], usual, row)))
         .chain(FORGOTTEN_OFFLOADING.iter().map(|row| (&offloading[..], usual, row)))
+        .chain(FORGOTTEN_HOLDING.iter().map(|row| (&holding[..], usual, row)))
         .chain(FORGOTTEN_HOPPER.iter().map(|row| (&hopper[..], newer, row)))
         .filter_map(|(own, card, (call, said))| {
             let mut last = String::new();

@@ -16,8 +16,9 @@ const GROUPS: &[(&[&str], &[&[&str]])] = &[
             &["--recompute", "all"],
             &["--stream", "on"],
             &["--stream", "on", "--host-memory", "1MiB"],
-            // Some of the weights.
+            // Activations, and some of the weights.
             &["--stream", "on", "--host-memory", "30KiB", "--offload", "on"],
+            &["--offload", "on", "--page-optimizer", "on", "--host-memory", "1MiB"],
             &["--offload", "on"],
             &["--page-optimizer", "on"],
             &["--memory", "400000"],
@@ -63,7 +64,11 @@ fn what_saves_memory_changes_no_bit_and_the_account_is_what_the_driver_gave() {
             let fetches = ["--stream", "--offload", "--memory"].iter().any(|flag| choice.contains(flag));
             let travels = fetches && !common.contains(&"full");
             assert_eq!(ran.report["beside"].as_u64() > Some(0), travels, "{own:?}: {}", ran.report);
-            assert_eq!(ran.err.contains("held weights"), choice.contains(&"--host-memory"), "{own:?}: {}", ran.err);
+            let rows = [("weights", "--stream"), ("activations", "--offload"), ("optimizer state", "--page-optimizer")];
+            for (row, flag) in rows {
+                let held = choice.contains(&"--host-memory") && choice.contains(&flag);
+                assert_eq!(ran.err.contains(&format!("held {row}")), held, "{own:?}: {}", ran.err);
+            }
             let result = (weights(&training.card.path("run")), training.card.steps("run"));
             match &first {
                 None => first = Some(result),
@@ -84,8 +89,8 @@ fn weights_are_held_or_it_is_said() {
     let own = ["--steps", "1", "--batch-size", "1", "--device", "cuda", "--stream", "on", "--host-memory", "1MiB"];
     let whole = training.ok("whole", &own, &[]);
     for (stream, memory, said) in [
-        ("off", "1MiB", Some("all weights are on the device")),
-        ("on", "1KiB", Some("the smallest weight that streams has")),
+        ("off", "1MiB", Some("all is on the device")),
+        ("on", "1KiB", Some("the least of what is off the device has")),
         ("on", "1MiB", None),
     ] {
         let own = [&own[..6], &["--stream", stream, "--host-memory", memory, "--dry-run"]].concat();
@@ -110,16 +115,20 @@ fn weights_are_held_or_it_is_said() {
 fn a_run_whose_card_is_lost_goes_on_to_the_same_bits() {
     let Some(training) = Training::new("lost") else { return };
     let own = ["--steps", "4", "--batch-size", "2", "--save-every", "1", "--device", "cuda"];
-    let kernels = training.ok("whole", &own, &[])["kernels"].as_u64().unwrap();
-    let lose = (kernels * 5 / 8).to_string();
-    let ran = training.run("lost", &own, &[("FAKECUDA_LOSE", &lose)]);
-    assert_eq!(ran.code, Some(1), "{}", ran.err);
-    assert!(ran.err.contains("CUDA_ERROR_LAUNCH_FAILED"), "{}", ran.err);
-    let done = training.card.steps("lost").len();
-    assert!((1..4).contains(&done), "lost after step {done}");
-    let (_, report) = training.card.ok(&["train", "--resume", "lost"], &[]);
-    assert!(report["kernels"].as_u64().unwrap() < kernels, "it began anew");
-    let path = |run: &str| training.card.path(run);
-    assert!(weights(&path("whole")) == weights(&path("lost")));
-    assert_eq!(training.card.steps("whole"), training.card.steps("lost"));
+    // And where the optimizer's state is in host memory only.
+    let held = ["--page-optimizer", "on", "--host-memory", "1MiB"];
+    for own in [&own[..], &[&own[..], &held].concat()] {
+        let kernels = training.ok("whole", own, &[])["kernels"].as_u64().unwrap();
+        let lose = (kernels * 5 / 8).to_string();
+        let ran = training.run("lost", own, &[("FAKECUDA_LOSE", &lose)]);
+        assert_eq!(ran.code, Some(1), "{}", ran.err);
+        assert!(ran.err.contains("CUDA_ERROR_LAUNCH_FAILED"), "{}", ran.err);
+        let done = training.card.steps("lost").len();
+        assert!((1..4).contains(&done), "lost after step {done}");
+        let (_, report) = training.card.ok(&["train", "--resume", "lost"], &[]);
+        assert!(report["kernels"].as_u64().unwrap() < kernels, "it began anew");
+        let path = |run: &str| training.card.path(run);
+        assert!(weights(&path("whole")) == weights(&path("lost")));
+        assert_eq!(training.card.steps("whole"), training.card.steps("lost"));
+    }
 }
