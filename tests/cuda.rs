@@ -117,10 +117,10 @@ fn launches(op: &'static OpDef, sample: &Sample, arch: u32) -> Result<Vec<CudaLa
     // And those by wgmma of a card of one multiprocessor, which its tiles keep busy whatever the sample.
     let small = caps.wgmma.then(|| Caps { multiprocessors: Some(1), ..caps.clone() });
     let wanted = |caps: &Caps, launch: &CudaLaunch| caps.multiprocessors.is_none() || launch.defines.contains(&WGMMA);
-    // And those that `--tune` tries.
-    let tiled = Tiling::ALL.map(|tiling| caps.tiled(tiling));
     let mut all = Vec::new();
-    for caps in tiled.into_iter().chain(small) {
+    // With what `--tune` tries.
+    for caps in [Some(caps), small].into_iter().flatten().flat_map(|caps| Tiling::ALL.map(|tiling| caps.tiled(tiling)))
+    {
         for pair in [None].into_iter().chain(pairs.clone().map(Some)) {
             let shared: Vec<Option<usize>> =
                 (0..outs.len()).map(|o| pair.filter(|&&(_, out)| out == o).map(|&(input, _)| input)).collect();

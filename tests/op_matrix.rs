@@ -467,16 +467,23 @@ fn control_sums_that_are_split_elsewhere_are_seen() {
     assert!(!wrong.is_empty(), "{ran:?} have the same bits");
 }
 
-/// A Hopper of one multiprocessor, which a tile fills: what goes by wgmma there.
+/// A Hopper of one multiprocessor, which a tile fills.
+#[cfg(feature = "cuda")]
+fn hopper() -> Caps {
+    Caps { multiprocessors: Some(1), ..caps("".into(), 90) }
+}
+
+/// What of a sample's launches is by wgmma there.
+#[cfg(feature = "cuda")]
+fn by_wgmma(op: &OpDef, s: &Sample) -> Vec<&'static str> {
+    let all = launches(op, s, &hopper()).into_iter().flatten().flatten();
+    all.map(|launch| launch.entry).filter(|entry| entry.ends_with("wgmma")).collect()
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 fn on_an_interpreted_hopper() {
-    let small = Caps { multiprocessors: Some(1), ..caps("".into(), 90) };
-    let by_wgmma = |op: &OpDef, s: &Sample| {
-        let all = launches(op, s, &small).into_iter().flatten().flatten();
-        all.map(|launch| launch.entry).filter(|entry| entry.ends_with("wgmma")).collect::<Vec<_>>()
-    };
-    let Some(device) = Device::ptx_of("Hopper of one multiprocessor", small.clone()) else { return };
+    let Some(device) = Device::ptx_of("Hopper of one multiprocessor", hopper()) else { return };
     let ran = std::cell::RefCell::new(Vec::new());
     check(&device, |op, sample| {
         let entries = by_wgmma(op, sample);
@@ -494,6 +501,26 @@ fn on_an_interpreted_hopper() {
     ];
     for (entry, least) in least {
         assert!(ran.iter().filter(|&&name| name == entry).count() >= least, "{entry}: {ran:?}");
+    }
+}
+
+/// The wide tile gives the bits of the square one.
+#[cfg(feature = "cuda")]
+#[test]
+fn tiles_of_an_interpreted_hopper_change_no_bit() {
+    let of = |tiling| Device::ptx_of("tiles of a Hopper", hopper().tiled(tiling));
+    let (Some(one), Some(other)) = (of(Tiling::Large), of(Tiling::Middle)) else { return };
+    // Of linear layers a third: neighbours are alike.
+    let seen = std::cell::Cell::new(0);
+    let (ran, wrong) = compared(&one, &other, |op, s| {
+        let by = by_wgmma(op, s);
+        let layer = by.iter().any(|entry| entry.starts_with("linear"));
+        seen.set(seen.get() + usize::from(layer));
+        by.contains(&"matmul_wgmma") || layer && seen.get().is_multiple_of(3)
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for name in ["linear", "linear_cross_entropy", "linear_dx", "matmul"] {
+        assert!(ran.contains(&name), "{name}: {ran:?}");
     }
 }
 

@@ -1,6 +1,9 @@
 //! Tiles that are chosen by timing: a run with any of them is the run without, to the bit, and choices are kept.
 
 mod common;
+#[cfg(feature = "cuda")]
+#[path = "../examples/costs/step.rs"]
+mod step;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -139,4 +142,34 @@ fn the_cpu_has_nothing_to_choose() {
     let runs = Runs::new("cpu");
     let (code, said) = runs.train("run", "auto", &["--device", "cpu"]);
     assert!(code == Some(0) && said.contains("nothing to choose on cpu"), "{code:?} {said}");
+}
+
+/// Products by wgmma have two tiles to choose from, alone and together; what decides nothing is not timed.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_hopper_has_tiles_to_choose_for_every_wide_product() {
+    use trimtab::backend::{Kernel, Launch, Tiling, cuda};
+    let mut caps = cuda::caps("a card".into(), 90);
+    (caps.multiprocessors, caps.memory) = (Some(132), Some(80 << 30));
+    let planned = step::planned("llama-8b", 2048, 16, caps, Default::default()).unwrap();
+    let (graph, plan) = planned.plan();
+    let tiles = |launches: &[Launch]| -> Vec<i64> {
+        let calls = launches.iter().filter_map(|launch| match &launch.kernel {
+            Kernel::Cuda(call) if call.entry.ends_with("_wgmma") => Some(call),
+            _ => None,
+        });
+        calls.flat_map(|call| &call.defines).filter(|(name, _)| *name == "TILE").map(|&(_, tile)| tile).collect()
+    };
+    let mut products = 0;
+    for batch in plan.variants(graph).unwrap() {
+        let all = |wanted: i64| {
+            batch.ways.iter().any(|(_, way)| !tiles(way).is_empty() && tiles(way).iter().all(|&tile| tile == wanted))
+        };
+        if !tiles(&batch.ways[0].1).is_empty() {
+            products += 1;
+            assert!(batch.ways[0].0 == Tiling::Estimated && all(0) && all(1), "{}", batch.key);
+        }
+    }
+    // Forward and backward: q, k and v; o; gate and up; down. And the loss.
+    assert!(products >= 9, "{products} kinds of products");
 }

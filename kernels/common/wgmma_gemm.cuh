@@ -4,6 +4,9 @@
 // two multiply 64 rows each; when a stage's products are done, one thread of each frees it. Blocks take the launch's tiles in turns
 // (the grid is what the card holds), so that the copies of a tile run beside the end of the last one.
 //
+// TILE chooses BN, and with it how many stages the same shared memory has: 0 256, 1 128 (too few tiles of the first kind to fill a
+// card). A sum is the same in either.
+//
 // A low-rank part comes first, as more k: its operands are not bf16 in memory, so all of the first warpgroup brings them, to stages of
 // the same layout. An operand whose rows run along k has k in columns and is K-major, else MN-major (wgmma.cuh).
 #pragma once
@@ -14,7 +17,10 @@
 #include "vector.cuh"
 #include "wgmma.cuh"
 
-constexpr int BM = 128, BN = 256, BK = 64, STAGES = 4;
+#ifndef TILE
+#define TILE 0
+#endif
+constexpr int BM = 128, BN = TILE == 0 ? 256 : 128, BK = 64, STAGES = TILE == 0 ? 4 : 6;
 constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2;
 typedef Ring<STAGES, A_BYTES + B_BYTES> Stages;
 typedef Wgmma<BN> Multiply;
@@ -170,7 +176,7 @@ __device__ __forceinline__ void products(u8* smem, F find, L low, S store) {
         u32 m0 = tile.at.m + row, n0 = tile.at.n;
         Sums sums;
 #pragma unroll
-        for (int i = 0; i < 128; i++) sums[i] = 0.0f;
+        for (int i = 0; i < BN / 2; i++) sums[i] = 0.0f;
         if (p.r > 0) {
             multiply_low<B_ALONG_K>(sums, ring, row, p.r);
             each(sums, [&](u32 i, u32 j, float& v, float& w) { low(p, m0 + i, n0 + j, v, w); });

@@ -7,10 +7,11 @@ use common::matrix::{Matrix, compile, source, with_header};
 use ptxsim::values::f32_to_bf16;
 use ptxsim::{Finding, Kind, Launch, Memory, Module, Param, Schedule, run};
 
-/// The ring's four stages.
+/// The ring's stages, whatever the tile.
 const SHARED: u32 = (4 * 48) << 10;
-/// Rows and columns of a tile.
-const TILE: [usize; 2] = [128, 256];
+/// Rows of a tile, and its columns by the macro TILE.
+const ROWS: usize = 128;
+const COLUMNS: [usize; 2] = [256, 128];
 /// Problems that a launch takes.
 const MOST: usize = 3;
 
@@ -30,6 +31,7 @@ fn launch(
     entry: &str,
     memory: &mut Memory,
     problems: &[Problem],
+    columns: usize,
     schedule: Schedule,
 ) -> Result<(), Finding> {
     // What is not there is the first again: no tile is of it.
@@ -37,7 +39,7 @@ fn launch(
     let mut params: Vec<Param> = all.iter().flat_map(|p| p.pointers.clone()).collect();
     params.extend(all.iter().flat_map(|p| p.maps.clone()));
     params.extend(all.iter().flat_map(|p| p.words.clone()));
-    let tiles = |p: &Problem| p.size[0].div_ceil(TILE[0]) * p.size[1].div_ceil(TILE[1]);
+    let tiles = |p: &Problem| p.size[0].div_ceil(ROWS) * p.size[1].div_ceil(columns);
     let end = |i: usize| if i + 1 < problems.len() { tiles(&problems[i]) as u32 } else { u32::MAX };
     params.extend((0..MOST - 1).map(|i| Param::U32(end(i))));
     let (grid, block) = ([2, 1, 1], [384, 1, 1]);
@@ -45,14 +47,29 @@ fn launch(
     run(module, memory, &launch).map(drop)
 }
 
-/// The same under every schedule, compared with what the results must be.
-fn check(name: &str, make: impl Fn(&mut Memory, [usize; 4]) -> Problem, launches: &[&[[usize; 4]]]) {
-    let Some(module) = compile(name, &source(&format!("{name}.cu")), &[]) else { return };
+/// The same with every tile under every schedule, compared with what the results must be.
+fn check(name: &str, make: Make, launches: &[&[[usize; 4]]]) {
+    for (tile, columns) in COLUMNS.into_iter().enumerate() {
+        let Some(module) = compile(name, &source(&format!("{name}.cu")), &[&format!("-DTILE={tile}")]) else { return };
+        check_tile(&module, name, &|memory, dims| make(memory, dims, columns), columns, launches);
+    }
+}
+
+/// Makes a problem of a size, for tiles of so many columns.
+type Make = fn(&mut Memory, [usize; 4], usize) -> Problem;
+
+fn check_tile(
+    module: &Module,
+    name: &str,
+    make: &dyn Fn(&mut Memory, [usize; 4]) -> Problem,
+    columns: usize,
+    launches: &[&[[usize; 4]]],
+) {
     for (dims, schedule) in launches.iter().flat_map(|d| Schedule::all().into_iter().map(move |s| (d, s))) {
         let mut memory = Memory::new();
         let problems: Vec<Problem> = dims.iter().map(|&d| make(&mut memory, d)).collect();
-        launch(&module, name, &mut memory, &problems, schedule)
-            .unwrap_or_else(|f| panic!("{dims:?} {schedule:?}: {f}"));
+        launch(module, name, &mut memory, &problems, columns, schedule)
+            .unwrap_or_else(|f| panic!("{columns} columns {dims:?} {schedule:?}: {f}"));
         for p in &problems {
             for (i, (got, want)) in memory.read(p.out).chunks_exact(2).zip(&p.want).enumerate() {
                 let (row, column) = (i / p.size[1], i % p.size[1]);
@@ -71,7 +88,7 @@ fn values([rows, cols]: [usize; 2], at: impl Fn(usize, usize) -> f32) -> Vec<f32
     (0..rows * cols).map(|i| at(i / cols, i % cols)).collect()
 }
 
-fn linear(memory: &mut Memory, [t, n, k, r]: [usize; 4]) -> Problem {
+fn linear(memory: &mut Memory, [t, n, k, r]: [usize; 4], columns: usize) -> Problem {
     let (x, w) = (Matrix::new(memory, "x", [t, k], 0, true), Matrix::new(memory, "w", [n, k], 3, true));
     let (xa, b) = (Matrix::new(memory, "xa", [t, r], 5, true), Matrix::new(memory, "b", [n, r], 7, false));
     let (bias, acc) = (Matrix::new(memory, "bias", [1, n], 9, false), Matrix::new(memory, "acc", [t, n], 11, true));
@@ -84,10 +101,10 @@ fn linear(memory: &mut Memory, [t, n, k, r]: [usize; 4]) -> Problem {
         main + 0.5 * low + bias.at(0, column) + acc.at(row, column)
     });
     let words = [words(&[t, n, k, r, n]), vec![Param::F32(0.5)]].concat();
-    Problem { pointers, maps: vec![x.map(128), w.map(256)], words, out, size: [t, n], want }
+    Problem { pointers, maps: vec![x.map(128), w.map(columns as u32)], words, out, size: [t, n], want }
 }
 
-fn linear_dx(memory: &mut Memory, [t, n, k, r]: [usize; 4]) -> Problem {
+fn linear_dx(memory: &mut Memory, [t, n, k, r]: [usize; 4], _: usize) -> Problem {
     let (dy, w) = (Matrix::new(memory, "dy", [t, n], 0, true), Matrix::new(memory, "w", [n, k], 3, true));
     let (dyb, a) = (Matrix::new(memory, "dyb", [t, r], 5, true), Matrix::new(memory, "a", [r, k], 7, false));
     let out = memory.alloc_uninit("dx", 2 * t * k);
@@ -161,8 +178,8 @@ fn each_bug_planted_in_the_engine_is_found() {
         let Some(module) = compile("planted.cu", &text.replace(right, wrong), &[]) else { return };
         for schedule in Schedule::all() {
             let mut memory = Memory::new();
-            let problems = [linear(&mut memory, [130, 264, 520, 16])];
-            match launch(&module, "linear_wgmma", &mut memory, &problems, schedule) {
+            let problems = [linear(&mut memory, [130, 264, 520, 16], COLUMNS[0])];
+            match launch(&module, "linear_wgmma", &mut memory, &problems, COLUMNS[0], schedule) {
                 Err(f) if kinds.contains(&f.kind) => {}
                 Err(f) => missed.push(format!("{right} {schedule:?}: {f}")),
                 Ok(()) => missed.push(format!("{right} {schedule:?}: nothing")),

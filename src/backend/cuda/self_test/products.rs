@@ -9,6 +9,12 @@ const M: usize = 136;
 const N: usize = 264;
 const K: usize = 328;
 
+/// Columns of the tiles, by the macro TILE.
+const TILES: [(i64, u32); 2] = [(0, 256), (1, 128)];
+
+/// What the rings of either tile take.
+const SHARED: u32 = (4 * 48) << 10;
+
 /// Problems that the kernels take: one here.
 const PROBLEMS: usize = 3;
 
@@ -54,13 +60,14 @@ const FORMS: [Form; 3] = [
     },
 ];
 
-/// Whether each kernel gives what the host gives.
+/// Whether each kernel gives what the host gives, with either tile.
 pub fn agree(card: &mut Cuda) -> Result<bool> {
-    FORMS.iter().try_fold(true, |agree, form| Ok(agree && form.agrees(card)?))
+    let mut all = FORMS.iter().flat_map(|form| TILES.map(|tile| (form, tile)));
+    all.try_fold(true, |agree, (form, tile)| Ok(agree && form.agrees(tile, card)?))
 }
 
 impl Form {
-    fn launch(&self) -> CudaLaunch {
+    fn launch(&self, (tile, columns): (i64, u32)) -> CudaLaunch {
         let map = |number: usize, side: usize, height| {
             let (rows, cols, height) = if self.along_k[number] { (side, K, height) } else { (K, side, 64) };
             MatrixMap { arg: 1 + number, rows: rows as u32, cols: cols as u32, ld: cols as u32, height }
@@ -71,13 +78,13 @@ impl Form {
         params.extend([u32::MAX; PROBLEMS - 1]);
         CudaLaunch {
             file: self.entry,
-            defines: self.defines.to_vec(),
+            defines: [self.defines, &[("TILE", tile)]].concat(),
             entry: self.entry,
             grid: [2, 1, 1],
             block: 384,
-            shared: (4 * 48) << 10,
+            shared: SHARED,
             args: Vec::new(),
-            maps: [[map(0, M, 128), map(1, N, 256)]; PROBLEMS].concat(),
+            maps: [[map(0, M, 128), map(1, N, columns)]; PROBLEMS].concat(),
             params,
             flops: (2 * M * N * K) as u64,
         }
@@ -89,14 +96,14 @@ impl Form {
         element(5 * number + if self.along_k[number] { i * K + k } else { k * side + i })
     }
 
-    fn agrees(&self, card: &mut Cuda) -> Result<bool> {
+    fn agrees(&self, tile: (i64, u32), card: &mut Cuda) -> Result<bool> {
         let matrix = |number: usize| -> Vec<f32> { (0..[M, N][number] * K).map(|i| element(5 * number + i)).collect() };
         let bytes = if self.wide { 4 } else { 2 };
         let mut operands =
             vec![Operand::Out(bytes * M * N), Operand::In(bf16(&matrix(0))), Operand::In(bf16(&matrix(1)))];
         let pointers = operands.len() + self.absent;
         operands.resize_with(PROBLEMS * pointers, || Operand::Absent);
-        let outs = run(card, self.launch(), &operands)?;
+        let outs = run(card, self.launch(tile), &operands)?;
         let sum = |i: usize| -> f32 { (0..K).map(|k| self.at(0, i / N, k) * self.at(1, i % N, k)).sum() };
         let right: Vec<f32> = (0..M * N).map(sum).collect();
         let right = if self.wide { right.iter().flat_map(|v| v.to_le_bytes()).collect() } else { bf16(&right) };
