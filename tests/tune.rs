@@ -138,6 +138,28 @@ fn the_cache_keeps_choices_and_may_be_damaged() {
 }
 
 #[test]
+fn what_does_not_train_takes_the_same_choices() {
+    let Some(runs) = Device::wgpu().map(|_| Runs::new("eval")) else { return };
+    let model = common::root("tests/fixtures/golden/base").display().to_string();
+    let loss = |tune: &str| {
+        let args = ["eval", "--model", &model, "--data", "data.jsonl", "--device", "wgpu", "--json", "--tune", tune];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+        let ran = command.args(args).current_dir(&runs.0.0).env("TRIMTAB_CACHE", runs.path("cache")).output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.success(), "{said}");
+        let row: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        (row["loss"].as_f64().unwrap(), said)
+    };
+    let (off, said) = loss("off");
+    assert!(!said.contains(TIMES), "{said}");
+    let (timed, said) = loss("tiles.json");
+    assert!(timed == off && said.contains(TIMES), "{timed} {off} {said}");
+    runs.all("tiles.json", "large");
+    let (large, said) = loss("tiles.json");
+    assert!(large == off && !said.contains(TIMES), "{large} {off} {said}");
+}
+
+#[test]
 fn the_cpu_has_nothing_to_choose() {
     let runs = Runs::new("cpu");
     let (code, said) = runs.train("run", "auto", &["--device", "cpu"]);

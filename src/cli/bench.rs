@@ -215,7 +215,19 @@ setting_flags!(
 );
 setting_flags!(
     TextFlags,
-    &["model", "adapter", "quantize", "double_quant", "dtype", "device", "memory", "stream", "host_memory", "seed"]
+    &[
+        "model",
+        "adapter",
+        "quantize",
+        "double_quant",
+        "dtype",
+        "device",
+        "tune",
+        "memory",
+        "stream",
+        "host_memory",
+        "seed"
+    ]
 );
 
 fn dtype(text: &str) -> Result<DType, String> {

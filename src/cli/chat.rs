@@ -12,7 +12,7 @@ use super::talk::say;
 use super::{Outcome, Stop, message, print, talk};
 
 /// The settings of a run that a conversation depends on too.
-const SETTINGS: [&str; 11] = [
+const SETTINGS: [&str; 12] = [
     "model",
     "adapter",
     "chat_template",
@@ -24,6 +24,7 @@ const SETTINGS: [&str; 11] = [
     "memory",
     "stream",
     "host_memory",
+    "tune",
 ];
 
 const COMMANDS: &str = "/reset forgets the conversation, /system TEXT sets the system's words (none: without), \

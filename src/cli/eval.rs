@@ -11,7 +11,7 @@ use super::talk::say;
 use super::{Outcome, Stop, print};
 
 /// The settings of a run that count here too; adapters are several.
-const SETTINGS: [&str; 23] = [
+const SETTINGS: [&str; 24] = [
     "model",
     "task",
     "data",
@@ -35,6 +35,7 @@ const SETTINGS: [&str; 23] = [
     "memory",
     "stream",
     "host_memory",
+    "tune",
 ];
 
 /// Loss, perplexity and the task's metrics on data; several adapters side by side

@@ -8,8 +8,19 @@ use super::talk::say;
 use super::{Outcome, print, talk};
 
 /// The settings of a run that a text depends on too.
-const SETTINGS: [&str; 10] =
-    ["model", "adapter", "quantize", "double_quant", "seed", "dtype", "device", "memory", "stream", "host_memory"];
+const SETTINGS: [&str; 11] = [
+    "model",
+    "adapter",
+    "quantize",
+    "double_quant",
+    "seed",
+    "dtype",
+    "device",
+    "memory",
+    "stream",
+    "host_memory",
+    "tune",
+];
 
 /// Continue a text, or answer it with an encoder-decoder
 #[derive(clap::Args)]

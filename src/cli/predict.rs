@@ -9,7 +9,7 @@ use super::talk::say;
 use super::{Outcome, Stop, print, talk};
 
 /// The settings of a run that predictions depend on too.
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 21] = [
     "model",
     "adapter",
     "task",
@@ -30,6 +30,7 @@ const SETTINGS: [&str; 20] = [
     "memory",
     "stream",
     "host_memory",
+    "tune",
 ];
 
 /// Classify texts, tag words or find answers: one JSON object a row

@@ -33,7 +33,7 @@ pub fn open(
     let micro = steps.map_or_else(|| Micro::fixed(config), |s| Micro::fitted(config, task, &[&*method], s));
     let evaluate = steps.is_some();
     let options = wanted(Options { train: false, evaluate, step_tokens: None, ..options(config, &micro) });
-    let planned = Planned::of(base, vec![method], task, options, backend)?;
+    let mut planned = Planned::of(base, vec![method], task, options, backend)?;
     if let Some((dir, tensors)) = &tensors {
         peft::check(dir, tensors, &planned.expected(tensors)?)?;
     }
@@ -43,6 +43,10 @@ pub fn open(
         let expected = format!("a model that was trained for task {}", task.def().name);
         return Err(Error::file(&base.path, found, expected));
     }
-    let notes = base.notes.iter().chain(planned.notes()).cloned().collect();
+    let mut notes: Vec<String> = base.notes.iter().chain(planned.notes()).cloned().collect();
+    planned.tune(&config.tune, &mut |text| {
+        notes.push(text);
+        Ok(())
+    })?;
     Ok((planned.start(tensors.as_ref(), &mut |_, _| Ok(()))?, notes))
 }
