@@ -9,9 +9,22 @@ pub struct Best {
     best: Option<(u64, f64)>,
     /// Evaluations since.
     since: u64,
+    /// The one after the last step is due and was not made: the run was asked to stop.
+    #[serde(default)]
+    owed: bool,
 }
 
 impl Best {
+    /// An evaluation is due after the step that was just made, or none is.
+    pub fn owe(&mut self, due: bool) {
+        self.owed = due;
+    }
+
+    /// Whether the evaluation after the last step is due and was not made.
+    pub fn is_owed(&self) -> bool {
+        self.owed
+    }
+
     /// Counts an evaluation after `step`; whether it is the best so far. A loss that is no number never is.
     pub fn count(&mut self, step: u64, loss: f64) -> bool {
         let better = loss.is_finite() && self.best.is_none_or(|(_, least)| loss < least);
@@ -19,6 +32,7 @@ impl Best {
             self.best = Some((step, loss));
         }
         self.since = if better { 0 } else { self.since + 1 };
+        self.owed = false;
         better
     }
 
@@ -51,8 +65,9 @@ mod tests {
             (1.4, true, false),
         ];
         for (i, (loss, is_best, ends)) in table.into_iter().enumerate() {
+            best.owe(true);
             assert_eq!((best.count(i as u64, loss), best.is_over(Some(2))), (is_best, ends), "{i}");
-            assert!(!best.is_over(None));
+            assert!(!best.is_over(None) && !best.is_owed());
         }
         assert_eq!(best.step(), Some(6));
     }

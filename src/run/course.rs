@@ -122,6 +122,10 @@ impl Course<'_> {
         if first == 0 {
             self.examine("before the first step", tell)?;
         }
+        // A run that was asked to stop may have left one out.
+        if is_stop(self.evaluate(tell))? && self.done < self.length.steps {
+            return Err(self.stop(tell));
+        }
         while self.done < self.length.steps && !self.best.is_over(self.config.patience) {
             let Stepped { micro, report, event, seconds } = self.step()?;
             took = (took.0 + event.tokens, took.1 + seconds);
@@ -143,11 +147,12 @@ impl Course<'_> {
             for note in watch.after(self.done, &report, scale(&self.session)) {
                 tell.note(note)?;
             }
+            let last = self.done == self.length.steps;
             let (most, session) = (self.config.max_skips, &mut self.session);
-            let at = (self.done, self.done == self.length.steps);
-            self.skips.check(most, at, &report, || session.first_not_finite(&micro))?;
-            let stopped = stopped || is_stop(self.evaluate(tell))?;
-            if stopped && self.done < self.length.steps {
+            self.skips.check(most, (self.done, last), &report, || session.first_not_finite(&micro))?;
+            // Whoever asks to stop does not wait for an evaluation: the checkpoint says that it is owed.
+            let stopped = stopped && !last || is_stop(self.evaluate(tell))?;
+            if stopped && !last {
                 return Err(self.stop(tell));
             }
             if self.pace.is_due(self.done, self.length.steps) {
@@ -192,6 +197,8 @@ impl Course<'_> {
         let report = self.session.step(&micro, lr)?;
         let seconds = began.elapsed().as_secs_f64();
         self.done += 1;
+        let every = self.config.eval_every.is_some_and(|every| self.done.is_multiple_of(every));
+        self.best.owe(self.rows.is_some() && (every || self.done == steps));
         self.losses.push((self.done, report.loss));
         self.skips.count(&report);
         let event = StepEvent {
@@ -208,13 +215,14 @@ impl Course<'_> {
         Ok(Stepped { micro, report, event, seconds })
     }
 
+    /// Evaluates, if that is due after the last step.
     fn evaluate(&mut self, tell: &mut Tell) -> Result<()> {
-        let (done, every) = (self.done, self.config.eval_every);
-        let due = done == self.length.steps || every.is_some_and(|every| done.is_multiple_of(every));
-        let Some(rows) = self.rows.as_ref().filter(|_| due) else { return Ok(()) };
+        let Some(rows) = self.rows.as_ref().filter(|_| self.best.is_owed()) else { return Ok(()) };
         let evaluated = evaluate::evaluate(&mut self.session, self.job, rows, self.config.batch_size)?;
-        let better = self.best.count(done, evaluated.loss);
-        let answer = tell.event(Event::Eval { step: done, evaluated });
+        let better = self.best.count(self.done, evaluated.loss);
+        // A checkpoint of this step that is there already does not know of it.
+        self.saved = self.saved.filter(|&saved| saved < self.done);
+        let answer = tell.event(Event::Eval { step: self.done, evaluated });
         if better && self.config.keep_best {
             self.checkpoint(tell)?;
         }

@@ -225,8 +225,8 @@ impl Metrics {
     }
 
     /// Goes on with the file of a run that was stopped: what it tells of steps after `step` is taken out, since they come
-    /// again. Returns the losses of the others.
-    pub fn resume(&mut self, step: u64) -> Result<Vec<(u64, f32)>> {
+    /// again, and so does the evaluation after `step` if it is `owed`. Returns the losses of the others.
+    pub fn resume(&mut self, step: u64, owed: bool) -> Result<Vec<(u64, f32)>> {
         let mut losses = Vec::new();
         let io = |e| Error::io(&self.path, e);
         let old = match File::open(&self.path) {
@@ -240,6 +240,7 @@ impl Metrics {
                 let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
                 let at = event["step"].as_u64();
                 let kept = match event["event"].as_str() {
+                    Some("eval") if owed => at.is_some_and(|at| at < step),
                     Some("step" | "eval" | "examples" | "sample" | "resume") => at.is_some_and(|at| at <= step),
                     Some("run") => true,
                     _ => false,

@@ -288,7 +288,7 @@ pub fn run(config: &RunConfig, start: Start, on: &mut dyn FnMut(Event) -> Result
         sampler.restore(about.cursor)?;
         (done, skips, best) = (about.step, about.skips, about.best);
     }
-    let losses = if start == Start::Resume { tell.metrics.resume(done)? } else { Vec::new() };
+    let losses = if start == Start::Resume { tell.metrics.resume(done, best.is_owed())? } else { Vec::new() };
     if let Some(board) = &mut tell.board {
         board.resume(done);
     }
