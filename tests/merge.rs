@@ -114,8 +114,12 @@ fn every_adapter_of_the_fixtures_is_merged_or_refused() {
 
 /// A LoRA adapter of random factors for a model.
 fn adapter(model: &Path, dir: &Path) {
+    adapter_of(model, dir, Targets::AllLinear);
+}
+
+fn adapter_of(model: &Path, dir: &Path, targets: Targets) {
     let base = Arc::new(Base::open(model).unwrap());
-    let method = Lora { config: AdapterConfig::lora(3, 6.0, Targets::AllLinear) };
+    let method = Lora { config: AdapterConfig::lora(3, 6.0, targets) };
     let planned = Planned::new(&base, Box::new(method), options(), common::devices::Device::cpu().open()).unwrap();
     let mut random = Random::named(&model.display().to_string());
     let mut draw = |(name, shape): (String, Vec<usize>)| {
@@ -196,6 +200,24 @@ fn what_does_not_fit_the_type_is_refused() {
     let left: Vec<_> = std::fs::read_dir(&scratch.0).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["a"], "what is left");
     merge(&config(&model, Some(&small), &out), &how).unwrap();
+}
+
+/// Whatever the names of the tensors, and so their order.
+#[test]
+fn an_update_of_a_tied_embedding_alone_is_refused() {
+    let scratch = Scratch::new("tied");
+    let (model, own, out) =
+        (common::root("tests/fixtures/families2/gpt2-conv1d-lora/model"), scratch.0.join("a"), scratch.0.join("o"));
+    for (targets, refused) in [("c_attn", false), ("wte", true), ("c_attn,wte", true)] {
+        adapter_of(&model, &own, Targets::parse(targets).unwrap());
+        match merge(&config(&model, Some(&own), &out), &WHOLE) {
+            Err(Error::Unsupported { what, .. }) => {
+                assert!(refused && what == "merging into an embedding that is tied to the head", "{targets}: {what}");
+            }
+            other => assert!(!refused && other.is_ok(), "{targets}: {other:?}"),
+        }
+        std::fs::remove_dir_all(&out).ok();
+    }
 }
 
 #[test]

@@ -33,6 +33,11 @@ impl<'a> Own<'a> {
         Some(found)
     }
 
+    /// How many were merged so far.
+    pub fn merged(&self) -> usize {
+        self.used.len()
+    }
+
     /// A tensor that has no place in any weight.
     pub fn left(&self) -> Option<&str> {
         self.tensors.keys().map(String::as_str).find(|name| !self.used.contains(*name))

@@ -93,11 +93,11 @@ pub(super) fn check_places<'a>(
 ) -> Result<()> {
     let mut own = Own::new(tensors);
     for (w, shape) in base {
-        let before = own.left().map(str::to_string);
+        let before = own.merged();
         let mut target = Target { w, shape, first: 0, values: &mut [] };
         methods.iter().try_for_each(|m| m.merge(&mut target, &mut own))?;
         let is_tied = ties.iter().any(|(_, embedding)| embedding == w.module());
-        if is_tied && own.left().map(str::to_string) != before {
+        if is_tied && own.merged() != before {
             let hint = "keep the adapter: the two are one weight in the model's file";
             return Err(Error::unsupported("merging into an embedding that is tied to the head", hint));
         }
