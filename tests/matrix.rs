@@ -254,7 +254,7 @@ fn check(cell: &Cell, device: &Device, rounding: f64) -> Result<(), String> {
 fn merged(cell: &Cell, session: &mut Session, device: &Device, now: f64) -> Result<(), String> {
     let dir = scratch(&format!("{}/merged", cell.name));
     let def = method(&cell.config, &cell.job).map_err(|e| e.to_string())?.def();
-    let can = !["prompt", "prefix", "adapter", "trainable-tokens"].contains(&def.name);
+    let can = !["prompt", "prefix", "adapter"].contains(&def.name);
     match session.save_merged(&dir, trimtab::dtype::DType::F32) {
         Ok(()) if can => {}
         Err(Error::Unsupported { .. }) if !can => return Ok(()),

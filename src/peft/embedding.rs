@@ -31,6 +31,12 @@ impl AdapterConfig {
         Ok(Some(ids))
     }
 
+    /// Whether a head that is tied to an embedding has the trained tokens of that: it does, unless it is given others.
+    pub(super) fn ties_tokens(&self, head: &str, embedding: &str) -> Result<bool> {
+        let (shared, own) = (self.tokens_of(embedding, true)?, self.tokens_of(head, false)?);
+        Ok(shared.is_some() && (own.is_none() || own == shared))
+    }
+
     /// Whether PEFT writes the table of `module`, the embedding or the head, into the adapter's file, frozen as it
     /// is: it does if it is a target, and no tokens are trained.
     pub(super) fn keeps_table(&self, module: &str) -> Result<bool> {

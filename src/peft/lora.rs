@@ -110,6 +110,10 @@ impl Method for Lora {
         merge::low_rank(&self.config, target, own)
     }
 
+    fn merges_tied(&self, head: &str, embedding: &str) -> Result<bool> {
+        Ok(self.config.ties_factors()? || self.config.ties_tokens(head, embedding)?)
+    }
+
     fn notes(&self, sites: &[Site]) -> Vec<String> {
         let modules: Vec<&str> = sites.iter().map(|s| s.path.as_str()).collect();
         self.config.note(&modules).into_iter().collect()

@@ -4,6 +4,7 @@
 //! * LoRA: `W + s·B·A`; on an embedding `W + s·(B·A)ᵀ`; of its bias, `b + s·b_B`.
 //! * DoRA: `m∘(W + s·B·A) / ‖W + s·B·A‖`, the norm of each row.
 //! * IA3: rows, or columns before a feed-forward layer, times `l`.
+//! * Trained tokens: their rows. A head that is tied to the embedding has them too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,15 +109,20 @@ pub(super) fn low_rank(config: &AdapterConfig, target: &mut Target, own: &mut Ow
     }
     let ids = config.tokens.as_ref().and_then(|tokens| tokens.of(module, target.w.role == Role::Embed));
     if let (Some(ids), Some(rows)) = (ids, own.take(&files::tokens(module))) {
-        let columns = rows.shape.last().copied().unwrap_or(1).max(1);
-        for (&id, row) in ids.iter().zip(rows.data.chunks_exact(columns)) {
-            let to = id.checked_sub(target.first).and_then(|at| target.values.chunks_exact_mut(columns).nth(at));
-            if let Some(to) = to {
-                to.copy_from_slice(row);
-            }
-        }
+        trained_rows(target, ids, rows);
     }
     Ok(())
+}
+
+/// Puts trained rows of a table in the place of its own.
+pub(super) fn trained_rows(target: &mut Target, ids: &[usize], rows: &HostTensor) {
+    let columns = rows.shape.last().copied().unwrap_or(1).max(1);
+    for (&id, row) in ids.iter().zip(rows.data.chunks_exact(columns)) {
+        let to = id.checked_sub(target.first).and_then(|at| target.values.chunks_exact_mut(columns).nth(at));
+        if let Some(to) = to {
+            to.copy_from_slice(row);
+        }
+    }
 }
 
 /// Multiplies the rows of a weight, or its columns where the vector is of its input, `[1, in]`, by a vector; a bias has

@@ -73,6 +73,12 @@ pub trait Method: Hooks {
         Err(Error::unsupported(format!("merging method {}", self.def().name), hint))
     }
 
+    /// Whether a head that is tied to an embedding goes with what the method puts on that, so that both stay one weight when
+    /// it is merged.
+    fn merges_tied(&self, _head: &str, _embedding: &str) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Writes what was trained in the method's own format.
     fn save(&self, _save: &mut Save) -> Result<()> {
         Err(Error::unsupported("saving a model that was not trained", "use method lora or full"))

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::config::{Targets, listed, matches, regex_of};
 use super::folder::{self, Heads};
 use super::tokens::{self, Rows, Tokens};
-use super::{Method, MethodDef, Rate, Save, files};
+use super::{Method, MethodDef, Rate, Save, files, merge};
 use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Hooks, Next, Nn, Role, Site, Table};
@@ -148,6 +148,17 @@ impl Method for TrainableTokens {
             }
         };
         found.map_or(Ok(()), |found| Err(Error::config(TARGETS, found, expected)))
+    }
+
+    fn merge(&self, target: &mut merge::Target, own: &mut merge::Own) -> Result<()> {
+        if let Some(rows) = own.take(&key(target.w.module())) {
+            merge::trained_rows(target, &self.ids, rows);
+        }
+        Ok(())
+    }
+
+    fn merges_tied(&self, _: &str, embedding: &str) -> Result<bool> {
+        Ok(self.tables.has(embedding, true))
     }
 
     /// PEFT has the rows under the names of all modules that are one with the embedding.

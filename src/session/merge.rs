@@ -96,10 +96,16 @@ pub(super) fn check_places<'a>(
         let before = own.merged();
         let mut target = Target { w, shape, first: 0, values: &mut [] };
         methods.iter().try_for_each(|m| m.merge(&mut target, &mut own))?;
-        let is_tied = ties.iter().any(|(_, embedding)| embedding == w.module());
-        if is_tied && own.merged() != before {
-            let hint = "keep the adapter: the two are one weight in the model's file";
-            return Err(Error::unsupported("merging into an embedding that is tied to the head", hint));
+        if own.merged() == before {
+            continue;
+        }
+        for (head, _) in ties.iter().filter(|(_, embedding)| embedding == w.module()) {
+            for method in methods {
+                if !method.merges_tied(head, w.module())? {
+                    let hint = "keep the adapter: the two are one weight in the model's file";
+                    return Err(Error::unsupported("merging into an embedding that is tied to the head", hint));
+                }
+            }
         }
     }
     match own.left() {
