@@ -72,6 +72,10 @@ fn loss(scratch: &Scratch, model: &Path, data: &Path, more: &[(&str, &str)]) -> 
     Ok((summary.first_loss, notes))
 }
 
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&read(path.into())).unwrap()
+}
+
 fn near(found: f32, want: f32, what: &str) {
     assert!((found - want).abs() < 2e-5, "{what}: {found}, not {want}");
 }
@@ -420,6 +424,14 @@ fn the_bias_of_a_masked_head_is_its_output_layers() {
     let scratch = Scratch::new("masked");
     for case in Case::all(&scratch, "masked_head_biases") {
         near(case.loss(&scratch, &[]).unwrap_or_else(|e| panic!("{}: {e}", case.what)), case.loss, &case.what);
+        // A model that is written has it where transformers looks for it.
+        case.loss(&scratch, &[("method", "full")]).unwrap();
+        let [given, written] = [&case.model, &scratch.0.join("out")]
+            .map(|dir| peft::files::read_file(&dir.join("model.safetensors")).unwrap());
+        let apart = json(&case.model.join("config.json"))["tie_word_embeddings"] == false;
+        for (name, bias) in given.iter().filter(|(name, _)| name.ends_with(".decoder.bias") && apart) {
+            assert_eq!(written.get(name), Some(bias), "{}: {name}", case.what);
+        }
     }
 }
 

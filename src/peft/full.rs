@@ -10,7 +10,7 @@ use crate::dtype::DType;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::nn::{Hooks, WeightRef};
-use crate::weights::write_shards;
+use crate::weights::{output_bias, write_shards};
 
 /// The base model's files that go along as they are: those of its tokenizer, and how it generates.
 pub const KEPT: [&str; 14] = [
@@ -117,14 +117,21 @@ pub(crate) fn write_sharded(save: &mut Save, most: u64) -> Result<usize> {
     };
     let path = save.dir.join("model.safetensors");
     check_finite(save, dtype, &path)?;
-    let all: Vec<&(String, Vec<usize>)> = save.trained.iter().chain(save.frozen).collect();
-    let infos = all.iter().map(|(name, shape)| vec![(name.clone(), dtype, shape.clone())]).collect();
+    // Where head and embedding are apart, encoders of transformers add a bias that is not tied to the other one either.
+    let apart = save.config.get("tie_word_embeddings").is_some_and(|tied| tied == false);
+    let held = save.trained.iter().chain(save.frozen).enumerate();
+    let names = |(i, (name, shape)): (usize, &(String, Vec<usize>))| {
+        let twin = output_bias(name).filter(|_| apart);
+        [Some(name.as_str()), twin].map(|name| Some((i, name?.to_string(), shape.clone())))
+    };
+    let all: Vec<(usize, String, Vec<usize>)> = held.flat_map(names).flatten().collect();
+    let infos = all.iter().map(|(_, name, shape)| vec![(name.clone(), dtype, shape.clone())]).collect();
     let (mut values, mut bytes) = (vec![0f32; PIECE], Vec::with_capacity(4 * PIECE));
     let files = write_shards(save.dir, infos, most, &mut |i, out| {
-        let len: usize = all[i].1.iter().product();
+        let (tensor, len): (usize, usize) = (all[i].0, all[i].2.iter().product());
         for first in (0..len).step_by(PIECE) {
             let values = &mut values[..PIECE.min(len - first)];
-            (save.read)(i, first, values)?;
+            (save.read)(tensor, first, values)?;
             bytes.clear();
             match dtype {
                 Dtype::BF16 => bytes.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),

@@ -50,6 +50,11 @@ const RENAMED: [(&str, &str); 2] = [(".LayerNorm.gamma", ".LayerNorm.weight"), (
 const OUTPUT_BIASES: [(&str, &str); 2] =
     [("cls.predictions.bias", "cls.predictions.decoder.bias"), ("lm_head.bias", "lm_head.decoder.bias")];
 
+/// The name of the bias that is added where the head has a weight of its own, if `name` is one that it may share.
+pub fn output_bias(name: &str) -> Option<&'static str> {
+    OUTPUT_BIASES.iter().find(|(shared, _)| *shared == name).map(|(_, own)| *own)
+}
+
 /// A tensor in host memory, in f32: read from a file and widened, or on its way into one. Names go with it in pairs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
@@ -275,7 +280,7 @@ impl Checkpoint {
     fn find(&self, name: &str) -> Option<(&str, &Entry)> {
         let get = |name: &str| self.tensors.get_key_value(name).map(|(name, entry)| (name.as_str(), entry));
         let bare = |name: &str| get(name).or_else(|| get(name.strip_prefix(self.prefix.as_str())?));
-        let output = OUTPUT_BIASES.iter().find(|(shared, _)| *shared == name).and_then(|(_, own)| get(own));
+        let output = output_bias(name).and_then(get);
         output.or_else(|| bare(name)).or_else(|| {
             let (old, new) = RENAMED.iter().find(|(_, new)| name.ends_with(new))?;
             bare(&format!("{}{old}", name.strip_suffix(new)?))
