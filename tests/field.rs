@@ -387,7 +387,7 @@ fn copies_that_do_not_fit_are_refused() {
 #[test]
 fn adapters_of_heads_and_of_ia3_are_read_as_peft_reads_them() {
     let scratch = Scratch::new("read");
-    for name in ["roberta_bias_all", "ia3_modules"] {
+    for name in ["roberta_bias_all", "ia3_modules", "ia3_head"] {
         Case::all(&scratch, name).iter().for_each(|case| case.holds(&scratch));
     }
 }

@@ -501,8 +501,7 @@ impl AdapterConfig {
 
     /// Whether the module, or one that it is in, is trained whole: no adapter goes there.
     fn saves_around(&self, module: &str) -> bool {
-        let path = format!(".{module}.");
-        self.modules_to_save.iter().any(|name| path.contains(&format!(".{name}.")))
+        folder::saves_around(&self.modules_to_save, module)
     }
 
     /// What PEFT takes out of the base model's weight when it makes or loads the adapter, whose factors started as that.

@@ -93,6 +93,12 @@ pub fn saves(modules_to_save: &[String], module: &str) -> bool {
     ends.map(|end| &module[..end]).any(|path| modules_to_save.iter().any(|name| path.ends_with(name.as_str())))
 }
 
+/// Whether the module, or one that it is in, is one of `modules_to_save`: no method adapts what is in them.
+pub(super) fn saves_around(modules_to_save: &[String], module: &str) -> bool {
+    let path = format!(".{module}.");
+    modules_to_save.iter().any(|name| path.contains(&format!(".{name}.")))
+}
+
 /// A list of names, or one name; none if the key is absent or null.
 pub fn names(config: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
     let text = |v: &Value| v.as_str().map(str::to_string);

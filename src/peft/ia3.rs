@@ -121,7 +121,9 @@ impl Ia3 {
                 _ => None,
             },
             Layers::Named { targets, excluded, feed_forward } => {
-                let wanted = targets.mean(site) && !excluded.as_ref().is_some_and(|names| names.mean(site));
+                let wanted = targets.mean(site)
+                    && !excluded.as_ref().is_some_and(|names| names.mean(site))
+                    && !folder::saves_around(&self.heads.modules, &site.path);
                 let input = || feed_forward.as_ref().map_or(site.role == Role::Down, |names| names.mean(site));
                 wanted.then(input)
             }
