@@ -435,6 +435,29 @@ fn the_bias_of_a_masked_head_is_its_output_layers() {
     }
 }
 
+/// A module that a few classes call otherwise is found in models of the others, and called so in what is written.
+#[test]
+fn decoders_for_answers_have_their_classes_names() {
+    let scratch = Scratch::new("answers");
+    for case in Case::all(&scratch, "answers") {
+        case.holds(&scratch);
+    }
+    let case = Case::all(&scratch, "answers").pop().unwrap();
+    let saved = peft::tensors(&scratch.0.join("again")).unwrap();
+    assert!(saved.keys().any(|name| name.starts_with("base_model.model.transformer.layers.0.")), "{:?}", saved.keys());
+    // The same weights as a model that continues text has them.
+    let other = scratch.0.join("causal");
+    std::fs::create_dir_all(&other).unwrap();
+    let config = read(case.model.join("config.json")).replace("ForQuestionAnswering", "ForCausalLM");
+    std::fs::write(other.join("config.json"), config).unwrap();
+    let bytes = std::fs::read(case.model.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let renamed = tensors.into_iter().map(|(name, tensor)| (name.replace("transformer.", "model."), tensor));
+    std::fs::write(other.join("model.safetensors"), safetensors::serialize(renamed, None).unwrap()).unwrap();
+    let (found, _) = loss(&scratch, &other, &case.rows, &case.with(&[])).unwrap();
+    near(found, case.loss, "of a causal model");
+}
+
 /// An encoder with an embedding of its own would be read as if it had the shared one.
 #[test]
 fn a_t5_whose_stacks_do_not_share_their_embedding_is_refused() {

@@ -90,6 +90,8 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         layers.push((window, known.unwrap_or(ropes.len())));
         ropes.extend(known.is_none().then_some(spec));
     }
+    let class = config.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+    let prefix = if class.is_some_and(|class| IN_TRANSFORMER.contains(&class)) { "transformer" } else { "model" };
     Ok(Box::new(Llama {
         facts: Facts {
             vocab: size(config, "vocab_size", None)?,
@@ -99,8 +101,8 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
             head_dim,
             max_positions,
             init_std: number(config, "initializer_range").unwrap_or(0.02) as f32,
-            prefix: "model",
-            head: ["lm_head".into(), EMBEDDING.into()],
+            prefix,
+            head: ["lm_head".into(), format!("{prefix}.{EMBEDDING}")],
             tied,
             ..Facts::default()
         },
@@ -124,8 +126,11 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     }))
 }
 
-/// The module of the embedding.
-const EMBEDDING: &str = "model.embed_tokens";
+/// The module of the embedding, in the model's.
+const EMBEDDING: &str = "embed_tokens";
+/// Classes of transformers that call the model's module as old ones did.
+const IN_TRANSFORMER: [&str; 3] =
+    ["LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering", "Qwen3ForQuestionAnswering"];
 
 impl Model for Llama {
     fn facts(&self) -> &Facts {
@@ -135,19 +140,20 @@ impl Model for Llama {
     fn hidden(&self, nn: &mut Nn) -> Result<Val> {
         let angles: Vec<Angles> =
             self.ropes.iter().enumerate().map(|(i, rope)| self.angles(nn, i, rope)).collect::<Result<_>>()?;
-        let mut h = nn.embed(EMBEDDING, self.facts.vocab, self.hidden, self.embed_scale)?;
+        let module = self.facts.prefix;
+        let mut h = nn.embed(&self.facts.head[1], self.facts.vocab, self.hidden, self.embed_scale)?;
         for (layer, &(window, rope)) in self.layers.iter().enumerate() {
-            let path = format!("model.layers.{layer}");
+            let path = format!("{module}.layers.{layer}");
             nn.block();
             h = self.attention(nn, &path, h, angles[rope], window)?;
             h = self.mlp(nn, &path, h)?;
         }
         nn.block();
-        nn.rms_norm("model.norm", h, self.eps, self.norm_offset)
+        nn.rms_norm(&format!("{module}.norm"), h, self.eps, self.norm_offset)
     }
 
     fn lm_head(&self, nn: &mut Nn, x: Val) -> Result<LmHead> {
-        let tied = self.tied.then_some(EMBEDDING);
+        let tied = self.tied.then_some(self.facts.head[1].as_str());
         let w = nn.head("lm_head", tied, self.facts.vocab, self.hidden)?;
         Ok(LmHead { x, w, bias: None })
     }

@@ -46,6 +46,9 @@ pub struct Checkpoint {
 /// Ends of names in old files, and what they are called today.
 const RENAMED: [(&str, &str); 2] = [(".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")];
 
+/// What most classes call the module that a few call otherwise: decoders that answer questions.
+const OTHER_MODULE: &str = "model.";
+
 /// Biases of heads that encoders have twice, and the name of the one that is added where a file has it, as in transformers.
 const OUTPUT_BIASES: [(&str, &str); 2] =
     [("cls.predictions.bias", "cls.predictions.decoder.bias"), ("lm_head.bias", "lm_head.decoder.bias")];
@@ -276,10 +279,17 @@ impl Checkpoint {
         self.find(name).map(|(_, e)| &e.info)
     }
 
+    /// What else a tensor of the model's module may be called: in a bare model, and in one whose class calls the module so.
+    fn inside(&self, name: &str) -> impl Iterator<Item = String> {
+        let inner = name.strip_prefix(self.prefix.as_str()).filter(|_| !self.prefix.is_empty()).map(str::to_string);
+        let other = inner.as_ref().map(|inner| format!("{OTHER_MODULE}{inner}"));
+        inner.into_iter().chain(other)
+    }
+
     /// A tensor and what the file calls it.
     fn find(&self, name: &str) -> Option<(&str, &Entry)> {
         let get = |name: &str| self.tensors.get_key_value(name).map(|(name, entry)| (name.as_str(), entry));
-        let bare = |name: &str| get(name).or_else(|| get(name.strip_prefix(self.prefix.as_str())?));
+        let bare = |name: &str| get(name).or_else(|| self.inside(name).find_map(|name| get(&name)));
         let output = output_bias(name).and_then(get);
         output.or_else(|| bare(name)).or_else(|| {
             let (old, new) = RENAMED.iter().find(|(_, new)| name.ends_with(new))?;
