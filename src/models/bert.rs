@@ -124,7 +124,9 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     let positions = size(config, "max_position_embeddings", Some(512))?;
     let pad = config.get("pad_token_id").and_then(Value::as_i64).unwrap_or(if kind == Kind::Roberta { 1 } else { 0 });
     // RoBERTa's first token is at the padding id plus 1.
-    let before = if kind == Kind::Roberta { pad as usize + 1 } else { 0 };
+    let before = if kind == Kind::Roberta { pad.saturating_add(1) } else { 0 };
+    let before = usize::try_from(before).ok().filter(|before| *before <= positions);
+    let before = before.ok_or_else(|| bad("pad_token_id", pad, "an id from which positions count"))?;
     let dropout = rate(config, key("hidden_dropout_prob", "dropout"), 0.1)?;
     let head_dropout =
         rate(config, key("classifier_dropout", "seq_classif_dropout"), if distil { 0.2 } else { dropout })?;

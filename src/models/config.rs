@@ -115,6 +115,7 @@ mod tests {
         let t5 = json!({"model_type": "t5", "d_model": 4, "d_kv": 2, "d_ff": 6, "num_layers": 1, "num_heads": 2,
             "vocab_size": 8});
         let bert = json!({"model_type": "bert", "hidden_size": 4, "num_attention_heads": 2, "vocab_size": 8});
+        let roberta = json!({"model_type": "roberta", "vocab_size": 8});
         let gpt2 = json!({"model_type": "gpt2"});
         let table = [
             (&llama, "num_hidden_layers", json!(10_000), json!(10_001)),
@@ -129,6 +130,9 @@ mod tests {
             (&t5, "num_heads", json!(1 << 21), json!(1 << 22)),
             (&bert, "num_hidden_layers", json!(10_000), json!(10_001)),
             (&bert, "max_position_embeddings", json!(1 << 22), json!(1u64 << 32)),
+            (&roberta, "pad_token_id", json!(-1), json!(-2)),
+            (&roberta, "pad_token_id", json!(511), json!(512)),
+            (&roberta, "pad_token_id", json!(0), json!(i64::MAX)),
             (&gpt2, "n_layer", json!(10_000), json!(10_001)),
         ];
         for (config, key, right, wrong) in table {
