@@ -435,6 +435,19 @@ fn the_bias_of_a_masked_head_is_its_output_layers() {
     }
 }
 
+/// A head with two biases that is trained whole: read, and written so that PEFT finds the one that is added.
+#[test]
+fn heads_over_the_vocabulary_are_trained_whole() {
+    let scratch = Scratch::new("heads");
+    for case in Case::all(&scratch, "masked_heads") {
+        case.holds(&scratch);
+        let apart = json(&case.model.join("config.json"))["tie_word_embeddings"] == false;
+        let [given, written] = [field("masked_heads/roberta_adapter"), scratch.0.join("out")]
+            .map(|dir| peft::files::read_tensors(&dir).unwrap().remove("base_model.model.lm_head.decoder.bias"));
+        assert!(!apart || given.is_some() && given == written, "{}", case.what);
+    }
+}
+
 /// A module that a few classes call otherwise is found in models of the others, and called so in what is written.
 #[test]
 fn decoders_for_answers_have_their_classes_names() {

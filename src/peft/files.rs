@@ -16,7 +16,7 @@ use crate::foreign;
 use crate::nearest::nearest;
 use crate::paths;
 use crate::weights::safetensors::damage;
-use crate::weights::{HostTensor, pickle, write_safetensors_with};
+use crate::weights::{HostTensor, OUTPUT_BIASES, pickle, write_safetensors_with};
 
 /// What an adapter is, in its folder; written last, so that a folder with it is complete.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -139,6 +139,15 @@ pub fn read_tensors(dir: &Path) -> Result<BTreeMap<String, HostTensor>> {
         }
     }
     Ok(tensors)
+}
+
+/// Of a head that is trained whole and has two biases, which a file may both have, the one that is added is the one that counts.
+pub(super) fn settle_biases(tensors: &mut BTreeMap<String, HostTensor>) {
+    for (shared, own) in OUTPUT_BIASES {
+        if let Some(bias) = tensors.remove(&saved(own)) {
+            tensors.insert(saved(shared), bias);
+        }
+    }
 }
 
 /// The tensors of a file of safetensors in a folder, else of a pickle, of which nothing is executed, and which of the two it was;

@@ -155,7 +155,8 @@ impl Method for Lora {
     fn save(&self, save: &mut Save) -> Result<()> {
         // Of those that are trained in large numbers no copy is made.
         let tied = if self.config.copies_trained()? { save.tensors()? } else { Vec::new() };
-        let copies = self.config.tied_copies(save.ties, &tied, save.kept)?;
+        let mut copies = self.config.tied_copies(save.ties, &tied, save.kept)?;
+        copies.extend(save.output_biases()?);
         let Save { trained, kept, read, .. } = save;
         let more = [*kept, &copies].map(files::by_name).concat();
         let held = more.iter().map(|(name, t)| (name.to_string(), t.shape.clone()));

@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::foreign;
 use crate::models::Facts;
 use crate::nn::{Hooks, Site, WeightRef};
-use crate::weights::HostTensor;
+use crate::weights::{HostTensor, output_bias};
 
 pub use bias::Bias;
 pub use bottleneck::Bottleneck;
@@ -266,6 +266,7 @@ pub fn open(dir: &Path) -> Result<Opened> {
     }
     let mut method = (def.read)(&config)?;
     method.drop_copies(&mut tensors);
+    files::settle_biases(&mut tensors);
     method.given(&tensors);
     Ok(Opened { method, config, tensors })
 }
@@ -313,6 +314,19 @@ impl Opened {
 }
 
 impl Save<'_> {
+    /// Trained biases of heads under the names that they have where head and embedding are apart, if they are.
+    fn output_biases(&mut self) -> Result<Vec<(String, HostTensor)>> {
+        let apart = self.config.get("tie_word_embeddings").is_some_and(|tied| tied == false);
+        let mut copies = Vec::new();
+        for (i, (name, shape)) in self.trained.iter().enumerate().filter(|_| apart) {
+            let Some(own) = output_bias(files::tensor(name)) else { continue };
+            let mut data = vec![0f32; shape.iter().product()];
+            (self.read)(i, 0, &mut data)?;
+            copies.push((files::saved(own), HostTensor { shape: shape.clone(), data }));
+        }
+        Ok(copies)
+    }
+
     /// All that was trained.
     pub fn tensors(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let mut tensors = Vec::with_capacity(self.trained.len());

@@ -50,7 +50,7 @@ const RENAMED: [(&str, &str); 2] = [(".LayerNorm.gamma", ".LayerNorm.weight"), (
 const OTHER_MODULE: &str = "model.";
 
 /// Biases of heads that encoders have twice, and the name of the one that is added where a file has it, as in transformers.
-const OUTPUT_BIASES: [(&str, &str); 2] =
+pub(crate) const OUTPUT_BIASES: [(&str, &str); 2] =
     [("cls.predictions.bias", "cls.predictions.decoder.bias"), ("lm_head.bias", "lm_head.decoder.bias")];
 
 /// The name of the bias that is added where the head has a weight of its own, if `name` is one that it may share.
