@@ -406,6 +406,20 @@ fn prompts_are_not_multiplied_as_gemmas_embeddings_are() {
     assert!(prompt.data.chunks(16).all(|row| rows.chunks(16).any(|other| other == row)));
 }
 
+/// PEFT has rows for a decoder too where the task is from sequence to sequence, and nowhere else.
+#[test]
+fn prompts_have_rows_for_two_models_where_peft_has() {
+    let scratch = Scratch::new("parts");
+    for (case, task, rows) in [("t5-tokens-lora", "token-classification", 3), ("t5-ia3", "seq2seq", 6)] {
+        let case = common::root("tests/fixtures/families2").join(case);
+        let flags = [("task", task), ("method", "prompt"), ("virtual-tokens", "3")];
+        loss(&scratch, &case.join("model"), &case.join("batch.jsonl"), &flags).unwrap();
+        let out = scratch.0.join("out");
+        assert_eq!(peft::tensors(&out).unwrap()["prompt_embeddings"].shape[0], rows, "{task}");
+        assert_eq!(json(&out.join("adapter_config.json"))["num_transformer_submodules"], rows / 3, "{task}");
+    }
+}
+
 #[test]
 fn the_table_that_encoder_and_decoder_share_is_not_adapted() {
     let scratch = Scratch::new("shared");

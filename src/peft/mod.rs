@@ -108,7 +108,7 @@ pub struct Settings {
     pub train: Option<Selection>,
     /// Bottleneck adapters' own settings.
     pub bottleneck: Bottleneck,
-    /// The model has an encoder and a decoder.
+    /// The model has an encoder and a decoder, and the task is from sequence to sequence: PEFT counts two models only then.
     pub encoder_decoder: bool,
     /// PEFT's name of the task (`CAUSAL_LM`), for the adapter's config.
     pub task_type: Option<String>,

@@ -28,7 +28,7 @@ use crate::peft::prompt::Start as PromptStart;
 use crate::peft::{self, AdapterConfig, Method, Settings};
 use crate::plan::{Account, class_name, timeline};
 use crate::session::{Options, Planned};
-use crate::tasks::causal_lm;
+use crate::tasks::{causal_lm, seq2seq};
 
 /// What a finished run leaves.
 #[derive(Clone, Debug)]
@@ -146,7 +146,7 @@ pub fn method(config: &RunConfig, job: &Job) -> Result<Box<dyn Method>> {
         train: config.train.clone(),
         bottleneck: config.bottleneck()?,
         encoder_hidden: None,
-        encoder_decoder: job.facts.decoder_start.is_some(),
+        encoder_decoder: job.facts.decoder_start.is_some() && def.name == seq2seq::DEF.name,
         task_type: def.peft.map(str::to_owned),
         heads: def.heads,
         facts: job.facts.clone(),
