@@ -393,6 +393,16 @@ fn adapters_of_heads_and_of_ia3_are_read_as_peft_reads_them() {
 }
 
 #[test]
+fn decoders_have_any_activation() {
+    let scratch = Scratch::new("activations");
+    let cases = Case::all(&scratch, "activations");
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        near(case.loss(&scratch, &[]).unwrap_or_else(|e| panic!("{}: {e}", case.what)), case.loss, &case.what);
+    }
+}
+
+#[test]
 fn prompts_are_not_multiplied_as_gemmas_embeddings_are() {
     let scratch = Scratch::new("gemma");
     let case = Case::all(&scratch, "gemma_prompt").pop().unwrap();

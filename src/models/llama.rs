@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::config::{bad, flag, head_features, layer_count, number, position_count, size, text};
+use super::config::{activation, bad, flag, head_features, layer_count, number, position_count, size, text};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::error::Result;
 use crate::graph::Val;
@@ -71,11 +71,9 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     }
     head_features("num_attention_heads", heads, head_dim)?;
     let gemma = kind == "gemma";
-    let act = match (text(config, "hidden_act"), gemma) {
-        (None, true) | (Some("gelu"), true) | (Some("gelu_pytorch_tanh"), _) => Activation::GeluTanh,
-        (None | Some("silu"), _) => Activation::Silu,
-        (Some("gelu"), false) => Activation::Gelu,
-        (Some(other), _) => return Err(bad("hidden_act", other, "silu, gelu or gelu_pytorch_tanh")),
+    let act = match text(config, "hidden_act") {
+        None | Some("gelu") if gemma => Activation::GeluTanh,
+        _ => activation(config, "hidden_act", "silu")?,
     };
     let max_positions = position_count(config, "max_position_embeddings", Some(class_positions))?;
     let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma);

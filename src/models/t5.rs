@@ -7,7 +7,9 @@
 
 use serde_json::Value;
 
-use super::config::{bad, flag, head_features, layer_count, number, position_count, rate, size, text};
+use super::config::{
+    ACTIVATIONS, activation_named, bad, flag, head_features, layer_count, number, position_count, rate, size, text,
+};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::data::INPUT_IDS;
 use crate::error::Result;
@@ -66,13 +68,10 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
     // What transformers derives from the name wins where the file has it.
     let gated = config.get("is_gated_act").and_then(Value::as_bool).unwrap_or(gated);
     let act = match text(config, "dense_act_fn").unwrap_or(act) {
-        "relu" => Activation::Relu,
         // transformers reads gated-gelu as gelu_new, which is the tanh form.
         "gelu" if kind == "gated-gelu" && text(config, "dense_act_fn").is_none() => Activation::GeluTanh,
-        "gelu_new" => Activation::GeluTanh,
-        "gelu" => Activation::Gelu,
-        "silu" | "swish" => Activation::Silu,
-        _ => return Err(bad("feed_forward_proj", kind, "relu, gelu, silu, or gated- and one of these")),
+        name => activation_named(name)
+            .ok_or_else(|| bad("feed_forward_proj", kind, format!("{ACTIVATIONS}, or gated- and one of these")))?,
     };
     let buckets = size(config, "relative_attention_num_buckets", Some(32))?;
     let max_distance = position_count(config, "relative_attention_max_distance", Some(128))?;
