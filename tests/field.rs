@@ -440,6 +440,15 @@ fn the_table_that_encoder_and_decoder_share_is_not_adapted() {
         assert!(error.contains("target_modules with shared, which PEFT changes without effect"), "{error}");
     }
     new(&[("targets", "q")]).unwrap();
+    // So it is where labels are read off the encoder alone; and PEFT's tokens take part only where nothing is around the model.
+    let labels = common::root("tests/fixtures/families2/t5-tokens-lora");
+    let (model, rows) = (labels.join("model"), labels.join("batch.jsonl"));
+    for (key, value) in [("targets", "shared,q"), ("trainable-tokens", "5,9")] {
+        let flags = [("task", "token-classification"), (key, value)];
+        let error = loss(&scratch, &model, &rows, &flags).unwrap_err().to_string();
+        assert!(error.contains("without effect"), "{key}: {error}");
+    }
+    new(&[("trainable-tokens", "5,9")]).unwrap();
 }
 
 /// Of the two biases that a masked-language head has, the output layer's is added where a file has it.

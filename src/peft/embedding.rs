@@ -58,7 +58,7 @@ impl AdapterConfig {
     fn check_shared(&self, nn: &Nn, path: &str) -> Result<()> {
         let idle = !nn.live && self.idle.iter().any(|module| module == path);
         let adapted = self.resolve_embedding(path)?.is_some() && !idle;
-        if nn.layout.streams.len() < 2 || !(adapted || self.saves(path)) {
+        if !tokens::is_shared(path) || !(adapted || self.saves(path)) {
             return Ok(());
         }
         let key = if self.saves(path) { "modules_to_save" } else { "target_modules" };

@@ -11,6 +11,11 @@ use crate::error::{Error, Result};
 use crate::graph::Val;
 use crate::nn::{Next, Nn, Site, Table};
 
+/// Whether a table is that of an encoder and a decoder, each of which has it as an embedding of its own in transformers (T5).
+pub(super) fn is_shared(module: &str) -> bool {
+    module.rsplit('.').next() == Some("shared")
+}
+
 /// Trained rows of a table.
 pub(super) struct Rows<'a> {
     pub ids: &'a [usize],
@@ -32,6 +37,16 @@ impl Rows<'_> {
         if let Some(id) = self.ids.iter().find(|&&id| id >= vocab) {
             let expected = format!("ids below {vocab}, the size of the vocabulary");
             return Err(Error::config("trainable tokens", id.to_string(), expected));
+        }
+        // The classes for labels have the model in a module of their own, in which PEFT finds nothing that is tied to the table.
+        if is_shared(self.module) && self.module.contains('.') {
+            return Err(Error::unsupported(
+                format!(
+                    "trained tokens of {}, which PEFT has without effect: the encoder reads embed_tokens",
+                    self.module
+                ),
+                "train without them; of an adapter that has them, remove their tensor and their key, and PEFT's result stays",
+            ));
         }
         let x = nn.adapter_rows(&self.key, self.owner, dim, self.ids, 1.0);
         let ids: Vec<i32> = self.ids.iter().map(|&id| id as i32).collect();
