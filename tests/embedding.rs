@@ -230,3 +230,61 @@ fn what_does_not_go_together_is_refused() {
     plan(config.clone()).unwrap();
     assert!(plan(tying(config)).unwrap_err().to_string().contains("the same tokens"));
 }
+
+/// What learns of a token, each with the numbers of it: its row of the table, its column of A, its trained row.
+const LEARNERS: [&str; 3] = ["full", "lora", "tokens"];
+
+/// transformers gives `pad_token_id` to PyTorch's embeddings as `padding_idx`: the row is read, and does not learn of that. PEFT's
+/// factors of an embedding and its trained tokens do as it does.
+#[test]
+fn the_padding_tokens_row_does_not_learn() {
+    const PAD: usize = 7;
+    let of = |learner: &str, pad: Option<i64>| -> f32 {
+        let scratch = Scratch::new(&format!("padding-{learner}-{pad:?}"));
+        let from = fixture("golden/base");
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(from.join(name), scratch.0.join(name)).unwrap();
+        }
+        let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["pad_token_id"] = pad.into();
+        std::fs::write(scratch.0.join("config.json"), config.to_string()).unwrap();
+        let vocab = config["vocab_size"].as_u64().unwrap() as usize;
+        let base = Arc::new(Base::open(&scratch.0).unwrap());
+        let method: Box<dyn peft::Method> = match learner {
+            "full" => Box::new(peft::full::Full),
+            "lora" => Box::new(Lora { config: on_the_embedding() }),
+            _ => Box::new(Lora { config: on_tokens() }),
+        };
+        let options = Options { max_seq_len: 16, micro_tokens: 16, ..Options::default() };
+        let planned = Planned::new(&base, method, options, Device::cpu().open()).unwrap();
+        let mut run = planned.start(None, &mut |_, _| Ok(())).unwrap();
+        let numbers = |run: &mut Session| -> Vec<f32> {
+            let part = match learner {
+                "full" => "embed_tokens.weight",
+                "lora" => "lora_embedding_A",
+                _ => "token",
+            };
+            let bytes = run.adapter().unwrap();
+            let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let name = all.names().into_iter().find(|name| name.contains(part)).unwrap();
+            let t = all.tensor(name).unwrap();
+            let (columns, data): (usize, Vec<f32>) = (t.shape()[1], bytemuck::pod_collect_to_vec(t.data()));
+            match learner {
+                "full" => data[PAD * columns..][..columns].to_vec(),
+                "lora" => data.chunks(vocab).map(|row| row[PAD]).collect(),
+                _ => data[..columns].to_vec(),
+            }
+        };
+        let before = numbers(&mut run);
+        // B starts as zeros, so that A learns from the second step on.
+        losses(&mut run, 3, 1e-2);
+        let after = numbers(&mut run);
+        before.iter().zip(&after).map(|(a, b)| (a - b).abs()).sum()
+    };
+    for learner in LEARNERS {
+        assert_eq!(of(learner, Some(PAD as i64)), 0.0, "{learner}");
+        // The control: another token's row, and no padding at all.
+        assert!(of(learner, Some(-1)) > 0.0 && of(learner, None) > 0.0, "{learner}");
+    }
+}

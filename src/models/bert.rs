@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::config::{activation, bad, flag, layer_count, number, rate, size, text};
+use super::config::{activation, bad, flag, layer_count, number, padding, rate, size, text};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::data::{INPUT_IDS, TOKEN_TYPE_IDS};
 use crate::error::{Error, Result};
@@ -93,6 +93,8 @@ struct Bert {
     positions: usize,
     types: usize,
     pad: i32,
+    /// The row of the embedding of tokens that does not learn.
+    padding: Option<usize>,
     dropout: f32,
     head_dropout: f32,
     /// Before the head that finds answers.
@@ -162,6 +164,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         positions,
         types: if distil { 0 } else { size(config, "type_vocab_size", Some(2))? },
         pad: pad as i32,
+        padding: padding(config, size(config, "vocab_size", None)?, Some(pad)),
         dropout,
         head_dropout,
         qa_dropout: if distil { rate(config, "qa_dropout", 0.1)? } else { 0.0 },
@@ -244,7 +247,7 @@ impl Bert {
 
     fn embeddings(&self, nn: &mut Nn) -> Result<Val> {
         let (prefix, hidden) = (self.names.prefix, self.facts.hidden);
-        let mut h = nn.embed(&self.words(), self.facts.vocab, hidden, 1.0)?;
+        let mut h = nn.embed(&self.words(), [self.facts.vocab, hidden], 1.0, self.padding)?;
         if self.types > 0 {
             let types = Field::ints(TOKEN_TYPE_IDS, Axis::Token(MAIN), 0, |item| {
                 let at = item.at(MAIN);

@@ -52,6 +52,14 @@ pub fn number(config: &Value, key: &str) -> Option<f64> {
     config.get(key).and_then(Value::as_f64)
 }
 
+/// The row of an embedding of `vocab` that learns nothing from being read: transformers has `pad_token_id` for PyTorch's
+/// `padding_idx`, which counts from the end below 0. `default`: the id where the key is absent.
+pub fn padding(config: &Value, vocab: usize, default: Option<i64>) -> Option<usize> {
+    let id = config.get("pad_token_id").map_or(default, Value::as_i64)?;
+    let row = if id < 0 { id.checked_add(vocab as i64)? } else { id };
+    usize::try_from(row).ok().filter(|row| *row < vocab)
+}
+
 /// A boolean; false if it is not there.
 pub fn flag(config: &Value, key: &str) -> bool {
     config.get(key).and_then(Value::as_bool).unwrap_or(false)

@@ -81,7 +81,7 @@ impl Model for Gpt2 {
     }
 
     fn hidden(&self, nn: &mut Nn) -> Result<Val> {
-        let tokens = nn.embed(EMBEDDING, self.facts.vocab, self.facts.hidden, 1.0)?;
+        let tokens = nn.embed(EMBEDDING, [self.facts.vocab, self.facts.hidden], 1.0, None)?;
         let positions = nn.stream(MAIN)?.positions;
         let places = nn.rows("transformer.wpe", self.facts.max_positions, self.facts.hidden, positions)?;
         let sum = nn.g.add(tokens, places)?;

@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::config::{activation, bad, flag, head_features, layer_count, number, position_count, size, text};
+use super::config::{activation, bad, flag, head_features, layer_count, number, padding, position_count, size, text};
 use super::{Facts, Family, LmHead, Model, keys};
 use crate::error::Result;
 use crate::graph::Val;
@@ -38,6 +38,8 @@ pub struct Llama {
     /// Added to every norm's weight.
     norm_offset: f32,
     embed_scale: f32,
+    /// The embedding's row that does not learn.
+    padding: Option<usize>,
     tied: bool,
     /// The window of each layer, and the number of its rotation.
     layers: Vec<(Option<usize>, usize)>,
@@ -117,6 +119,7 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         qk_norm: kind == "qwen3",
         norm_offset: if gemma { 1.0 } else { 0.0 },
         embed_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
+        padding: padding(config, size(config, "vocab_size", None)?, gemma.then_some(0)),
         tied,
         layers,
         ropes,
@@ -139,7 +142,7 @@ impl Model for Llama {
         let angles: Vec<Angles> =
             self.ropes.iter().enumerate().map(|(i, rope)| self.angles(nn, i, rope)).collect::<Result<_>>()?;
         let module = self.facts.prefix;
-        let mut h = nn.embed(&self.facts.head[1], self.facts.vocab, self.hidden, self.embed_scale)?;
+        let mut h = nn.embed(&self.facts.head[1], [self.facts.vocab, self.hidden], self.embed_scale, self.padding)?;
         for (layer, &(window, rope)) in self.layers.iter().enumerate() {
             let path = format!("{module}.layers.{layer}");
             nn.block();

@@ -217,8 +217,13 @@ impl Model for T5 {
 
 impl T5 {
     fn embed(&self, nn: &mut Nn, stream: StreamId) -> Result<Val> {
-        let h =
-            nn.embed_stream(&format!("{}{EMBEDDING}", self.at), self.facts.vocab, self.facts.hidden, 1.0, stream)?;
+        let h = nn.embed_stream(
+            &format!("{}{EMBEDDING}", self.at),
+            [self.facts.vocab, self.facts.hidden],
+            1.0,
+            None,
+            stream,
+        )?;
         nn.dropout(h, self.dropout)
     }
 

@@ -4,7 +4,7 @@
 use super::inputs::StreamId;
 use super::{Nn, Role, Taken};
 use crate::error::Result;
-use crate::graph::Val;
+use crate::graph::{Def, LeafKind, Val};
 use crate::ops::{Attention, Lora};
 
 /// A place in the model: Hugging Face's module path, and what is there.
@@ -72,6 +72,21 @@ pub struct Table {
     pub stream: StreamId,
     /// Rows are multiplied by it.
     pub scale: f32,
+    /// The row that learns nothing from being read: PyTorch's `padding_idx`.
+    pub padding: Option<usize>,
+}
+
+impl Table {
+    /// The ids whose rows learn: −1 where they are the padding's. Those of another table may be asked for, of the same tokens.
+    pub fn learnt(&self, nn: &mut Nn) -> Result<Val> {
+        match self.padding.filter(|_| nn.training) {
+            Some(padding) => {
+                let padding = nn.constant_i32("padding", &[padding as i32]);
+                Ok(nn.g.token_rows(self.ids, padding)?.1)
+            }
+            None => Ok(self.ids),
+        }
+    }
 }
 
 /// Attention of queries to keys and values.
@@ -219,7 +234,11 @@ impl<'s> Next<'s> {
     pub fn embed(self, nn: &mut Nn, at: &Site, table: Table) -> Result<Val> {
         match self.split() {
             Some((first, next)) => first.embed(nn, at, table, next),
-            None => nn.g.embed(table.ids, table.w, table.scale),
+            None => {
+                let trains = nn.g.value(table.w).def == Def::Leaf(LeafKind::Param);
+                let learnt = if trains { table.learnt(nn)? } else { table.ids };
+                nn.g.embed_learning([table.ids, learnt], table.w, table.scale)
+            }
         }
     }
 

@@ -18,17 +18,24 @@ pub enum Pool {
 }
 
 impl Nn<'_> {
-    /// The tokens' rows of the embedding `path`, times `scale`, as the methods change them.
-    pub fn embed(&mut self, path: &str, vocab: usize, dim: usize, scale: f32) -> Result<Val> {
-        self.embed_stream(path, vocab, dim, scale, MAIN)
+    /// The tokens' rows of the embedding `path`, times `scale`, as the methods change them; that of `padding` does not learn.
+    pub fn embed(&mut self, path: &str, [vocab, dim]: [usize; 2], scale: f32, padding: Option<usize>) -> Result<Val> {
+        self.embed_stream(path, [vocab, dim], scale, padding, MAIN)
     }
 
     /// The same for the tokens of a stream.
-    pub fn embed_stream(&mut self, path: &str, vocab: usize, dim: usize, scale: f32, stream: StreamId) -> Result<Val> {
+    pub fn embed_stream(
+        &mut self,
+        path: &str,
+        [vocab, dim]: [usize; 2],
+        scale: f32,
+        padding: Option<usize>,
+        stream: StreamId,
+    ) -> Result<Val> {
         let w = self.weight(&format!("{path}.weight"), &[vocab, dim], Role::Embed);
         let ids = self.stream(stream)?.ids;
         let site = self.enter(path, Role::Embed);
-        let x = self.next().embed(self, &site, Table { w, ids, stream, scale })?;
+        let x = self.next().embed(self, &site, Table { w, ids, stream, scale, padding })?;
         self.g.cast(x, self.act())
     }
 

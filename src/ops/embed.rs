@@ -11,7 +11,7 @@ use crate::cpu::act::Act;
 use crate::cpu::par;
 use crate::dtype::{DType, Ty};
 use crate::error::Result;
-use crate::graph::{Graph, Val};
+use crate::graph::{Graph, Node, Val};
 use crate::ops::launch::{self, bytes, bytes_of, grid, rows, rows_of};
 use crate::ops::quant::{weight_defines, weight_parts};
 use crate::ops::widen::by_act;
@@ -22,13 +22,15 @@ use crate::ops::{
 /// The family's rows of the op table.
 pub static OPS: &[&OpDef] = &[&EMBED, &EMBED_DW, &CACHE_WRITE, &EMBED_COLS, &EMBED_COLS_DW, &TOKEN_ROWS, &REPLACE_ROWS];
 
-/// `embed` [ids I32[N], table (F32|BF16|F16)[V,D]] → y F32[N,D] = scale·table\[ids\]. An id outside 0..V gives zeros.
+/// `embed` [ids I32[N], table (F32|BF16|F16)[V,D], learnt? I32[N]] → y F32[N,D] = scale·table\[ids\]. An id outside 0..V
+/// gives zeros. The table's gradient is that of `learnt`, if it is there, instead of `ids`.
 pub static EMBED: OpDef = OpDef {
     name: "embed",
     infer: |attr, ins| match (attr, ins) {
-        (Attr::Embed { .. }, [ids, table]) => {
+        (Attr::Embed { .. }, [ids, table, learnt @ ..]) if learnt.len() < 2 => {
             let (_, d) = check::matrix("the table", table)?;
             check::is("ids", ids, &Ty::i32(&[ids.len()]))?;
+            learnt.iter().try_for_each(|learnt| check::is("learnt", learnt, ids))?;
             if !table.dtype.is_float() {
                 return Err(format!("the table is {table}, expected f32, bf16 or f16"));
             }
@@ -48,11 +50,13 @@ pub static EMBED: OpDef = OpDef {
         vec![y]
     },
     grad: Grad::Rule(|g, node, grads, wants| {
-        let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(vec![None, None]) };
+        let mut all = vec![None; node.ins.len()];
+        let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(all) };
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.shape(node.ins[1])[0], acc: false };
-        let dw = g.node(&EMBED_DW, Attr::EmbedGrad(attr), &[node.ins[0], dy])?[0];
+        let dw = g.node(&EMBED_DW, Attr::EmbedGrad(attr), &[learnt(node), dy])?[0];
         // A table that is no leaf may be activations in 16 bits.
-        Ok(vec![None, Some(g.cast(dw, g.ty(node.ins[1]).dtype)?)])
+        all[1] = Some(g.cast(dw, g.ty(node.ins[1]).dtype)?);
+        Ok(all)
     }),
     indexes: |ins| Some((0, ins[1].rows())),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
@@ -68,6 +72,9 @@ pub static EMBED: OpDef = OpDef {
                 all.push(Sample::new(format!("{name}, {dtype}"), Attr::Embed { scale: *scale }, ins));
             }
         }
+        let (name, ids, v, d, scale) = IDS[0];
+        let ins = vec![ids_in(ids), SampleIn::normal(Ty::f32(&[v, d])), ids_in(ids)];
+        all.push(Sample::new(format!("{name}, learnt"), Attr::Embed { scale }, ins));
         all
     },
     cases: |s| {
@@ -211,13 +218,27 @@ impl Graph {
     /// scale·table\[ids\] in f32. Of a table that is no leaf it is a gather of rows, with a gradient of the table's type;
     /// an id outside the table (−1, say) gives a row of zeros, and passes no gradient on.
     pub fn embed(&mut self, ids: Val, table: Val, scale: f32) -> Result<Val> {
-        Ok(self.node(&EMBED, Attr::Embed { scale }, &[ids, table])?[0])
+        self.embed_learning([ids, ids], table, scale)
+    }
+
+    /// The same of the first ids, where the table has the gradient of the second.
+    pub fn embed_learning(&mut self, ids: [Val; 2], table: Val, scale: f32) -> Result<Val> {
+        Ok(self.node(&EMBED, Attr::Embed { scale }, &operands(ids, table))?[0])
     }
 
     /// Overwrites rows of a cache.
     pub fn cache_write(&mut self, cache: Val, x: Val, positions: Val) -> Result<Val> {
         Ok(self.node_into(&CACHE_WRITE, Attr::None, &[cache, x, positions], &[Some(cache)])?[0])
     }
+}
+
+/// What a table is read by, and which of that it learns of, if that is something else.
+fn operands([ids, learnt]: [Val; 2], table: Val) -> Vec<Val> {
+    [ids, table].into_iter().chain((learnt != ids).then_some(learnt)).collect()
+}
+
+fn learnt(node: &Node) -> Val {
+    node.ins.get(2).copied().unwrap_or(node.ins[0])
 }
 
 fn scale(attr: &Attr) -> f32 {

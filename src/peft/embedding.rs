@@ -101,7 +101,8 @@ pub(super) fn embed(config: &AdapterConfig, nn: &mut Nn, site: &Site, table: Tab
             let (vocab, dim) = (nn.g.shape(w)[0], nn.g.shape(w)[1]);
             let (a, b) = factors_of(config, nn, path, vocab, dim)?;
             let y = next.embed(nn, site, table)?;
-            let columns = nn.g.embed_cols(ids, a, 1.0)?;
+            let learnt = table.learnt(nn)?;
+            let columns = nn.g.embed_cols([ids, learnt], a, 1.0)?;
             let update = nn.g.matmul(columns, false, b, true, spec.scale * scale)?;
             nn.g.add(y, update)
         }

@@ -58,9 +58,12 @@ impl Rows<'_> {
 pub(super) fn embed(rows: &Rows, nn: &mut Nn, at: &Site, table: Table, next: Next) -> Result<Val> {
     let Table { w, ids, scale, .. } = table;
     let (x, tokens) = rows.declare(nn, w)?;
+    let padding = table.padding.filter(|padding| rows.ids.contains(padding));
+    let learnt = Table { padding, ..table }.learnt(nn)?;
     let (rows, rest) = nn.g.token_rows(ids, tokens)?;
+    let learnt = if learnt == ids { rows } else { nn.g.token_rows(learnt, tokens)?.0 };
     let frozen = next.embed(nn, at, Table { ids: rest, ..table })?;
-    let own = nn.g.embed(rows, x, scale)?;
+    let own = nn.g.embed_learning([rows, learnt], x, scale)?;
     nn.g.add(frozen, own)
 }
 

@@ -1,6 +1,6 @@
 //! Columns of a table by index: the low-rank factor A of an embedding, which is stored as [rank, vocabulary].
 
-use super::{WG, grad, host_start_sum, ids_in, row_bytes, scale, scattered, start_sum};
+use super::{WG, grad, host_start_sum, ids_in, learnt, operands, row_bytes, scale, scattered, start_sum};
 use crate::cpu::par;
 use crate::dtype::Ty;
 use crate::error::Result;
@@ -10,14 +10,16 @@ use crate::ops::{
     Arg, Attr, Case, Cost, EmbedGrad, Grad, HostCall, Lower, OpDef, Sample, SampleIn, Tensor, WgslDispatch, check,
 };
 
-/// `embed_cols` [ids I32[N], table F32[R,V]] → y F32[N,R] = scale·table\[:, ids\]ᵀ. An id outside 0..V gives zeros.
+/// `embed_cols` [ids I32[N], table F32[R,V], learnt? I32[N]] → y F32[N,R] = scale·table\[:, ids\]ᵀ. An id outside 0..V gives
+/// zeros. The table's gradient is that of `learnt`, if it is there, instead of `ids`.
 pub static EMBED_COLS: OpDef = OpDef {
     name: "embed_cols",
     infer: |attr, ins| match (attr, ins) {
-        (Attr::Embed { .. }, [ids, table]) => {
+        (Attr::Embed { .. }, [ids, table, learnt @ ..]) if learnt.len() < 2 => {
             let (r, _) = check::matrix("the table", table)?;
             check::float("the table", table)?;
             check::is("ids", ids, &Ty::i32(&[ids.len()]))?;
+            learnt.iter().try_for_each(|learnt| check::is("learnt", learnt, ids))?;
             Ok(vec![Ty::f32(&[ids.len(), r])])
         }
         _ => Err(check::refuse("ids, table and Embed", attr, ins)),
@@ -35,9 +37,11 @@ pub static EMBED_COLS: OpDef = OpDef {
         vec![y]
     },
     grad: Grad::Rule(|g, node, grads, wants| {
-        let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(vec![None, None]) };
+        let mut all = vec![None; node.ins.len()];
+        let (Some(dy), true) = (grads[0], wants[1]) else { return Ok(all) };
         let attr = EmbedGrad { scale: scale(&node.attr), rows: g.ty(node.ins[1]).cols(), acc: false };
-        Ok(vec![None, Some(g.node(&EMBED_COLS_DW, Attr::EmbedGrad(attr), &[node.ins[0], dy])?[0])])
+        all[1] = Some(g.node(&EMBED_COLS_DW, Attr::EmbedGrad(attr), &[learnt(node), dy])?[0]);
+        Ok(all)
     }),
     indexes: |ins| Some((0, ins[1].cols())),
     cost: |_, _, outs| Cost { flops: outs[0].len() as u64, terms: 1 },
@@ -50,7 +54,10 @@ pub static EMBED_COLS: OpDef = OpDef {
             let ins = vec![ids_in(ids), SampleIn::normal(Ty::f32(&[*r, *v]))];
             Sample::new(*name, Attr::Embed { scale: *scale }, ins)
         };
-        IDS.iter().map(one).collect()
+        let mut learnt = one(&IDS[0]);
+        learnt.name += ", learnt";
+        learnt.ins.push(ids_in(IDS[0].1));
+        IDS.iter().map(one).chain([learnt]).collect()
     },
     cases: |s| {
         let ins = vec![SampleIn::indices(s.tokens, s.vocab), SampleIn::f32(&[s.rank, s.vocab])];
@@ -119,8 +126,8 @@ pub static EMBED_COLS_DW: OpDef = OpDef {
 
 impl Graph {
     /// scale·table\[:, ids\]ᵀ.
-    pub fn embed_cols(&mut self, ids: Val, table: Val, scale: f32) -> Result<Val> {
-        Ok(self.node(&EMBED_COLS, Attr::Embed { scale }, &[ids, table])?[0])
+    pub fn embed_cols(&mut self, ids: [Val; 2], table: Val, scale: f32) -> Result<Val> {
+        Ok(self.node(&EMBED_COLS, Attr::Embed { scale }, &operands(ids, table))?[0])
     }
 }
 
