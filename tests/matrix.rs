@@ -286,7 +286,7 @@ fn refusal(method: &str, kind: &str, task: &str, format: &str) -> Option<&'stati
         (_, "llama" | "gpt2" | "t5", "masked-lm", _) => Some("masked-lm with a decoder"),
         (_, kind, "seq2seq", _) if kind != "t5" => Some("decoder_start_token_id"),
         // It has no biases, and no head.
-        ("bitfit", "llama", "causal-lm", _) | ("bitfit", "t5", "seq2seq", _) => Some("nothing to train"),
+        ("bitfit", "llama", "causal-lm", _) | ("bitfit", "t5", "seq2seq", _) => Some("without biases"),
         // PEFT ties encoder and decoder to the table where the class is the model itself.
         ("trainable-tokens", "t5", "sequence-classification" | "token-classification", _) => Some("without effect"),
         _ => None,

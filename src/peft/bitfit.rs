@@ -43,11 +43,18 @@ impl Method for Bitfit {
         Ok(())
     }
 
+    fn check_weights(&self, weights: &[WeightRef]) -> Result<()> {
+        match weights.iter().any(|&w| self.trains(w).is_some()) {
+            true => Ok(()),
+            false => {
+                let expected = "another method, or a model that has biases, as GPT-2, BERT and Qwen2 have them";
+                Err(Error::config("method", "bitfit on a model without biases", expected))
+            }
+        }
+    }
+
     fn save(&self, save: &mut Save) -> Result<()> {
         let tensors = save.tensors()?;
-        if tensors.is_empty() {
-            return Err(Error::config("method", "bitfit on a model without biases", "another method"));
-        }
         let card = files::Card { base: self.heads.base(), method: "BitFit", tag: "bitfit", what: "All biases." };
         folder::write(save.dir, self.heads.config("BITFIT"), &card, &tensors)
     }
