@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tokenizers::{PostProcessorWrapper, PreTokenizerWrapper};
+use tokenizers::{NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 
 use super::added;
 use super::charsmap;
 use super::chat::{SPECIAL, Templates};
 use super::guard::guarded;
 pub use super::stream::DecodeStream;
-use super::vocabulary::{self, Settings, token_text};
+use super::vocabulary::{self, Letters, Settings, token_text};
 use crate::durable;
 use crate::foreign;
 use crate::weights::gguf::Gguf;
@@ -45,7 +45,12 @@ impl Tokenizer {
     /// tokens that the folder's other files add. Special tokens are those of tokenizer_config.json (or, in old folders,
     /// special_tokens_map.json), generation_config.json and config.json, in that order.
     /// `add_bos_token` and `add_eos_token` do not count beside a tokenizer.json, which says itself what it puts around a
-    /// text, as in transformers; `add_prefix_space` does for the classes of GPT-2 and RoBERTa.
+    /// text, as in transformers; `add_prefix_space` does for the classes of GPT-2 and RoBERTa, and `do_lower_case`,
+    /// `strip_accents` and `tokenize_chinese_chars` do for those of BERT.
+    ///
+    /// transformers 5 makes that of the class LlamaTokenizer anew too, with `legacy` and `add_prefix_space`. Files of Llama 2
+    /// put a space before every piece of text, and it does before the first alone, so that text after a special token and
+    /// text that begins with a space have other ids there. Here the file counts, as for transformers 4 and llama.cpp.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Tokenizer> {
         let folder = folder.as_ref();
         let read = |name: &str| Ok::<_, Error>(read_json(&folder.join(name))?.unwrap_or(Value::Null));
@@ -57,6 +62,7 @@ impl Tokenizer {
         let mut inner = if path.exists() {
             let mut inner = load(&path, &std::fs::read(&path).map_err(|e| Error::io(&path, e))?)?;
             settings.prefix_space().into_iter().for_each(|space| set_prefix_space(&mut inner, space));
+            settings.bert_letters().into_iter().for_each(|letters| set_letters(&mut inner, &letters));
             inner
         } else {
             match vocabulary::read(folder, &settings)? {
@@ -327,6 +333,15 @@ fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: bool) {
         around.add_prefix_space = space;
         inner.with_post_processor(Some(around));
     }
+}
+
+/// Sets what BERT's normalizer does to letters.
+fn set_letters(inner: &mut tokenizers::Tokenizer, letters: &Letters) {
+    let Some(NormalizerWrapper::BertNormalizer(mut normalizer)) = inner.get_normalizer().cloned() else { return };
+    normalizer.handle_chinese_chars = letters.chinese_apart;
+    normalizer.strip_accents = letters.strip_accents;
+    normalizer.lowercase = letters.lowercase;
+    inner.with_normalizer(Some(normalizer));
 }
 
 /// What a kind of tokenizer does unless the file says otherwise.

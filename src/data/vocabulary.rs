@@ -58,6 +58,20 @@ impl Settings<'_> {
         [ROBERTA, GPT2].concat().contains(&family.as_str()).then(|| self.flag("add_prefix_space", false))
     }
 
+    /// What is done to letters, where not tokenizer.json but transformers' class says so: BERT's sets it itself.
+    pub(super) fn bert_letters(&self) -> Option<Letters> {
+        let family = self.family()?;
+        BERT.contains(&family.as_str()).then(|| self.letters())
+    }
+
+    fn letters(&self) -> Letters {
+        Letters {
+            chinese_apart: self.flag("tokenize_chinese_chars", true),
+            strip_accents: self.tokenizer.get("strip_accents").and_then(Value::as_bool),
+            lowercase: self.flag("do_lower_case", true),
+        }
+    }
+
     fn flag(&self, key: &str, or: bool) -> bool {
         self.tokenizer.get(key).and_then(Value::as_bool).unwrap_or(or)
     }
@@ -66,6 +80,14 @@ impl Settings<'_> {
     fn special(&self, key: &str) -> Option<&Value> {
         [self.tokenizer, self.special].into_iter().find_map(|c| c.get(key).filter(|v| token_text(v).is_some()))
     }
+}
+
+/// What BERT's normalizer does to letters.
+pub(super) struct Letters {
+    pub chinese_apart: bool,
+    /// None: where letters are made small.
+    pub strip_accents: Option<bool>,
+    pub lowercase: bool,
 }
 
 fn unknown(folder: &Path, family: &str, files: &str) -> Error {
@@ -183,12 +205,10 @@ fn word_piece(folder: &Path, path: &Path, settings: &Settings) -> Result<Value> 
     let (unk, _) = named("unk_token", "[UNK]")?;
     let ((cls, cls_id), (sep, sep_id)) = (named("cls_token", "[CLS]")?, named("sep_token", "[SEP]")?);
 
+    let letters = settings.letters();
     let normalizer = json!({
-        "type": "BertNormalizer", "clean_text": true,
-        "handle_chinese_chars": settings.flag("tokenize_chinese_chars", true),
-        // Null: as the case.
-        "strip_accents": settings.tokenizer.get("strip_accents").and_then(Value::as_bool),
-        "lowercase": settings.flag("do_lower_case", true),
+        "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": letters.chinese_apart,
+        "strip_accents": letters.strip_accents, "lowercase": letters.lowercase,
     });
     let model = json!({
         "type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,

@@ -166,6 +166,7 @@ def main(out):
     settings = [
         # folder, files, tokenizer_config.json, transformers' class, arguments that stand for older defaults
         ("bert", ["tokenizer.json"], None, BertTokenizer, {}),
+        ("bert", ["tokenizer.json"], {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "tokenize_chinese_chars": False}, BertTokenizer, {}),
         ("bert", ["vocab.txt"], None, BertTokenizer, {}),
         ("bert", ["vocab.txt"], {"tokenizer_class": "BertTokenizer", "do_lower_case": False}, BertTokenizer, {}),
         ("bert", ["vocab.txt"], {"strip_accents": False}, BertTokenizer, {}),
