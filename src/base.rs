@@ -12,6 +12,9 @@ use crate::models::{self, Facts, Model};
 use crate::nn::Role;
 use crate::weights::{Checkpoint, Storage};
 
+/// What an encoder-decoder's embedding is called in its two parts.
+const SHARED: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+
 /// A base model: its config, and its weights unless they are to be drawn at random.
 pub struct Base {
     /// The folder or file.
@@ -35,6 +38,10 @@ impl Base {
         // What is wrong with a config is said when the model is asked for.
         let facts = models::read(&config, 1).map_or(Facts::default(), |model| model.facts().clone());
         let checkpoint = checkpoint.under(facts.prefix);
+        let [head, table] = facts.head.each_ref().map(|module| format!("{module}.weight"));
+        let shared = if facts.decoder_start.is_some() { &SHARED[..] } else { &[] };
+        let head = facts.tied.then_some(head.as_str());
+        let checkpoint = checkpoint.or(&table, &[shared, head.as_slice()].concat());
         notes.extend(settle_tie(&checkpoint, &facts, &mut config)?);
         check_shared(&checkpoint, &facts)?;
         Ok(Base { path, config, checkpoint: Some(checkpoint), notes })
@@ -101,7 +108,7 @@ fn settle_tie(checkpoint: &Checkpoint, facts: &Facts, config: &mut Value) -> Res
 /// with it then.
 fn check_shared(checkpoint: &Checkpoint, facts: &Facts) -> Result<()> {
     let table = format!("{}.weight", facts.head[1]);
-    for own in ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] {
+    for own in SHARED {
         let held = [own, &table].iter().all(|name| checkpoint.info(name).is_some());
         if facts.decoder_start.is_some() && held && !same(checkpoint, own, &table)? {
             let found = format!("{}: {own} with other values than {table}", checkpoint.path().display());

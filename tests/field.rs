@@ -157,6 +157,39 @@ fn a_head_in_the_file_counts_though_the_config_ties_it() {
     }
 }
 
+/// safetensors' `save_model` (accelerate's too) writes of a tensor's names the first by the alphabet. transformers knows them all.
+#[test]
+fn a_shared_embedding_may_have_another_name() {
+    let scratch = Scratch::new("names");
+    let t5 = Case::all(&scratch, "t5_shared").pop().unwrap();
+    let windows = field("mixed_windows");
+    let table = [
+        (
+            &windows,
+            windows.join("data.jsonl"),
+            ["causal-lm", "q_proj"],
+            ["model.embed_tokens.weight", "lm_head.weight"],
+        ),
+        (&t5.model, t5.rows, ["seq2seq", "q"], ["shared.weight", "decoder.embed_tokens.weight"]),
+    ];
+    for (model, data, [task, targets], [name, other]) in table {
+        let more = [("task", task), ("targets", targets)];
+        let want = loss(&scratch, model, &data, &more).unwrap();
+        let bytes = std::fs::read(model.join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let named = |to: &str| {
+            let tensors = file.tensors().into_iter().map(|(of, view)| (if of == name { to.into() } else { of }, view));
+            let renamed = scratch.base(&read(model.join("config.json")));
+            std::fs::write(renamed.join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+            loss(&scratch, &renamed, &data, &more)
+        };
+        assert_eq!(named(other).unwrap(), want, "{other}");
+        // The control: any other name is none of it.
+        let error = named("other.weight").unwrap_err().to_string();
+        assert!(error.contains(&format!("no tensor {name}")), "{error}");
+    }
+}
+
 #[test]
 fn windows_differ_by_layer() {
     let scratch = Scratch::new("windows");

@@ -41,6 +41,8 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Entry>,
     /// The module under which the model has what this checkpoint of a bare model has at the top.
     prefix: String,
+    /// A tensor that the files have under the name of another one only.
+    other: Option<[String; 2]>,
 }
 
 /// Ends of names in old files, and what they are called today.
@@ -202,13 +204,31 @@ impl Checkpoint {
         }
         let gguf = Gguf::open(path)?;
         let (config, tensors) = from_gguf::read(&gguf)?;
-        Ok(Checkpoint { path: path.into(), config, files: Files::Gguf(gguf), tensors, prefix: String::new() })
+        Ok(Checkpoint {
+            path: path.into(),
+            config,
+            files: Files::Gguf(gguf),
+            tensors,
+            prefix: String::new(),
+            other: None,
+        })
     }
 
     /// The same; a tensor of the module `prefix` is found too where the file has it without the module's name, as
     /// checkpoints of models without a head do.
     pub fn under(mut self, prefix: &str) -> Checkpoint {
         self.prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}.") };
+        self
+    }
+
+    /// The same; where the files lack `name`, it is the first that they have of `others`: of the names of one tensor some
+    /// programs write the first by the alphabet (safetensors' `save_model`), which of a tied pair may be the head's.
+    pub fn or(mut self, name: &str, others: &[&str]) -> Checkpoint {
+        let other = match self.info(name) {
+            None => others.iter().find(|other| self.info(other).is_some()),
+            Some(_) => None,
+        };
+        self.other = other.map(|other| [name.to_owned(), (*other).to_owned()]);
         self
     }
 
@@ -239,7 +259,14 @@ impl Checkpoint {
             let info = TensorInfo { shape: view.shape.to_vec(), stored };
             tensors.insert(name, Entry { info, place: Place::Safetensors { file } });
         }
-        Ok(Checkpoint { path: path.into(), config, files: Files::Safetensors(files), tensors, prefix: String::new() })
+        Ok(Checkpoint {
+            path: path.into(),
+            config,
+            files: Files::Safetensors(files),
+            tensors,
+            prefix: String::new(),
+            other: None,
+        })
     }
 
     /// Lets the system take back the pages of the mapped files that were read: weights that were copied to a device
@@ -290,6 +317,7 @@ impl Checkpoint {
     fn find(&self, name: &str) -> Option<(&str, &Entry)> {
         let get = |name: &str| self.tensors.get_key_value(name).map(|(name, entry)| (name.as_str(), entry));
         let bare = |name: &str| get(name).or_else(|| self.inside(name).find_map(|name| get(&name)));
+        let name = self.other.as_ref().filter(|[absent, _]| absent == name).map_or(name, |[_, other]| other);
         let output = output_bias(name).and_then(get);
         output.or_else(|| bare(name)).or_else(|| {
             let (old, new) = RENAMED.iter().find(|(_, new)| name.ends_with(new))?;
