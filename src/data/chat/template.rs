@@ -239,12 +239,14 @@ fn environment(now: Moment) -> std::result::Result<Environment<'static>, Jinja> 
     environment.add_filter("string", |value: &Value| python::text(value));
     environment.add_filter("trim", |value: &Value, chars: Option<&str>| methods::strip(&python::text(value), chars));
     environment.add_filter("join", join);
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
     environment.add_filter("int", |state: &State, value: &Value, default: Option<Value>, named: Kwargs| {
-        let made = minijinja::filters::int(state, value, None, named.get("base")?, nothing());
+        let made = minijinja::filters::int(state, &bare(value), None, named.get("base")?, nothing());
         or_default(made, default, &named, 0.into())
     });
     environment.add_filter("float", |state: &State, value: &Value, default: Option<Value>, named: Kwargs| {
-        or_default(minijinja::filters::float(state, value, None, nothing()), default, &named, 0.0.into())
+        or_default(minijinja::filters::float(state, &bare(value), None, nothing()), default, &named, 0.0.into())
     });
     environment.add_test("sequence", |value: &Value| {
         value.is_undefined() || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
@@ -272,6 +274,20 @@ fn or_default(
     let default = default.or(named.get("default")?).unwrap_or(usual);
     named.assert_all_used()?;
     Ok(made.unwrap_or(default))
+}
+
+/// A text without the white space around it, which Python's numbers may have.
+fn bare(value: &Value) -> Value {
+    value.as_str().map_or_else(|| value.clone(), |text| methods::strip(text, None).into())
+}
+
+/// `default(value, default_value, boolean)`.
+fn default(value: &Value, other: Option<Value>, boolean: Option<Value>, named: Kwargs) -> Result<Value, Jinja> {
+    let other = other.or(named.get("default_value")?).unwrap_or_else(|| "".into());
+    let boolean = boolean.or(named.get("boolean")?);
+    named.assert_all_used()?;
+    let missing = value.is_undefined() || boolean.is_some_and(|b| b.is_true()) && !value.is_true();
+    Ok(if missing { other } else { value.clone() })
 }
 
 /// `join(value, d, attribute)`.
