@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::{FormatDef, Input, On, Start};
 use crate::error::{Error, Result};
 
-/// Values that are separated by commas (by semicolons if the first line has those and no comma).
+/// Values that are separated by commas, or by what the first line has instead: semicolons, else tabs.
 pub static COMMAS: FormatDef = FormatDef {
     name: "csv",
     endings: &["csv"],
@@ -24,8 +24,8 @@ pub static COMMAS: FormatDef = FormatDef {
     is: |start| is_table(start, b','),
     rows: Some(|mut input, on| {
         let start = input.bytes.fill_buf().map_err(|e| Error::io(input.name, e))?;
-        let header = start.split(|b| *b == b'\n').next().unwrap_or_default();
-        let separator = if header.contains(&b';') && !header.contains(&b',') { b';' } else { b',' };
+        let header = start.split(|b| matches!(b, b'\n' | b'\r')).next().unwrap_or_default();
+        let separator = [b',', b';', b'\t'].into_iter().find(|separator| header.contains(separator)).unwrap_or(b',');
         rows(input, separator, on)
     }),
 };
@@ -217,6 +217,8 @@ mod tests {
         let tabs = read(&TABS, b"a\tb\n1, 2\t\"x\ty\"\n").unwrap();
         assert_eq!(tabs, [(2, json!({"a": "1, 2", "b": "x\ty"}))]);
         assert_eq!(read(&COMMAS, b"a;b\n1,5;2\n").unwrap(), [(2, json!({"a": "1,5", "b": "2"}))]);
+        assert_eq!(read(&COMMAS, b"a;b\r1,5;2\r").unwrap(), [(1, json!({"a": "1,5", "b": "2"}))]);
+        assert_eq!(read(&COMMAS, b"a\tb\n1;5, 6\t2\n").unwrap(), [(2, json!({"a": "1;5, 6", "b": "2"}))]);
         assert_eq!(read(&COMMAS, b"text\none\n").unwrap(), [(2, json!({"text": "one"}))]);
         assert_eq!(read(&COMMAS, b"text,label").unwrap(), []);
     }
