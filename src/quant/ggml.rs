@@ -24,12 +24,20 @@ pub enum GgmlType {
     Q5_1,
     /// 8-bit codes in blocks of 32, one f16 scale.
     Q8_0,
+    /// 2-bit codes in blocks of 256, of 16 parts with 4-bit scales and minima.
+    Q2_K,
+    /// 3-bit codes in blocks of 256, of 16 parts with 6-bit scales.
+    Q3_K,
     /// 4-bit codes in blocks of 256, of 8 parts with 6-bit scales and minima.
     Q4_K,
     /// 5-bit codes in blocks of 256, of 8 parts with 6-bit scales and minima.
     Q5_K,
     /// 6-bit codes in blocks of 256, of 16 parts with 8-bit scales.
     Q6_K,
+    /// Numbers of a table by 4-bit codes in blocks of 32, one f16 scale.
+    IQ4_NL,
+    /// Numbers of a table by 4-bit codes in blocks of 256, of 8 parts with 6-bit scales.
+    IQ4_XS,
 }
 
 /// The most elements a block has.
@@ -37,7 +45,7 @@ const LARGEST_BLOCK: usize = 256;
 
 impl GgmlType {
     /// Every type that is decoded.
-    pub const ALL: [GgmlType; 11] = [
+    pub const ALL: [GgmlType; 15] = [
         GgmlType::F32,
         GgmlType::F16,
         GgmlType::BF16,
@@ -46,9 +54,13 @@ impl GgmlType {
         GgmlType::Q5_0,
         GgmlType::Q5_1,
         GgmlType::Q8_0,
+        GgmlType::Q2_K,
+        GgmlType::Q3_K,
         GgmlType::Q4_K,
         GgmlType::Q5_K,
         GgmlType::Q6_K,
+        GgmlType::IQ4_NL,
+        GgmlType::IQ4_XS,
     ];
 
     /// The number of the type in a file.
@@ -61,9 +73,13 @@ impl GgmlType {
             GgmlType::Q5_0 => 6,
             GgmlType::Q5_1 => 7,
             GgmlType::Q8_0 => 8,
+            GgmlType::Q2_K => 10,
+            GgmlType::Q3_K => 11,
             GgmlType::Q4_K => 12,
             GgmlType::Q5_K => 13,
             GgmlType::Q6_K => 14,
+            GgmlType::IQ4_NL => 20,
+            GgmlType::IQ4_XS => 23,
             GgmlType::BF16 => 30,
         }
     }
@@ -84,9 +100,13 @@ impl GgmlType {
             GgmlType::Q5_0 => "Q5_0",
             GgmlType::Q5_1 => "Q5_1",
             GgmlType::Q8_0 => "Q8_0",
+            GgmlType::Q2_K => "Q2_K",
+            GgmlType::Q3_K => "Q3_K",
             GgmlType::Q4_K => "Q4_K",
             GgmlType::Q5_K => "Q5_K",
             GgmlType::Q6_K => "Q6_K",
+            GgmlType::IQ4_NL => "IQ4_NL",
+            GgmlType::IQ4_XS => "IQ4_XS",
         }
     }
 
@@ -94,8 +114,10 @@ impl GgmlType {
     pub fn block(self) -> usize {
         match self {
             GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => 1,
-            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 => 32,
-            GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => LARGEST_BLOCK,
+            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 | GgmlType::IQ4_NL => 32,
+            GgmlType::Q2_K | GgmlType::Q3_K | GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K | GgmlType::IQ4_XS => {
+                LARGEST_BLOCK
+            }
         }
     }
 
@@ -109,9 +131,13 @@ impl GgmlType {
             GgmlType::Q5_0 => 2 + 4 + 16,
             GgmlType::Q5_1 => 2 + 2 + 4 + 16,
             GgmlType::Q8_0 => 2 + 32,
+            GgmlType::Q2_K => 16 + 64 + 2 + 2,
+            GgmlType::Q3_K => 32 + 64 + 12 + 2,
             GgmlType::Q4_K => 2 + 2 + 12 + 128,
             GgmlType::Q5_K => 2 + 2 + 12 + 32 + 128,
             GgmlType::Q6_K => 128 + 64 + 16 + 2,
+            GgmlType::IQ4_NL => 2 + 16,
+            GgmlType::IQ4_XS => 2 + 2 + 4 + 128,
         }
     }
 
@@ -136,9 +162,13 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
         GgmlType::Q5_0 => blocks(ty, bytes, out, q5_0),
         GgmlType::Q5_1 => blocks(ty, bytes, out, q5_1),
         GgmlType::Q8_0 => blocks(ty, bytes, out, q8_0),
+        GgmlType::Q2_K => blocks(ty, bytes, out, q2_k),
+        GgmlType::Q3_K => blocks(ty, bytes, out, q3_k),
         GgmlType::Q4_K => blocks(ty, bytes, out, q4_k),
         GgmlType::Q5_K => blocks(ty, bytes, out, q5_k),
         GgmlType::Q6_K => blocks(ty, bytes, out, q6_k),
+        GgmlType::IQ4_NL => blocks(ty, bytes, out, iq4_nl),
+        GgmlType::IQ4_XS => blocks(ty, bytes, out, iq4_xs),
     }
 }
 
@@ -206,6 +236,58 @@ fn q8_0(b: &[u8], o: &mut [f32]) {
     let d = half(b);
     for (o, &q) in o.iter_mut().zip(&b[2..34]) {
         *o = f32::from(q as i8) * d;
+    }
+}
+
+/// `scales: [u8; 16], qs: [u8; 64], d: f16, dmin: f16`; 16 sub-blocks of 16: `d s q - dmin m`, s being the low and m the high
+/// nibble of a byte. Each half of 128 elements has 32 bytes of `qs`, two bits a quarter.
+fn q2_k(b: &[u8], o: &mut [f32]) {
+    let (scales, qs, d, dmin) = (&b[..16], &b[16..80], half(&b[80..]), half(&b[82..]));
+    for (j, o) in o.chunks_exact_mut(16).enumerate() {
+        let (scale, min) = (d * f32::from(scales[j] & 15), dmin * f32::from(scales[j] >> 4));
+        for (o, &q) in o.iter_mut().zip(&qs[32 * (j / 8) + 16 * (j % 2)..]) {
+            *o = scale * f32::from(q >> (2 * (j % 8 / 2)) & 3) - min;
+        }
+    }
+}
+
+/// `hmask: [u8; 32], qs: [u8; 64], scales: [u8; 12], d: f16`; 16 sub-blocks of 16: `d (s - 32) (q - 4)`. Two bits of q are as in
+/// Q2_K, the third one is bit `j / 2` of `hmask`. Four bits of s are nibbles of the first eight bytes, two are in the last four.
+fn q3_k(b: &[u8], o: &mut [f32]) {
+    let (third, qs, scales, d) = (&b[..32], &b[32..96], &b[96..108], half(&b[108..]));
+    for (j, o) in o.chunks_exact_mut(16).enumerate() {
+        let s = scales[j % 8] >> (4 * (j / 8)) & 15 | (scales[8 + j % 4] >> (2 * (j / 4)) & 3) << 4;
+        let (scale, at) = (d * f32::from(s as i8 - 32), 16 * (j % 2));
+        for ((o, &q), &h) in o.iter_mut().zip(&qs[32 * (j / 8) + at..]).zip(&third[at..]) {
+            let q = q >> (2 * (j % 8 / 2)) & 3 | (h >> (j / 2) & 1) << 2;
+            *o = scale * f32::from(q as i8 - 4);
+        }
+    }
+}
+
+/// The numbers of IQ4's codes (`kvalues_iq4nl`).
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Sixteen bytes of codes: `d v(q)`. Low nibbles are elements 0..16, high ones 16..32.
+fn iq4(d: f32, qs: &[u8], o: &mut [f32]) {
+    for (j, &q) in qs[..16].iter().enumerate() {
+        o[j] = d * f32::from(IQ4[usize::from(q & 15)]);
+        o[j + 16] = d * f32::from(IQ4[usize::from(q >> 4)]);
+    }
+}
+
+/// `d: f16, qs: [u8; 16]`.
+fn iq4_nl(b: &[u8], o: &mut [f32]) {
+    iq4(half(b), &b[2..], o);
+}
+
+/// `d: f16, scales_h: u16, scales_l: [u8; 4], qs: [u8; 128]`; 8 sub-blocks of 32 with `d (s - 32)` for d, s having four bits of
+/// `scales_l` and two of `scales_h`.
+fn iq4_xs(b: &[u8], o: &mut [f32]) {
+    let (d, high, low, qs) = (half(b), u16::from_le_bytes([b[2], b[3]]), &b[4..8], &b[8..136]);
+    for (j, o) in o.chunks_exact_mut(32).enumerate() {
+        let s = low[j / 2] >> (4 * (j % 2)) & 15 | ((high >> (2 * j) & 3) << 4) as u8;
+        iq4(d * f32::from(s as i8 - 32), &qs[16 * j..], o);
     }
 }
 

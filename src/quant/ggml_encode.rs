@@ -25,7 +25,13 @@ pub fn quantize(ty: GgmlType, x: &[f32], out: &mut Vec<u8>) -> bool {
         GgmlType::Q8_0 => q8_0,
         GgmlType::Q4_K => q4_k,
         GgmlType::Q6_K => q6_k,
-        GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q5_K => return false,
+        GgmlType::Q4_1
+        | GgmlType::Q5_1
+        | GgmlType::Q2_K
+        | GgmlType::Q3_K
+        | GgmlType::Q5_K
+        | GgmlType::IQ4_NL
+        | GgmlType::IQ4_XS => return false,
     };
     /// Values that one thread takes at a time, at least.
     const GRAIN: usize = 1 << 12;

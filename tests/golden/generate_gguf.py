@@ -29,10 +29,14 @@ SCALES = {
 }
 
 
-def random_blocks(kind, n):
+# The same of types that came later: with numbers of their own, so that what was there stays.
+LATER = {T.Q2_K: [80, 82], T.Q3_K: [108], T.IQ4_NL: [0], T.IQ4_XS: [0]}
+
+
+def random_blocks(kind, n, rng=rng):
     _, size = GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (n, size), dtype=np.uint8)
-    for at in SCALES.get(kind, []):
+    for at in (SCALES | LATER).get(kind, []):
         blocks[:, at : at + 2] = rng.normal(0, 0.05, n).astype(np.float16).view(np.uint8).reshape(n, 2)
     return blocks
 
@@ -49,6 +53,10 @@ def blocks():
                 T.F16: lambda: values.astype(np.float16).view(np.uint8),
                 T.BF16: lambda: quants.quantize(values, T.BF16),
             }[kind]()
+        out[f"{kind.name}.bytes"] = np.ascontiguousarray(data.reshape(-1))
+        out[f"{kind.name}.values"] = quants.dequantize(data, kind).reshape(-1).astype(np.float32)
+    for kind in LATER:
+        data = random_blocks(kind, 9, np.random.default_rng(kind.value))
         out[f"{kind.name}.bytes"] = np.ascontiguousarray(data.reshape(-1))
         out[f"{kind.name}.values"] = quants.dequantize(data, kind).reshape(-1).astype(np.float32)
     save_file(out, HERE / "gguf_blocks.safetensors")
