@@ -9,24 +9,11 @@
 // 8 x 8 blocks. However many subgroups there are, round after round goes by until each unit had its turn; subgroups
 // beyond the fourth repeat one.
 enable wgpu_cooperative_matrix;
-const BM: u32 = 64u;
-const BN: u32 = 64u;
-const BK: u32 = 16u;
-const THREADS: u32 = 128u;
-const MG: u32 = BM / 4u;
-const NG: u32 = BN / 4u;
-const UNITS_A: u32 = MG * (BK / 4u);
-const UNITS_B: u32 = NG * (BK / 4u);
+#include "common/tile_units.wgsl"
 
 // Rows of a, then columns of b, each BK long with a gap; at the end 8 rows of each unit, side by side.
 const STRIDE: u32 = BK + 4u;
-const B_AT: u32 = BM * STRIDE;
-var<workgroup> stage: array<f32, (BM + BN) * STRIDE>;
-
-// This subgroup's unit, the first of this round, and how many the round has.
-var<private> unit: u32;
-var<private> unit_first: u32;
-var<private> unit_count: u32;
+alias Staged = f32;
 
 var<private> c00: coop_mat8x8<f32, C>;
 var<private> c01: coop_mat8x8<f32, C>;
@@ -44,45 +31,6 @@ var<private> c30: coop_mat8x8<f32, C>;
 var<private> c31: coop_mat8x8<f32, C>;
 var<private> c32: coop_mat8x8<f32, C>;
 var<private> c33: coop_mat8x8<f32, C>;
-
-fn stage4(i: u32, v: vec4<f32>) {
-    stage[i] = v.x;
-    stage[i + 1u] = v.y;
-    stage[i + 2u] = v.z;
-    stage[i + 3u] = v.w;
-}
-
-// As in common/tile.wgsl.
-fn tile_put_a(g: u32, h: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
-    let i = 4u * (g * STRIDE + h);
-    stage4(i, v0);
-    stage4(i + STRIDE, v1);
-    stage4(i + 2u * STRIDE, v2);
-    stage4(i + 3u * STRIDE, v3);
-}
-fn tile_put_b(g: u32, h: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
-    tile_put_a(g + MG, h, v0, v1, v2, v3);
-}
-fn tile_put_a_k(g: u32, k: u32, v: vec4<f32>) {
-    let i = 4u * g * STRIDE + k;
-    stage[i] = v.x;
-    stage[i + STRIDE] = v.y;
-    stage[i + 2u * STRIDE] = v.z;
-    stage[i + 3u * STRIDE] = v.w;
-}
-fn tile_put_b_k(g: u32, k: u32, v: vec4<f32>) {
-    tile_put_a_k(g + MG, k, v);
-}
-
-// Rounds that `subgroups` subgroups take.
-fn tile_rounds(subgroups: u32) -> u32 {
-    return (4u + subgroups - 1u) / subgroups;
-}
-fn tile_round(round: u32, subgroup: u32, subgroups: u32) {
-    unit_first = round * subgroups;
-    unit_count = subgroups;
-    unit = (unit_first + subgroup) % 4u;
-}
 
 fn tile_clear(lid: u32) {
     for (var i = lid; i < 8u * STRIDE; i += THREADS) { stage[i] = 0.0; }

@@ -10,69 +10,18 @@
 // fourth repeat one.
 enable f16;
 enable wgpu_cooperative_matrix;
-const BM: u32 = 64u;
-const BN: u32 = 64u;
-const BK: u32 = 16u;
-const THREADS: u32 = 128u;
-const MG: u32 = BM / 4u;
-const NG: u32 = BN / 4u;
-const UNITS_A: u32 = MG * (BK / 4u);
-const UNITS_B: u32 = NG * (BK / 4u);
+#include "common/tile_units.wgsl"
 
 // Rows of a, then columns of b, each BK long with a gap, and on a boundary of 16 bytes, which Vulkan asks for.
 const STRIDE: u32 = BK + 8u;
-const B_AT: u32 = BM * STRIDE;
-var<workgroup> stage: array<f16, (BM + BN) * STRIDE>;
+alias Staged = f16;
 // At the end 16 rows of each unit, side by side: 32 columns a row.
 var<workgroup> spill: array<f32, 2048>;
-
-// This subgroup's unit, the first of this round, and how many the round has.
-var<private> unit: u32;
-var<private> unit_first: u32;
-var<private> unit_count: u32;
 
 var<private> c00: coop_mat16x16<f32, C>;
 var<private> c01: coop_mat16x16<f32, C>;
 var<private> c10: coop_mat16x16<f32, C>;
 var<private> c11: coop_mat16x16<f32, C>;
-
-fn stage4(i: u32, v: vec4<f32>) {
-    let h = vec4<f16>(v);
-    stage[i] = h.x;
-    stage[i + 1u] = h.y;
-    stage[i + 2u] = h.z;
-    stage[i + 3u] = h.w;
-}
-
-// As in common/tile.wgsl.
-fn tile_put_a(g: u32, h: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
-    let i = 4u * (g * STRIDE + h);
-    stage4(i, v0);
-    stage4(i + STRIDE, v1);
-    stage4(i + 2u * STRIDE, v2);
-    stage4(i + 3u * STRIDE, v3);
-}
-fn tile_put_b(g: u32, h: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
-    tile_put_a(g + MG, h, v0, v1, v2, v3);
-}
-fn tile_put_b_k(g: u32, k: u32, v: vec4<f32>) {
-    let i = 4u * (g + MG) * STRIDE + k;
-    let h = vec4<f16>(v);
-    stage[i] = h.x;
-    stage[i + STRIDE] = h.y;
-    stage[i + 2u * STRIDE] = h.z;
-    stage[i + 3u * STRIDE] = h.w;
-}
-
-// Rounds that `subgroups` subgroups take.
-fn tile_rounds(subgroups: u32) -> u32 {
-    return (4u + subgroups - 1u) / subgroups;
-}
-fn tile_round(round: u32, subgroup: u32, subgroups: u32) {
-    unit_first = round * subgroups;
-    unit_count = subgroups;
-    unit = (unit_first + subgroup) % 4u;
-}
 
 fn tile_clear(lid: u32) {
     for (var i = lid; i < 512u; i += THREADS) { spill[i] = 0.0; }
