@@ -3,19 +3,14 @@
 
 use std::collections::VecDeque;
 
+use trimtab::offload::Way;
+
 /// Requests under way, each a number and its seconds of work that are left: of a read, if all threads read.
 pub struct Files {
     threads: f64,
     now: f64,
     reads: VecDeque<(usize, f64)>,
     writes: VecDeque<(usize, f64)>,
-}
-
-/// What a request is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Way {
-    Read,
-    Write,
 }
 
 impl Files {

@@ -24,10 +24,11 @@
 
 use std::ops::Range;
 
-use crate::files::{Files, Way};
-
 use trimtab::graph::Val;
+use trimtab::offload::Way;
 use trimtab::plan::{Move, Step};
+
+use crate::files::Files;
 
 /// Bytes a second.
 #[derive(Clone, Copy, Debug)]
