@@ -138,11 +138,12 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         Kind::Roberta => &ROBERTA,
         Kind::Distilbert => &DISTILBERT,
     };
+    let vocab = size(config, "vocab_size", None)?;
     Ok(Box::new(Bert {
         kind,
         names,
         facts: Facts {
-            vocab: size(config, "vocab_size", None)?,
+            vocab,
             hidden,
             layers: layer_count(config, key("num_hidden_layers", "n_layers"), Some(12))?,
             kv_heads: heads,
@@ -164,7 +165,7 @@ fn read(config: &Value, _: usize) -> Result<Box<dyn Model>> {
         positions,
         types: if distil { 0 } else { size(config, "type_vocab_size", Some(2))? },
         pad: pad as i32,
-        padding: padding(config, size(config, "vocab_size", None)?, Some(pad)),
+        padding: padding(config, vocab, Some(pad)),
         dropout,
         head_dropout,
         qa_dropout: if distil { rate(config, "qa_dropout", 0.1)? } else { 0.0 },

@@ -92,9 +92,10 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
     }
     let class = config.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
     let prefix = if class.is_some_and(|class| IN_TRANSFORMER.contains(&class)) { "transformer" } else { "model" };
+    let vocab = size(config, "vocab_size", None)?;
     Ok(Box::new(Llama {
         facts: Facts {
-            vocab: size(config, "vocab_size", None)?,
+            vocab,
             hidden,
             layers: count,
             kv_heads,
@@ -119,7 +120,7 @@ fn read(config: &Value, positions: usize) -> Result<Box<dyn Model>> {
         qk_norm: kind == "qwen3",
         norm_offset: if gemma { 1.0 } else { 0.0 },
         embed_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
-        padding: padding(config, size(config, "vocab_size", None)?, gemma.then_some(0)),
+        padding: padding(config, vocab, gemma.then_some(0)),
         tied,
         layers,
         ropes,
